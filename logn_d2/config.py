@@ -1,0 +1,60 @@
+"""The keys that logn_d2 adds to a Detectron2 config: one node, ``MODEL.LOGN``."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+from . import modeling as _  # noqa: F401  # only registration
+
+__all__ = ["add_logn_config"]
+
+
+def add_logn_config(cfg: CN) -> None:
+    """Adds ``MODEL.LOGN`` to ``cfg``.
+
+    Args:
+        cfg (CfgNode): a Detectron2 config, changed in place.
+
+    Example:
+        >>> from detectron2.config import get_cfg
+        >>> cfg = get_cfg()
+        >>> add_logn_config(cfg)
+        >>> cfg.MODEL.LOGN.CALIBRATION
+        'logn'
+    """
+    cfg.MODEL.LOGN = node = CN()
+
+    # Statistics file; without one the head is Detectron2's own, bit for bit.
+    node.STATISTICS = ""
+    # What is made of it: a name, or a call such as "logn(beta=mean)" or "norcal(gamma=0.6)".
+    node.CALIBRATION = "logn"
+    # Box classifier: "linear", or "cosine" as in the paper.
+    node.CLASSIFIER = "linear"
+    # Temperature of the cosine classifier and of the cosine mask predictor (paper: 20).
+    node.TEMPERATURE = 20.0
+    # Cascade: average the stages' "probs" (Detectron2) or "logits" (the released LogN code).
+    node.CASCADE_AVERAGE = "probs"
+    # Own data sets in LVIS or COCO form: a list of [name, json file, image folder].
+    node.DATASETS = []
+
+    # The statistics pass.
+    node.COLLECT = CN()
+    # Gather statistics when training ends.
+    node.COLLECT.ENABLED = True
+    # RoIs: "sampled" (as in training, ground truth added), "proposals" (as at test), "foreground"
+    # (matched RoIs) or "positives" (each only for its class; paper App. B.3).
+    node.COLLECT.POPULATION = "sampled"
+    # "exact", "ema" (as the released code) or "ema_debiased".
+    node.COLLECT.ESTIMATOR = "exact"
+    # Momentum of the moving averages (released configs: 5e-5).
+    node.COLLECT.MOMENTUM = 5e-5
+    # Training augmentation, or the test-time resize.
+    node.COLLECT.AUGMENT = False
+    # Images as often as the training sampler repeats them (DATALOADER.SAMPLER_TRAIN), or once.
+    node.COLLECT.REPEAT = True
+    # Use at most this many images, drawn at random; 0 for all.
+    node.COLLECT.MAX_IMAGES = 0
+    # Images between two partial files, which is what a killed pass loses at most.
+    node.COLLECT.CHECKPOINT_PERIOD = 1000
+    # Seed of RoI sampling, repetition and augmentation.
+    node.COLLECT.SEED = 0

@@ -1,0 +1,131 @@
+"""The one form that every post-hoc calibration has: a per-class affine map of the logits.
+
+Shapes: R RoIs, K foreground classes. Detector logits are (R, K + 1) with the background column last
+(Detectron2, MMDetection) or first (torchvision); a classifier without background has (R, K).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AffineCalibration", "Background"]
+
+Background = Literal["last", "first", "none"]
+
+
+class AffineCalibration(nn.Module):
+    """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is left as it is.
+
+    A module, so that it follows its predictor through ``.to()``, ``deepcopy`` and checkpoints.
+
+    Args:
+        scale (Tensor): (K,), positive and finite.
+        shift (Tensor): (K,), finite, in nats.
+        background (str): where the background column is: "last", "first" or "none".
+        name (str): what this is, for tables and file names, for example "logn".
+
+    Raises:
+        ValueError: the vectors have another form, or hold values that would spoil every score.
+
+    Example:
+        >>> calibration = AffineCalibration(torch.tensor([2.0]), torch.tensor([1.0]))
+        >>> calibration(torch.tensor([[3.0, 5.0]])).tolist()
+        [[7.0, 5.0]]
+    """
+
+    column_scale: Tensor
+    column_shift: Tensor
+
+    def __init__(
+        self,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        background: Background = "last",
+        name: str = "affine",
+    ) -> None:
+        super().__init__()
+        _check_vectors(scale, shift)
+        self.background = background
+        self.name = name
+        # One multiply-add over all columns is faster than slicing off the background, and exact:
+        # z * 1 + 0 == z.
+        self.register_buffer("column_scale", self._with_background(scale, 1.0))
+        self.register_buffer("column_shift", self._with_background(shift, 0.0))
+
+    @classmethod
+    def identity(cls, num_classes: int, background: Background = "last") -> AffineCalibration:
+        """The calibration that changes nothing."""
+        ones = torch.ones(num_classes)
+        return cls(ones, torch.zeros_like(ones), background=background, name="uncalibrated")
+
+    @property
+    def scale(self) -> Tensor:
+        """(K,) foreground scale."""
+        return self._foreground(self.column_scale)
+
+    @property
+    def shift(self) -> Tensor:
+        """(K,) foreground shift, in nats."""
+        return self._foreground(self.column_shift)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.scale)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Calibrated logits.
+
+        Args:
+            logits (Tensor): (R, K + 1), or (R, K) without background; any floating type.
+
+        Returns:
+            Tensor: the same shape, at least float32.
+
+        Raises:
+            ValueError: another number of columns.
+        """
+        if logits.shape[-1] != len(self.column_scale):
+            raise ValueError(
+                f"The calibration '{self.name}' has {len(self.column_scale)} columns (background: "
+                f"{self.background}), but these logits have {logits.shape[-1]}. Use statistics of "
+                "this head, or build the calibration with the right background=."
+            )
+        return torch.addcmul(self.column_shift, logits, self.column_scale)
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, num_classes={self.num_classes}, background={self.background!r}"
+
+    def _with_background(self, vector: Tensor, value: float) -> Tensor:
+        vector = vector.detach().float()
+        column = vector.new_full((1,), value)
+        if self.background == "last":
+            return torch.cat([vector, column])
+        if self.background == "first":
+            return torch.cat([column, vector])
+        return vector.clone()
+
+    def _foreground(self, columns: Tensor) -> Tensor:
+        if self.background == "last":
+            return columns[:-1]
+        return columns[1:] if self.background == "first" else columns
+
+
+def _check_vectors(scale: Tensor, shift: Tensor) -> None:
+    if scale.dim() != 1 or scale.shape != shift.shape:
+        raise ValueError(
+            f"Expected scale and shift of one shape (K,), found {tuple(scale.shape)} and "
+            f"{tuple(shift.shape)}."
+        )
+    bad = ~(scale.isfinite() & (scale > 0) & shift.isfinite())
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{int(bad.sum())} of {len(scale)} classes have a scale that is not positive or a value "
+            f"that is not finite; the first is class {index} with scale {float(scale[index])} and "
+            f"shift {float(shift[index])}. Check the statistics or counts that it was made from."
+        )

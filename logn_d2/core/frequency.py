@@ -1,0 +1,71 @@
+"""How often each class occurs in the training set, and the groups that papers report.
+
+Shapes: K foreground classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["ClassCounts", "frequency_groups", "shot_groups"]
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Class counts of a training set.
+
+    Attributes:
+        class_names (tuple[str, ...]): K names.
+        image_count (ndarray): (K,) int64, images that contain the class. LVIS's groups, repeat
+            factor sampling and NorCal use these.
+        instance_count (ndarray): (K,) int64, annotated objects; a far longer tail.
+        num_images (int): images in the set.
+    """
+
+    class_names: tuple[str, ...]
+    image_count: np.ndarray
+    instance_count: np.ndarray
+    num_images: int
+
+    def __post_init__(self) -> None:
+        expected = (len(self.class_names),)
+        for field in ("image_count", "instance_count"):
+            found = np.shape(getattr(self, field))
+            if found != expected:
+                raise ValueError(f"{field} has shape {found}, expected {expected}: one a class.")
+
+
+def frequency_groups(
+    image_count: np.ndarray, rare_max: int = 10, common_max: int = 100
+) -> np.ndarray:
+    """LVIS's groups by number of training images.
+
+    Args:
+        image_count (ndarray): (K,).
+        rare_max (int): a class in at most this many images is rare (LVIS: 10).
+        common_max (int): one in at most this many is common (LVIS: 100), the others are frequent.
+
+    Returns:
+        ndarray: (K,) of "r", "c", "f".
+    """
+    image_count = np.asarray(image_count)
+    return np.select([image_count <= rare_max, image_count <= common_max], ["r", "c"], "f")
+
+
+def shot_groups(
+    image_count: np.ndarray, few_max: int = 20, medium_max: int = 100
+) -> np.ndarray:
+    """ImageNet-LT's groups: "many" (over 100 images), "medium" (20 to 100), "few" (below 20).
+
+    Args:
+        image_count (ndarray): (K,).
+        few_max (int): a class with *fewer* images is few-shot.
+        medium_max (int): one with *at most* this many is medium-shot.
+
+    Returns:
+        ndarray: (K,) of "few", "medium", "many".
+    """
+    image_count = np.asarray(image_count)
+    return np.select([image_count < few_max, image_count <= medium_max], ["few", "medium"], "many")

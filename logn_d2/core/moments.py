@@ -1,0 +1,275 @@
+"""Mean and variance of each class's logit over a data set, gathered batch by batch.
+
+Shapes: R RoIs in a batch, C logit columns (K foreground classes and the background, or just K
+classes for a classifier without background). Logits are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["EmaLogitMoments", "LogitMoments", "NonFiniteLogitsError"]
+
+
+class NonFiniteLogitsError(ValueError):
+    """A batch of logits holds NaN or infinity."""
+
+
+class LogitMoments:
+    """Exact count, mean and variance of each logit column, mergeable in any order.
+
+    Accumulates in float64 with the parallel update of Chan, Golub and LeVeque (1983), so that any
+    split of the same RoIs into batches, processes or files gives the same result to about 1e-12.
+
+    RoIs of one image look alike, so the standard error of the mean is not ``std / sqrt(count)``.
+    Each call of :meth:`update` is taken as one *cluster* of dependent RoIs (one image), and
+    :attr:`std_error` is the standard error of a ratio estimator over clusters. Its state is the
+    sums, over clusters i with n_i RoIs and residual r_i = sum_i - n_i * mean, of r_i^2, n_i r_i
+    and n_i^2: these three can be moved to a new mean, and so merge exactly.
+
+    Args:
+        num_columns (int): C.
+        device (torch.device or str): where the state lives.
+
+    Example:
+        >>> moments = LogitMoments(num_columns=2)
+        >>> moments.update(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> moments.update(torch.tensor([[4.0, 1.0]]))
+        >>> moments.mean.tolist(), moments.var.tolist()
+        ([2.0, 1.0], [4.0, 0.0])
+    """
+
+    _STATE = (
+        "count",
+        "mean",
+        "sum_square",
+        "clusters",
+        "residual_square",
+        "residual_size",
+        "size_square",
+    )
+
+    def __init__(self, num_columns: int, device: torch.device | str = "cpu") -> None:
+        def zeros(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(num_columns, dtype=dtype, device=device)
+
+        self.count = zeros(torch.int64)
+        self.mean = zeros(torch.float64)
+        self.sum_square = zeros(torch.float64)  # sum of squared deviations from the mean, "M2"
+        self.clusters = zeros(torch.int64)
+        self.residual_square = zeros(torch.float64)
+        self.residual_size = zeros(torch.float64)
+        self.size_square = zeros(torch.float64)
+
+    @property
+    def num_columns(self) -> int:
+        """C."""
+        return len(self.count)
+
+    @property
+    def var(self) -> Tensor:
+        """(C,) float64, unbiased variance of all logits pooled; 0 for columns with fewer than two."""
+        return self.sum_square / (self.count - 1).clamp(min=1)
+
+    @property
+    def std_error(self) -> Tensor:
+        """(C,) float64, standard error of the mean over clusters; infinite below two clusters."""
+        enough = self.clusters > 1
+        correction = self.clusters / (self.clusters - 1).clamp(min=1)
+        error = (self.residual_square.clamp(min=0) * correction).sqrt() / self.count.clamp(min=1)
+        return torch.where(enough, error, torch.full_like(error, torch.inf))
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        """Adds the RoIs of one cluster (one image).
+
+        Args:
+            logits (Tensor): (R, C), any floating type; R may be 0. It is not changed.
+            mask (Tensor): (R, C) bool, which entries count; all of them when not given.
+
+        Raises:
+            NonFiniteLogitsError: an entry that counts is NaN or infinite; nothing is added.
+            ValueError: another number of columns.
+        """
+        _check_columns(logits, self.num_columns)
+        logits = logits.detach().to(self.mean.device, torch.float64)
+        if len(logits) == 0:
+            return
+        if mask is None:
+            count = torch.full_like(self.count, len(logits))
+            var, mean = torch.var_mean(logits, dim=0, correction=0)
+            sum_square = var * len(logits)
+        else:
+            count = mask.sum(dim=0)
+            mean = torch.where(mask, logits, 0.0).sum(dim=0) / count.clamp(min=1)
+            sum_square = torch.where(mask, (logits - mean) ** 2, 0.0).sum(dim=0)
+        _check_finite(mean)
+        batch = LogitMoments.__new__(LogitMoments)
+        batch.count, batch.mean, batch.sum_square = count, mean, sum_square
+        batch.clusters = (count > 0).long()
+        batch.residual_square = batch.residual_size = torch.zeros_like(mean)
+        batch.size_square = count.double() ** 2
+        self.merge(batch)
+
+    def merge(self, other: LogitMoments) -> LogitMoments:
+        """Adds what ``other`` has seen to this object, and returns this object.
+
+        Raises:
+            ValueError: another number of columns.
+        """
+        if other.num_columns != self.num_columns:
+            raise ValueError(
+                f"Moments of {other.num_columns} logit columns can't be merged into moments of "
+                f"{self.num_columns}. Merge only files of the same head."
+            )
+        count = self.count + other.count
+        size = count.clamp(min=1).double()
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / size)
+        mine, theirs = self._residuals_about(mean), other._residuals_about(mean)
+        self.sum_square = (
+            self.sum_square + other.sum_square + delta**2 * (self.count * (other.count / size))
+        )
+        self.residual_square = mine[0] + theirs[0]
+        self.residual_size = mine[1] + theirs[1]
+        self.size_square = self.size_square + other.size_square
+        self.clusters = self.clusters + other.clusters
+        self.count, self.mean = count, mean
+        return self
+
+    def _residuals_about(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over clusters of r_i^2 and n_i r_i, with r_i taken about another mean."""
+        shift = mean - self.mean
+        square = self.residual_square - 2 * shift * self.residual_size + shift**2 * self.size_square
+        return square, self.residual_size - shift * self.size_square
+
+    @classmethod
+    def merged(cls, parts: Iterable[LogitMoments]) -> LogitMoments:
+        """A new object with everything that the parts have seen.
+
+        Raises:
+            ValueError: no parts, or parts with different numbers of columns.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("There are no moments to merge: expected at least one object.")
+        total = cls(parts[0].num_columns, parts[0].mean.device)
+        for part in parts:
+            total.merge(part)
+        return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state: name to (C,) tensor, a copy."""
+        return {name: getattr(self, name).clone() for name in self._STATE}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> LogitMoments:
+        """The object that :meth:`state_dict` came from."""
+        moments = cls(len(state["count"]), state["count"].device)
+        for name in cls._STATE:
+            setattr(moments, name, state[name].to(getattr(moments, name).dtype).clone())
+        return moments
+
+
+class EmaLogitMoments:
+    """Moving-average mean and variance, as the released LogN code gathers them.
+
+    The released code puts a ``BatchNorm1d(affine=False)`` behind the classifier, in training mode:
+    the averages start at mean 0 and variance 1, and each batch of two or more RoIs moves them by
+
+        mean <- (1 - m) mean + m * batch mean,    var <- (1 - m) var + m * unbiased batch variance.
+
+    After T batches a share (1 - m)^T of the start value is still in them, and the variance *between*
+    images is missing. :meth:`debiased` removes the first. Use :class:`LogitMoments` unless the
+    published numbers are to be reproduced.
+
+    Args:
+        num_columns (int): C.
+        momentum (float): m; 5e-5 in the released fine-tuning configs.
+        device (torch.device or str): where the state lives.
+    """
+
+    _STATE = ("mean", "var", "steps", "count")
+
+    def __init__(
+        self, num_columns: int, momentum: float = 5e-5, device: torch.device | str = "cpu"
+    ) -> None:
+        self.momentum = momentum
+        self.mean = torch.zeros(num_columns, dtype=torch.float64, device=device)
+        self.var = torch.ones(num_columns, dtype=torch.float64, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.count = torch.zeros(num_columns, dtype=torch.int64, device=device)
+
+    @property
+    def num_columns(self) -> int:
+        """C."""
+        return len(self.mean)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        """Moves the averages by one batch; batches of fewer than two RoIs are left out.
+
+        Args:
+            logits (Tensor): (R, C).
+            mask: must be None: a moving average has no meaning where columns see different RoIs.
+
+        Raises:
+            NonFiniteLogitsError: NaN or infinite logits; nothing changes.
+            ValueError: another number of columns, or a mask.
+        """
+        _check_columns(logits, self.num_columns)
+        if mask is not None:
+            raise ValueError("Moving averages take every RoI: use the exact estimator with a mask.")
+        if len(logits) < 2:
+            return
+        var, mean = torch.var_mean(logits.detach().to(self.mean.device, torch.float64), dim=0)
+        _check_finite(mean)
+        self.mean = self.mean + self.momentum * (mean - self.mean)
+        self.var = self.var + self.momentum * (var - self.var)
+        self.steps = self.steps + 1
+        self.count = self.count + len(logits)
+
+    def debiased(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (C,), without the share of the start values 0 and 1.
+
+        Raises:
+            ValueError: no batch has been seen.
+        """
+        if self.steps == 0:
+            raise ValueError("No batch was seen, so there is nothing to correct.")
+        left = (1 - self.momentum) ** int(self.steps)
+        return self.mean / (1 - left), (self.var - left) / (1 - left)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state but the momentum, a copy."""
+        return {name: getattr(self, name).clone() for name in self._STATE}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], momentum: float) -> EmaLogitMoments:
+        """The object that :meth:`state_dict` came from."""
+        moments = cls(len(state["mean"]), momentum, state["mean"].device)
+        for name in cls._STATE:
+            setattr(moments, name, state[name].clone())
+        return moments
+
+
+def _check_columns(logits: Tensor, num_columns: int) -> None:
+    if logits.dim() != 2 or logits.shape[1] != num_columns:
+        raise ValueError(
+            f"Expected logits of shape (R, {num_columns}), found {tuple(logits.shape)}. "
+            "The number of columns is that of the classifier's outputs, background included."
+        )
+
+
+def _check_finite(mean: Tensor) -> None:
+    """A mean is finite only if every summand is, which saves a pass over the logits."""
+    bad = (~mean.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise NonFiniteLogitsError(
+            f"NaN or infinite logits in {len(bad)} of {len(mean)} columns ({shown}). Check the "
+            "weights and the input: statistics of such logits would spoil every score."
+        )

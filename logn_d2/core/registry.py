@@ -1,0 +1,53 @@
+"""A name-to-function registry whose misses list what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["Registry"]
+
+T = TypeVar("T", bound=Callable)
+
+
+class Registry(Generic[T]):
+    """Maps names to functions or classes.
+
+    It is `fvcore.common.registry.Registry` without the dependency, so that `logn_d2.core` needs only
+    torch and numpy, and with errors that name the alternatives.
+
+    Args:
+        kind (str): what the entries are, for error messages, for example "calibration".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers under ``name``; a name can be taken only once."""
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"The {self._kind} '{name}' is registered already.")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The entry called ``name``.
+
+        Raises:
+            KeyError: unknown name; the message lists the known ones.
+        """
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries))
+            raise KeyError(f"Unknown {self._kind} '{name}'. Known: {known}.")
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
