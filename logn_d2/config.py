@@ -19,15 +19,16 @@ def add_logn_config(cfg: CN) -> None:
         >>> from detectron2.config import get_cfg
         >>> cfg = get_cfg()
         >>> add_logn_config(cfg)
-        >>> cfg.MODEL.LOGN.CALIBRATION
-        'logn'
+        >>> cfg.MODEL.LOGN.TEMPERATURE
+        20.0
     """
     cfg.MODEL.LOGN = node = CN()
 
     # Statistics file; without one the head is Detectron2's own, bit for bit.
     node.STATISTICS = ""
-    # What is made of it: a name, or a call such as "logn(beta=mean)" or "norcal(gamma=0.6)".
-    node.CALIBRATION = "logn"
+    # A name or a call, such as "logn(beta=mean)" or "norcal(gamma=0.6)"; "" is "logn" where there are
+    # statistics and nothing elsewhere.
+    node.CALIBRATION = ""
     # Box classifier: "linear", or "cosine" as in the paper.
     node.CLASSIFIER = "linear"
     # Temperature of the cosine classifier and of the cosine mask predictor (paper: 20).

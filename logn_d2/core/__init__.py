@@ -10,6 +10,7 @@ from .calibrations import (
     logn,
     norcal,
     parse_calibration,
+    stage_calibrations,
     temperature,
 )
 from .files import atomic_write
@@ -45,5 +46,6 @@ __all__ = [
     "norcal",
     "parse_calibration",
     "shot_groups",
+    "stage_calibrations",
     "temperature",
 ]

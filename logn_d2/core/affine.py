@@ -19,7 +19,8 @@ Background = Literal["last", "first", "none"]
 class AffineCalibration(nn.Module):
     """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is left as it is.
 
-    A module, so that it follows its predictor through ``.to()``, ``deepcopy`` and checkpoints.
+    A module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers are not
+    in the state dict: the checkpoint of a calibrated model is that of the model.
 
     Args:
         scale (Tensor): (K,), positive and finite.
@@ -53,8 +54,8 @@ class AffineCalibration(nn.Module):
         self.name = name
         # One multiply-add over all columns is faster than slicing off the background, and exact:
         # z * 1 + 0 == z.
-        self.register_buffer("column_scale", self._with_background(scale, 1.0))
-        self.register_buffer("column_shift", self._with_background(shift, 0.0))
+        self.register_buffer("column_scale", self._with_background(scale, 1.0), persistent=False)
+        self.register_buffer("column_shift", self._with_background(shift, 0.0), persistent=False)
 
     @classmethod
     def identity(cls, num_classes: int, background: Background = "last") -> AffineCalibration:

@@ -7,7 +7,7 @@ mean and standard deviation of a class's logit over the training set, N its trai
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .affine import AffineCalibration, Background
 from .frequency import ClassCounts
 from .registry import Registry
-from .statistics import StageStatistics
+from .statistics import LogitStatistics, StageStatistics
 
 __all__ = [
     "CALIBRATION_REGISTRY",
@@ -28,6 +28,7 @@ __all__ = [
     "logn",
     "norcal",
     "parse_calibration",
+    "stage_calibrations",
     "temperature",
 ]
 
@@ -173,13 +174,14 @@ class CalibrationInputs:
     Attributes:
         num_classes (int): K.
         stage (StageStatistics): statistics of this classifier, or None.
-        counts (ClassCounts): class counts of the training set, or None.
+        counts (ClassCounts): class counts of the training set, a function that returns them (called
+            only when they are needed: counting LVIS takes a while), or None.
         background (str): where the background column is.
     """
 
     num_classes: int
     stage: StageStatistics | None = None
-    counts: ClassCounts | None = None
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None
     background: Background = "last"
 
     def image_count(self) -> Tensor:
@@ -193,7 +195,13 @@ class CalibrationInputs:
                 "This calibration needs the class counts of the training set: give counts=, or "
                 "register the training set so that class_counts(DATASET) can count it."
             )
-        return torch.from_numpy(self.counts.image_count)
+        counts = self.counts() if callable(self.counts) else self.counts
+        if len(counts.image_count) != self.num_classes:
+            raise ValueError(
+                f"The training set has {len(counts.image_count)} classes, this head "
+                f"{self.num_classes}. Count the data set that the model was trained on."
+            )
+        return torch.from_numpy(counts.image_count)
 
     def statistics(self) -> StageStatistics:
         """The statistics.
@@ -313,6 +321,42 @@ def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration
         raise ValueError(f"The calibration {text!r} has wrong options: {error}.") from None
     calibration.name = text
     return calibration
+
+
+def stage_calibrations(
+    text: str,
+    *,
+    num_classes: int,
+    num_stages: int = 1,
+    statistics: LogitStatistics | None = None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    background: Background = "last",
+) -> list[AffineCalibration]:
+    """One calibration for each cascade stage (one for other heads), each from its own statistics.
+
+    Args:
+        text (str): see `parse_calibration`.
+        num_classes (int): K.
+        num_stages (int): S.
+        statistics (LogitStatistics): S stages; None for calibrations that need none.
+        counts (ClassCounts): of the training set, or a function that returns them, or None.
+        background (str): where the background column is.
+
+    Returns:
+        list[AffineCalibration]: S calibrations.
+
+    Raises:
+        KeyError: unknown name.
+        ValueError: something that the calibration needs is missing or does not fit.
+    """
+    stages: Sequence[StageStatistics | None] = [None] * num_stages
+    if statistics is not None:
+        statistics.check(num_classes=num_classes, num_stages=num_stages)
+        stages = statistics.stages
+    return [
+        build_calibration(text, CalibrationInputs(num_classes, stage, counts, background))
+        for stage in stages
+    ]
 
 
 def _literal(node: ast.expr) -> Any:
