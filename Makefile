@@ -1,0 +1,70 @@
+# `make` lists the targets. `make demo` and `make test` set everything up by themselves.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TESTS ?= tests
+SIZE ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --quiet
+STAMP := $(VENV)/.ready
+LOCKED := $(INSTALL) --constraint requirements.lock
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "variables: SIZE=tiny|demo|lvis (demo), TESTS=path (test), PYTHON=python3.11, VENV=.venv"
+
+setup: $(STAMP)  ## create .venv with the pinned packages; done once
+
+# The stamp is written last, so an interrupted set-up starts again and keeps what is installed.
+$(STAMP): requirements.lock setup.py tools/install_detectron2.py
+	@echo "set-up 1/5: virtual environment in $(VENV) (seconds)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "Python 3.11 or newer is needed, this is " + sys.version + "; use make PYTHON=...")'
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	    { echo "apt-get install python3-venv, then call make again"; exit 1; }
+	@echo "set-up 2/5: torch and torchvision (minutes; 3 GB to download, 5 GB on disk)"
+	@$(LOCKED) setuptools wheel
+	@$(LOCKED) torch torchvision
+	@echo "set-up 3/5: the other pinned packages (about a minute; 0.3 GB)"
+	@$(INSTALL) --requirement requirements.lock
+	@echo "set-up 4/5: Detectron2 (seconds)"
+	@$(BIN)/python tools/install_detectron2.py
+	@echo "set-up 5/5: logn_d2 itself, editable (seconds)"
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c 'import cv2' || \
+	    { echo "apt-get install libgl1 libglib2.0-0, then call make again"; exit 1; }
+	@$(BIN)/python -c 'import detectron2.modeling, lvis, torchvision'
+	@touch $@
+
+demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
+	$(BIN)/python tools/demo.py $(if $(SIZE),--size $(SIZE))
+
+test: export OMP_NUM_THREADS ?= 2
+test: $(STAMP)  ## the test suite; TESTS=tests/core for a part
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(STAMP)  ## write the versions in .venv to requirements.lock
+	@grep '^#' requirements.lock > requirements.lock.partial
+	@$(PIP) freeze --all | grep -vE '^(#|-e|detectron2|logn_d2|pip=|nvidia-|cuda-|triton)' \
+	    >> requirements.lock.partial
+	@mv requirements.lock.partial requirements.lock
+
+clean:  ## remove .venv and the caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
