@@ -1,0 +1,21 @@
+"""Data sets: LVIS-form registration of any vocabulary, and the drawn benchmark LT-Glyphs."""
+
+from .glyphs import draw_glyphs, register_glyphs, verify_glyphs
+from .registration import (
+    check_same_classes,
+    class_counts,
+    load_lvis_form,
+    register_from_config,
+    register_lvis_form,
+)
+
+__all__ = [
+    "check_same_classes",
+    "class_counts",
+    "draw_glyphs",
+    "load_lvis_form",
+    "register_from_config",
+    "register_glyphs",
+    "register_lvis_form",
+    "verify_glyphs",
+]

@@ -1,0 +1,416 @@
+"""Register data sets in LVIS's or COCO's form, of any vocabulary, without reading them.
+
+Detectron2's own LVIS loader knows two vocabularies and needs a polygon for every object; its COCO
+loader drops the lists of the federated rule. This one reads both forms, with or without polygons.
+Class indices are contiguous in the order of the category ids, in [0, K).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ..core.frequency import ClassCounts
+
+__all__ = [
+    "check_same_classes",
+    "class_counts",
+    "load_lvis_form",
+    "register_from_config",
+    "register_lvis_form",
+]
+
+logger = logging.getLogger(__name__)
+
+# What the metadata takes from the json when it is first asked for.
+_FROM_JSON = (
+    "thing_classes",
+    "thing_dataset_id_to_contiguous_id",
+    "class_image_count",
+    "class_instance_count",
+    "federated",
+)
+
+
+class _JsonMetadata(Metadata):
+    """Metadata whose classes and counts are read from ``json_file`` on first use.
+
+    A model may be built, and ask for class counts, before its data set is loaded.
+    """
+
+    def __getattr__(self, key: str) -> Any:
+        # Only missing attributes come here. Fields are set past Metadata's own consistency check,
+        # which would ask for them again.
+        fields = self.__dict__
+        if key in _FROM_JSON and "json_file" in fields and "_read" not in fields:
+            content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
+            self._take(content)
+            if key in fields:
+                return fields[key]
+        return super().__getattr__(key)
+
+    def _take(self, content: Mapping[str, Any]) -> None:
+        """Keep what ``_FROM_JSON`` names, unless it was set at registration."""
+        for key, value in _describe(content).items():
+            self.__dict__.setdefault(key, value)
+        self.__dict__["_read"] = True
+
+
+def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
+    """Read an annotation file and check that it is one."""
+    path = PathManager.get_local_path(json_file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"The annotations of '{name}' are missing: expected the file {path}. "
+            + (hint or "See datasets/README.md for where files go, and set DETECTRON2_DATASETS.")
+        )
+    start = time.perf_counter()
+    size = os.path.getsize(path) / 2**20
+    if size > 50:
+        logger.info("Reading %s (%.0f MiB) ...", path, size)
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is no complete JSON file ({error}). Fetch or write it again."
+            ) from error
+    if time.perf_counter() - start > 1:
+        logger.info("Reading %s took %.1f s.", path, time.perf_counter() - start)
+    missing = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
+    if missing:
+        raise ValueError(
+            f"{path} lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}: expected "
+            "annotations in LVIS's or COCO's form."
+        )
+    return content
+
+
+def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that a json holds; counts only where every category tells them."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    described: dict[str, Any] = {
+        "thing_classes": [c.get("name") or c["synonyms"][0] for c in categories],
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        "federated": any("neg_category_ids" in image for image in content["images"]),
+    }
+    for key in ("image_count", "instance_count"):
+        if categories and all(key in c for c in categories):
+            described[f"class_{key}"] = [{"id": c["id"], key: c[key]} for c in categories]
+    return described
+
+
+def register_lvis_form(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    check_images: int = 100,
+    replace: bool = False,
+    hint: str = "",
+) -> None:
+    """Register a data set in LVIS's or COCO's form. Nothing is read before it is used.
+
+    Its metadata gets ``json_file``, ``image_root``, ``evaluator_type="lvis"`` and, read from the
+    json when first asked for, ``thing_classes``, ``thing_dataset_id_to_contiguous_id``,
+    ``federated`` (whether images list negative categories) and, where the json tells them,
+    ``class_image_count`` and ``class_instance_count``.
+
+    Args:
+        name (str): the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        json_file (path): the annotations.
+        image_root (path): the folder below which ``file_name`` or, for LVIS v1, the last two
+            parts of ``coco_url`` lead to an image.
+        metadata (mapping or None): more metadata; it takes precedence over the json's.
+        check_images (int): look whether the first so many images are there; 0 looks at none, for
+            work with annotations alone.
+        replace (bool): register anew what is registered with other paths.
+        hint (str): what to do when the json is missing, for the error message.
+
+    Raises:
+        ValueError: the name is registered with other paths.
+
+    Example:
+        >>> register_lvis_form("shop_train", "datasets/shop/train.json", "datasets/shop/images")
+        >>> MetadataCatalog.get("shop_train").evaluator_type
+        'lvis'
+    """
+    json_file, image_root = (os.path.expanduser(os.fspath(p)) for p in (json_file, image_root))
+    paths = {"json_file": json_file, "image_root": image_root}
+    if name in DatasetCatalog.list():
+        known = MetadataCatalog.get(name).as_dict()
+        found = {key: known.get(key) for key in paths}
+        if found == paths and not replace:
+            return
+        if found != paths and not replace:
+            raise ValueError(
+                f"Dataset '{name}' is already registered with {found}; cannot register it with "
+                f"{paths}. Choose another name, or pass replace=True."
+            )
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    fields = {**paths, "evaluator_type": "lvis", "_hint": hint, **(metadata or {})}
+    DatasetCatalog.register(name, lambda: load_lvis_form(name, check_images=check_images))
+    MetadataCatalog[name] = _JsonMetadata(name=name, **fields)
+
+
+def register_from_config(cfg: CfgNode) -> list[str]:
+    """Register the data sets that ``cfg.MODEL.LOGN.DATASETS`` lists.
+
+    Each entry is ``[name, json file, image folder]``. Registering the same entry twice does no
+    harm.
+
+    Returns:
+        list[str]: the names.
+
+    Raises:
+        ValueError: an entry is not such a triple, or its name is registered with other paths.
+    """
+    names = []
+    for entry in cfg.MODEL.LOGN.DATASETS:
+        if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(p, str) for p in entry):
+            raise ValueError(
+                f"MODEL.LOGN.DATASETS holds {entry!r}; expected a list of [name, json file, image "
+                'folder], such as [["shop_train", "shop/train.json", "shop/images"]].'
+            )
+        register_lvis_form(*entry)
+        names.append(entry[0])
+    return names
+
+
+def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]]:
+    """Load a data set that :func:`register_lvis_form` registered.
+
+    Args:
+        name (str): its name.
+        check_images (int): how many image files to look for.
+
+    Returns:
+        list[dict]: Detectron2's standard form, in the order of the image ids. Images of a
+        federated set also have ``neg_category_ids`` and ``not_exhaustive_category_ids``, as ids
+        of the json.
+
+    Raises:
+        FileNotFoundError: the json or images are missing.
+        ValueError: the json is broken.
+    """
+    meta = MetadataCatalog.get(name)
+    content = _read_json(meta.json_file, name, meta.as_dict().get("_hint", ""))
+    if isinstance(meta, _JsonMetadata):
+        meta._take(content)
+    index_of = meta.thing_dataset_id_to_contiguous_id
+    by_image = _group_annotations(content, name)
+    dropped = 0
+    records = []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        objects = [_convert(annotation, index_of, name) for annotation in by_image[image["id"]]]
+        kept = [entry for entry in objects if entry is not None]
+        dropped += len(objects) - len(kept)
+        records.append({**_image_record(image, meta.image_root), "annotations": kept})
+    if dropped:
+        logger.warning(
+            "%s: left out %d objects whose polygons all have fewer than three points.",
+            name,
+            dropped,
+        )
+    _check_images(records[:check_images], name, meta.image_root)
+    logger.info("Loaded %d images of %s from %s", len(records), name, meta.json_file)
+    return records
+
+
+def _group_annotations(content: Mapping[str, Any], name: str) -> dict[int, list[dict[str, Any]]]:
+    """Annotations by image id; every image has an entry."""
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    seen = set()
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in by_image:
+            raise ValueError(
+                f"{name}: annotation {annotation['id']} belongs to image "
+                f"{annotation['image_id']}, which the json does not list."
+            )
+        if annotation["id"] in seen:
+            raise ValueError(
+                f"{name}: the annotation id {annotation['id']} occurs more than once; expected "
+                "a different id for every object. Number the annotations anew."
+            )
+        seen.add(annotation["id"])
+        by_image[annotation["image_id"]].append(annotation)
+    return by_image
+
+
+def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
+    """Detectron2's fields of an image, without annotations."""
+    if "file_name" in image:
+        tail = image["file_name"]
+    elif "coco_url" in image:  # LVIS v1: the split's folder and the name
+        tail = "/".join(image["coco_url"].split("/")[-2:])
+    else:
+        raise ValueError(
+            f"Image {image['id']} has neither 'file_name' nor 'coco_url'; expected one of them."
+        )
+    record = {
+        "file_name": os.path.join(image_root, tail),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+    }
+    if "neg_category_ids" in image:
+        record["neg_category_ids"] = image["neg_category_ids"]
+        record["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids", [])
+    return record
+
+
+def _convert(
+    annotation: Mapping[str, Any], index_of: Mapping[int, int], name: str
+) -> dict[str, Any] | None:
+    """An annotation in Detectron2's form; None when it has polygons, but no valid one."""
+    category_id = annotation["category_id"]
+    if category_id not in index_of:
+        raise ValueError(
+            f"{name}: annotation {annotation['id']} has category_id={category_id}, which is not "
+            f"among the json's {len(index_of)} categories."
+        )
+    converted = {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": index_of[category_id],
+    }
+    if "iscrowd" in annotation:
+        converted["iscrowd"] = annotation["iscrowd"]
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        converted["segmentation"] = _compressed(segmentation)
+    elif segmentation:
+        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+        if not polygons:
+            return None
+        converted["segmentation"] = polygons
+    return converted
+
+
+def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
+    """A run-length mask as Detectron2 expects it, whether COCO wrote numbers or a string."""
+    if not isinstance(rle["counts"], list):
+        return rle
+    from pycocotools import mask
+
+    return mask.frPyObjects(rle, *rle["size"])
+
+
+def _check_images(records: Sequence[Mapping[str, Any]], name: str, image_root: str) -> None:
+    """Raise when image files are missing: later, a worker process would say much less."""
+    missing = [r["file_name"] for r in records if not PathManager.isfile(r["file_name"])]
+    if missing:
+        raise FileNotFoundError(
+            f"{name}: {len(missing)} of the first {len(records)} images are missing, the first "
+            f"one is {missing[0]}. Images are expected below {image_root}: see "
+            "datasets/README.md, or set DETECTRON2_DATASETS. For work with annotations alone "
+            "register the set with check_images=0."
+        )
+
+
+def check_same_classes(train_name: str, test_name: str) -> None:
+    """Check that two registered sets have the same classes in the same order.
+
+    Raises:
+        ValueError: they differ; the message names the first difference.
+    """
+    train = list(MetadataCatalog.get(train_name).thing_classes)
+    test = list(MetadataCatalog.get(test_name).thing_classes)
+    if train == test:
+        return
+    first = next((i for i, (a, b) in enumerate(zip(train, test)) if a != b), None)
+    if first is None:
+        what = f"{len(train)} classes against {len(test)}"
+    else:
+        what = f"class {first} is '{train[first]}' against '{test[first]}'"
+    raise ValueError(
+        f"{train_name} and {test_name} have different classes: {what}. Both jsons must list the "
+        "same categories with the same ids, also those without an object."
+    )
+
+
+def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
+    """Count images and objects of each class of a training set.
+
+    Args:
+        dataset_name (str or sequence of str): registered name, or names such as
+            ``cfg.DATASETS.TRAIN``, whose counts are added.
+
+    Returns:
+        ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds are not
+        counted.
+
+    Raises:
+        ValueError: there is no object at all, or the sets have different classes.
+    """
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    if not names:
+        raise ValueError("No training set is named; set DATASETS.TRAIN.")
+    for other in names[1:]:
+        check_same_classes(names[0], other)
+    class_names = None
+    image_count = instance_count = num_images = 0
+    for name in names:
+        records = DatasetCatalog.get(name)
+        class_names = tuple(MetadataCatalog.get(name).thing_classes)
+        counts = _count(records, len(class_names))
+        _compare_counts(name, counts)
+        image_count, instance_count = image_count + counts[0], instance_count + counts[1]
+        num_images += len(records)
+    if instance_count.sum() == 0:
+        raise ValueError(
+            f"The training set {', '.join(names)} has {num_images} images and no annotated "
+            "object; class counts need at least one. Check the json's 'annotations'."
+        )
+    return ClassCounts(class_names, image_count, instance_count, num_images)
+
+
+def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+    """Images and objects of each class, int64 (2, K)."""
+    counts = np.zeros((2, num_classes), dtype=np.int64)
+    for record in records:
+        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
+        np.add.at(counts[1], classes, 1)
+    return counts
+
+
+def _compare_counts(name: str, counts: np.ndarray) -> None:
+    """Warn when the json's own counts differ from what was counted."""
+    meta = MetadataCatalog.get(name)
+    for key, counted in zip(("image_count", "instance_count"), counts):
+        told = meta.get(f"class_{key}")
+        if told is None or len(told) != len(counted):
+            continue
+        told = np.array([entry[key] for entry in sorted(told, key=lambda entry: entry["id"])])
+        different = np.flatnonzero(told != counted)
+        if different.size:
+            first = int(different[0])
+            logger.warning(
+                "%s: the json's %s differs from the annotations for %d of %d classes (class '%s': "
+                "%d told, %d counted); using the annotations.",
+                name,
+                key,
+                different.size,
+                len(counted),
+                meta.thing_classes[first],
+                told[first],
+                counted[first],
+            )
