@@ -27,7 +27,7 @@ def read_readme() -> str:
     return readme.read_text() if readme.is_file() else ""
 
 
-EVALUATION = ["lvis>=0.5.3", "faster-coco-eval>=1.6", "pycocotools>=2.0.2"]
+EVALUATION = ["faster-coco-eval>=1.6", "pycocotools>=2.0.2"]
 PLOTS = ["matplotlib>=3.5"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
@@ -47,6 +47,7 @@ setup(
         "torchvision",
         "numpy>=1.23",
         "fvcore>=0.1.5",
+        "lvis>=0.5.3",
         "opencv-python",
         "safetensors>=0.4",
     ],

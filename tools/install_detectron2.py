@@ -39,6 +39,8 @@ SDIST_NAME = "detectron2-cdo"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
 UPSTREAM_VERSION = "0.5"
 LOCAL_LABEL = "logn"
+# Newer ones stop at the direct URL in an extra of the source distribution, even with --no-deps.
+OLD_PIP = "pip==23.2.1"
 
 
 @dataclass(frozen=True)
@@ -232,20 +234,25 @@ def download_sdist(target: Path) -> Path:
     Args:
         target (Path): existing folder.
 
-    Returns:
-        Path: the downloaded file.
-
     Raises:
         RuntimeError: pip failed.
     """
     requirement = target / "requirement.txt"
     requirement.write_text(f"{SDIST_NAME}=={UPSTREAM_VERSION} --hash=sha256:{SDIST_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--no-binary", SDIST_NAME, "--require-hashes"]
-    command += ["--dest", str(target), "--requirement", str(requirement)]
-    if subprocess.run(command, check=False).returncode != 0:
+    pip = [sys.executable, "-m", "pip"]
+    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", SDIST_NAME]
+    command += ["--require-hashes", "--dest", str(target), "--requirement", str(requirement)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "direct URL" in result.stderr:
+        old_pip = [*pip, "install", "--quiet", "--target", str(target / "pip"), OLD_PIP]
+        subprocess.run(old_pip, check=True)
+        environment = {**os.environ, "PYTHONPATH": str(target / "pip")}
+        result = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=environment
+        )
+    if result.returncode != 0:
         raise RuntimeError(
-            f"pip could not download {SDIST_NAME}=={UPSTREAM_VERSION}, see its message above. "
+            f"{result.stderr.strip()}\npip could not download {SDIST_NAME}=={UPSTREAM_VERSION}. "
             "torch and setuptools must be installed first; with no network give --sdist PATH."
         )
     return next(target.glob("*.tar.gz"))
@@ -273,9 +280,8 @@ def read_sdist(path: Path) -> dict[str, bytes]:
         for member in archive.getmembers():
             inner = member.name.partition("/")[2]
             for source, destination in LAYOUT.items():
-                if member.isfile() and inner.startswith(source):
-                    content = archive.extractfile(member)
-                    assert content is not None
+                content = archive.extractfile(member) if inner.startswith(source) else None
+                if content is not None:
                     files[destination + inner[len(source) :]] = content.read()
     return dict(sorted(files.items()))
 
@@ -311,15 +317,7 @@ def apply_patches(files: dict[str, bytes]) -> list[int]:
 
 
 def write_wheel(files: dict[str, bytes], folder: Path) -> Path:
-    """Write a pure-Python wheel.
-
-    Args:
-        files (dict[str, bytes]): patched content, ``LICENSE`` included.
-        folder (Path): where to write.
-
-    Returns:
-        Path: the wheel.
-    """
+    """Write the patched files, ``LICENSE`` included, as a pure-Python wheel into ``folder``."""
     version = wheel_version()
     info = f"detectron2-{version}.dist-info"
     content = {name: data for name, data in files.items() if name != "LICENSE"}
