@@ -1,0 +1,375 @@
+"""Detections of a whole data set as a handful of arrays.
+
+An LVIS validation run yields millions of detections; as Python dictionaries they take gigabytes
+and minutes to sort. Here a data set is one object of NumPy arrays, which is gathered, cut, saved
+and evaluated without ever becoming a list of dictionaries.
+
+Shapes: N images, D detections, K foreground classes, B bytes of compressed masks. Boxes are
+(x, y, width, height) in pixels, that is the XYWH form of the LVIS result format: evaluating the
+arrays and evaluating the written json then see the same floating-point numbers. Scores are as the
+detector gives them, larger is better.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from logn_d2.core import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+    from detectron2.structures import Instances
+
+__all__ = ["Detections", "RleMasks"]
+
+_FORMAT_VERSION = 1
+# Masks are encoded this many at a time: enough to amortise the call, few enough to stay in memory.
+_ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class RleMasks:
+    """Masks in COCO's compressed run-length form, back to back in one buffer.
+
+    Args:
+        counts (ndarray): (B,) uint8, the compressed run lengths of all masks.
+        offsets (ndarray): (D + 1,) int64; mask i is `counts[offsets[i]:offsets[i + 1]]`.
+        size (ndarray): (D, 2) int32, height and width in pixels.
+    """
+
+    counts: np.ndarray
+    offsets: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def from_dicts(cls, rles: Iterable[Mapping[str, Any]]) -> RleMasks:
+        """Collect pycocotools' dictionaries.
+
+        Args:
+            rles (Iterable[Mapping]): D dictionaries with "size" (height, width) and "counts"
+                (compressed, bytes or str).
+
+        Returns:
+            RleMasks: D masks in the same order.
+        """
+        rles = list(rles)
+        counts = [_as_bytes(rle["counts"]) for rle in rles]
+        lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
+        return cls(
+            counts=np.frombuffer(b"".join(counts), dtype=np.uint8),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
+        )
+
+    @classmethod
+    def from_bitmasks(cls, bitmasks: torch.Tensor) -> RleMasks:
+        """Encode bitmaps that all have the same size, such as one image's.
+
+        Args:
+            bitmasks (torch.Tensor): (D, height, width), bool or 0/1, on any device.
+
+        Returns:
+            RleMasks: D masks.
+        """
+        rles: list[dict[str, Any]] = []
+        for start in range(0, len(bitmasks), _ENCODE_BATCH):
+            # pycocotools wants columns one after another: transposing on the tensor's side gives
+            # that order for the whole batch in one copy.
+            batch = bitmasks[start : start + _ENCODE_BATCH].transpose(1, 2).contiguous()
+            rles.extend(mask_util.encode(batch.cpu().numpy().astype(np.uint8, copy=False).T))
+        return cls.from_dicts(rles)
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return D dictionaries as pycocotools takes them ("size" list, "counts" bytes)."""
+        buffer, ends = memoryview(self.counts), self.offsets.tolist()
+        return [
+            {"size": size, "counts": bytes(buffer[ends[i] : ends[i + 1]])}
+            for i, size in enumerate(self.size.tolist())
+        ]
+
+    def take(self, index: np.ndarray) -> RleMasks:
+        """Return the masks at `index` (integers or a boolean mask), in that order."""
+        index = np.arange(len(self))[index]
+        starts, lengths = self.offsets[index], np.diff(self.offsets)[index]
+        buffer = memoryview(self.counts)
+        pieces = [buffer[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        return RleMasks(
+            counts=np.frombuffer(b"".join(pieces), dtype=np.uint8),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            size=self.size[index],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[RleMasks]) -> RleMasks:
+        """Join masks in the order of `parts` (at least one)."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return RleMasks(
+            counts=np.concatenate([part.counts for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            size=np.concatenate([part.size for part in parts]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Detections of any number of images, in no particular order.
+
+    The order matters in one place only: of two detections of one image and class with equal
+    scores the first counts as the better one, as in lvis-api.
+
+    Args:
+        image_id (ndarray): (D,) int64, the data set's own image ids.
+        category (ndarray): (D,) int32, contiguous class indices in [0, K).
+        score (ndarray): (D,) float64.
+        box (ndarray): (D, 4) float32 or float64, XYWH in pixels. The given precision is kept.
+        masks (RleMasks | None): D masks, or None for a detector without masks.
+
+    Example:
+        >>> detections = Detections([7, 7], [0, 1], [0.9, 0.8], [[0, 0, 4, 4], [1, 1, 2, 2]])
+        >>> len(detections), detections.box.dtype
+        (2, dtype('float64'))
+    """
+
+    image_id: np.ndarray
+    category: np.ndarray
+    score: np.ndarray
+    box: np.ndarray
+    masks: RleMasks | None = None
+
+    def __post_init__(self) -> None:
+        box = np.asarray(self.box)
+        box = box if box.dtype == np.float32 else box.astype(np.float64)
+        columns = {
+            "image_id": np.asarray(self.image_id, dtype=np.int64),
+            "category": np.asarray(self.category, dtype=np.int32),
+            "score": np.asarray(self.score, dtype=np.float64),
+            "box": box.reshape(-1, 4),
+        }
+        lengths = {name: len(column) for name, column in columns.items()}
+        if self.masks is not None:
+            lengths["masks"] = len(self.masks)
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"The columns of Detections have different lengths: {lengths}. Each detection "
+                "needs one entry in every column."
+            )
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """Return zero detections; they join with any others, with or without masks."""
+        return cls([], [], [], np.zeros((0, 4), dtype=np.float32))
+
+    @classmethod
+    def from_instances(cls, instances: Sequence[Instances], image_ids: Sequence[int]) -> Detections:
+        """Convert a detector's output.
+
+        Args:
+            instances (Sequence[Instances]): one per image, with `pred_boxes`, `scores`,
+                `pred_classes` and, if the model has a mask head, `pred_masks` (bitmaps of the
+                image's size).
+            image_ids (Sequence[int]): the image id of each element.
+
+        Returns:
+            Detections: of all images; masks are encoded, bitmaps are not kept.
+        """
+        if len(instances) != len(image_ids):
+            raise ValueError(f"Got {len(instances)} predictions for {len(image_ids)} image ids.")
+        return cls.concatenate(
+            [_one_image(preds, int(i)) for preds, i in zip(instances, image_ids, strict=True)]
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Detections]) -> Detections:
+        """Join detections in the order of `parts`; empty parts need not have masks.
+
+        Raises:
+            ValueError: some parts have masks and others do not.
+        """
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return cls.empty()
+        without = sum(part.masks is None for part in parts)
+        if 0 < without < len(parts):
+            raise ValueError(
+                f"{without} of {len(parts)} sets of detections have no masks, the others have: "
+                "they come from different models. Join sets of one model only."
+            )
+        return cls(
+            image_id=np.concatenate([part.image_id for part in parts]),
+            category=np.concatenate([part.category for part in parts]),
+            score=np.concatenate([part.score for part in parts]),
+            box=np.concatenate([part.box for part in parts]),
+            masks=None if without else RleMasks.concatenate([part.masks for part in parts]),
+        )
+
+    def take(self, index: np.ndarray) -> Detections:
+        """Return the detections at `index` (integers or a boolean mask), in that order."""
+        return Detections(
+            image_id=self.image_id[index],
+            category=self.category[index],
+            score=self.score[index],
+            box=self.box[index],
+            masks=None if self.masks is None else self.masks.take(index),
+        )
+
+    def top_per_image_mask(self, max_dets: int) -> np.ndarray:
+        """Mark the best detections of each image over all classes.
+
+        Args:
+            max_dets (int): how many to keep of each image; negative keeps all. Of equal scores
+                the earlier detection is kept, as in lvis-api.
+
+        Returns:
+            ndarray: (D,) bool.
+        """
+        _, image, count = np.unique(self.image_id, return_inverse=True, return_counts=True)
+        keep = np.ones(len(self), dtype=bool)
+        if max_dets < 0:
+            return keep
+        # Most detectors stop at the limit themselves: only images beyond it are sorted.
+        crowded = np.flatnonzero((count > max_dets)[image])
+        order = crowded[np.lexsort((-self.score[crowded], image[crowded]))]
+        size = count[count > max_dets]
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+        keep[order[rank >= max_dets]] = False
+        return keep
+
+    def top_per_image(self, max_dets: int = 300) -> Detections:
+        """Keep the best detections of each image over all classes; see `top_per_image_mask`."""
+        keep = self.top_per_image_mask(max_dets)
+        return self if keep.all() else self.take(keep)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the columns by name: what `save` writes and processes exchange."""
+        arrays = {name: getattr(self, name) for name in ("image_id", "category", "score", "box")}
+        if self.masks is not None:
+            for name in ("counts", "offsets", "size"):
+                arrays[f"mask_{name}"] = getattr(self.masks, name)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Detections:
+        """Undo `to_arrays`."""
+        masks = None
+        if "mask_counts" in arrays:
+            masks = RleMasks(arrays["mask_counts"], arrays["mask_offsets"], arrays["mask_size"])
+        columns = (arrays[name] for name in ("image_id", "category", "score", "box"))
+        return cls(*columns, masks=masks)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz file; an interrupted call leaves no file or the old one.
+
+        Args:
+            path (str or PathLike): where to; the name is used as it is.
+        """
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, format_version=np.int64(_FORMAT_VERSION), **self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Detections:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a file of detections, or of a newer format.
+        """
+        with np.load(os.fspath(path), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        version = int(arrays.pop("format_version", -1))
+        if version != _FORMAT_VERSION:
+            raise ValueError(
+                f"{os.fspath(path)} has detections format {version} with {sorted(arrays)}; "
+                f"expected format {_FORMAT_VERSION}. Write it again with Detections.save."
+            )
+        return cls.from_arrays(arrays)
+
+    def to_json_list(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Convert to the LVIS (and COCO) result format.
+
+        Args:
+            category_ids (Sequence[int]): K category ids of the data set in class order.
+
+        Returns:
+            list[dict]: D dictionaries that json can write.
+        """
+        ids = np.asarray(category_ids)[self.category].tolist()
+        results = [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for image_id, category_id, box, score in zip(
+                self.image_id.tolist(), ids, self.box.tolist(), self.score.tolist(), strict=True
+            )
+        ]
+        if self.masks is not None:
+            for result, rle in zip(results, self.masks.to_dicts(), strict=True):
+                rle["counts"] = rle["counts"].decode("ascii")
+                result["segmentation"] = rle
+        return results
+
+    @classmethod
+    def from_json_list(
+        cls, results: Sequence[Mapping[str, Any]], category_ids: Sequence[int]
+    ) -> Detections:
+        """Read the LVIS (and COCO) result format.
+
+        Args:
+            results (Sequence[Mapping]): D dictionaries with "image_id", "category_id", "score",
+                "bbox" and, in all or none, "segmentation" (compressed run lengths).
+            category_ids (Sequence[int]): K category ids of the data set in class order.
+
+        Raises:
+            ValueError: a category id is not one of `category_ids`.
+        """
+        if not len(results):
+            return cls.empty()
+        index = {int(category_id): k for k, category_id in enumerate(category_ids)}
+        unknown = [r["category_id"] for r in results if r["category_id"] not in index]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(results)} results have a category id that the data set "
+                f"lacks, the first is {unknown[0]}. Are these the results of another data set?"
+            )
+        masks = None
+        if "segmentation" in results[0]:
+            masks = RleMasks.from_dicts(r["segmentation"] for r in results)
+        return cls(
+            image_id=[r["image_id"] for r in results],
+            category=[index[r["category_id"]] for r in results],
+            score=[r["score"] for r in results],
+            box=[r["bbox"] for r in results],
+            masks=masks,
+        )
+
+
+def _one_image(instances: Instances, image_id: int) -> Detections:
+    """Convert the predictions for one image."""
+    box = instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32)
+    # Width and height in float32: what detectron2 writes into its own result files.
+    box[:, 2:] -= box[:, :2]
+    masks = None
+    if instances.has("pred_masks"):
+        masks = RleMasks.from_bitmasks(instances.pred_masks)
+    return Detections(
+        image_id=np.full(len(box), image_id),
+        category=instances.pred_classes.cpu().numpy(),
+        score=instances.scores.detach().cpu().numpy(),
+        box=box,
+        masks=masks,
+    )
+
+
+def _as_bytes(counts: str | bytes) -> bytes:
+    return counts.encode("ascii") if isinstance(counts, str) else counts

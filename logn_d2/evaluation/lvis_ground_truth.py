@@ -1,0 +1,317 @@
+"""The ground truth of an LVIS-form data set as arrays.
+
+LVIS is *federated*: an image is annotated for some classes only. Its `neg_category_ids` are known
+to be absent, the classes of its annotations are present, and nothing is known about all others.
+In its `not_exhaustive_category_ids` some objects are not annotated.
+
+Shapes: N images, K foreground classes, G annotated objects. Boxes are (x, y, width, height) in
+pixels, areas in square pixels. An (image, class) pair is one integer, its *key*:
+image index * K + class index.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from logn_d2.core import frequency_groups
+
+from .detections import RleMasks
+
+__all__ = ["LvisGroundTruth"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LvisGroundTruth:
+    """Annotations of a data set, sorted by image and class, else in the order of the file.
+
+    A COCO-form json (no `neg_category_ids`) works too: then every image counts as exhaustively
+    annotated for every class, and crowd regions follow COCO's rule. In an LVIS-form json
+    `iscrowd` is not looked at, as in lvis-api. Objects with area 0 are left out, as in lvis-api.
+
+    Args:
+        image_ids (ndarray): (N,) int64, ascending.
+        image_size (ndarray): (N, 2) int32, height and width in pixels; 0 where not given.
+        category_ids (ndarray): (K,) int64, ascending; a class index is a position in it.
+        class_names (tuple[str, ...]): K names.
+        groups (ndarray | None): (K,) group of each class: LVIS's "r", "c", "f".
+        image (ndarray): (G,) int64 index into `image_ids`.
+        category (ndarray): (G,) int64 class index.
+        box (ndarray): (G, 4) float64, XYWH.
+        area (ndarray): (G,) float64, of the mask if the json has masks.
+        ignore (ndarray): (G,) bool, objects whose detection neither counts nor harms.
+        crowd (ndarray): (G,) bool, COCO crowd regions; they are in `ignore` as well.
+        annotation_id (ndarray): (G,) int64.
+        listed (ndarray | None): sorted keys of the pairs known to be present or absent; None
+            where every pair is.
+        not_exhaustive (ndarray): sorted keys of the pairs with objects left unannotated.
+        masks (RleMasks | None): G masks.
+        json_file (str | None): where the annotations came from.
+    """
+
+    image_ids: np.ndarray
+    image_size: np.ndarray
+    category_ids: np.ndarray
+    class_names: tuple[str, ...]
+    groups: np.ndarray | None
+    image: np.ndarray
+    category: np.ndarray
+    box: np.ndarray
+    area: np.ndarray
+    ignore: np.ndarray
+    crowd: np.ndarray
+    annotation_id: np.ndarray
+    listed: np.ndarray | None
+    not_exhaustive: np.ndarray
+    masks: RleMasks | None = None
+    json_file: str | None = None
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def keys(self) -> np.ndarray:
+        """Return the (image, class) keys of the objects, (G,) int64, ascending."""
+        return self.image * self.num_classes + self.category
+
+    @classmethod
+    def from_json(cls, json_file: str | os.PathLike[str], *, masks: bool = True) -> LvisGroundTruth:
+        """Read an LVIS-form or COCO-form json; a file read twice is parsed once.
+
+        Args:
+            json_file (str or PathLike): a local path.
+            masks (bool): False leaves segmentations out, which saves most of the time and memory
+                where only boxes are evaluated.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: not such a json; the message says what is missing.
+        """
+        path = os.path.abspath(json_file)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"Ground truth {path} does not exist. It is the data set's `json_file`; set it "
+                "when registering the data set, or put the annotations there."
+            )
+        stat = os.stat(path)
+        return _read(path, masks, stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def from_dict(
+        cls, dataset: Mapping[str, Any], *, masks: bool = True, json_file: str | None = None
+    ) -> LvisGroundTruth:
+        """Convert a json's content.
+
+        Args:
+            dataset (Mapping): with "images", "categories" and "annotations".
+            masks (bool): False leaves segmentations out.
+            json_file (str | None): where the content came from, for messages and for lvis-api.
+
+        Raises:
+            ValueError: not such a json; the message says what is missing.
+
+        Example:
+            >>> truth = LvisGroundTruth.from_dict({
+            ...     "images": [{"id": 7, "neg_category_ids": [2]}],
+            ...     "categories": [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)],
+            ...     "annotations": [
+            ...         {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}
+            ...     ],
+            ... })
+            >>> truth.num_classes, truth.listed
+            (3, array([0, 1]))
+        """
+        source = json_file or "this data set"
+        _check_sections(dataset, source)
+        images = sorted(dataset["images"], key=lambda image: image["id"])
+        categories = sorted(dataset["categories"], key=lambda category: category["id"])
+        image_ids = _unique_ids(images, "images", source)
+        category_ids = _unique_ids(categories, "categories", source)
+        federated = _is_federated(images, source)
+        annotations, image, category = _known_annotations(
+            dataset["annotations"], image_ids, category_ids, source
+        )
+        keys = image * len(category_ids) + category
+        listed = None
+        if federated:
+            negative = _list_keys(images, "neg_category_ids", category_ids)
+            listed = np.unique(np.concatenate([negative, keys]))
+        size = [(image.get("height", 0), image.get("width", 0)) for image in images]
+        size = np.array(size, dtype=np.int32).reshape(-1, 2)
+        crowd = _column(annotations, "iscrowd", bool, 0)
+        crowd &= not federated
+        return cls(
+            image_ids=image_ids,
+            image_size=size,
+            category_ids=category_ids,
+            class_names=tuple(str(c.get("name", c["id"])) for c in categories),
+            groups=_class_groups(categories),
+            image=image,
+            category=category,
+            box=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+            area=_column(annotations, "area", np.float64),
+            ignore=_column(annotations, "ignore", bool, 0) | crowd,
+            crowd=crowd,
+            annotation_id=_column(annotations, "id", np.int64),
+            listed=listed,
+            not_exhaustive=_list_keys(images, "not_exhaustive_category_ids", category_ids),
+            masks=_encode_masks(annotations, size[image]) if masks else None,
+            json_file=json_file,
+        )
+
+    def contains(self, keys: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
+        """Look keys up in `listed` or `not_exhaustive`.
+
+        Args:
+            keys (ndarray): (D,) int64.
+            pairs (ndarray | None): sorted keys, or None for all.
+
+        Returns:
+            ndarray: (D,) bool.
+        """
+        if pairs is None:
+            return np.ones(len(keys), dtype=bool)
+        if not len(pairs):
+            return np.zeros(len(keys), dtype=bool)
+        return pairs[np.searchsorted(pairs[:-1], keys)] == keys
+
+
+# Two data sets, each with and without masks; the key holds size and time, so a file that was
+# written anew is read anew.
+@functools.lru_cache(maxsize=4)
+def _read(path: str, masks: bool, mtime_ns: int, num_bytes: int) -> LvisGroundTruth:
+    with open(path) as file:
+        try:
+            dataset = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a json file ({error}); is it complete?") from error
+    return LvisGroundTruth.from_dict(dataset, masks=masks, json_file=path)
+
+
+def _check_sections(dataset: Any, source: str) -> None:
+    """Refuse a json of another kind, such as a result file, by name."""
+    found = sorted(dataset) if isinstance(dataset, Mapping) else type(dataset).__name__
+    if not {"images", "categories", "annotations"} <= set(found):
+        raise ValueError(
+            f"{source} has {found}, expected images, categories and annotations. Give the "
+            "annotations of an LVIS-form or COCO-form data set, not a result or image-info file."
+        )
+
+
+def _unique_ids(entries: Sequence[Mapping[str, Any]], name: str, source: str) -> np.ndarray:
+    """Return the ids of entries that are sorted by them, (len(entries),) int64."""
+    ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise ValueError(
+            f"{source} has {len(repeated)} {name} with an id that another one has, the first is "
+            f"{repeated[0]}. Ids must be unique; were two data sets joined?"
+        )
+    return ids
+
+
+def _is_federated(images: Sequence[Mapping[str, Any]], source: str) -> bool:
+    """Tell LVIS form from COCO form."""
+    with_list = sum("neg_category_ids" in image for image in images)
+    if 0 < with_list < len(images):
+        raise ValueError(
+            f"{source} gives neg_category_ids for {with_list} of {len(images)} images. Give it "
+            "for all of them (an empty list where no class is known to be absent) or for none."
+        )
+    return with_list > 0
+
+
+def _known_annotations(
+    annotations: Sequence[Mapping[str, Any]],
+    image_ids: np.ndarray,
+    category_ids: np.ndarray,
+    source: str,
+) -> tuple[list[Mapping[str, Any]], np.ndarray, np.ndarray]:
+    """Return the annotations that count, sorted by key, with their image and class indices."""
+    _unique_ids(sorted(annotations, key=lambda a: a["id"]), "annotations", source)
+    image_id = _column(annotations, "image_id", np.int64)
+    category_id = _column(annotations, "category_id", np.int64)
+    known = np.isin(image_id, image_ids) & np.isin(category_id, category_ids)
+    if not known.all():
+        first = annotations[int(np.argmin(known))]
+        logger.warning(
+            "%s: %d of %d annotations are of images or categories that the file does not list and "
+            "are left out; the first is %s (image %s, category %s).",
+            *(source, np.count_nonzero(~known), len(known)),
+            *(first["id"], first["image_id"], first["category_id"]),
+        )
+    # lvis-api looks annotations up by an area range that is open at 0.
+    index = np.flatnonzero(known & (_column(annotations, "area", np.float64) > 0))
+    image = np.searchsorted(image_ids, image_id[index])
+    category = np.searchsorted(category_ids, category_id[index])
+    order = np.lexsort((category, image))
+    return [annotations[i] for i in index[order]], image[order], category[order]
+
+
+def _column(
+    annotations: Sequence[Mapping[str, Any]], name: str, dtype: type, default: Any = None
+) -> np.ndarray:
+    """Return one field of all annotations; a missing area is that of the box."""
+    if name == "area":
+        values = [a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3] for a in annotations]
+    elif default is None:
+        values = [annotation[name] for annotation in annotations]
+    else:
+        values = [annotation.get(name, default) for annotation in annotations]
+    return np.array(values, dtype=dtype)
+
+
+def _list_keys(
+    images: Sequence[Mapping[str, Any]], name: str, category_ids: np.ndarray
+) -> np.ndarray:
+    """Return the sorted keys of a per-image list of categories."""
+    lists = [image.get(name, ()) for image in images]
+    image = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists])
+    ids = np.array([category_id for entries in lists for category_id in entries], dtype=np.int64)
+    known = np.isin(ids, category_ids)
+    category = np.searchsorted(category_ids, ids[known])
+    return np.unique(image[known] * len(category_ids) + category)
+
+
+def _class_groups(categories: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Return LVIS's group of each class: as given, else by training images, else None."""
+    if categories and all("frequency" in category for category in categories):
+        return np.array([str(category["frequency"]) for category in categories])
+    if categories and all("image_count" in category for category in categories):
+        return frequency_groups(np.array([category["image_count"] for category in categories]))
+    return None
+
+
+def _encode_masks(annotations: Sequence[Mapping[str, Any]], size: np.ndarray) -> RleMasks | None:
+    """Encode polygons and run lengths of any form; None where the json has boxes only."""
+    if not all(annotation.get("segmentation") for annotation in annotations):
+        return None
+    rles = []
+    for annotation, (height, width) in zip(annotations, size.tolist(), strict=True):
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            parts = mask_util.frPyObjects(segmentation, height, width)
+            segmentation = mask_util.merge(parts) if len(parts) > 1 else parts[0]
+        elif isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, height, width)
+        rles.append(segmentation)
+    return RleMasks.from_dicts(rles)
