@@ -1,0 +1,162 @@
+"""Cosine classifier and cosine mask predictor: logits are scaled cosine similarities.
+
+They are NormedLinear and NormedConv2d of MMDetection (https://github.com/open-mmlab/mmdetection),
+which Seesaw loss and LogN train with. A linear classifier gives frequent classes longer weight
+vectors; here every class has length one.
+
+Shapes: N images, R RoIs, D feature channels, C outputs. Logits are in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    MaskRCNNConvUpsampleHead,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CosineConv2d", "CosineLinear", "CosineMaskHead"]
+
+# Added to the norms, not a lower bound of them, as in MMDetection: a zero row gives z_c = b_c.
+EPSILON = 1e-6
+WEIGHT_STD = 0.01
+
+
+class CosineLinear(nn.Linear):
+    """``z_c = T <w_c / |w_c|, x / |x|> + b_c``, with `EPSILON` added to both norms.
+
+    ``gain`` is one factor for each output and takes the place of the weight's length, which has no
+    effect here: a calibration's scale can be folded into it. It is None, and not in the state dict,
+    until it is given or a checkpoint that has it is loaded.
+
+    Args:
+        in_features (int): D.
+        out_features (int): C.
+        temperature (float): T; the paper uses 20.
+        bias (bool): whether there is b.
+        gain (Tensor): (C,) positive, or None.
+
+    Example:
+        >>> layer = CosineLinear(2, 1, temperature=10.0)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 7.0]]))
+        >>> round(layer(torch.tensor([[3.0, 4.0]])).item(), 3)
+        8.0
+    """
+
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        temperature: float = 20.0,
+        bias: bool = True,
+        *,
+        gain: Tensor | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.temperature = temperature
+        self.register_buffer("gain", gain)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) features of any floating type to (..., C) logits, at least float32."""
+        # Squares of half-precision features overflow, and autocast would cast the result back.
+        with torch.autocast(x.device.type, enabled=False):
+            weight = _normalized(self.weight)
+            if self.gain is not None:
+                weight = weight * self.gain[:, None]
+            return F.linear(_normalized(x, dim=-1) * self.temperature, weight, _wide(self.bias))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, temperature={self.temperature}"
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        gain = state_dict.get(f"{prefix}gain")
+        if gain is not None and self.gain is None:
+            self.gain = torch.ones_like(gain, device=self.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class CosineConv2d(nn.Conv2d):
+    """A 1 x 1 convolution whose outputs are scaled cosine similarities, pixel by pixel.
+
+    Args:
+        in_channels (int): D.
+        out_channels (int): C.
+        temperature (float): T; the paper uses 20.
+        bias (bool): whether there is a bias, added after the scaling.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, temperature: float = 20.0, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+        self.temperature = temperature
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D, H, W) features of any floating type to (N, C, H, W) logits, at least float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = _normalized(x) * self.temperature
+            return F.conv2d(x, _normalized(self.weight), _wide(self.bias))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, temperature={self.temperature}"
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class CosineMaskHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's mask head with a cosine predictor, as the paper's models have.
+
+    Args:
+        input_shape (ShapeSpec): of the pooled features.
+        num_classes (int): K, or 1 for class-agnostic masks.
+        conv_dims (list[int]): channels of the convolutions and of the upsampling layer.
+        temperature (float): T of the predictor.
+        **kwargs: of MaskRCNNConvUpsampleHead.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        conv_dims: list[int],
+        temperature: float = 20.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_shape, num_classes=num_classes, conv_dims=conv_dims, **kwargs)
+        self.predictor = CosineConv2d(conv_dims[-1], num_classes, temperature)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, input_shape),
+            "temperature": cfg.MODEL.LOGN.TEMPERATURE,
+        }
+
+
+def _initialize(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.normal_(layer.weight, std=WEIGHT_STD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    """At least float32."""
+    if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.float()
+
+
+def _normalized(tensor: Tensor, dim: int = 1) -> Tensor:
+    tensor = _wide(tensor)
+    return tensor / (tensor.norm(dim=dim, keepdim=True) + EPSILON)

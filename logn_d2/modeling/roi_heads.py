@@ -1,0 +1,169 @@
+"""RoI heads that are Detectron2's, with `LogNFastRCNNOutputLayers` in the predictor's place.
+
+Shapes: N images, S cascade stages, K foreground classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ..core import LogitStatistics, classifier_fingerprint
+from .build import calibrations_from_config, logn_node
+from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
+from .stages import RecordedStage, combine_stages
+
+__all__ = ["LogNCascadeROIHeads", "LogNROIHeads", "LogNRes5ROIHeads"]
+
+
+@ROI_HEADS_REGISTRY.register()
+class LogNROIHeads(StandardROIHeads):
+    """StandardROIHeads whose box predictor is a `LogNFastRCNNOutputLayers`."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        arguments = super()._init_box_head(cfg, input_shape)
+        (arguments["box_predictor"],) = _replacements(cfg, [arguments["box_predictor"]])
+        return arguments
+
+
+@ROI_HEADS_REGISTRY.register()
+class LogNRes5ROIHeads(Res5ROIHeads):
+    """Res5ROIHeads (C4 models) whose box predictor is a `LogNFastRCNNOutputLayers`."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        arguments = super().from_config(cfg, input_shape)
+        (arguments["box_predictor"],) = _replacements(cfg, [arguments["box_predictor"]])
+        return arguments
+
+
+@ROI_HEADS_REGISTRY.register()
+class LogNCascadeROIHeads(CascadeROIHeads):
+    """CascadeROIHeads, each stage with a `LogNFastRCNNOutputLayers` and its own calibration.
+
+    Args:
+        cascade_average (str): what is averaged over stages at test: "probs" (Detectron2) or
+            "logits" (the released LogN code, https://github.com/MCG-NJU/LogN).
+        **kwargs: of CascadeROIHeads.
+    """
+
+    @configurable
+    def __init__(self, *, cascade_average: str = "probs", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if cascade_average not in ("probs", "logits"):
+            raise ValueError(
+                f"MODEL.LOGN.CASCADE_AVERAGE is {cascade_average!r}, expected 'probs' or 'logits'."
+            )
+        self.cascade_average = cascade_average
+        self._stages: list[RecordedStage] | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, input_shape),
+            "cascade_average": logn_node(cfg).CASCADE_AVERAGE,
+        }
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        arguments = super()._init_box_head(cfg, input_shape)
+        arguments["box_predictors"] = _replacements(cfg, arguments["box_predictors"])
+        return arguments
+
+    def _run_stage(
+        self, features: list[Tensor], proposals: list[Instances], stage: int
+    ) -> Predictions:
+        predictions = super()._run_stage(features, proposals, stage)
+        if self._stages is not None:
+            self._stages.append(RecordedStage(self.box_predictor[stage], predictions, proposals))
+            if len(self._stages) == self.num_cascade_stages:
+                raise _AllStagesRan
+        return predictions
+
+    def _forward_box(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> Any:
+        if self.training:
+            return super()._forward_box(features, proposals, targets)
+        # The parent's loop over stages is used up to its last logits; what it would do then can't
+        # be changed from outside.
+        self._stages = stages = []
+        try:
+            super()._forward_box(features, proposals, targets)
+        except _AllStagesRan:
+            return self._detections(stages)
+        finally:
+            self._stages = None
+        raise RuntimeError("CascadeROIHeads no longer runs its stages through _run_stage.")
+
+    def _detections(self, stages: list[RecordedStage]) -> list[Instances]:
+        last = stages[-1]
+        instances, _ = fast_rcnn_inference(
+            last.predictor.predict_boxes(last.predictions, last.proposals),
+            combine_stages(stages, self.cascade_average),
+            [proposals.image_size for proposals in last.proposals],
+            last.predictor.test_score_thresh,
+            last.predictor.test_nms_thresh,
+            last.predictor.test_topk_per_image,
+        )
+        return instances
+
+
+class _AllStagesRan(Exception):
+    """Ends the parent's pass once the last stage's logits are known."""
+
+
+def _replacements(
+    cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
+) -> list[LogNFastRCNNOutputLayers]:
+    """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
+    calibrations, statistics = calibrations_from_config(cfg, len(predictors))
+    replacements = []
+    # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
+    # that come after it, and with them what a seed stands for.
+    with torch.random.fork_rng(devices=[]):
+        for stage, (predictor, calibration) in enumerate(zip(predictors, calibrations)):
+            replacement = LogNFastRCNNOutputLayers(
+                cfg,
+                ShapeSpec(channels=predictor.cls_score.in_features),
+                box2box_transform=predictor.box2box_transform,
+                calibration=calibration,
+                weights_check=_weights_check(statistics, stage),
+            )
+            replacement.load_state_dict(predictor.state_dict())
+            replacements.append(replacement)
+    return replacements
+
+
+def _weights_check(statistics: LogitStatistics | None, stage: int) -> partial | None:
+    return None if statistics is None else partial(_check_weights, statistics, stage)
+
+
+def _check_weights(statistics: LogitStatistics, stage: int, predictor: nn.Module) -> None:
+    """Raises StatisticsError if the statistics were collected with other classifier weights."""
+    classifier = predictor.cls_score
+    fingerprint = classifier_fingerprint(classifier.weight, classifier.bias)
+    statistics.check(
+        num_classes=predictor.num_classes,
+        num_stages=len(statistics.stages),
+        fingerprints=[*[None] * stage, fingerprint],
+    )

@@ -1,0 +1,62 @@
+"""What one box predictor said, and how the stages of a cascade are combined.
+
+Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from .fast_rcnn import Predictions
+
+__all__ = ["RecordedStage", "combine_stages"]
+
+
+@dataclass(frozen=True)
+class RecordedStage:
+    """Outputs of one box predictor.
+
+    Attributes:
+        predictor (nn.Module): which one.
+        predictions (tuple[Tensor, Tensor]): its raw logits (R, K + 1) and box deltas.
+        proposals (list[Instances]): N images, Ri RoIs each, in the order of the logits.
+    """
+
+    predictor: nn.Module
+    predictions: Predictions
+    proposals: list[Instances]
+
+    @property
+    def logits(self) -> Tensor:
+        """(R, K + 1) raw logits."""
+        return self.predictions[0]
+
+
+def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> list[Tensor]:
+    """Class probabilities of a cascade.
+
+    Args:
+        stages (Sequence[RecordedStage]): S stages, of the same RoIs.
+        average (str): "probs" averages each stage's calibrated probabilities (Detectron2); "logits"
+            averages the calibrated logits and then takes probabilities (the released LogN code).
+
+    Returns:
+        list[Tensor]: N tensors (Ri, K + 1).
+
+    Raises:
+        ValueError: another average; averaged logits need our predictors.
+    """
+    weight = 1.0 / len(stages)
+    if average == "probs":
+        probs = [s.predictor.predict_probs(s.predictions, s.proposals) for s in stages]
+        # Bit for bit what CascadeROIHeads does: a sum from 0 on, times 1 / S.
+        return [sum(of_image) * weight for of_image in zip(*probs)]
+    if average != "logits":
+        raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
+    logits = sum(s.predictor.calibrated(s.predictions)[0] for s in stages) * weight
+    last = stages[-1]
+    return list(last.predictor.uncalibrated_probs((logits, *last.predictions[1:]), last.proposals))
