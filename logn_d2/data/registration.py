@@ -14,18 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from ..core.frequency import ClassCounts
-
 __all__ = [
-    "check_same_classes",
-    "class_counts",
     "load_lvis_form",
     "register_from_config",
     "register_lvis_form",
@@ -135,8 +130,8 @@ def register_lvis_form(
     Args:
         name (str): the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file (path): the annotations.
-        image_root (path): the folder below which ``file_name`` or, for LVIS v1, the last two
-            parts of ``coco_url`` lead to an image.
+        image_root (path): the folder below which ``file_name`` or, for images with federated
+            lists, the last two parts of ``coco_url`` lead to an image.
         metadata (mapping or None): more metadata; it takes precedence over the json's.
         check_images (int): look whether the first so many images are there; 0 looks at none, for
             work with annotations alone.
@@ -256,10 +251,13 @@ def _group_annotations(content: Mapping[str, Any], name: str) -> dict[int, list[
 
 def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
     """Detectron2's fields of an image, without annotations."""
-    if "file_name" in image:
-        tail = image["file_name"]
-    elif "coco_url" in image:  # LVIS v1: the split's folder and the name
+    # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the address lead to
+    # the image. COCO has both, and its file_name is right.
+    federated = "neg_category_ids" in image
+    if "coco_url" in image and (federated or "file_name" not in image):
         tail = "/".join(image["coco_url"].split("/")[-2:])
+    elif "file_name" in image:
+        tail = image["file_name"]
     else:
         raise ValueError(
             f"Image {image['id']} has neither 'file_name' nor 'coco_url'; expected one of them."
@@ -270,7 +268,7 @@ def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
         "width": image["width"],
         "image_id": image["id"],
     }
-    if "neg_category_ids" in image:
+    if federated:
         record["neg_category_ids"] = image["neg_category_ids"]
         record["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids", [])
     return record
@@ -323,94 +321,3 @@ def _check_images(records: Sequence[Mapping[str, Any]], name: str, image_root: s
             "datasets/README.md, or set DETECTRON2_DATASETS. For work with annotations alone "
             "register the set with check_images=0."
         )
-
-
-def check_same_classes(train_name: str, test_name: str) -> None:
-    """Check that two registered sets have the same classes in the same order.
-
-    Raises:
-        ValueError: they differ; the message names the first difference.
-    """
-    train = list(MetadataCatalog.get(train_name).thing_classes)
-    test = list(MetadataCatalog.get(test_name).thing_classes)
-    if train == test:
-        return
-    first = next((i for i, (a, b) in enumerate(zip(train, test)) if a != b), None)
-    if first is None:
-        what = f"{len(train)} classes against {len(test)}"
-    else:
-        what = f"class {first} is '{train[first]}' against '{test[first]}'"
-    raise ValueError(
-        f"{train_name} and {test_name} have different classes: {what}. Both jsons must list the "
-        "same categories with the same ids, also those without an object."
-    )
-
-
-def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
-    """Count images and objects of each class of a training set.
-
-    Args:
-        dataset_name (str or sequence of str): registered name, or names such as
-            ``cfg.DATASETS.TRAIN``, whose counts are added.
-
-    Returns:
-        ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds are not
-        counted.
-
-    Raises:
-        ValueError: there is no object at all, or the sets have different classes.
-    """
-    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
-    if not names:
-        raise ValueError("No training set is named; set DATASETS.TRAIN.")
-    for other in names[1:]:
-        check_same_classes(names[0], other)
-    class_names = None
-    image_count = instance_count = num_images = 0
-    for name in names:
-        records = DatasetCatalog.get(name)
-        class_names = tuple(MetadataCatalog.get(name).thing_classes)
-        counts = _count(records, len(class_names))
-        _compare_counts(name, counts)
-        image_count, instance_count = image_count + counts[0], instance_count + counts[1]
-        num_images += len(records)
-    if instance_count.sum() == 0:
-        raise ValueError(
-            f"The training set {', '.join(names)} has {num_images} images and no annotated "
-            "object; class counts need at least one. Check the json's 'annotations'."
-        )
-    return ClassCounts(class_names, image_count, instance_count, num_images)
-
-
-def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
-    """Images and objects of each class, int64 (2, K)."""
-    counts = np.zeros((2, num_classes), dtype=np.int64)
-    for record in records:
-        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
-        counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
-        np.add.at(counts[1], classes, 1)
-    return counts
-
-
-def _compare_counts(name: str, counts: np.ndarray) -> None:
-    """Warn when the json's own counts differ from what was counted."""
-    meta = MetadataCatalog.get(name)
-    for key, counted in zip(("image_count", "instance_count"), counts):
-        told = meta.get(f"class_{key}")
-        if told is None or len(told) != len(counted):
-            continue
-        told = np.array([entry[key] for entry in sorted(told, key=lambda entry: entry["id"])])
-        different = np.flatnonzero(told != counted)
-        if different.size:
-            first = int(different[0])
-            logger.warning(
-                "%s: the json's %s differs from the annotations for %d of %d classes (class '%s': "
-                "%d told, %d counted); using the annotations.",
-                name,
-                key,
-                different.size,
-                len(counted),
-                meta.thing_classes[first],
-                told[first],
-                counted[first],
-            )

@@ -20,7 +20,8 @@ _PLACING_ATTEMPTS = 40
 # Masks are outlined at this multiple of the resolution: contours run through pixel centres, which
 # would take half a pixel from either side of strokes that are only a few pixels wide.
 _OUTLINE_SCALE = 4
-_MIN_PART_AREA = 2.0
+_MIN_PART_AREA = 2.0  # px^2; smaller parts are specks
+_FAINTEST = 0.1  # an object that shows less than this in every pixel is not visible
 
 
 @dataclasses.dataclass
@@ -85,8 +86,8 @@ class _Scene:
     def hide(self, alpha: np.ndarray, place: Place) -> None:
         """Take a layer from what is visible of the objects so far."""
         for drawn in self.objects:
+            drawn.visible_area -= float((drawn.visible[place] * alpha).sum())
             drawn.visible[place] *= 1 - alpha
-            drawn.visible_area = float(drawn.visible.sum())
 
     def contrasting_color(self, alpha: np.ndarray, place: Place) -> np.ndarray:
         """A random colour that differs from what lies under a layer by the size's contrast."""
@@ -152,16 +153,18 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     Holes are filled, as polygons of COCO and LVIS have none; specks are left out.
 
     Args:
-        visible (np.ndarray): float32 (h, w) in [0, 1]; more than one half is inside.
+        visible (np.ndarray): float32 (h, w) in [0, 1]; more than half of the largest value is
+            inside, so that a stroke thinner than a pixel is not lost.
 
     Returns:
         list[list[float]]: x and y in turn, pixel edges at whole numbers, at least three points
         each; empty when nothing is visible.
     """
-    inside = visible > 0.5
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if rows.size == 0:
+    level = float(visible.max()) / 2
+    if level < _FAINTEST / 2:
         return []
+    inside = visible > level
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     # One pixel of margin, so that the half-covered border is interpolated too.
     padded = np.pad(visible, 2)
     top, left = int(rows[0]) + 1, int(columns[0]) + 1
@@ -169,7 +172,7 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     scale = _OUTLINE_SCALE
     fine = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours(
-        (fine > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        (fine > level).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
     parts = [part for part in map(_simplify, contours) if part is not None]
     if not parts:

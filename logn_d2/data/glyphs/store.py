@@ -1,6 +1,7 @@
 """The folder of a drawn set: files that appear whole or not at all, and their checksums.
 
-<root>/lt_glyphs/<size>/
+<root>/lt_glyphs/<size>/::
+
   settings.json                             size, seed, version: what the rest follows from
   train/000000000001.jpg ...  val/...       images
   annotations/lt_glyphs_<size>_train.json   LVIS v1 form; _val.json likewise
@@ -20,6 +21,8 @@ from typing import Any
 
 __all__ = [
     "CHECKSUM_FILE",
+    "PARTS_FOLDER",
+    "SETTINGS_FILE",
     "annotation_file",
     "folder_lock",
     "read_checksums",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 CHECKSUM_FILE = "SHA256SUMS"
+SETTINGS_FILE = "settings.json"
+PARTS_FOLDER = ".parts"
 
 
 def annotation_file(folder: Path, size_name: str, split: str) -> Path:

@@ -1,0 +1,96 @@
+"""Look at a registered data set before a long run does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["DatasetReport", "check_dataset"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetReport:
+    """What :func:`check_dataset` found.
+
+    Attributes:
+        name (str): registered name.
+        num_images, num_objects, num_classes (int): sizes of the set.
+        num_without_mask (int): objects that have only a box.
+        problems (tuple[str, ...]): what is wrong, one sentence each; empty when all is well.
+    """
+
+    name: str
+    num_images: int = 0
+    num_objects: int = 0
+    num_classes: int = 0
+    num_without_mask: int = 0
+    problems: tuple[str, ...] = ()
+
+
+def check_dataset(name: str) -> DatasetReport:
+    """Read a registered data set, look for every image file and look over every box.
+
+    Args:
+        name (str): registered name, Detectron2's own included.
+
+    Returns:
+        DatasetReport: sizes and problems.
+    """
+    if name not in DatasetCatalog.list():
+        return DatasetReport(name, problems=("no data set of this name is registered",))
+    meta = MetadataCatalog.get(name)
+    json_file = meta.get("json_file")
+    if json_file and not PathManager.isfile(json_file):
+        return DatasetReport(name, problems=(f"the annotations are missing: {json_file}",))
+    try:
+        records = DatasetCatalog.get(name)
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        return DatasetReport(name, problems=(str(error),))
+    objects = [a for record in records for a in record["annotations"]]
+    problems = [*_image_problems(records), *_box_problems(records)]
+    if not objects:
+        problems.append("no object is annotated")
+    return DatasetReport(
+        name,
+        num_images=len(records),
+        num_objects=len(objects),
+        num_classes=len(meta.get("thing_classes", ())),
+        num_without_mask=sum("segmentation" not in a for a in objects),
+        problems=tuple(problems),
+    )
+
+
+def _image_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    missing = [r["file_name"] for r in records if not os.path.isfile(r["file_name"])]
+    if not missing:
+        return []
+    return [f"{len(missing)} of {len(records)} images are missing, the first is {missing[0]}"]
+
+
+def _box_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Boxes (left, top, width, height) that are empty or leave their image."""
+    empty, outside, first = 0, 0, None
+    for record in records:
+        for annotation in record["annotations"]:
+            left, top, width, height = annotation["bbox"]
+            is_empty = width <= 0 or height <= 0
+            # One pixel of tolerance: annotation tools round.
+            is_outside = (
+                min(left, top) < -1
+                or left + width > record["width"] + 1
+                or top + height > record["height"] + 1
+            )
+            empty, outside = empty + is_empty, outside + (is_outside and not is_empty)
+            if first is None and (is_empty or is_outside):
+                first = f"first: image {record['image_id']}, box {annotation['bbox']}"
+    found = [
+        f"{count} boxes {what}"
+        for count, what in ((empty, "are empty"), (outside, "leave their image"))
+        if count
+    ]
+    return [f"{' and '.join(found)} ({first})"] if found else []

@@ -1,0 +1,110 @@
+"""How often each class occurs in registered training sets, and whether sets share their classes.
+
+Works with every registered data set, Detectron2's own included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..core.frequency import ClassCounts
+
+__all__ = ["check_same_classes", "class_counts"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_same_classes(train_name: str, test_name: str) -> None:
+    """Check that two registered sets have the same classes in the same order.
+
+    Raises:
+        ValueError: they differ; the message names the first difference.
+    """
+    train = list(MetadataCatalog.get(train_name).thing_classes)
+    test = list(MetadataCatalog.get(test_name).thing_classes)
+    if train == test:
+        return
+    first = next((i for i, (a, b) in enumerate(zip(train, test)) if a != b), None)
+    if first is None:
+        what = f"{len(train)} classes against {len(test)}"
+    else:
+        what = f"class {first} is '{train[first]}' against '{test[first]}'"
+    raise ValueError(
+        f"{train_name} and {test_name} have different classes: {what}. Both jsons must list the "
+        "same categories with the same ids, also those without an object."
+    )
+
+
+def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
+    """Count images and objects of each class of a training set.
+
+    Args:
+        dataset_name (str or sequence of str): registered name, or names such as
+            ``cfg.DATASETS.TRAIN``, whose counts are added.
+
+    Returns:
+        ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds are not
+        counted.
+
+    Raises:
+        ValueError: there is no object at all, or the sets have different classes.
+    """
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    if not names:
+        raise ValueError("No training set is named; set DATASETS.TRAIN.")
+    for other in names[1:]:
+        check_same_classes(names[0], other)
+    class_names = None
+    image_count = instance_count = num_images = 0
+    for name in names:
+        records = DatasetCatalog.get(name)
+        class_names = tuple(MetadataCatalog.get(name).thing_classes)
+        counts = _count(records, len(class_names))
+        _compare_counts(name, counts)
+        image_count, instance_count = image_count + counts[0], instance_count + counts[1]
+        num_images += len(records)
+    if instance_count.sum() == 0:
+        raise ValueError(
+            f"The training set {', '.join(names)} has {num_images} images and no annotated "
+            "object; class counts need at least one. Check the json's 'annotations'."
+        )
+    return ClassCounts(class_names, image_count, instance_count, num_images)
+
+
+def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+    """Images and objects of each class, int64 (2, K)."""
+    counts = np.zeros((2, num_classes), dtype=np.int64)
+    for record in records:
+        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
+        np.add.at(counts[1], classes, 1)
+    return counts
+
+
+def _compare_counts(name: str, counts: np.ndarray) -> None:
+    """Warn when the json's own counts differ from what was counted."""
+    meta = MetadataCatalog.get(name)
+    for key, counted in zip(("image_count", "instance_count"), counts):
+        told = meta.get(f"class_{key}")
+        if told is None or len(told) != len(counted):
+            continue
+        told = np.array([entry[key] for entry in sorted(told, key=lambda entry: entry["id"])])
+        different = np.flatnonzero(told != counted)
+        if different.size:
+            first = int(different[0])
+            logger.warning(
+                "%s: the json's %s differs from the annotations for %d of %d classes (class '%s': "
+                "%d told, %d counted); using the annotations.",
+                name,
+                key,
+                different.size,
+                len(counted),
+                meta.thing_classes[first],
+                told[first],
+                counted[first],
+            )

@@ -1,0 +1,102 @@
+"""Annotations of drawn images in LVIS v1's form.
+
+Category and image ids start at 1; classes are contiguous indices in [0, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .plan import ImagePlan
+from .sizes import GlyphSize
+from .vocabulary import category_of
+
+if TYPE_CHECKING:  # importing it imports OpenCV
+    from .drawing import DrawnObject
+
+__all__ = ["count_classes", "image_part", "lvis_json"]
+
+
+def image_part(plan: ImagePlan, file_name: str, objects: Sequence[DrawnObject]) -> dict[str, Any]:
+    """What one image adds to the annotation file; its annotations still have no ids."""
+    annotations = [
+        {
+            "class": drawn.class_index,
+            "bbox": drawn.bbox,
+            "area": drawn.area,
+            "segmentation": drawn.polygons,
+        }
+        for drawn in objects
+        if drawn.annotated and drawn.polygons
+    ]
+    shown = {annotation["class"] for annotation in annotations}
+    return {
+        "index": plan.index,
+        "file_name": file_name,
+        "annotations": annotations,
+        "negatives": plan.negatives,
+        "not_exhaustive": [c for c in plan.not_exhaustive if c in shown],
+    }
+
+
+def count_classes(images: list[dict[str, Any]], num_classes: int) -> np.ndarray:
+    """Images and instances of each class, int64 (2, K)."""
+    counts = np.zeros((2, num_classes), dtype=np.int64)
+    for image in images:
+        classes = [annotation["class"] for annotation in image["annotations"]]
+        counts[0, list(set(classes))] += 1
+        np.add.at(counts[1], classes, 1)
+    return counts
+
+
+def lvis_json(
+    images: list[dict[str, Any]],
+    characters: Sequence[str],
+    train_counts: np.ndarray,
+    size: GlyphSize,
+    split: str,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The annotation file of a split; like LVIS's, both splits tell the training counts."""
+    categories = [
+        {
+            **category_of(character, index + 1),
+            "image_count": int(train_counts[0, index]),
+            "instance_count": int(train_counts[1, index]),
+            "frequency": size.frequency_of(int(train_counts[0, index])),
+        }
+        for index, character in enumerate(characters)
+    ]
+    annotations = []
+    for image in images:
+        for found in image["annotations"]:
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image["index"] + 1,
+                "category_id": found["class"] + 1,
+            }
+            annotation.update((key, found[key]) for key in ("bbox", "area", "segmentation"))
+            annotations.append(annotation)
+    return {
+        "info": {"description": f"LT-Glyphs {size.name} {split}", **settings},
+        "licenses": [],
+        "categories": categories,
+        "images": [_image_entry(image, size) for image in images],
+        "annotations": annotations,
+    }
+
+
+def _image_entry(image: dict[str, Any], size: GlyphSize) -> dict[str, Any]:
+    return {
+        "id": image["index"] + 1,
+        "file_name": image["file_name"],
+        # LVIS v1 tells where an image lies by the last two parts of this address alone.
+        "coco_url": f"http://lt-glyphs.invalid/{image['file_name']}",
+        "height": size.image_px,
+        "width": size.image_px,
+        "neg_category_ids": [c + 1 for c in image["negatives"]],
+        "not_exhaustive_category_ids": [c + 1 for c in image["not_exhaustive"]],
+    }

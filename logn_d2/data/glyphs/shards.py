@@ -1,0 +1,134 @@
+"""Draw images in runs of fifty, in parallel, so that an interrupted drawing loses little.
+
+The annotations of a run are written after its images; a run that has them is not drawn again.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from .lvis_form import image_part
+from .plan import SPLITS, ImagePlan, image_generator, plan_split
+from .sizes import GlyphSize
+from .store import PARTS_FOLDER, write_file, write_json
+from .vocabulary import select_vocabulary
+
+__all__ = ["Shard", "draw_shards", "make_shards"]
+
+logger = logging.getLogger(__name__)
+
+_SHARD_IMAGES = 50
+_JPEG_QUALITY = 95
+# Starting processes costs more than it gains below this many images.
+_MIN_IMAGES_FOR_WORKERS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A run of images that one process draws."""
+
+    folder: Path
+    size: GlyphSize
+    characters: tuple[str, ...]
+    seed: int
+    split: str
+    number: int
+    plans: Sequence[ImagePlan]
+
+    @property
+    def part_file(self) -> Path:
+        """Where its annotations are kept until all shards are drawn."""
+        return self.folder / PARTS_FOLDER / f"{self.split}_{self.number:05d}.json"
+
+    def read_part(self) -> dict[str, Any]:
+        """``images``: annotations of each image; ``checksums``: {image file: digest}."""
+        return json.loads(self.part_file.read_text(encoding="utf-8"))
+
+    def is_drawn(self) -> bool:
+        """Whether its annotations and all of its images are there."""
+        if not self.part_file.is_file():
+            return False
+        return all((self.folder / name).is_file() for name in self.read_part()["checksums"])
+
+    def draw(self) -> int:
+        """Draw and write its images, then its annotations; returns the number of images."""
+        import cv2
+
+        from .drawing import draw_image
+
+        cv2.setNumThreads(1)  # the processes are the parallelism
+        images, checksums = [], {}
+        for plan in self.plans:
+            rng = image_generator(self.seed, self.split, plan.index)
+            pixels, objects = draw_image(plan, self.characters, self.size, rng)
+            name = f"{self.split}/{plan.index + 1:012d}.jpg"
+            _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+            checksums[name] = write_file(self.folder / name, jpeg.tobytes())
+            images.append(image_part(plan, name, objects))
+        write_json(self.part_file, {"images": images, "checksums": checksums})
+        return len(images)
+
+
+def make_shards(folder: Path, size: GlyphSize, seed: int) -> list[Shard]:
+    """All shards of a set, in the order of splits and images."""
+    characters = select_vocabulary(size.num_classes, size.similarity)
+    shards = []
+    for split in SPLITS:
+        plans = plan_split(size, seed, split)
+        for number, start in enumerate(range(0, len(plans), _SHARD_IMAGES)):
+            run = plans[start : start + _SHARD_IMAGES]
+            shards.append(Shard(folder, size, characters, seed, split, number, run))
+    return shards
+
+
+def draw_shards(shards: Sequence[Shard], num_workers: int) -> None:
+    """Draw what is not drawn yet, with a progress bar.
+
+    Args:
+        shards (sequence of Shard): all of a set.
+        num_workers (int): processes; few images are drawn without any.
+    """
+    from tqdm import tqdm
+
+    waiting = [shard for shard in shards if not shard.is_drawn()]
+    total = sum(len(shard.plans) for shard in shards)
+    left = sum(len(shard.plans) for shard in waiting)
+    if left < total:
+        logger.info("%d of %d images were drawn before; drawing the rest.", total - left, total)
+    if left < _MIN_IMAGES_FOR_WORKERS:
+        num_workers = 1
+    title = f"Drawing LT-Glyphs {shards[0].size.name}"
+    with tqdm(total=total, initial=total - left, desc=title, unit="image") as bar:
+        for count in _results(waiting, num_workers):
+            bar.update(count)
+
+
+def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
+    """The number of images of each shard as it is finished."""
+    if num_workers <= 1:
+        yield from map(Shard.draw, shards)
+        return
+    # Forked processes start at once; importing torch in each new one would take longer than
+    # drawing. They touch only numpy and OpenCV, and OpenCV on one thread.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    context = multiprocessing.get_context(method)
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+    try:
+        futures = [pool.submit(shard.draw) for shard in shards]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A drawing process was killed, perhaps for want of memory. Run the same command "
+            "again: it goes on where it stopped. Fewer processes (num_workers) need less memory."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
