@@ -1,28 +1,21 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
 from .affine import AffineCalibration
-from .calibrations import (
+from .calibration_registry import (
     CALIBRATION_REGISTRY,
     CalibrationInputs,
     build_calibration,
-    class_balanced,
-    logit_adjustment,
-    logn,
-    norcal,
     parse_calibration,
     stage_calibrations,
-    temperature,
 )
+from .calibrations import class_balanced, logit_adjustment, logn, norcal, tau_norm, temperature
 from .files import atomic_write
+from .fingerprint import classifier_fingerprint
 from .frequency import ClassCounts, frequency_groups, shot_groups
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
 from .registry import Registry
-from .statistics import (
-    LogitStatistics,
-    StageStatistics,
-    StatisticsError,
-    classifier_fingerprint,
-)
+from .stage import StageStatistics, StatisticsError
+from .statistics import LogitStatistics
 
 __all__ = [
     "CALIBRATION_REGISTRY",
@@ -47,5 +40,6 @@ __all__ = [
     "parse_calibration",
     "shot_groups",
     "stage_calibrations",
+    "tau_norm",
     "temperature",
 ]

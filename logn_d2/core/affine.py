@@ -11,16 +11,37 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AffineCalibration", "Background"]
+__all__ = ["AffineCalibration", "Background", "foreground_columns"]
 
 Background = Literal["last", "first", "none"]
+
+_FOREGROUND = {"last": slice(0, -1), "first": slice(1, None), "none": slice(None)}
+
+
+def foreground_columns(background: Background) -> slice:
+    """The slice of the foreground columns.
+
+    Args:
+        background (str): where the background column is: "last", "first" or "none".
+
+    Raises:
+        ValueError: another word.
+
+    Example:
+        >>> torch.tensor([1, 2, 3])[foreground_columns("last")].tolist()
+        [1, 2]
+    """
+    if background not in _FOREGROUND:
+        known = ", ".join(map(repr, _FOREGROUND))
+        raise ValueError(f"background is {background!r}, expected one of {known}.")
+    return _FOREGROUND[background]
 
 
 class AffineCalibration(nn.Module):
     """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is left as it is.
 
-    A module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers are not
-    in the state dict: the checkpoint of a calibrated model is that of the model.
+    A module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers are
+    not in the state dict: the checkpoint of a calibrated model is that of the model.
 
     Args:
         scale (Tensor): (K,), positive and finite.
@@ -49,6 +70,9 @@ class AffineCalibration(nn.Module):
         name: str = "affine",
     ) -> None:
         super().__init__()
+        foreground_columns(background)
+        # Checked as they are stored: a float64 value may become 0 or infinite here.
+        scale, shift = scale.detach().float(), shift.detach().float()
         _check_vectors(scale, shift)
         self.background = background
         self.name = name
@@ -59,19 +83,24 @@ class AffineCalibration(nn.Module):
 
     @classmethod
     def identity(cls, num_classes: int, background: Background = "last") -> AffineCalibration:
-        """The calibration that changes nothing."""
+        """The calibration that changes nothing.
+
+        Args:
+            num_classes (int): K.
+            background (str): "last", "first" or "none".
+        """
         ones = torch.ones(num_classes)
         return cls(ones, torch.zeros_like(ones), background=background, name="uncalibrated")
 
     @property
     def scale(self) -> Tensor:
         """(K,) foreground scale."""
-        return self._foreground(self.column_scale)
+        return self.column_scale[foreground_columns(self.background)]
 
     @property
     def shift(self) -> Tensor:
         """(K,) foreground shift, in nats."""
-        return self._foreground(self.column_shift)
+        return self.column_shift[foreground_columns(self.background)]
 
     @property
     def num_classes(self) -> int:
@@ -85,7 +114,7 @@ class AffineCalibration(nn.Module):
             logits (Tensor): (R, K + 1), or (R, K) without background; any floating type.
 
         Returns:
-            Tensor: the same shape, at least float32.
+            Tensor: the same shape, at least float32 (half precision only after ``.half()``).
 
         Raises:
             ValueError: another number of columns.
@@ -102,18 +131,10 @@ class AffineCalibration(nn.Module):
         return f"name={self.name!r}, num_classes={self.num_classes}, background={self.background!r}"
 
     def _with_background(self, vector: Tensor, value: float) -> Tensor:
-        vector = vector.detach().float()
         column = vector.new_full((1,), value)
-        if self.background == "last":
-            return torch.cat([vector, column])
-        if self.background == "first":
-            return torch.cat([column, vector])
-        return vector.clone()
-
-    def _foreground(self, columns: Tensor) -> Tensor:
-        if self.background == "last":
-            return columns[:-1]
-        return columns[1:] if self.background == "first" else columns
+        if self.background == "none":
+            return vector.clone()
+        return torch.cat([vector, column] if self.background == "last" else [column, vector])
 
 
 def _check_vectors(scale: Tensor, shift: Tensor) -> None:
@@ -126,7 +147,8 @@ def _check_vectors(scale: Tensor, shift: Tensor) -> None:
     if bad.any():
         index = int(bad.nonzero()[0])
         raise ValueError(
-            f"{int(bad.sum())} of {len(scale)} classes have a scale that is not positive or a value "
-            f"that is not finite; the first is class {index} with scale {float(scale[index])} and "
-            f"shift {float(shift[index])}. Check the statistics or counts that it was made from."
+            f"{int(bad.sum())} of {len(scale)} classes have a scale that is not positive, or a "
+            f"value that is not finite in float32; the first is class {index} with scale "
+            f"{float(scale[index])} and shift {float(shift[index])}. Check the statistics, counts "
+            "or options that it was made from."
         )

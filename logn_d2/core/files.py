@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,28 +15,32 @@ __all__ = ["atomic_write"]
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to ``path`` on success.
 
-    Missing parent folders are made. After an exception (a full disk, a killed process) a file that
-    was at ``path`` before is still there, whole.
+    Missing parent folders are made. After an exception (a full disk, Ctrl-C) a file that was at
+    ``path`` before is still there, whole, and the temporary file is gone.
 
     Args:
         path (str or PathLike): where the file shall be.
 
     Raises:
         OSError: the folder can't be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder, "numbers.txt")) as temporary:
+        ...         _ = temporary.write_text("1 2 3")
+        ...     Path(folder, "numbers.txt").read_text()
+        '1 2 3'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic only inside one file system.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    # In the same folder: a rename is atomic only inside one file system. The block makes the file,
+    # not `tempfile`, whose files only their owner can read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

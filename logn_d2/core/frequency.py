@@ -22,6 +22,14 @@ class ClassCounts:
             factor sampling and NorCal use these.
         instance_count (ndarray): (K,) int64, annotated objects; a far longer tail.
         num_images (int): images in the set.
+
+    Raises:
+        ValueError: counts of another length than the names.
+
+    Example:
+        >>> counts = ClassCounts(("axolotl", "bee"), np.array([3, 40]), np.array([3, 90]), 50)
+        >>> frequency_groups(counts.image_count).tolist()
+        ['r', 'c']
     """
 
     class_names: tuple[str, ...]
@@ -49,14 +57,16 @@ def frequency_groups(
 
     Returns:
         ndarray: (K,) of "r", "c", "f".
+
+    Example:
+        >>> frequency_groups([10, 11, 100, 101]).tolist()
+        ['r', 'c', 'c', 'f']
     """
     image_count = np.asarray(image_count)
     return np.select([image_count <= rare_max, image_count <= common_max], ["r", "c"], "f")
 
 
-def shot_groups(
-    image_count: np.ndarray, few_max: int = 20, medium_max: int = 100
-) -> np.ndarray:
+def shot_groups(image_count: np.ndarray, few_max: int = 20, medium_max: int = 100) -> np.ndarray:
     """ImageNet-LT's groups: "many" (over 100 images), "medium" (20 to 100), "few" (below 20).
 
     Args:
@@ -66,6 +76,10 @@ def shot_groups(
 
     Returns:
         ndarray: (K,) of "few", "medium", "many".
+
+    Example:
+        >>> shot_groups([19, 20, 100, 101]).tolist()
+        ['few', 'medium', 'medium', 'many']
     """
     image_count = np.asarray(image_count)
     return np.select([image_count < few_max, image_count <= medium_max], ["few", "medium"], "many")

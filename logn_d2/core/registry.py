@@ -13,11 +13,19 @@ T = TypeVar("T", bound=Callable)
 class Registry(Generic[T]):
     """Maps names to functions or classes.
 
-    It is `fvcore.common.registry.Registry` without the dependency, so that `logn_d2.core` needs only
-    torch and numpy, and with errors that name the alternatives.
+    It is `fvcore.common.registry.Registry` without the dependency, so that `logn_d2.core` needs
+    only torch and numpy, and with errors that name the alternatives.
 
     Args:
         kind (str): what the entries are, for error messages, for example "calibration".
+
+    Example:
+        >>> registry = Registry("greeting")
+        >>> @registry.register("polite")
+        ... def polite(name):
+        ...     return f"Good morning, {name}."
+        >>> registry.get("polite")("Ada")
+        'Good morning, Ada.'
     """
 
     def __init__(self, kind: str) -> None:

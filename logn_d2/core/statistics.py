@@ -1,16 +1,18 @@
 """Logit statistics of a detector, and the file that holds them.
 
 The file is a safetensors file: no pickle, readable without this package. For each cascade stage i
-(one stage for other heads) it holds ``stage{i}.mean``, ``stage{i}.var``, ``stage{i}.count``; for exact
-statistics the state of `LogitMoments` besides, so that files merge; and ``stage{i}.fingerprint``
-of the classifier. Its metadata are JSON strings: the other fields of `LogitStatistics`.
+(one stage for other heads) it holds ``stage{i}.mean``, ``stage{i}.var``, ``stage{i}.count``; for
+exact statistics the state of `LogitMoments` besides, so that files merge; and
+``stage{i}.fingerprint`` of the classifier. Its metadata are JSON strings: the other fields of
+`LogitStatistics`.
 
-Shapes: S stages, C logit columns (K foreground classes and the background), D feature channels.
+Shapes: S stages, C logit columns (K foreground classes and the background, if there is one).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,114 +24,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .affine import Background
+from .affine import Background, foreground_columns
 from .files import atomic_write
+from .fingerprint import fingerprint_differences
 from .moments import LogitMoments
+from .stage import StageStatistics, StatisticsError
 
-__all__ = ["LogitStatistics", "StageStatistics", "StatisticsError", "classifier_fingerprint"]
+__all__ = ["LogitStatistics"]
 
 FORMAT = "logn_d2 statistics"
 VERSION = 1
-# Relative to the mean size over classes. A bf16 copy of the same weights differs by up to 0.006 at
-# K = 1203, another training by about 1.
-FINGERPRINT_TOLERANCE = 0.02
+
+logger = logging.getLogger(__name__)
 
 
-class StatisticsError(ValueError):
-    """A statistics file can't be read, or does not belong to this model."""
-
-
-def classifier_fingerprint(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One number a class that tells whether two classifiers are the same.
-
-    A fixed projection of each weight row, plus the bias. Unlike a hash it survives a cast to half
-    precision, and it shows *which* classes differ.
-
-    Args:
-        weight (Tensor): (C, D) classifier weights.
-        bias (Tensor): (C,) or None.
-
-    Returns:
-        Tensor: (C,) float64, on the CPU.
-    """
-    weight = weight.detach().cpu().double().flatten(1)
-    direction = torch.arange(1, weight.shape[1] + 1, dtype=torch.float64).cos()
-    projection = weight @ direction
-    return projection if bias is None else projection + bias.detach().cpu().double()
-
-
-@dataclass(frozen=True)
-class StageStatistics:
-    """Statistics of one classifier.
-
-    Attributes:
-        mean (Tensor): (C,) float64.
-        var (Tensor): (C,) float64, variance of all logits pooled, or the moving average.
-        count (Tensor): (C,) int64, logits behind each column.
-        moments (LogitMoments): the exact state, mergeable; None for moving averages.
-        fingerprint (Tensor): (C,) float64 of `classifier_fingerprint`; None if unknown.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-    moments: LogitMoments | None = None
-    fingerprint: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "var"):
-            bad = int((~getattr(self, name).isfinite()).sum())
-            if bad:
-                raise StatisticsError(
-                    f"{name} holds {bad} values that are not finite; collect the statistics again."
-                )
-        if (self.var < 0).any() or (self.count < 0).any():
-            raise StatisticsError("A variance or count is negative; collect the statistics again.")
-
-    @classmethod
-    def from_moments(
-        cls, moments: LogitMoments, fingerprint: Tensor | None = None
-    ) -> StageStatistics:
-        """Statistics of an exact pass."""
-        return cls(
-            moments.mean.cpu(), moments.var.cpu(), moments.count.cpu(), moments, fingerprint
-        )
-
-    @property
-    def std(self) -> Tensor:
-        """(C,) float64."""
-        return self.var.sqrt()
-
-    @property
-    def usable(self) -> Tensor:
-        """(C,) bool: seen at least twice, with a variance. Other columns stay as they are."""
-        return (self.count >= 2) & (self.var > 0)
-
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Everything, as named tensors for a file."""
-        named = {"mean": self.mean, "var": self.var, "count": self.count}
-        if self.moments is not None:
-            named.update(self.moments.state_dict())
-        if self.fingerprint is not None:
-            named["fingerprint"] = self.fingerprint
-        return {f"{prefix}.{name}": tensor.cpu().contiguous() for name, tensor in named.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], prefix: str) -> StageStatistics:
-        """The inverse of :meth:`tensors`.
-
-        Raises:
-            KeyError: a tensor is missing.
-        """
-        named = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items()
-                 if k.startswith(f"{prefix}.")}
-        moments = LogitMoments.from_state_dict(named) if "sum_square" in named else None
-        return cls(
-            named["mean"], named["var"], named["count"], moments, named.get("fingerprint")
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogitStatistics:
     """Per-class logit statistics of one model, with where they come from.
 
@@ -149,6 +58,20 @@ class LogitStatistics:
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
         provenance (dict): versions, weights, command: for people, never checked.
+
+    Raises:
+        StatisticsError: a stage has another number of columns than there are classes.
+
+    Example:
+        >>> import tempfile
+        >>> stage = StageStatistics(
+        ...     torch.tensor([-3.0, 4.0]), torch.tensor([2.0, 1.0]), torch.tensor([9, 9])
+        ... )
+        >>> statistics = LogitStatistics(stages=(stage,), class_names=("axolotl",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     statistics.save(Path(folder, "stats.safetensors"))
+        ...     LogitStatistics.load(Path(folder, "stats.safetensors")).class_names
+        ('axolotl',)
     """
 
     stages: tuple[StageStatistics, ...]
@@ -164,6 +87,16 @@ class LogitStatistics:
     num_images: int = 0
     num_rois: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        foreground = foreground_columns(self.background)
+        for index, stage in enumerate(self.stages):
+            found = len(stage.mean[foreground])
+            if found != self.num_classes:
+                raise StatisticsError(
+                    f"Stage {index} has {len(stage.mean)} columns, {found} of them foreground "
+                    f"(background: {self.background}), for {self.num_classes} class names."
+                )
 
     @property
     def num_classes(self) -> int:
@@ -199,29 +132,28 @@ class LogitStatistics:
                 f"There is no statistics file at '{path}'. Make one with: train_net.py "
                 "--config-file CONFIG --collect-stats PATH MODEL.WEIGHTS WEIGHTS"
             )
-        tensors, metadata = _read_safetensors(path)
-        if metadata.get("format") != FORMAT:
-            raise StatisticsError(
-                f"'{path}' is a safetensors file but not a statistics file of logn_d2 (its metadata "
-                f"name the format {metadata.get('format')!r}, expected {FORMAT!r}). Give the path "
-                "that --collect-stats wrote."
-            )
-        if metadata["version"] > VERSION:
-            raise StatisticsError(
-                f"'{path}' has format version {metadata['version']}, this logn_d2 reads up to "
-                f"{VERSION}. Update logn_d2."
-            )
+        tensors, metadata = _read(path)
         try:
             stages = tuple(
-                StageStatistics.from_tensors(tensors, f"stage{i}")
-                for i in range(metadata["num_stages"])
+                StageStatistics.from_tensors(tensors, f"stage{index}")
+                for index in range(metadata["num_stages"])
             )
             fields = {name: metadata[name] for name in _METADATA}
+            for name in ("class_names", "datasets"):
+                fields[name] = tuple(fields[name])
+            return cls(stages=stages, **fields)
         except KeyError as error:
-            raise StatisticsError(f"'{path}' lacks {error}; collect the statistics again.") from None
-        for name in ("class_names", "datasets"):
-            fields[name] = tuple(fields[name])
-        return cls(stages=stages, **fields)
+            raise StatisticsError(
+                f"'{path}' lacks {error}; collect the statistics again."
+            ) from None
+        except ValueError as error:
+            raise StatisticsError(f"'{path}' can't be used. {error}") from error
+
+    def unusable_classes(self) -> tuple[str, ...]:
+        """Classes that some stage saw less than twice or always with the same logit."""
+        usable = torch.stack([stage.usable for stage in self.stages]).all(dim=0)
+        usable = usable[foreground_columns(self.background)].tolist()
+        return tuple(name for name, good in zip(self.class_names, usable) if not good)
 
     def check(
         self,
@@ -232,6 +164,8 @@ class LogitStatistics:
         fingerprints: Sequence[Tensor | None] = (),
     ) -> None:
         """Checks that these statistics belong to a model.
+
+        A warning in the log names the classes that they can't speak for, once.
 
         Args:
             num_classes (int): K of the model.
@@ -253,17 +187,25 @@ class LogitStatistics:
                 f"This model has {num_stages} box predictors (cascade stages), but {source} have "
                 f"{len(self.stages)}. Collect them again with this model's config."
             )
-        if class_names is not None and tuple(class_names) != self.class_names:
-            index = next(
-                i for i, names in enumerate(zip(class_names, self.class_names)) if len({*names}) > 1
-            )
-            raise StatisticsError(
-                f"The classes differ: class {index} is {class_names[index]!r} in the model's data "
-                f"set and {self.class_names[index]!r} in {source}. Collect them again with this "
-                "data set."
-            )
+        if class_names is not None:
+            _check_class_names(class_names, self.class_names, source)
         for index, (stage, found) in enumerate(zip(self.stages, fingerprints)):
             _check_fingerprint(index, stage.fingerprint, found)
+        self._check_usable(source)
+
+    def _check_usable(self, source: str) -> None:
+        unusable = self.unusable_classes()
+        if len(unusable) == self.num_classes:
+            raise StatisticsError(
+                f"No class was seen twice with different logits in {source}: {self.num_images} "
+                f"images and {self.num_rois} RoIs were seen. Check the data set, and collect again."
+            )
+        if unusable and not getattr(self, "_told_unusable", False):
+            object.__setattr__(self, "_told_unusable", True)
+            logger.warning(
+                f"{len(unusable)} of {self.num_classes} classes have too few or constant logits in "
+                f"{source}; LogN leaves theirs as they are: {_listed(unusable)}."
+            )
 
     def merge(self, other: LogitStatistics) -> LogitStatistics:
         """Statistics of both passes, for example of two shards of one data set.
@@ -278,21 +220,21 @@ class LogitStatistics:
                     f"Passes with different {name} can't be merged: {_short(mine)} and "
                     f"{_short(theirs)}."
                 )
-        other.check(
-            num_classes=self.num_classes,
-            num_stages=len(self.stages),
-            fingerprints=[stage.fingerprint for stage in self.stages],
-        )
+        if len(self.stages) != len(other.stages):
+            raise StatisticsError(
+                f"Passes over {len(self.stages)} and {len(other.stages)} stages can't be merged."
+            )
+        pairs = list(zip(self.stages, other.stages))
+        for index, (mine, theirs) in enumerate(pairs):
+            _check_fingerprint(index, mine.fingerprint, theirs.fingerprint)
         if any(stage.moments is None for stage in (*self.stages, *other.stages)):
             raise StatisticsError(
                 "Moving averages depend on the order of images and can't be merged. Collect with "
-                "the exact estimator."
+                "the exact estimator (MODEL.LOGN.COLLECT.ESTIMATOR exact)."
             )
         stages = tuple(
-            StageStatistics.from_moments(
-                LogitMoments.merged([a.moments, b.moments]), a.fingerprint
-            )
-            for a, b in zip(self.stages, other.stages)
+            StageStatistics.from_moments(LogitMoments.merged([a.moments, b.moments]), a.fingerprint)
+            for a, b in pairs
         )
         return replace(
             self,
@@ -312,27 +254,56 @@ _SAME_WHEN_MERGED = (
 )  # fmt: skip
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a statistics file of a known version."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()
-                        if k != "format" or v.startswith('"')}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
         raise StatisticsError(
             f"'{path}' is not a whole statistics file ({error}). It was truncated, or is something "
             "else; collect the statistics again or give the path that --collect-stats wrote."
         ) from None
+    if metadata.get("format") != json.dumps(FORMAT):
+        raise StatisticsError(
+            f"'{path}' is a safetensors file but not a statistics file of logn_d2 (format: "
+            f"{metadata.get('format')!r}). Give the path that --collect-stats wrote."
+        )
+    try:
+        decoded = {name: json.loads(value) for name, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise StatisticsError(f"The metadata of '{path}' are damaged ({error}).") from None
+    if decoded.get("version", 0) > VERSION:
+        raise StatisticsError(
+            f"'{path}' has format version {decoded['version']}, this logn_d2 reads up to "
+            f"{VERSION}. Update logn_d2."
+        )
+    return tensors, decoded
+
+
+def _check_class_names(model: Sequence[str], statistics: Sequence[str], source: str) -> None:
+    if len(model) != len(statistics):
+        raise StatisticsError(
+            f"The model's data set has {len(model)} class names, but {source} have "
+            f"{len(statistics)}. Collect them again with this data set."
+        )
+    for index, (expected, found) in enumerate(zip(model, statistics)):
+        if expected != found:
+            raise StatisticsError(
+                f"The classes differ: class {index} is {expected!r} in the model's data set and "
+                f"{found!r} in {source}. Collect them again with this data set."
+            )
 
 
 def _check_fingerprint(index: int, expected: Tensor | None, found: Tensor | None) -> None:
     if expected is None or found is None:
         return
-    differs = (expected - found).abs() > FINGERPRINT_TOLERANCE * expected.abs().mean()
+    differs = fingerprint_differences(expected, found)
     if differs.any():
         raise StatisticsError(
             f"The statistics were collected with other weights: the classifier of stage {index} "
-            f"differs for {int(differs.sum())} of {len(expected)} classes. Load the weights that "
+            f"differs in {int(differs.sum())} of {len(expected)} columns. Load the weights that "
             "they were collected with, or collect them again with these (--collect-stats)."
         )
 
@@ -340,3 +311,8 @@ def _check_fingerprint(index: int, expected: Tensor | None, found: Tensor | None
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _listed(names: Sequence[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

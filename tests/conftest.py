@@ -1,0 +1,11 @@
+"""Settings that all tests share."""
+
+import torch
+from hypothesis import settings
+
+# Two cores are what the suite is timed on; more threads make small tensors slower.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# The same examples in every run, and no limit that a busy machine can break.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
