@@ -1,8 +1,15 @@
 """What knows Detectron2's models: predictor, RoI heads, recording and attaching."""
 
+from .box_predictors import (
+    classifier_parameters,
+    find_box_predictors,
+    num_classes_of,
+    predictor_fingerprint,
+)
 from .build import calibrations_from_config
 from .cosine import CosineConv2d, CosineLinear, CosineMaskHead
 from .fast_rcnn import LogNFastRCNNOutputLayers
+from .recording import LogitRecorder, Recording
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
 from .stages import RecordedStage, combine_stages
 
@@ -14,7 +21,13 @@ __all__ = [
     "LogNFastRCNNOutputLayers",
     "LogNROIHeads",
     "LogNRes5ROIHeads",
+    "LogitRecorder",
     "RecordedStage",
+    "Recording",
     "calibrations_from_config",
+    "classifier_parameters",
     "combine_stages",
+    "find_box_predictors",
+    "num_classes_of",
+    "predictor_fingerprint",
 ]

@@ -23,7 +23,8 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..core import LogitStatistics, classifier_fingerprint
+from ..core import LogitStatistics
+from .box_predictors import predictor_fingerprint
 from .build import calibrations_from_config, logn_node
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
 from .stages import RecordedStage, combine_stages
@@ -160,10 +161,8 @@ def _weights_check(statistics: LogitStatistics | None, stage: int) -> partial | 
 
 def _check_weights(statistics: LogitStatistics, stage: int, predictor: nn.Module) -> None:
     """Raises StatisticsError if the statistics were collected with other classifier weights."""
-    classifier = predictor.cls_score
-    fingerprint = classifier_fingerprint(classifier.weight, classifier.bias)
     statistics.check(
         num_classes=predictor.num_classes,
         num_stages=len(statistics.stages),
-        fingerprints=[*[None] * stage, fingerprint],
+        fingerprints=[*[None] * stage, predictor_fingerprint(predictor)],
     )

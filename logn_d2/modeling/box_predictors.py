@@ -1,0 +1,89 @@
+"""Finding the box predictors of a model, whatever its heads are called.
+
+A box predictor is known by what it does: Detectron2's `FastRCNNOutputLayers`, its subclasses, and
+anything else with the same methods.
+
+Shapes: K foreground classes, C = K + 1 logit columns, D feature channels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..core import classifier_fingerprint
+
+__all__ = [
+    "classifier_parameters",
+    "find_box_predictors",
+    "num_classes_of",
+    "predictor_fingerprint",
+    "unwrapped",
+]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel or DistributedDataParallel, or the model itself."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while isinstance(model, wrappers):
+        model = model.module
+    return model
+
+
+def find_box_predictors(model: nn.Module) -> list[nn.Module]:
+    """Every box predictor, in stage order.
+
+    Args:
+        model (nn.Module): a detector, distributed or not, or its RoI heads.
+
+    Returns:
+        list[nn.Module]: S predictors: one, or one for each cascade stage.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [module for module in unwrapped(model).modules() if _is_box_predictor(module)]
+    if not found:
+        raise ValueError(
+            f"Found no box predictor in this {type(unwrapped(model)).__name__}. Looked for modules "
+            "with the methods predict_probs(predictions, proposals) and losses(predictions, "
+            "proposals) and a known number of classes, as Detectron2's FastRCNNOutputLayers has. "
+            "Detectors without RoI heads (RetinaNet, FCOS, DETR) have none."
+        )
+    return found
+
+
+def num_classes_of(predictor: nn.Module) -> int | None:
+    """K, without background; None where nothing tells it."""
+    num_classes = getattr(predictor, "num_classes", None)
+    if isinstance(num_classes, int):
+        return num_classes
+    weight = getattr(getattr(predictor, "cls_score", None), "weight", None)
+    return len(weight) - 1 if isinstance(weight, Tensor) else None
+
+
+def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (C, D) and bias (C,) or None of the classifier; None where there is no such layer.
+
+    Args:
+        predictor (nn.Module): its ``cls_score`` is the classifier, or holds it as its last layer.
+    """
+    classifier = getattr(predictor, "cls_score", None)
+    if not isinstance(classifier, nn.Module):
+        return None
+    columns = num_classes_of(predictor) + 1
+    for layer in reversed(list(classifier.modules())):
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() >= 2 and len(weight) == columns:
+            return weight, getattr(layer, "bias", None)
+    return None
+
+
+def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
+    """(C,) float64 fingerprint of the classifier's weights; None where they can't be told."""
+    parameters = classifier_parameters(predictor)
+    return None if parameters is None else classifier_fingerprint(*parameters)
+
+
+def _is_box_predictor(module: nn.Module) -> bool:
+    methods = (getattr(module, name, None) for name in ("predict_probs", "losses"))
+    return all(callable(method) for method in methods) and num_classes_of(module) is not None

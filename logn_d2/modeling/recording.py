@@ -1,0 +1,247 @@
+"""Logits of a model's box predictors, for no more computing than they need.
+
+Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from .box_predictors import find_box_predictors, unwrapped
+from .stages import RecordedStage
+
+__all__ = ["LogitRecorder", "Population", "Recording"]
+
+Population = Literal["sampled", "proposals"]
+
+
+@dataclass
+class Recording:
+    """What the box predictors said about a batch.
+
+    Attributes:
+        stages (list[RecordedStage]): S stages, in order.
+        features (dict[str, Tensor]): the feature maps that the RoI heads were given.
+    """
+
+    stages: list[RecordedStage] = field(default_factory=list)
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image, as the model saw it, without padding."""
+        return [proposals.image_size for proposals in self.stages[0].proposals]
+
+    def logits(self, stage: int = 0, image: int = 0) -> Tensor:
+        """(Ri, K + 1) raw logits of one stage and image."""
+        counts = [len(proposals) for proposals in self.stages[stage].proposals]
+        return self.stages[stage].logits.split(counts)[image]
+
+    def labels(self, stage: int = 0, image: int = 0) -> Tensor | None:
+        """(Ri,) class of each RoI, K for background; None where the RoIs are not matched."""
+        proposals = self.stages[stage].proposals[image]
+        return proposals.gt_classes if proposals.has("gt_classes") else None
+
+
+class LogitRecorder:
+    """Runs a model up to the logits of its last box predictor.
+
+    Losses, non-maximum suppression, mask and keypoint branches are not computed. It can stand in
+    for the model in `inference_on_dataset`. Each call leaves the model exactly as it was, whatever
+    happens in it: training flags, methods, hooks, buffers and random state.
+
+    Args:
+        model (nn.Module): a Detectron2 R-CNN, distributed or not.
+        population (str): which RoIs: "sampled" as in training (the region proposal network's
+            training settings, ground truth added, sampled by label), or "proposals" as at test.
+        seed (int): of the sampling; with it and the images' ids a call's RoIs are determined, so
+            that the order of images and the number of processes have no effect.
+
+    Raises:
+        ValueError: unknown population, or a model without box predictors.
+
+    Example:
+        ::
+
+            with LogitRecorder(model, "proposals") as record:
+                for inputs in loader:
+                    logits = record(inputs).logits(stage=0, image=0)
+    """
+
+    def __init__(self, model: nn.Module, population: Population = "sampled", seed: int = 0) -> None:
+        if population not in ("sampled", "proposals"):
+            raise ValueError(
+                f"The population is {population!r}, expected 'sampled' or 'proposals'."
+            )
+        self.model = unwrapped(model)
+        self.predictors = find_box_predictors(self.model)
+        self.population = population
+        self.seed = seed
+
+    def __enter__(self) -> LogitRecorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is left to undo: each call restores the model."""
+
+    @torch.no_grad()
+    def __call__(self, batched_inputs: list[dict[str, Any]]) -> Recording:
+        """Records one batch.
+
+        Args:
+            batched_inputs (list[dict]): as for the model; "sampled" needs their "instances".
+
+        Returns:
+            Recording: S stages.
+
+        Raises:
+            ValueError: there is no ground truth to sample by.
+            RuntimeError: the model ended its pass before all box predictors were asked.
+        """
+        sampled = self.population == "sampled"
+        if sampled and any("instances" not in each for each in batched_inputs):
+            raise ValueError(
+                "Sampled RoIs need ground truth, and an input has no 'instances'. Map the data set "
+                "with ground truth (DatasetMapper with is_train=True), or use the population "
+                "'proposals'."
+            )
+        recording = Recording()
+        with ExitStack() as stack:
+            stack.enter_context(self._modes())
+            stack.enter_context(_seeded(self._call_seed(batched_inputs), self._device()))
+            stack.enter_context(EventStorage())
+            stack.enter_context(_given_features(self.model, recording))
+            self._listen(stack, recording)
+            try:
+                self.model(batched_inputs)
+            except _LogitsKnown:
+                pass
+        if len(recording.stages) < len(self.predictors):
+            raise RuntimeError(
+                f"The model has {len(self.predictors)} box predictors, but only "
+                f"{len(recording.stages)} were asked in this pass."
+            )
+        return recording
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _call_seed(self, batched_inputs: list[dict[str, Any]]) -> int:
+        names = [str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs]
+        digest = hashlib.sha256("\n".join([str(self.seed), *names]).encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+    @contextmanager
+    def _modes(self) -> Iterator[None]:
+        """Evaluation everywhere; "sampled" puts into training only what chooses RoIs by it.
+
+        Backbone, norms and dropout stay in evaluation, so that the logits are those of test time.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        names = ("proposal_generator", "roi_heads") if self.population == "sampled" else ()
+        training = {id(getattr(self.model, name, None)) for name in names}
+        if names:
+            training.add(id(self.model))
+        try:
+            for module, _ in modes:
+                module.training = id(module) in training
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _listen(self, stack: ExitStack, recording: Recording) -> None:
+        if self.population == "sampled":
+            _spare_proposal_losses(stack, getattr(self.model, "proposal_generator", None))
+        # At test, boxes are decoded before probabilities or after them; the first call has it all.
+        methods = (
+            ("losses",) if self.population == "sampled" else ("predict_boxes", "predict_probs")
+        )
+        for predictor in self.predictors:
+            for name in methods:
+                if hasattr(predictor, name):
+                    listener = self._listener(predictor, name, recording)
+                    stack.enter_context(shadowed(predictor, name, listener))
+
+    def _listener(self, predictor: nn.Module, name: str, recording: Recording) -> Callable:
+        method = getattr(predictor, name)
+
+        def listen(predictions: Any, proposals: Any, *args: Any, **kwargs: Any) -> Any:
+            if all(stage.predictor is not predictor for stage in recording.stages):
+                recording.stages.append(RecordedStage(predictor, predictions, proposals))
+            if len(recording.stages) == len(self.predictors):
+                recording.stages.sort(key=lambda stage: self.predictors.index(stage.predictor))
+                raise _LogitsKnown
+            # A cascade's next stage needs this one's boxes, but nothing needs the losses.
+            return {} if name == "losses" else method(predictions, proposals, *args, **kwargs)
+
+        return listen
+
+
+class _LogitsKnown(BaseException):
+    """Ends the pass. Not an Exception: a model's own "except Exception" must not stop it."""
+
+
+@contextmanager
+def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
+    """Replaces one instance's method for a while."""
+    # Written to __dict__ itself: nn.Module would refuse a function where a submodule has the name.
+    missing = object()
+    before = module.__dict__.get(name, missing)
+    module.__dict__[name] = function
+    try:
+        yield
+    finally:
+        if before is missing:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = before
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A random state of its own for the CPU and the model's device."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would seed, and not restore, the other devices too.
+        torch.default_generator.manual_seed(seed)
+        for each in devices:
+            torch.cuda.default_generators[each.index].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _given_features(model: nn.Module, recording: Recording) -> Iterator[None]:
+    """Notes the feature maps that the RoI heads are given."""
+    roi_heads = getattr(model, "roi_heads", None)
+    if not isinstance(roi_heads, nn.Module):
+        yield
+        return
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        recording.features = kwargs["features"] if "features" in kwargs else args[1]
+
+    handle = roi_heads.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _spare_proposal_losses(stack: ExitStack, proposal_generator: nn.Module | None) -> None:
+    """Skips matching of anchors and the proposals' losses, where nothing else depends on them."""
+    if getattr(type(proposal_generator), "forward", None) is not RPN.forward:
+        return
+    stack.enter_context(
+        shadowed(proposal_generator, "label_and_sample_anchors", lambda *_, **__: ([], []))
+    )
+    stack.enter_context(shadowed(proposal_generator, "losses", lambda *_, **__: {}))
