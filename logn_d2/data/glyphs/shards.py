@@ -10,6 +10,9 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -111,6 +114,16 @@ def draw_shards(shards: Sequence[Shard], num_workers: int) -> None:
             bar.update(count)
 
 
+def _end_with_parent() -> None:
+    """Let a drawing process end when its parent is killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
     """The number of images of each shard as it is finished."""
     if num_workers <= 1:
@@ -120,7 +133,9 @@ def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
     # drawing. They touch only numpy and OpenCV, and OpenCV on one thread.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_end_with_parent
+    )
     try:
         futures = [pool.submit(shard.draw) for shard in shards]
         for future in concurrent.futures.as_completed(futures):
