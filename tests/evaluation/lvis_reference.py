@@ -13,7 +13,25 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["random_detections", "random_lvis", "run_lvis_api", "write_json"]
+__all__ = ["one_image", "random_detections", "random_lvis", "run_lvis_api", "write_json"]
+
+
+def one_image(**changes: Any) -> dict[str, Any]:
+    """One image with one object of class 1; class 2 is absent, nothing is known of class 3.
+
+    Args:
+        changes (Any): fields of the image.
+
+    Returns:
+        dict: what the json file holds.
+    """
+    image = {"id": 7, "height": 90, "width": 90, "neg_category_ids": [2]}
+    annotation = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 1600}
+    return {
+        "images": [{**image, "not_exhaustive_category_ids": [], **changes}],
+        "categories": [{"id": i, "name": f"class {i}", "frequency": "r"} for i in (1, 2, 3)],
+        "annotations": [annotation],
+    }
 
 
 def random_lvis(
@@ -45,7 +63,7 @@ def random_lvis(
     category_ids = np.sort(rng.choice(np.arange(1, 4 * num_classes), num_classes, replace=False))
     images, annotations = [], []
     annotation_ids = iter((1 + rng.permutation(num_images * max_objects)).tolist())
-    for image_id in rng.permutation(np.arange(1, 10 * num_images, 9)).tolist():
+    for image_id in (1 + 9 * rng.permutation(num_images)).tolist():
         height, width = (side + rng.integers(0, 60, 2)).tolist()
         number = int(rng.integers(0, max_objects + 1)) * int(rng.random() > 0.2)
         # Two classes for all objects of an image: several objects of one class are the rule.
