@@ -1,0 +1,170 @@
+"""Class counts and checks of registered sets."""
+
+import json
+import logging
+import os
+import runpy
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from logn_d2.data import (
+    check_dataset,
+    check_same_classes,
+    class_counts,
+    register_glyphs,
+    register_lvis_form,
+)
+
+CHECK_TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_datasets.py"
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Registers a set of these (image id, category id, more) objects."""
+
+    def write(name, objects, categories=("lid", "jar"), images=3, **category_fields):
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 20}
+                for i in range(1, images + 1)
+            ],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": c, "bbox": [1, 1, 5, 5], **more}
+                for n, (i, c, more) in enumerate(objects)
+            ],
+            "categories": [
+                {"id": i, "name": n, **{k: v[i - 1] for k, v in category_fields.items()}}
+                for i, n in enumerate(categories, start=1)
+            ],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        register_lvis_form(name, tmp_path / f"{name}.json", tmp_path, check_images=0)
+
+    return write
+
+
+OBJECTS = [(1, 1, {}), (1, 1, {}), (1, 2, {}), (2, 1, {}), (2, 2, {"iscrowd": 1})]
+
+
+def test_images_and_objects_are_counted_apart_and_crowds_not_at_all(register):
+    register("shop", OBJECTS)
+    counts = class_counts("shop")
+    assert counts.class_names == ("lid", "jar")
+    assert counts.image_count.tolist() == [2, 1] and counts.instance_count.tolist() == [3, 1]
+    assert counts.image_count.dtype == counts.instance_count.dtype == np.int64
+    assert counts.num_images == 3
+
+
+def test_counts_equal_a_slow_recount(tiny_root):
+    register_glyphs(tiny_root)
+    counts = class_counts("lt_glyphs_tiny_train")
+    objects, images = Counter(), Counter()
+    for record in DatasetCatalog.get("lt_glyphs_tiny_train"):
+        classes = [a["category_id"] for a in record["annotations"]]
+        objects.update(classes)
+        images.update(set(classes))
+    assert dict(enumerate(counts.image_count)) == images
+    assert dict(enumerate(counts.instance_count)) == objects
+    told = MetadataCatalog.get("lt_glyphs_tiny_train").class_image_count
+    assert [entry["image_count"] for entry in told] == counts.image_count.tolist()
+
+
+def test_class_without_an_object_counts_zero(register):
+    register("shop", OBJECTS[:2], categories=("lid", "jar", "cup"))
+    assert class_counts("shop").instance_count.tolist() == [2, 0, 0]
+
+
+def test_counts_of_several_sets_are_added(register):
+    register("first", OBJECTS)
+    register("second", OBJECTS[:2], images=1)
+    counts = class_counts(("first", "second"))
+    assert counts.instance_count.tolist() == [5, 1] and counts.num_images == 4
+
+
+@pytest.mark.parametrize("told, warns", [([2, 1], False), ([2, 9], True)])
+def test_warns_when_the_json_tells_other_counts(register, caplog, told, warns):
+    register("shop", OBJECTS, image_count=told)
+    with caplog.at_level(logging.WARNING, logger="logn_d2.data.counts"):
+        assert class_counts("shop").image_count.tolist() == [2, 1]
+    assert ("image_count differs" in caplog.text) is warns
+    assert ("class 'jar': 9 told, 1 counted" in caplog.text) is warns
+
+
+def test_empty_training_set_is_refused(register):
+    register("shop", [])
+    with pytest.raises(ValueError, match=r"shop has 3 images and no annotated object"):
+        class_counts("shop")
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
+        class_counts(())
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [(("lid", "cup"), "class 1 is 'jar' against 'cup'"), (("lid",), "2 classes against 1")],
+)
+def test_different_classes_are_refused(register, other, message):
+    register("train", OBJECTS)
+    register("val", OBJECTS[:2], categories=other)
+    for check in (
+        lambda: check_same_classes("train", "val"),
+        lambda: class_counts(["train", "val"]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check()
+
+
+def test_same_classes_pass(tiny_root):
+    register_glyphs(tiny_root)
+    check_same_classes("lt_glyphs_tiny_train", "lt_glyphs_tiny_val")
+
+
+def test_check_finds_nothing_wrong_with_a_drawn_set(tiny_root):
+    register_glyphs(tiny_root)
+    report = check_dataset("lt_glyphs_tiny_val")
+    assert report.problems == ()
+    assert (report.num_images, report.num_classes, report.num_without_mask) == (16, 12, 0)
+
+
+def test_check_reports_images_boxes_and_absence(register):
+    register("shop", [(1, 1, {"bbox": [1, 1, 0, 5]}), (2, 2, {"bbox": [9, 9, 30, 5]})])
+    images, boxes = check_dataset("shop").problems
+    assert images.startswith("3 of 3 images are missing, the first is ")
+    assert boxes.startswith("1 boxes are empty and 1 boxes leave their image (first: image 1")
+    register("empty", [], images=0)
+    assert check_dataset("empty").problems == ("no object is annotated",)
+    assert "registered" in check_dataset("nobody").problems[0]
+    register_lvis_form("gone", "nowhere/gone.json", "nowhere")
+    assert check_dataset("gone").problems == ("the annotations are missing: nowhere/gone.json",)
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(CHECK_TOOL), *arguments])
+    with pytest.raises(SystemExit) as finished:
+        runpy.run_path(str(CHECK_TOOL), run_name="__main__")
+    return finished.value.code
+
+
+def test_tool_prints_a_table_and_tells_success(tiny_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
+    assert run_tool(monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [
+        "lt_glyphs_tiny_train",
+        "lt_glyphs_tiny_val",
+    ]
+    assert lines[1].split()[1:] == ["40", "141", "12", "0", "ok"]
+    assert run_tool(monkeypatch, "lvis_v1_train") == 1
+    assert "annotations are missing" in capsys.readouterr().out
+
+
+def test_tool_says_where_it_looked_when_nothing_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", os.fspath(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run_tool(monkeypatch) == 1
+    assert str(tmp_path) in capsys.readouterr().err
