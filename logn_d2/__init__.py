@@ -19,6 +19,7 @@ _HOMES = {
     "LogitStatistics": "logn_d2.core",
     "logn": "logn_d2.core",
     "add_logn_config": "logn_d2.config",
+    "config_file": "logn_d2.config",
     "attach": "logn_d2.modeling",
     "LogNCascadeROIHeads": "logn_d2.modeling",
     "LogNFastRCNNOutputLayers": "logn_d2.modeling",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from detectron2.config import CfgNode as CN
 
 from . import modeling as _  # noqa: F401  # only registration
 
-__all__ = ["add_logn_config"]
+__all__ = ["add_logn_config", "config_file"]
 
 
 def add_logn_config(cfg: CN) -> None:
@@ -59,3 +61,21 @@ def add_logn_config(cfg: CN) -> None:
     node.COLLECT.CHECKPOINT_PERIOD = 1000
     # Seed of RoI sampling, repetition and augmentation.
     node.COLLECT.SEED = 0
+
+
+def config_file(name: str) -> str:
+    """Path of one of our configs, in a checkout or where pip installed them.
+
+    Args:
+        name (str): for example "lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml".
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists them.
+    """
+    package = Path(__file__).parent
+    folders = [package / "configs", package.parent / "configs"]
+    folder = next(each for each in folders if each.is_dir())
+    if not (folder / name).is_file():
+        known = ", ".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml")))
+        raise FileNotFoundError(f"There is no config '{name}'. Known: {known}.")
+    return str(folder / name)
