@@ -119,7 +119,8 @@ class AffineCalibration(nn.Module):
         Raises:
             ValueError: another number of columns.
         """
-        if logits.shape[-1] != len(self.column_scale):
+        # A traced graph can't raise, and tracing warns of such comparisons.
+        if not torch.jit.is_tracing() and logits.shape[-1] != len(self.column_scale):
             raise ValueError(
                 f"The calibration '{self.name}' has {len(self.column_scale)} columns (background: "
                 f"{self.background}), but these logits have {logits.shape[-1]}. Use statistics of "

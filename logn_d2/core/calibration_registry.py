@@ -40,6 +40,11 @@ class CalibrationInputs:
         counts (ClassCounts): class counts of the training set, a function that returns them (called
             only when they are needed: counting LVIS takes a while), or None.
         background (str): where the background column is.
+
+    Example:
+        >>> inputs = CalibrationInputs(num_classes=2)
+        >>> CALIBRATION_REGISTRY.get("uncalibrated")(inputs).shift.tolist()
+        [0.0, 0.0]
     """
 
     num_classes: int
@@ -158,7 +163,7 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
             name, options = node.id, {}
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
             name = node.func.id
-            options = {_keyword(keyword): _literal(keyword.value) for keyword in node.keywords}
+            options = _options(node.keywords)
         else:
             raise ValueError
     except (SyntaxError, ValueError):
@@ -242,12 +247,13 @@ def stage_calibrations(
     ]
 
 
-def _keyword(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise ValueError("** has no place in a config")
-    return keyword.arg
-
-
-def _literal(node: ast.expr) -> Any:
-    """A literal; a bare word is a string, so that beta=mean needs no quotes."""
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+def _options(keywords: Sequence[ast.keyword]) -> dict[str, Any]:
+    """Keywords with literal values; a bare word is a string, so that beta=mean needs no quotes."""
+    options = {}
+    for keyword in keywords:
+        if keyword.arg is None or keyword.arg in options:
+            raise ValueError("**, or a keyword twice")
+        value = keyword.value
+        literal = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+        options[keyword.arg] = literal
+    return options

@@ -1,0 +1,157 @@
+"""Calibrations as people write them, and one for each cascade stage."""
+
+import numpy as np
+import pytest
+import torch
+
+from logn_d2.core import (
+    CALIBRATION_REGISTRY,
+    CalibrationInputs,
+    ClassCounts,
+    LogitStatistics,
+    StageStatistics,
+    StatisticsError,
+    build_calibration,
+    logn,
+    norcal,
+    parse_calibration,
+    stage_calibrations,
+)
+
+NAMES = ("axolotl", "bee", "cat")
+COUNTS = ClassCounts(NAMES, np.array([1000, 100, 5]), np.array([5000, 200, 8]), 20000)
+
+
+def make_stage(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(4, generator=generator, dtype=torch.float64) - 5
+    return StageStatistics(mean, torch.rand(4, generator=generator) + 0.5, torch.full((4,), 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("logn", "logn", {}),
+        ("  logn  ", "logn", {}),
+        ("logn()", "logn", {}),
+        ("norcal(gamma=0.6)", "norcal", {"gamma": 0.6}),
+        ("norcal( gamma = 0.6 )", "norcal", {"gamma": 0.6}),
+        ("logn(beta=mean)", "logn", {"beta": "mean"}),
+        ("logn(beta='mean')", "logn", {"beta": "mean"}),
+        ("logn(beta=-4, std_power=2)", "logn", {"beta": -4, "std_power": 2}),
+        ("logn(use_std=False)", "logn", {"use_std": False}),
+        ("class_balanced(gamma=1e-1)", "class_balanced", {"gamma": 0.1}),
+    ],
+)
+def test_names_and_calls_are_read(text, name, options):
+    assert parse_calibration(text) == (name, options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "norcal(0.6)", "norcal(gamma=)", "norcal(gamma=1/2)", "norcal gamma=0.6", "logn;",
+        "core.logn", "logn()()", "logn(**options)", "logn(beta=open('x'))", "[logn]", "0",
+        "logn\n2", "logn(beta=x.y)", "norcal(gamma=0.6", "logn(beta=1, beta=2)",
+    ],
+)  # fmt: skip
+def test_other_texts_are_errors_that_show_the_form(text):
+    with pytest.raises(ValueError, match=r"Can't read the calibration .* norcal\(gamma=0.6\)"):
+        parse_calibration(text)
+
+
+def test_nothing_is_executed(tmp_path):
+    with pytest.raises(ValueError):
+        parse_calibration(f"logn(beta=open('{tmp_path}/x', 'w'))")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["login", "login(beta=1)"])
+def test_unknown_name_lists_the_known_ones(text):
+    with pytest.raises(KeyError) as error:
+        parse_calibration(text)
+    message = str(error.value)
+    assert "Unknown calibration 'login'" in message
+    assert all(name in message for name in CALIBRATION_REGISTRY)
+
+
+def test_every_known_name_can_be_built():
+    inputs = CalibrationInputs(3, make_stage(), COUNTS)
+    needed = {"norcal": "gamma=0.6", "class_balanced": "gamma=0.9", "temperature": "temperature=2"}
+    for name in CALIBRATION_REGISTRY:
+        calibration = build_calibration(f"{name}({needed.get(name, '')})", inputs)
+        assert calibration.num_classes == 3 and calibration.name.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("norcal", "gamma"),
+        ("norcal(tau=1)", "tau"),
+        ("logn_mean(beta=min)", "beta"),
+        ("uncalibrated(x=1)", "x"),
+        ("logn(background=first)", "background"),
+    ],
+)
+def test_wrong_options_are_named(text, message):
+    with pytest.raises(ValueError, match=f"wrong options: .*{message}"):
+        build_calibration(text, CalibrationInputs(3, make_stage(), COUNTS))
+
+
+def test_what_is_missing_is_named():
+    for name in ("logn", "logn_mean", "logn_std", "logn_beta", "logn_no_beta"):
+        with pytest.raises(ValueError, match="needs logit statistics: give .*--stats PATH"):
+            build_calibration(name, CalibrationInputs(3, counts=COUNTS))
+    for text in ("norcal(gamma=1)", "class_balanced(gamma=0.9)", "logit_adjustment"):
+        with pytest.raises(ValueError, match="needs the class counts of the training set"):
+            build_calibration(text, CalibrationInputs(3, stage=make_stage()))
+    with pytest.raises(ValueError, match="has 3 classes, this head 4"):
+        build_calibration("norcal(gamma=1)", CalibrationInputs(4, counts=COUNTS))
+
+
+def test_counts_are_only_counted_when_needed():
+    def count():
+        raise AssertionError("counting LVIS takes a while")
+
+    inputs = CalibrationInputs(3, make_stage(), count)
+    assert torch.equal(build_calibration("logn", inputs).shift, logn(make_stage()).shift)
+
+
+def test_counts_are_counted_once_for_all_stages():
+    calls = []
+
+    def count():
+        calls.append(1)
+        return COUNTS
+
+    calibrations = stage_calibrations("norcal(gamma=1)", num_classes=3, num_stages=3, counts=count)
+    expected = norcal(COUNTS.image_count, gamma=1.0).shift
+    assert all(torch.equal(calibration.shift, expected) for calibration in calibrations)
+    assert (len(calibrations), len(calls)) == (3, 1)
+
+
+def test_each_stage_has_its_own_statistics():
+    stages = tuple(map(make_stage, range(3)))
+    statistics = LogitStatistics(stages=stages, class_names=NAMES)
+    found = stage_calibrations("logn", num_classes=3, num_stages=3, statistics=statistics)
+    for calibration, stage in zip(found, stages, strict=True):
+        assert torch.equal(calibration.scale, logn(stage).scale)
+        assert torch.equal(calibration.shift, logn(stage).shift)
+
+
+def test_statistics_of_another_head_are_an_error():
+    statistics = LogitStatistics(stages=(make_stage(),), class_names=NAMES)
+    with pytest.raises(StatisticsError, match="has 4 classes"):
+        stage_calibrations("logn", num_classes=4, statistics=statistics)
+    with pytest.raises(StatisticsError, match="3 box predictors"):
+        stage_calibrations("logn", num_classes=3, num_stages=3, statistics=statistics)
+    # The same number of columns, so that nothing else would notice.
+    with pytest.raises(ValueError, match="background column 'last', this head 'first'"):
+        stage_calibrations("logn", num_classes=3, statistics=statistics, background="first")
+
+
+def test_background_reaches_the_calibration():
+    for background in ("last", "first", "none"):
+        inputs = CalibrationInputs(3, counts=COUNTS, background=background)
+        for text in ("uncalibrated", "norcal(gamma=1)", "temperature(temperature=2)"):
+            assert build_calibration(text, inputs).background == background
