@@ -1,0 +1,289 @@
+"""Finite data loaders for the passes over a data set: statistics, and sweeps.
+
+The images of a pass are numbered by their *position* in it. Process r of W takes the positions r,
+r + W, ..., so that every one is passed exactly once, and whatever is random about an image follows
+from the seed and its position: not from the number of processes, of workers, or from where an
+interrupted pass went on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils.data as torchdata
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+
+from .rng import seeded_rng
+
+__all__ = [
+    "PassDataset",
+    "build_evaluation_loader",
+    "build_statistics_loader",
+    "statistics_mapper",
+    "training_images",
+]
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Mapper = Callable[[Record], Record]
+
+
+class PassDataset(torchdata.Dataset):
+    """The images of one pass in their order, each mapped with its own random numbers.
+
+    Args:
+        records (Sequence[dict]): N images in Detectron2's data set form.
+        order (Tensor): (P,) int64, which record is at each position; records may repeat.
+        mapper (Callable): for example a DatasetMapper.
+        seed (int): of what the mapper draws.
+        needs_instances (bool): whether mapped images must have ground truth.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        order: torch.Tensor,
+        mapper: Mapper,
+        *,
+        seed: int = 0,
+        needs_instances: bool = False,
+    ) -> None:
+        # Serialized: as Python objects the records would be copied into every worker.
+        self._records = DatasetFromList(list(records), copy=False)
+        self._order = order
+        self._mapper = mapper
+        self._seed = seed
+        self._needs_instances = needs_instances
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, position: int) -> Record:
+        index = int(self._order[position])
+        record = self._records[index]
+        with seeded_rng(self._seed, position):
+            mapped = self._mapper(record)
+        if self._needs_instances and "instances" not in mapped:
+            raise ValueError(
+                f"'{record.get('file_name')}' has no annotations, which sampled RoIs need. Set "
+                "MODEL.LOGN.COLLECT.POPULATION to proposals, or register the data set with them."
+            )
+        mapped.setdefault("image_id", index)
+        mapped["statistics_index"] = position
+        return mapped
+
+    def digest(self) -> str:
+        """A hash of which images are passed, in which order: 16 hexadecimal digits."""
+        names = [str(record.get("file_name")) for record in self._records]
+        content = "\n".join(names).encode() + self._order.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def build_statistics_loader(
+    cfg: CfgNode,
+    *,
+    skip: int = 0,
+    dataset: Sequence[Record] | None = None,
+    mapper: Mapper | None = None,
+) -> torchdata.DataLoader:
+    """A finite loader over the training set with its annotations, for the statistics pass.
+
+    Images come one at a time in a random order that is fixed by the seed, so that any beginning of
+    the pass is a random sample of it. ``cfg.MODEL.LOGN.COLLECT`` decides how often an image comes,
+    how many do, and whether they are augmented.
+
+    Args:
+        cfg (CfgNode): as used for training.
+        skip (int): positions of this process that are done already.
+        dataset (Sequence[dict]): instead of ``cfg.DATASETS.TRAIN``, filtered already.
+        mapper (Callable): instead of Detectron2's; it must keep the annotations.
+
+    Returns:
+        DataLoader: of lists of one mapped image, this process's share. Each image has
+        "statistics_index", its position in the whole pass.
+
+    Raises:
+        ValueError: there are no images to pass over, or they have no annotations.
+    """
+    collect = cfg.MODEL.LOGN.COLLECT
+    keeps_masks = _filtering_needs_masks(cfg)
+    if dataset is None:
+        dataset = training_images(cfg)
+    order = _pass_order(cfg, dataset)
+    records = dataset
+    if mapper is None and not keeps_masks:  # a mapper of the user's own may need everything
+        records = [_without_masks(record, drop_empty=cfg.MODEL.MASK_ON) for record in dataset]
+    logger.info(
+        "Statistics pass over %d images of %s (%d in the set, %s, augmentation %s)",
+        len(order),
+        ", ".join(cfg.DATASETS.TRAIN),
+        len(records),
+        "repeated as in training" if collect.REPEAT else "each once",
+        "on" if collect.AUGMENT else "off",
+    )
+    images = PassDataset(
+        records,
+        order,
+        mapper or statistics_mapper(cfg),
+        seed=collect.SEED,
+        needs_instances=collect.POPULATION != "proposals",
+    )
+    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_evaluation_loader(
+    cfg: CfgNode, dataset_name: str, *, skip: int = 0
+) -> torchdata.DataLoader:
+    """A finite loader over an evaluation set that can begin in the middle.
+
+    Args:
+        cfg (CfgNode): a Detectron2 config; the test-time mapper is made from it.
+        dataset_name (str): a registered data set.
+        skip (int): positions of this process that are done already.
+
+    Returns:
+        DataLoader: of lists of one mapped image, this process's share.
+    """
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        index = list(cfg.DATASETS.TEST).index(dataset_name)
+        files = [cfg.DATASETS.PROPOSAL_FILES_TEST[index]]
+    records = get_detection_dataset_dicts([dataset_name], filter_empty=False, proposal_files=files)
+    records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
+    mapper = DatasetMapper(cfg, is_train=False)
+    images = PassDataset(records, torch.arange(len(records)), mapper)
+    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
+
+
+def training_images(cfg: CfgNode) -> list[Record]:
+    """The images that training uses: ``cfg.DATASETS.TRAIN``, filtered as training filters them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = tuple(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ValueError(
+            "DATASETS.TRAIN is empty, so there is nothing to gather statistics from. Name the data "
+            "set that the model was trained on."
+        )
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    try:
+        return get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=(
+                cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+            ),
+        )
+    except AssertionError as error:
+        raise ValueError(
+            f"The training set {', '.join(names)} can't be used for statistics: {error} Check "
+            "DATASETS.TRAIN, and DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images "
+            "without annotations."
+        ) from error
+
+
+def statistics_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Detectron2's training mapper, with the test-time resize unless COLLECT.AUGMENT is set.
+
+    Boxes and classes are as in training. Masks are left out where they have no influence on which
+    objects are kept, and key points always: nothing is trained here.
+    """
+    arguments = DatasetMapper.from_config(cfg, is_train=True)
+    if not cfg.MODEL.LOGN.COLLECT.AUGMENT:
+        arguments["augmentations"] = DatasetMapper.from_config(cfg, is_train=False)["augmentations"]
+        arguments["recompute_boxes"] = False
+    arguments["use_instance_mask"] = _filtering_needs_masks(cfg)
+    arguments["use_keypoint"] = False
+    return DatasetMapper(**arguments)
+
+
+def _filtering_needs_masks(cfg: CfgNode) -> bool:
+    """Whether the mapper could drop or change an object because of its mask.
+
+    It does when a crop cuts the mask off, or when a bitmap loses its last pixel in the resize.
+    Polygons survive every resize and flip.
+    """
+    crops = cfg.INPUT.CROP.ENABLED and cfg.MODEL.LOGN.COLLECT.AUGMENT
+    return cfg.MODEL.MASK_ON and (crops or cfg.INPUT.MASK_FORMAT != "polygon")
+
+
+def _without_masks(record: Record, drop_empty: bool) -> Record:
+    """The record without what is slow to copy and decode; the given one is not changed.
+
+    With masks on, Detectron2's mapper drops an object whose list of polygons is empty; since the
+    mapper here sees no masks, ``drop_empty`` does it.
+    """
+    light = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
+    if "annotations" in record:
+        light["annotations"] = [
+            {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+            for annotation in record["annotations"]
+            if not drop_empty or annotation.get("segmentation", True)
+        ]
+    return light
+
+
+def _pass_order(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
+    """(P,) int64, the record at each position of the pass."""
+    collect = cfg.MODEL.LOGN.COLLECT
+    if not len(records):
+        raise ValueError(
+            f"There are no images in {', '.join(cfg.DATASETS.TRAIN)} to gather statistics from. "
+            "Check DATASETS.TRAIN and DATALOADER.FILTER_EMPTY_ANNOTATIONS."
+        )
+    generator = torch.Generator().manual_seed(collect.SEED % 2**63)
+    order = torch.arange(len(records))
+    if collect.REPEAT:
+        order = torch.repeat_interleave(order, _repetitions(cfg, records, generator))
+    order = order[torch.randperm(len(order), generator=generator)]
+    return order[: collect.MAX_IMAGES] if collect.MAX_IMAGES > 0 else order
+
+
+def _repetitions(
+    cfg: CfgNode, records: Sequence[Record], generator: torch.Generator
+) -> torch.Tensor:
+    """(N,) int64, how often each image comes in one epoch of the training sampler."""
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler != "RepeatFactorTrainingSampler":
+        if sampler != "TrainingSampler":
+            logger.warning(
+                "How often %s repeats an image is not known here; every image is passed once.",
+                sampler,
+            )
+        return torch.ones(len(records), dtype=torch.int64)
+    # Releases after 0.6 can repeat by the frequency itself instead of its square root.
+    options = {}
+    if "REPEAT_SQRT" in cfg.DATALOADER:
+        options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
+    )
+    # Stochastic rounding, as the sampler does each epoch.
+    whole = factors.trunc()
+    return (whole + (torch.rand(len(factors), generator=generator) < factors - whole)).long()
+
+
+def _loader(images: PassDataset, skip: int, num_workers: int) -> torchdata.DataLoader:
+    positions = range(comm.get_rank(), len(images), comm.get_world_size())[skip:]
+    return torchdata.DataLoader(
+        images, batch_size=1, sampler=positions, num_workers=num_workers, collate_fn=_as_it_is
+    )
+
+
+def _as_it_is(batch: list[Record]) -> list[Record]:
+    return batch

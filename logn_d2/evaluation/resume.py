@@ -1,0 +1,78 @@
+"""What an interrupted pass over a data set needs to go on where it stopped, and only there."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["BatchLoader", "LoaderFactory", "loader_from", "pass_digest", "weights_digest"]
+
+BatchLoader = Iterable[Sequence[Mapping[str, Any]]]
+"""What `inference_on_dataset` takes: batches of mapped images, with a length."""
+
+LoaderFactory = Callable[[int], BatchLoader]
+"""A function from the number of batches that are done already to a loader of the others."""
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of all weights and buffers: 64 hexadecimal digits.
+
+    About a second per GiB. A change anywhere in the network changes its logits, so the
+    classifier's weights alone would not do.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def pass_digest(model: nn.Module, loader: object, settings: Mapping[str, Any]) -> str:
+    """A hash of everything that decides the result of a pass: 12 hexadecimal digits.
+
+    Args:
+        model (nn.Module): its weights.
+        loader (object): the images, where it knows them (a loader of `PassDataset`).
+        settings (Mapping): what else has an influence, as far as JSON can write it.
+    """
+    digest = getattr(getattr(loader, "dataset", None), "digest", None)
+    content = {
+        "weights": weights_digest(model),
+        "images": digest() if callable(digest) else None,
+        "settings": settings,
+    }
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def loader_from(loader: BatchLoader | LoaderFactory, skip: int) -> BatchLoader:
+    """The loader without its first batches.
+
+    Args:
+        loader (Iterable or Callable): a loader, whose first batches are loaded and dropped; or a
+            function from the number of batches to leave out to a loader, which saves that time.
+        skip (int): batches to leave out.
+    """
+    if not isinstance(loader, Iterable):
+        return loader(skip)
+    return _SkippingLoader(loader, skip) if skip else loader
+
+
+class _SkippingLoader:
+    def __init__(self, loader: BatchLoader, skip: int) -> None:
+        assert isinstance(loader, Sized)
+        self._loader = loader
+        self._skip = skip
+
+    def __len__(self) -> int:
+        return max(len(self._loader) - self._skip, 0)
+
+    def __iter__(self) -> Iterator[Sequence[Mapping[str, Any]]]:
+        return itertools.islice(self._loader, self._skip, None)

@@ -1,0 +1,113 @@
+"""A small R-18 detector and a small data set of noise, for passes over a data set.
+
+The scripts that tests start as processes of their own import this file too.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from PIL import Image
+from torch import nn
+
+from logn_d2.config import add_logn_config
+
+NUM_CLASSES = 4
+CLASS_NAMES = ["common", "usual", "seldom", "rare"]
+TRAIN = "small_detectors_train"
+
+
+def draw_images(folder: Path, count: int = 10) -> list[dict]:
+    """Images of noise with two objects each; one has none, and the last class is in one image."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+        second = 3 if index == 2 else 1 + index % 2
+        objects = [_object(0, [4.0, 6.0, 34.0, 40.0]), _object(second, [20.0, 10.0, 60.0, 30.0])]
+        record = {"file_name": str(path), "image_id": 100 + index, "height": 48, "width": 64}
+        records.append({**record, "annotations": [] if index == 5 else objects})
+    return records
+
+
+def _object(category: int, box: list[float]) -> dict:
+    x0, y0, x1, y1 = box
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": category,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+    }
+
+
+def register(records: list[dict], name: str = TRAIN) -> None:
+    """Registers the images, in the place of others that had the name."""
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: copy.deepcopy(records))
+    MetadataCatalog.get(name).thing_classes = CLASS_NAMES
+
+
+def small_config(head: str = "StandardROIHeads", **options: object) -> CfgNode:
+    """R-18-FPN with few channels; options have "__" for the dots of a key."""
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (TRAIN,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.INPUT.MIN_SIZE_TRAIN = (40, 48, 56)
+    cfg.INPUT.MIN_SIZE_TEST = 48
+    cfg.TEST.DETECTIONS_PER_IMAGE = 30
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
+    cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 60
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 40
+    cfg.MODEL.ROI_HEADS.NAME = head
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 24
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.01
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 5
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = "Cascade" in head
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
+    for key, value in options.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def small_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
+    """The config's model, with weights that make its outputs vary over classes and images."""
+    torch.manual_seed(seed)
+    model = build_model(cfg).eval()
+    for name, parameter in model.named_parameters():
+        if "cls_score" in name and "bias" not in name:
+            nn.init.normal_(parameter, std=0.01)
+        elif "bbox_pred" in name and "bias" not in name:
+            nn.init.normal_(parameter, std=0.001)
+        elif "mask_head" in name and "bias" not in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
