@@ -1,0 +1,141 @@
+"""An import goes down only, and logn_d2.core needs nothing but torch, numpy and safetensors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import logn_d2
+
+PACKAGE = Path(logn_d2.__file__).parent
+REPOSITORY = PACKAGE.parent
+SCRIPTS = ("train_net", "tools", "benchmarks")
+
+# Layer -> the layers that it may import. "logn_d2" is the package's own __init__, which holds the
+# version and loads other names on first use.
+BELOW = {
+    "logn_d2": set(),
+    "core": set(),
+    "data": {"core"},
+    "modeling": {"core", "data"},
+    "config": {"modeling"},  # only registration
+    "evaluation": {"core", "data", "modeling"},
+    "report": {"core", "data", "modeling", "evaluation"},
+    "engine": {"core", "data", "modeling", "config", "evaluation"},
+}
+CORE_MAY_IMPORT = {"torch", "numpy", "safetensors", *sys.stdlib_module_names}
+
+
+def module_name(path):
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(source, module, is_package=False):
+    """Full names of everything that a source imports, inside functions too."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            if node.args and isinstance(node.args[0], ast.Constant):
+                yield node.args[0].value
+
+
+def layer_of(name):
+    """The layer of a full name, None for other packages."""
+    root, *rest = name.split(".")
+    if root in SCRIPTS:
+        return "scripts"
+    if root != "logn_d2":
+        return None
+    home = logn_d2._HOMES.get(rest[0] if rest else "", name)
+    layer = [*home.split("."), ""][1]
+    return layer if layer in BELOW else "logn_d2"
+
+
+def sources():
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [pytest.param(path, id=str(path.relative_to(PACKAGE))) for path in paths]
+
+
+@pytest.mark.parametrize("path", sources())
+def test_imports_go_down_only(path):
+    module = module_name(path)
+    layer = layer_of(module)
+    allowed = {None, layer, "logn_d2"} | BELOW[layer]
+    names = imports_of(path.read_text(), module, path.name == "__init__.py")
+    up = sorted(name for name in names if layer_of(name) not in allowed)
+    assert not up, f"{module} ({layer}) may import {sorted(BELOW[layer])}, but imports {up}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=lambda p: p.stem)
+def test_core_imports_only_torch_numpy_safetensors(path):
+    names = imports_of(path.read_text(), module_name(path), path.name == "__init__.py")
+    roots = {name.split(".")[0] for name in names}
+    assert roots <= CORE_MAY_IMPORT | {"logn_d2"}
+
+
+def test_every_module_has_a_layer():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert (folders | files) - {"configs"} <= set(BELOW)
+
+
+def run_python(code):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+
+
+def test_core_works_without_detectron2_and_all_else():
+    code = """
+import sys
+blocked = ("detectron2", "fvcore", "cv2", "matplotlib", "lvis", "torchvision", "pycocotools",
+           "faster_coco_eval", "PIL", "scipy", "omegaconf", "yacs", "iopath")
+for name in blocked:
+    sys.modules[name] = None  # an import of it raises ImportError
+import torch
+import logn_d2.core
+from logn_d2 import AffineCalibration, LogitMoments, LogitStatistics, logn
+stage = logn_d2.core.StageStatistics(
+    torch.tensor([-2.0, 1.0]), torch.tensor([4.0, 1.0]), torch.tensor([9, 9]))
+print(logn(stage)(torch.ones(1, 2)).tolist())
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[[0.5, 1.0]]"
+
+
+def test_importing_the_package_loads_nothing_else():
+    heavy = ("torch", "numpy", "detectron2", "cv2", "matplotlib", "lvis")
+    result = run_python(f"import sys, logn_d2; print([n for n in {heavy} if n in sys.modules])")
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "layer"),
+    [
+        ("from ..evaluation import sweep", "evaluation"),
+        ("from .. import evaluation", "evaluation"),
+        ("from .. import attach", "modeling"),
+        ("from .. import __version__", "logn_d2"),
+        ("from . import affine", "core"),
+        ("from .affine import AffineCalibration", "core"),
+        ("import logn_d2.engine.trainer as t", "engine"),
+        ("from logn_d2 import engine", "engine"),
+        ("def f():\n    from logn_d2.modeling import attach", "modeling"),
+        ("if TYPE_CHECKING:\n    from ..data import registration", "data"),
+        ("importlib.import_module('logn_d2.report')", "report"),
+        ("from tools import fold_calibration", "scripts"),
+        ("import torch", None),
+    ],
+)
+def test_the_walk_sees_every_form_of_import(source, layer):
+    (name,) = imports_of(source, "logn_d2.core.module")
+    assert layer_of(name) == layer
