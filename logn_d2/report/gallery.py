@@ -1,0 +1,256 @@
+"""Validation images before and after calibration: the largest gains and the largest losses.
+
+Calibrations move all scores, so that one score threshold would compare different amounts of
+detections. Instead, of each image the n best detections are looked at, where n is the number of its
+annotated objects. An object is *found* if one of them has its class and an IoU of at least 0.5.
+
+Shapes: G annotated objects, D detections.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.utils.visualizer import GenericMask, Visualizer
+from PIL import Image
+
+from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.evaluation.lvis_matching import box_candidates
+
+__all__ = ["Gallery", "GalleryEntry", "draw_entry", "make_gallery", "matched", "shown_detections"]
+
+_FOUND, _OTHER, _TRUTH = "#56B4E9", "#E69F00", "#FFFFFF"
+_PICTURE_PX = 360
+_JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One image of the gallery.
+
+    Attributes:
+        image_id (int): as in the annotations.
+        gained (tuple[int, ...]): classes of the objects found only after calibration.
+        lost (tuple[int, ...]): classes of the objects found only before.
+        before (str): ``data:`` address of the picture; "" if not drawn.
+        after (str): likewise.
+    """
+
+    image_id: int
+    gained: tuple[int, ...]
+    lost: tuple[int, ...]
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Chosen images, and the counts over all images that tell whether they are typical.
+
+    Attributes:
+        entries (tuple[GalleryEntry, ...]): gains first, each kind by falling change.
+        num_images (int): images in the validation set.
+        num_objects (int): annotated objects.
+        num_rare (int): of them, objects of rare classes.
+        gained (tuple[int, int]): objects found only after calibration: rare, all.
+        lost (tuple[int, int]): objects found only before: rare, all.
+        names (tuple[str, str]): of the two calibrations.
+    """
+
+    entries: tuple[GalleryEntry, ...]
+    num_images: int
+    num_objects: int
+    num_rare: int
+    gained: tuple[int, int]
+    lost: tuple[int, int]
+    names: tuple[str, str] = ("uncalibrated", "logn")
+
+
+def make_gallery(
+    truth: LvisGroundTruth,
+    before: Detections,
+    after: Detections,
+    read_image: Callable[[int], np.ndarray],
+    labels: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    max_images: int = 16,
+    names: tuple[str, str] = ("uncalibrated", "logn"),
+) -> Gallery:
+    """Chooses and draws.
+
+    Args:
+        truth (LvisGroundTruth): the validation set.
+        before (Detections): of the uncalibrated detector.
+        after (Detections): of the calibrated one.
+        read_image (Callable): image id -> (H, W, 3) uint8 RGB.
+        labels (Sequence[str]): (K,) short class names.
+        groups (Sequence[str]): (K,) of "r", "c", "f"; by default the ground truth's.
+        max_images (int): pictures of gains and of losses together.
+        names (tuple[str, str]): of the two calibrations.
+
+    Returns:
+        Gallery: half gains, half losses where there are enough of both.
+    """
+    before, after = (shown_detections(truth, detections) for detections in (before, after))
+    groups = np.asarray(truth.groups if groups is None else groups)
+    rare = groups[truth.category] == "r"
+    had, has = (matched(truth, detections)[0] for detections in (before, after))
+    gained, lost = has & ~had & ~truth.ignore, had & ~has & ~truth.ignore
+    entries = []
+    for image in _choose(truth, gained, lost, rare, max_images):
+        entry = GalleryEntry(
+            image_id=int(truth.image_ids[image]),
+            gained=tuple(truth.category[gained & (truth.image == image)].tolist()),
+            lost=tuple(truth.category[lost & (truth.image == image)].tolist()),
+        )
+        entries.append(draw_entry(entry, truth, before, after, read_image, labels, groups))
+    return Gallery(
+        entries=tuple(entries),
+        num_images=truth.num_images,
+        num_objects=int((~truth.ignore).sum()),
+        num_rare=int((rare & ~truth.ignore).sum()),
+        gained=(int((gained & rare).sum()), int(gained.sum())),
+        lost=(int((lost & rare).sum()), int(lost.sum())),
+        names=names,
+    )
+
+
+def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detections:
+    """Of each image as many of the best detections as it has annotated objects."""
+    image = np.searchsorted(truth.image_ids, detections.image_id)
+    order = np.lexsort((-detections.score, image))
+    image = image[order]
+    first = np.searchsorted(image, image)
+    rank = np.arange(len(order)) - first
+    num_objects = np.bincount(truth.image, minlength=truth.num_images)
+    return detections.take(order[rank < num_objects[image]])
+
+
+def matched(truth: LvisGroundTruth, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """Which objects are found, and which detections find one.
+
+    Args:
+        truth (LvisGroundTruth): G objects.
+        detections (Detections): D detections.
+
+    Returns:
+        tuple[ndarray, ndarray]: (G,) bool and (D,) bool.
+    """
+    image = np.searchsorted(truth.image_ids, detections.image_id)
+    found, hits = np.zeros(len(truth), dtype=bool), np.zeros(len(detections), dtype=bool)
+    detection, target, _ = box_candidates(
+        image * truth.num_classes + detections.category,
+        detections.box.astype(np.float64),
+        truth.keys(),
+        truth.box,
+        truth.crowd,
+    )
+    found[target] = True
+    hits[detection] = True
+    return found, hits
+
+
+def _choose(
+    truth: LvisGroundTruth, gained: np.ndarray, lost: np.ndarray, rare: np.ndarray, limit: int
+) -> list[int]:
+    """Image indices: the largest gains, then the largest losses, rare objects before others."""
+    count = truth.num_images
+
+    def per_image(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(truth.image[chosen], minlength=count)
+
+    rare_change = per_image(gained & rare) - per_image(lost & rare)
+    change = per_image(gained) - per_image(lost)
+    by_gain = np.lexsort((-change, -rare_change)).tolist()
+    better = (rare_change > 0) | ((rare_change == 0) & (change > 0))
+    worse = (rare_change < 0) | ((rare_change == 0) & (change < 0))
+    wins = [image for image in by_gain if better[image]]
+    losses = [image for image in reversed(by_gain) if worse[image]]
+    num_losses = min(len(losses), max(limit // 2, limit - len(wins)))
+    return wins[: limit - num_losses] + losses[:num_losses]
+
+
+def draw_entry(
+    entry: GalleryEntry,
+    truth: LvisGroundTruth,
+    before: Detections,
+    after: Detections,
+    read_image: Callable[[int], np.ndarray],
+    labels: Sequence[str],
+    groups: np.ndarray,
+) -> GalleryEntry:
+    """The entry with its two pictures."""
+    pixels = read_image(entry.image_id)
+    pictures = {}
+    for name, detections in (("before", before), ("after", after)):
+        own = detections.take(detections.image_id == entry.image_id)
+        pictures[name] = _draw(pixels, entry.image_id, truth, own, labels, groups)
+    return GalleryEntry(entry.image_id, entry.gained, entry.lost, **pictures)
+
+
+def _draw(
+    pixels: np.ndarray,
+    image_id: int,
+    truth: LvisGroundTruth,
+    detections: Detections,
+    labels: Sequence[str],
+    groups: np.ndarray,
+) -> str:
+    """One picture: objects dashed, detections that find one blue with a tick, others orange."""
+    scale = max(1.0, _PICTURE_PX / max(pixels.shape[:2]))
+    # Bilinear here, since the visualizer would enlarge with visible squares.
+    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+    enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    canvas = Visualizer(enlarged)
+    image = int(np.searchsorted(truth.image_ids, image_id))
+    for box in _corners(truth.box[truth.image == image]) * scale:
+        canvas.draw_box(box, alpha=0.6, edge_color="black")
+        canvas.draw_box(box, alpha=1.0, edge_color=_TRUTH, line_style=(0, (3, 3)))
+    _, hits = matched(truth, detections)
+    masks = _polygons(detections, pixels.shape[:2])
+    for index, box in enumerate(_corners(detections.box) * scale):
+        color = _FOUND if hits[index] else _OTHER
+        for polygon in masks[index]:
+            canvas.draw_polygon(polygon * scale, color, alpha=0.25)
+        canvas.draw_box(box, alpha=1.0, edge_color=color)
+        text = _label(labels, groups, int(detections.category[index]), bool(hits[index]))
+        position = (box[0], min(box[3], enlarged.shape[0] - 20))
+        canvas.draw_text(
+            f"{text} {detections.score[index]:.2f}", position,
+            color=color, font_size=11, horizontal_alignment="left",
+        )  # fmt: skip
+    return _jpeg_data_uri(canvas.get_output().get_image())
+
+
+def _label(labels: Sequence[str], groups: np.ndarray, category: int, hit: bool) -> str:
+    """A class as it is written in a picture; a found rare object has a star."""
+    mark = ("★" if groups[category] == "r" else "✓") if hit else "✗"
+    return f"{mark} {labels[category]}"
+
+
+def _corners(box: np.ndarray) -> np.ndarray:
+    """XYXY of XYWH, float64."""
+    box = np.asarray(box, dtype=np.float64)
+    return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
+
+
+def _polygons(detections: Detections, size: tuple[int, int]) -> Mapping[int, list[np.ndarray]]:
+    """Outlines of each mask, (n, 2) pixels each; none for a detector without masks."""
+    if detections.masks is None:
+        return {index: [] for index in range(len(detections))}
+    return {
+        index: [part.reshape(-1, 2) for part in GenericMask(rle, *size).polygons]
+        for index, rle in enumerate(detections.masks.to_dicts())
+    }
+
+
+def _jpeg_data_uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

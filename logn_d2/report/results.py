@@ -1,0 +1,269 @@
+"""The result file of a comparison of calibrations: what the report is made from.
+
+`results.json` holds:
+
+- ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
+  at least AP, APr, APc and APf for each task, in percent; ``null`` where no class has objects;
+- ``provenance``: whatever says where the numbers come from; shown as it is;
+- ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
+
+Shapes: K foreground classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logn_d2.core import atomic_write
+
+__all__ = ["BASELINE", "GROUPS", "METRICS", "TASKS", "ClassInfo", "ResultRow", "Results"]
+
+BASELINE = "uncalibrated"
+"""The calibration that the others are compared with."""
+
+TASKS = {"bbox": "boxes", "segm": "masks"}
+GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+METRICS = ("AP", "APr", "APc", "APf")
+
+_SECTIONS = ("rows", "provenance", "classes", "class_ap")
+_CLASS_FIELDS = ("names", "labels", "groups", "image_count", "instance_count")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """What one calibration reaches.
+
+    Attributes:
+        calibration (str): as written, for example "norcal(gamma=0.6)".
+        tasks (dict[str, dict[str, float]]): "bbox" and, with a mask head, "segm"; metric ->
+            percent, NaN where there is nothing to measure.
+    """
+
+    calibration: str
+    tasks: Mapping[str, Mapping[str, float]]
+
+    def value(self, task: str, metric: str) -> float:
+        """A metric in percent, rounded to the one decimal that is printed.
+
+        All that the report says (changes, winners) follows from the printed numbers, so that a
+        reader who subtracts them finds the same.
+        """
+        return round(self.tasks[task][metric], 1)
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """The classes of a data set.
+
+    Attributes:
+        names (tuple[str, ...]): K names.
+        labels (tuple[str, ...]): K short names for pictures, such as the drawn character.
+        groups (tuple[str, ...]): K of "r", "c", "f".
+        image_count (ndarray): (K,) training images.
+        instance_count (ndarray): (K,) training objects.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    image_count: np.ndarray
+    instance_count: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("image_count", "instance_count"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
+        lengths = {name: len(getattr(self, name)) for name in _CLASS_FIELDS}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The classes have columns of different lengths: {lengths}.")
+        if not self.names:
+            raise ValueError("There are no classes; leave them out where they are not known.")
+        unknown = sorted(set(self.groups) - set(GROUPS))
+        if unknown:
+            raise ValueError(f"The classes have groups {unknown}, expected {', '.join(GROUPS)}.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of `results.json`.
+
+    Attributes:
+        rows (tuple[ResultRow, ...]): at least the uncalibrated one.
+        provenance (dict): where the numbers come from.
+        classes (ClassInfo): or None.
+        class_ap (dict[str, dict[str, ndarray]]): calibration -> task -> (K,) AP in percent, NaN
+            for a class without objects; empty if not known.
+    """
+
+    rows: tuple[ResultRow, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    classes: ClassInfo | None = None
+    class_ap: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [row.calibration for row in self.rows]
+        if BASELINE not in names:
+            raise ValueError(
+                f"The results are of {', '.join(names) or 'no calibration'}; the report compares "
+                f"with '{BASELINE}'. Evaluate that as well."
+            )
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"The results have several rows of {', '.join(repeated)}.")
+        for row in self.rows:
+            if set(row.tasks) != set(self.rows[0].tasks):
+                raise ValueError(
+                    f"'{row.calibration}' was evaluated for {', '.join(row.tasks)}, '{names[0]}' "
+                    f"for {', '.join(self.rows[0].tasks)}. Evaluate all for the same tasks."
+                )
+        self._check_class_ap()
+
+    def _check_class_ap(self) -> None:
+        for name, tasks in self.class_ap.items():
+            for task, values in tasks.items():
+                if self.classes is None or len(values) != len(self.classes):
+                    known = "none" if self.classes is None else len(self.classes)
+                    raise ValueError(
+                        f"class_ap has {len(values)} values for '{name}' ({task}), but the classes "
+                        f"are {known}. Write the results again."
+                    )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that were evaluated, boxes first."""
+        return tuple(task for task in TASKS if task in self.rows[0].tasks)
+
+    def row(self, calibration: str) -> ResultRow:
+        """The row of a calibration.
+
+        Raises:
+            KeyError: there is none; the message lists those that are there.
+        """
+        for row in self.rows:
+            if row.calibration == calibration:
+                return row
+        known = ", ".join(row.calibration for row in self.rows)
+        raise KeyError(f"The results have no row '{calibration}'. They have: {known}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file; NaN becomes None, since JSON has none."""
+        content: dict[str, Any] = {
+            "rows": [{"calibration": row.calibration, **row.tasks} for row in self.rows],
+            "provenance": dict(self.provenance),
+        }
+        if self.classes is not None:
+            content["classes"] = {name: getattr(self.classes, name) for name in _CLASS_FIELDS}
+            content["class_ap"] = {
+                # More digits than anybody reads would double the file.
+                name: {task: np.round(values, 3) for task, values in tasks.items()}
+                for name, tasks in self.class_ap.items()
+            }
+        return _plain(content)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file; one that was there before stays whole if this fails."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Results:
+        """Reads a result file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is something else, or lacks a field; the message says which.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no result file at '{path}'. Make one with: python tools/demo.py"
+            )
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"'{path}' can't be used: {error}") from error
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Results:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a field is missing or unknown; the message says which.
+        """
+        _check_keys("The result file", content, required=("rows", "provenance"), known=_SECTIONS)
+        classes = content.get("classes")
+        if classes is not None:
+            _check_keys("classes", classes, required=_CLASS_FIELDS, known=_CLASS_FIELDS)
+            texts = {name: tuple(classes[name]) for name in _CLASS_FIELDS[:3]}
+            counts = {name: classes[name] for name in _CLASS_FIELDS[3:]}
+            classes = ClassInfo(**texts, **counts)
+        class_ap = {
+            name: {task: _numbers(values) for task, values in tasks.items()}
+            for name, tasks in content.get("class_ap", {}).items()
+        }
+        rows = tuple(_read_row(index, row) for index, row in enumerate(content["rows"]))
+        return cls(rows, content["provenance"], classes, class_ap)
+
+
+def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:
+    name = f"Row {index} ({row.get('calibration', 'unnamed')})"
+    _check_keys(name, row, required=("calibration", "bbox"), known=("calibration", *TASKS))
+    tasks = {}
+    for task in (task for task in TASKS if task in row):
+        _check_keys(f"{name}, {task},", row[task], required=METRICS)
+        tasks[task] = dict(zip(row[task], _numbers(row[task].values()).tolist(), strict=True))
+    return ResultRow(row["calibration"], tasks)
+
+
+def _check_keys(
+    what: str, found: Any, *, required: Sequence[str], known: Sequence[str] | None = None
+) -> None:
+    """Refuses a mapping that lacks a key, or has one that nobody would look at."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{what} is a {type(found).__name__}, expected an object with names.")
+    missing = [key for key in required if key not in found]
+    if missing:
+        raise ValueError(
+            f"{what} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}. "
+            "Write the results again with this version."
+        )
+    unknown = [key for key in found if known is not None and key not in known]
+    if unknown:
+        raise ValueError(
+            f"{what} has unknown fields {', '.join(unknown)}; known are {', '.join(known or ())}."
+        )
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Float64 with NaN for None.
+
+    Raises:
+        ValueError: something that is no number.
+    """
+    values = list(values)
+    try:
+        return np.array([math.nan if value is None else float(value) for value in values])
+    except TypeError:
+        raise ValueError(f"Expected numbers or null, found {values[:5]}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """What `json` writes, with None for NaN and lists for arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value

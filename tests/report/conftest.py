@@ -1,0 +1,187 @@
+"""Made-up results, statistics and images for the report: plain data, no detector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from logn_d2.core import LogitStatistics, StageStatistics, frequency_groups
+from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.report import ClassInfo, Gallery, ResultRow, Results, make_gallery
+
+CALIBRATIONS = (
+    "uncalibrated",
+    "logn",
+    "logn_mean",
+    "logn_std",
+    "logn_beta",
+    "logn_no_beta",
+    "norcal(gamma=0.6)",
+    "logit_adjustment",
+)
+
+
+def _class_info(num_classes: int) -> ClassInfo:
+    image_count = np.maximum(1, (900 / np.arange(1, num_classes + 1) ** 1.6).astype(int))
+    return ClassInfo(
+        names=tuple(f"letter_{index}" for index in range(num_classes)),
+        labels=tuple(chr(0x3B1 + index % 24) for index in range(num_classes)),
+        groups=tuple(frequency_groups(image_count)),
+        image_count=image_count,
+        instance_count=2 * image_count,
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+@pytest.fixture
+def make_results() -> Callable[..., Results]:
+    """A function that makes results whose rows are the means of their per-class AP."""
+
+    def make(num_classes: int = 40, shift: float = 1.5, masks: bool = True) -> Results:
+        generator = np.random.default_rng(3)
+        classes, groups = _class_info(num_classes), np.array(_class_info(num_classes).groups)
+        base = 12 + 10 * np.log10(classes.image_count) + generator.normal(0, 4, num_classes)
+        rows, class_ap = [], {}
+        for number, name in enumerate(CALIBRATIONS):
+            gain = shift * math.sin(number) * np.where(groups == "r", 2.0, -0.5)
+            noise = generator.normal(0, 2, num_classes) * (number > 0)
+            ap = {"bbox": np.clip(base + gain + noise, 0, 100)}
+            if masks:
+                ap["segm"] = 0.8 * ap["bbox"]
+            metrics = {
+                task: {
+                    "AP": _mean(values),
+                    "AP50": _mean(values) + 11.1,
+                    **{f"AP{group}": _mean(values[groups == group]) for group in "rcf"},
+                }
+                for task, values in ap.items()
+            }
+            rows.append(ResultRow(name, metrics))
+            class_ap[name] = ap
+        provenance = {
+            "seed": 0,
+            "machine": {"cpu": "A & B <processor>", "cores": 2},
+            "seconds": {"train": 61.5},
+            "commit": None,
+            "commands": ["make demo", "python tools/demo.py --phase report"],
+        }
+        return Results(tuple(rows), provenance, classes, class_ap)
+
+    return make
+
+
+@pytest.fixture
+def results(make_results: Callable[..., Results]) -> Results:
+    return make_results()
+
+
+@pytest.fixture
+def make_statistics() -> Callable[[Results], LogitStatistics]:
+    """A function that makes statistics for the classes of given results."""
+
+    def make(results: Results, num_stages: int = 1) -> LogitStatistics:
+        count = results.classes.image_count
+        generator = np.random.default_rng(5)
+        noise = generator.normal(0, 0.2, (2, len(count)))
+        mean = np.append(-6 + 0.8 * np.log(count) + noise[0], 3.0)
+        std = np.append(1 + 0.2 * np.log(count) + np.abs(noise[1]), 2.0)
+        stage = StageStatistics(
+            mean=torch.from_numpy(mean),
+            var=torch.from_numpy(std**2),
+            count=torch.full((len(count) + 1,), 5000),
+        )
+        return LogitStatistics(
+            stages=(stage,) * num_stages,
+            class_names=results.classes.names,
+            num_images=100,
+            num_rois=5000,
+        )
+
+    return make
+
+
+@pytest.fixture
+def statistics(results: Results, make_statistics: Callable) -> LogitStatistics:
+    return make_statistics(results)
+
+
+def read_image(image_id: int) -> np.ndarray:
+    """An image that depends on its id alone, (64, 96, 3) uint8."""
+    return np.random.default_rng(image_id).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def truth(results: Results) -> LvisGroundTruth:
+    """Six images of two objects each: a frequent class and a rare one."""
+    classes = results.classes
+    rare = classes.groups.index("r")
+    box = [[8, 8, 20, 24], [50, 20, 24, 24]]
+    return LvisGroundTruth.from_dict(
+        {
+            "images": [
+                {
+                    "id": image,
+                    "height": 64,
+                    "width": 96,
+                    "neg_category_ids": [],
+                    "not_exhaustive_category_ids": [],
+                }
+                for image in range(1, 7)
+            ],
+            "categories": [
+                {"id": index + 1, "name": name, "frequency": group}
+                for index, (name, group) in enumerate(
+                    zip(classes.names, classes.groups, strict=True)
+                )
+            ],
+            "annotations": [
+                {
+                    "id": 2 * image + which,
+                    "image_id": image,
+                    "category_id": (0, rare)[which] + 1,
+                    "bbox": box[which],
+                    "area": box[which][2] * box[which][3],
+                    "segmentation": [_outline(*box[which])],
+                }
+                for image in range(1, 7)
+                for which in (0, 1)
+            ],
+        }
+    )
+
+
+def _outline(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+@pytest.fixture
+def detections(truth: LvisGroundTruth) -> tuple[Detections, Detections]:
+    """Before: the rare object of image 1 alone is missed; after: that of image 2 alone."""
+
+    def detect(missed: int) -> Detections:
+        keep = ~((truth.image == missed - 1) & (truth.category > 0))
+        box = truth.box[keep] + np.array([1.0, 0.0, 0.0, 0.0])
+        return Detections(
+            image_id=truth.image_ids[truth.image[keep]],
+            category=truth.category[keep],
+            score=np.linspace(0.9, 0.5, keep.sum()),
+            box=box,
+            masks=truth.masks.take(keep),
+        )
+
+    return detect(1), detect(2)
+
+
+@pytest.fixture
+def gallery(
+    truth: LvisGroundTruth, detections: tuple[Detections, Detections], results: Results
+) -> Gallery:
+    return make_gallery(truth, *detections, read_image, results.classes.labels)

@@ -1,0 +1,94 @@
+"""Figures of ordinary data and of its limits: one class, empty groups, nothing measured."""
+
+from __future__ import annotations
+
+import base64
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from logn_d2.report import Results
+from logn_d2.report.analysis import Change, label_prior
+from logn_d2.report.figures import (
+    change_figure,
+    group_figure,
+    logit_figure,
+    prior_figure,
+    svg_data_uri,
+)
+from logn_d2.report.results import METRICS
+
+
+def _svg(figure: Figure) -> str:
+    head, _, content = svg_data_uri(figure).partition(",")
+    assert head == "data:image/svg+xml;base64"
+    text = base64.b64decode(content).decode("utf-8")
+    ElementTree.fromstring(text)
+    return text
+
+
+@pytest.mark.parametrize("groups", ["r", "f", "rcf", "rrff"])
+def test_logit_figure_draws_one_class_and_empty_groups(groups: str) -> None:
+    count = np.arange(1, len(groups) + 1)
+    figure = logit_figure(-count / 2, count / 3, count, list(groups))
+    points = sum(len(collection.get_offsets()) for collection in figure.axes[0].collections)
+    assert points == len(groups)
+    assert len(figure.axes[0].get_legend().get_texts()) == len(set(groups))
+    _svg(figure)
+
+
+def test_logit_figure_leaves_out_classes_without_images() -> None:
+    figure = logit_figure(np.zeros(3), np.ones(3), np.array([0, 5, 9]), ["r", "r", "r"])
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 2
+    _svg(logit_figure(np.zeros(1), np.ones(1), np.array([0]), ["r"]))
+
+
+def test_logit_figure_tells_the_correlation() -> None:
+    count, groups = np.array([1, 10, 100]), ["r", "c", "f"]
+    figure = logit_figure(np.array([-3.0, -2.0, -1.0]), np.array([3.0, 2.0, 1.0]), count, groups)
+    notes = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert notes == ["Spearman's ρ = +1.00", "Spearman's ρ = −1.00"]
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.14, 1.0])
+@pytest.mark.parametrize("num_classes", [1, 30])
+def test_prior_figure_draws_with_and_without_the_share(
+    num_classes: int, share: float | None
+) -> None:
+    prior = label_prior(-np.arange(num_classes) / 5)
+    count = np.arange(num_classes)[::-1]
+    figure = prior_figure(prior, count, ["c"] * num_classes, share)
+    assert len(figure.axes) == (1 if share is None else 2)
+    _svg(figure)
+
+
+def test_group_figure_labels_every_bar_with_its_number() -> None:
+    values = {"bbox": dict(zip(METRICS, (10.0, math.nan, 12.3, 30.04), strict=True))}
+    figure = group_figure(values, values)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["10.0", "–", "12.3", "30.0"] * 2
+    _svg(figure)
+
+
+def test_change_figure_draws_what_can_be_measured() -> None:
+    changes = {
+        "logn": {metric: Change(1.0, 2.0, 0.5, 1.5) for metric in METRICS},
+        "norcal(gamma=0.6)": {metric: Change(math.nan, math.nan) for metric in METRICS},
+    }
+    figure = change_figure(changes)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["LogN", "NorCal, gamma 0.6"]
+    _svg(figure)
+
+
+def test_figures_follow_the_page_and_repeat_byte_for_byte(results: Results) -> None:
+    def draw() -> str:
+        count = results.classes.image_count
+        return _svg(logit_figure(np.log(count), np.log(count), count, results.classes.groups))
+
+    text = draw()
+    assert "currentColor" in text and "#010203" not in text and "prefers-color-scheme" in text
+    assert text == draw()

@@ -1,0 +1,86 @@
+"""Which images are shown, and which objects count as found."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.report import Gallery, Results, make_gallery
+from logn_d2.report.gallery import matched, shown_detections
+
+Pair = tuple[Detections, Detections]
+
+
+def _read_image(image_id: int) -> np.ndarray:
+    return np.full((64, 96, 3), image_id, dtype=np.uint8)
+
+
+def test_as_many_detections_are_shown_as_there_are_objects(
+    truth: LvisGroundTruth, detections: Pair
+) -> None:
+    before = detections[0]
+    twice = Detections.concatenate(
+        [before, Detections(before.image_id, before.category, before.score - 0.4, before.box,
+                            before.masks)]
+    )  # fmt: skip
+    shown = shown_detections(truth, twice)
+    _, counts = np.unique(shown.image_id, return_counts=True)
+    assert counts.max() == 2
+    # Image 1 has one good detection, so its second place goes to the repeated one.
+    assert sorted(shown.score[shown.image_id == 1])[1] == pytest.approx(0.9)
+
+
+def test_found_needs_the_class_and_half_of_the_union(
+    truth: LvisGroundTruth, detections: Pair
+) -> None:
+    found, hits = matched(truth, detections[0])
+    assert found.tolist() == [True, False] + [True] * 10 and hits.all()
+    other = Detections([1, 1], [3, 0], [0.9, 0.8], [[8, 8, 20, 24], [40, 8, 20, 24]])
+    found, hits = matched(truth, other)
+    assert not found.any() and not hits.any()
+
+
+def test_gains_come_before_losses_with_counts_over_all_images(gallery: Gallery) -> None:
+    assert [entry.image_id for entry in gallery.entries] == [1, 2]
+    assert gallery.entries[0].gained and not gallery.entries[0].lost
+    assert gallery.entries[1].lost and not gallery.entries[1].gained
+    assert (gallery.gained, gallery.lost) == ((1, 1), (1, 1))
+    assert (gallery.num_images, gallery.num_objects, gallery.num_rare) == (6, 12, 6)
+
+
+def test_pictures_are_images_of_the_shape_of_the_original(gallery: Gallery) -> None:
+    for entry in gallery.entries:
+        head, _, content = entry.before.partition(",")
+        assert head == "data:image/jpeg;base64"
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert picture.width == 360 and picture.height == 240
+        assert entry.before != entry.after
+
+
+def test_half_of_the_room_is_for_losses(truth: LvisGroundTruth, results: Results) -> None:
+    box = truth.box
+    everything = Detections(truth.image_ids[truth.image], truth.category, np.full(12, 0.5), box)
+    rare_only = everything.take(truth.category > 0)
+    mixed = everything.take((truth.category == 0) | (truth.image < 2))
+    labels = results.classes.labels
+    both = make_gallery(truth, mixed, rare_only, _read_image, labels, max_images=2)
+    assert [len(entry.gained) - len(entry.lost) for entry in both.entries] == [0, -1]
+    gains = make_gallery(truth, mixed, everything, _read_image, labels, max_images=3)
+    assert len(gains.entries) == 3 and not any(entry.lost for entry in gains.entries)
+    losses = make_gallery(truth, everything, mixed, _read_image, labels, max_images=3)
+    assert len(losses.entries) == 3 and not any(entry.gained for entry in losses.entries)
+
+
+def test_no_detections_and_no_masks_are_fine(truth: LvisGroundTruth, results: Results) -> None:
+    some = Detections([1], [0], [0.5], [[8, 8, 20, 24]])
+    labels = results.classes.labels
+    gallery = make_gallery(truth, Detections.empty(), some, _read_image, labels)
+    assert len(gallery.entries) == 1
+    same = make_gallery(truth, some, some, _read_image, labels)
+    assert same.entries == () and same.gained == same.lost == (0, 0)

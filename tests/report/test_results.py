@@ -1,0 +1,88 @@
+"""The result file: what comes back is what was written, and errors name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from logn_d2.report import ResultRow, Results
+
+
+@pytest.fixture
+def content(results: Results) -> dict[str, Any]:
+    return json.loads(json.dumps(results.to_dict()))
+
+
+def test_what_is_loaded_is_what_was_saved(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.save(path)
+    loaded = Results.load(path)
+    assert loaded.to_dict() == results.to_dict()
+    assert loaded.row("logn").tasks["segm"]["APr"] == results.row("logn").tasks["segm"]["APr"]
+    np.testing.assert_array_equal(loaded.classes.image_count, results.classes.image_count)
+    np.testing.assert_allclose(
+        loaded.class_ap["logn"]["bbox"], results.class_ap["logn"]["bbox"], atol=5e-4
+    )
+
+
+def test_rows_have_the_promised_form(content: dict[str, Any]) -> None:
+    assert [row["calibration"] for row in content["rows"]][:2] == ["uncalibrated", "logn"]
+    assert {"AP", "AP50", "APr", "APc", "APf"} <= set(content["rows"][0]["bbox"])
+
+
+def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path) -> None:
+    metrics = {"AP": 1.0, "APr": math.nan, "APc": 2.0, "APf": 3.0}
+    Results((ResultRow("uncalibrated", {"bbox": metrics}),)).save(tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    assert "null" in text and "NaN" not in text
+    assert math.isnan(Results.load(tmp_path / "r.json").row("uncalibrated").value("bbox", "APr"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("rows"), "lacks rows"),
+        (lambda c: c.update(speed=3), "unknown fields speed"),
+        (lambda c: c["rows"][1].pop("bbox"), r"Row 1 \(logn\) lacks bbox"),
+        (lambda c: c["rows"][1]["bbox"].pop("APr"), r"Row 1 \(logn\), bbox, lacks APr"),
+        (lambda c: c["rows"][1].update(keypoints={}), "unknown fields keypoints"),
+        (lambda c: c["rows"][1].pop("segm"), "Evaluate all for the same tasks"),
+        (lambda c: c["rows"].pop(0), "Evaluate that as well"),
+        (lambda c: c["rows"].append(c["rows"][1]), "several rows of logn"),
+        (lambda c: c["rows"][1]["bbox"].update(AP=[1]), "Expected numbers"),
+        (lambda c: c["classes"].pop("groups"), "classes lacks groups"),
+        (lambda c: c["classes"]["names"].pop(), "different lengths"),
+        (lambda c: c["classes"]["groups"].__setitem__(0, "x"), r"groups \['x'\]"),
+        (lambda c: c["class_ap"]["logn"]["bbox"].pop(), "39 values for 'logn'"),
+    ],
+)
+def test_an_unusable_file_is_named_with_what_is_wrong(
+    content: dict[str, Any], tmp_path: Path, change: Any, message: str
+) -> None:
+    change(content)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as error:
+        Results.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tools/demo\.py"):
+        Results.load(tmp_path / "results.json")
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"results\.json' can't be used"):
+        Results.load(tmp_path / "results.json")
+
+
+def test_a_missing_row_lists_the_known_ones(results: Results) -> None:
+    with pytest.raises(KeyError, match=r"norcal\(gamma=0.6\)"):
+        results.row("tau_norm")
