@@ -11,6 +11,7 @@ from .calibration_registry import (
 from .calibrations import class_balanced, logit_adjustment, logn, norcal, tau_norm, temperature
 from .files import atomic_write
 from .fingerprint import classifier_fingerprint
+from .fold import fold_cosine, fold_linear
 from .frequency import ClassCounts, frequency_groups, shot_groups
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
 from .registry import Registry
@@ -33,6 +34,8 @@ __all__ = [
     "build_calibration",
     "class_balanced",
     "classifier_fingerprint",
+    "fold_cosine",
+    "fold_linear",
     "frequency_groups",
     "logit_adjustment",
     "logn",
