@@ -6,6 +6,9 @@ from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_evaluator import LVISFormEvaluator
 from .lvis_ground_truth import LvisGroundTruth
 from .statistics_collector import LogitStatisticsCollector
+from .sweep import sweep
+from .sweep_predictions import SweepPredictions
+from .sweep_results import evaluate_sweep, format_table, sweep_results
 
 __all__ = [
     "Detections",
@@ -14,7 +17,12 @@ __all__ = [
     "LvisGroundTruth",
     "LvisResult",
     "RleMasks",
+    "SweepPredictions",
     "collect_from_config",
     "collect_statistics",
     "evaluate_lvis",
+    "evaluate_sweep",
+    "format_table",
+    "sweep",
+    "sweep_results",
 ]

@@ -1,0 +1,113 @@
+"""One inference pass, many calibrations.
+
+A calibration changes class logits and nothing else. So the network runs once for each image; for
+each calibration there is only the softmax and the non-maximum suppression to do, and the mask head
+runs once for each different detection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.rng import preserved_rng
+from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
+from .sweep_runner import Calibrations, SweepRunner
+
+__all__ = ["sweep"]
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(
+    model: nn.Module,
+    loader: BatchLoader | LoaderFactory,
+    calibrations: Calibrations,
+    *,
+    average: str = "probs",
+    output_dir: str | os.PathLike[str] | None = None,
+    chunk_size: int = 200,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> SweepPredictions:
+    """Detections of a model under many calibrations, for little more than one inference pass.
+
+    Each calibration's boxes, classes and scores equal, bit for bit, those of the model with this
+    calibration attached; so do its masks, but for pixels that a larger batch in the mask head
+    rounds otherwise. A calibration that the model has already is left out of account: all start
+    from raw logits. Afterwards the model and all random generators are as they were.
+
+    Args:
+        model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
+        loader (Iterable or Callable): batches of mapped images, in the same order each time; see
+            `build_evaluation_loader`. A function from the number of batches to leave out to a
+            loader lets a resumed sweep go on without loading what it has seen.
+        calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
+        average (str): what a cascade averages over stages: "probs" or "logits".
+        output_dir (PathLike): folder for the predictions; memory use is then independent of the
+            number of images, and a killed sweep can be resumed. None keeps them in memory.
+        chunk_size (int): images of a process between two files, which is what a killed sweep loses
+            at most.
+        resume (bool): go on from the files of an interrupted sweep with the same settings.
+        settings (Mapping): whatever else must be the same for that.
+
+    Returns:
+        SweepPredictions: of all images; without ``output_dir`` on process 0 only, while the others
+        have their own images.
+
+    Raises:
+        ValueError: calibrations that do not fit the model.
+
+    Example:
+        >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
+        >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
+    """
+    runner = SweepRunner(model, calibrations, average)
+    with preserved_rng(), _evaluation_mode(model):
+        first = loader_from(loader, 0)
+        digest = pass_digest(model, first, {**runner.settings(), **(settings or {})})
+        writer = SweepWriter(
+            list(calibrations), output_dir, digest, chunk_size=chunk_size, resume=resume
+        )
+        rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
+        collector, start = _Collector(writer), time.perf_counter()
+        predictions = inference_on_dataset(runner, rest, collector)["predictions"]
+    rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
+    logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
+    return predictions
+
+
+class _Collector(DatasetEvaluator):
+    """Hands predictions on to the writer."""
+
+    def __init__(self, writer: SweepWriter) -> None:
+        self._writer = writer
+        self.num_images = 0
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: ImagePredictions) -> None:
+        self._writer.add(outputs)
+        self.num_images += len(inputs)
+
+    def evaluate(self) -> dict[str, SweepPredictions]:
+        return {"predictions": self._writer.finish()}
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode everywhere, and each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,293 @@
+"""The predictions of a sweep: each detection stored once, however many calibrations have it.
+
+A *chunk* holds some images: the union of all calibrations' detections with their boxes and masks,
+and for each calibration the positions of its own detections in the union, with their scores. On
+disk a chunk is an npz file without pickle. A folder with ``sweep.json``, which names the
+calibrations, and the chunk files is a finished or interrupted sweep.
+
+Shapes: U detections in the union of a chunk, D detections of one calibration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+
+from ..core import atomic_write
+from .detections import Detections
+
+__all__ = ["ImagePredictions", "SweepPredictions", "SweepWriter"]
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "sweep.json"
+_FORMAT = "logn_d2 sweep"
+_VERSION = 1
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ImagePredictions:
+    """All calibrations' detections in some images.
+
+    Attributes:
+        image_ids (tuple[int, ...]): the images, with those in which nothing was found.
+        union (Detections): U different detections; their scores mean nothing.
+        index (tuple[ndarray, ...]): for each calibration, (D,) int32 positions in the union.
+        score (tuple[ndarray, ...]): for each calibration, (D,) float32.
+    """
+
+    image_ids: tuple[int, ...]
+    union: Detections
+    index: tuple[np.ndarray, ...]
+    score: tuple[np.ndarray, ...]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImagePredictions]) -> ImagePredictions:
+        """Joins parts of one sweep (at least one), in their order."""
+        starts = np.cumsum([0, *(len(part.union) for part in parts[:-1])])
+        calibrations = range(len(parts[0].index))
+        return cls(
+            image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
+            union=Detections.concatenate([part.union for part in parts]),
+            index=tuple(
+                np.concatenate([p.index[c] + s for p, s in zip(parts, starts, strict=True)])
+                for c in calibrations
+            ),
+            score=tuple(np.concatenate([p.score[c] for p in parts]) for c in calibrations),
+        )
+
+    def to_arrays(self) -> Arrays:
+        """Everything, as named arrays."""
+        arrays = {f"union_{name}": array for name, array in self.union.to_arrays().items()}
+        arrays["image_ids"] = np.array(self.image_ids, dtype=np.int64)
+        for number, (index, score) in enumerate(zip(self.index, self.score, strict=True)):
+            arrays[f"index{number}"] = index.astype(np.int32)
+            arrays[f"score{number}"] = score.astype(np.float32)
+        return arrays
+
+
+class SweepPredictions:
+    """The detections of every calibration of a sweep.
+
+    Args:
+        names (Sequence[str]): of the calibrations.
+        chunks (Sequence): chunk files, or chunks as arrays.
+        finished (bool): whether all images are there.
+    """
+
+    def __init__(
+        self, names: Sequence[str], chunks: Sequence[Path | Arrays], finished: bool = True
+    ) -> None:
+        self.names = tuple(names)
+        self.finished = finished
+        self._chunks = list(chunks)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SweepPredictions:
+        """Reads what a sweep has written to its ``output_dir``; no network is needed.
+
+        Raises:
+            FileNotFoundError: there is no sweep.
+            ValueError: the folder's sweep is of a newer format.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"There is no sweep in '{folder}'. Make one with: tools/sweep_calibrations.py "
+                f"--config-file CONFIG --output {folder} MODEL.WEIGHTS WEIGHTS"
+            )
+        if manifest["version"] > _VERSION:
+            raise ValueError(
+                f"The sweep in '{folder}' has format version {manifest['version']}, this logn_d2 "
+                f"reads up to {_VERSION}. Update logn_d2."
+            )
+        if not manifest["finished"]:
+            logger.warning(
+                "The sweep in %s was interrupted: some images are missing. Repeat its command with "
+                "--resume to finish it.",
+                folder,
+            )
+        files = sorted(folder.glob(f"{manifest['digest']}-*.npz"))
+        return cls(manifest["names"], files, manifest["finished"])
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64, the images of the sweep, ascending."""
+        ids = [chunk["image_ids"] for chunk in self._open_chunks()]
+        return np.unique(np.concatenate(ids)) if ids else np.zeros(0, dtype=np.int64)
+
+    @property
+    def num_union(self) -> int:
+        """Different detections over all calibrations: what the mask head was run for."""
+        return sum(len(chunk["union_image_id"]) for chunk in self._open_chunks())
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks; not where nothing was found."""
+        return any("union_mask_counts" in chunk for chunk in self._open_chunks())
+
+    def detections(self, name: str) -> Detections:
+        """The detections of one calibration, in all images.
+
+        Raises:
+            KeyError: no calibration has that name; the message lists those that there are.
+        """
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise KeyError(f"There is no calibration '{name}' in this sweep. It has: {known}.")
+        number = self.names.index(name)
+        return Detections.concatenate(
+            [_detections_of(chunk, number) for chunk in self._open_chunks()]
+        )
+
+    def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
+        for chunk in self._chunks:
+            if isinstance(chunk, Path):
+                # An open npz file reads an array when it is asked for.
+                with np.load(chunk, allow_pickle=False) as file:
+                    yield file
+            else:
+                yield chunk
+
+
+class SweepWriter:
+    """Keeps one process's part of a sweep: in memory, or in chunk files from which it resumes.
+
+    Args:
+        names (Sequence[str]): of the calibrations.
+        folder (PathLike): where chunk files go; None keeps everything in memory.
+        digest (str): of everything that decides the result; part of the files' names.
+        chunk_size (int): images in a chunk.
+        resume (bool): keep what an interrupted sweep with this digest has written.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: str | os.PathLike[str] | None,
+        digest: str,
+        *,
+        chunk_size: int = 200,
+        resume: bool = False,
+    ) -> None:
+        self._names = tuple(names)
+        self._folder = None if folder is None else Path(folder)
+        self._digest = digest
+        self._share = f"{comm.get_rank()}of{comm.get_world_size()}"
+        self._chunk_size = max(chunk_size, 1)
+        self._pending: list[ImagePredictions] = []
+        self._in_memory: list[Arrays] = []
+        self._num_chunks = self.num_batches = self._pending_batches = self._pending_images = 0
+        if self._folder is not None:
+            self._open(self._folder, resume)
+
+    def add(self, batch: ImagePredictions) -> None:
+        """Adds one batch of images."""
+        self._pending.append(batch)
+        self._pending_batches += 1
+        self._pending_images += len(batch.image_ids)
+        if self._pending_images >= self._chunk_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has been added since the last chunk."""
+        if not self._pending:
+            return
+        arrays: Arrays = ImagePredictions.concatenate(self._pending).to_arrays()
+        if self._folder is None:
+            self._in_memory.append(arrays)
+        else:
+            with atomic_write(self._chunk_path()) as temporary, open(temporary, "wb") as file:
+                np.savez(file, batches=np.int64(self._pending_batches), **arrays)
+        self._num_chunks += 1
+        self.num_batches += self._pending_batches
+        self._pending, self._pending_batches, self._pending_images = [], 0, 0
+
+    def finish(self) -> SweepPredictions:
+        """Writes the rest and joins all processes' parts.
+
+        Returns:
+            SweepPredictions: of all images. A sweep in memory is whole on process 0 only; the
+            others have their own part.
+        """
+        self.flush()
+        if self._folder is None:
+            parts = comm.gather(self._in_memory, dst=0)
+            mine = [self._in_memory] if not comm.is_main_process() else parts
+            return SweepPredictions(self._names, [chunk for part in mine for chunk in part])
+        comm.synchronize()  # all chunks are there
+        if comm.is_main_process():
+            self._write_manifest(finished=True)
+        comm.synchronize()
+        return SweepPredictions.load(self._folder)
+
+    def _open(self, folder: Path, resume: bool) -> None:
+        """Makes the folder ready, and finds what this process has done already."""
+        if comm.is_main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            found = _read_manifest(folder)
+            same = found is not None and found["digest"] == self._digest
+            if resume and found is not None and not same:
+                logger.warning(
+                    "The sweep starts anew: %s holds one of other calibrations, other weights, "
+                    "other images or another number of processes. To keep that, choose another "
+                    "folder.",
+                    folder,
+                )
+            if found is not None and not (resume and same):
+                for path in folder.glob(f"{found['digest']}-*.npz"):
+                    path.unlink()
+            self._write_manifest(finished=False)
+        comm.synchronize()
+        while (
+            path := folder / f"{self._digest}-{self._share}-{self._num_chunks:05d}.npz"
+        ).exists():
+            with np.load(path, allow_pickle=False) as file:
+                self.num_batches += int(file["batches"])
+            self._num_chunks += 1
+        if self.num_batches:
+            logger.info("Resuming after %d batches of this process", self.num_batches)
+
+    def _chunk_path(self) -> Path:
+        """Of the next chunk."""
+        assert self._folder is not None
+        return self._folder / f"{self._digest}-{self._share}-{self._num_chunks:05d}.npz"
+
+    def _write_manifest(self, finished: bool) -> None:
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "names": self._names,
+            "digest": self._digest,
+            "finished": finished,
+        }
+        assert self._folder is not None
+        with atomic_write(self._folder / _MANIFEST) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:
+    """One calibration's detections in a chunk."""
+    union = {k.removeprefix("union_"): chunk[k] for k in chunk if k.startswith("union_")}
+    own = Detections.from_arrays(union).take(chunk[f"index{number}"])
+    return replace(own, score=chunk[f"score{number}"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The content of sweep.json; None where there is none, or another program's."""
+    try:
+        content = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None

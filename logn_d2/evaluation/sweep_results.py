@@ -1,0 +1,98 @@
+"""What the calibrations of a sweep reach, and the table that shows it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+from .lvis_ap import LvisResult, evaluate_lvis
+from .lvis_ground_truth import LvisGroundTruth
+from .sweep_predictions import SweepPredictions
+
+__all__ = ["evaluate_sweep", "format_table", "sweep_results"]
+
+logger = logging.getLogger(__name__)
+
+_TITLES = {"bbox": "box", "segm": "mask"}
+_METRICS = ("AP", "APr", "APc", "APf")
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def sweep_results(
+    predictions: SweepPredictions,
+    ground_truth: LvisGroundTruth,
+    tasks: Sequence[str] = ("bbox", "segm"),
+) -> dict[str, dict[str, LvisResult]]:
+    """Evaluates every calibration of a sweep, without a network.
+
+    Args:
+        predictions (SweepPredictions): see `sweep`.
+        ground_truth (LvisGroundTruth): of the same data set.
+        tasks (Sequence[str]): "bbox" and "segm"; masks are left out where either side has none.
+
+    Returns:
+        dict: name -> task -> result, in the order of the calibrations.
+
+    Raises:
+        ValueError: the ground truth is of another data set.
+    """
+    results: dict[str, dict[str, LvisResult]] = {}
+    for name in predictions.names:
+        detections = predictions.detections(name)
+        own_tasks = list(tasks)
+        if "segm" in own_tasks and (ground_truth.masks is None or not predictions.has_masks):
+            logger.info("The model or the annotations have no masks: only boxes are evaluated.")
+            own_tasks.remove("segm")
+        results[name] = {task: evaluate_lvis(ground_truth, detections, task) for task in own_tasks}
+        scores = [f"{task} {result.as_dict()['AP']:.2f}" for task, result in results[name].items()]
+        logger.info("AP of %s: %s", name, ", ".join(scores))
+    return results
+
+
+def evaluate_sweep(
+    predictions: SweepPredictions,
+    ground_truth: LvisGroundTruth,
+    tasks: Sequence[str] = ("bbox", "segm"),
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Like `sweep_results`, with numbers alone: name -> task -> metric -> percent."""
+    results = sweep_results(predictions, ground_truth, tasks)
+    return {
+        name: {task: dict(result.as_dict()) for task, result in by_task.items()}
+        for name, by_task in results.items()
+    }
+
+
+def format_table(rows: Metrics) -> str:
+    """One text table of AP, APr, APc and APf for boxes and masks.
+
+    Args:
+        rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
+
+    Returns:
+        str: one line for each calibration, in the given order; "-" where there is nothing to find.
+
+    Example:
+        >>> metrics = {"AP": 20.0, "APr": 10.04, "APc": 20.0, "APf": float("nan")}
+        >>> print(format_table({"logn": {"bbox": metrics}}))
+        | calibration   |   box AP |   APr |   APc |   APf |
+        |:--------------|---------:|------:|------:|------:|
+        | logn          |     20.0 |  10.0 |  20.0 |     - |
+    """
+    tasks = [task for task in _TITLES if any(task in by_task for by_task in rows.values())]
+    headers = ["calibration"]
+    for task in tasks:
+        headers += [f"{_TITLES[task]} AP", *_METRICS[1:]]
+    lines = [
+        [name, *(_cell(by_task.get(task, {}).get(m)) for task in tasks for m in _METRICS)]
+        for name, by_task in rows.items()
+    ]
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"

@@ -1,0 +1,485 @@
+"""A sweep equals one inference for each calibration, survives being killed, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.evaluation import inference_on_dataset
+from torch import nn
+
+from logn_d2.core import AffineCalibration
+from logn_d2.data.loader import build_evaluation_loader
+from logn_d2.evaluation import (
+    Detections,
+    LvisGroundTruth,
+    SweepPredictions,
+    evaluate_lvis,
+    evaluate_sweep,
+    format_table,
+    sweep,
+)
+from logn_d2.evaluation.sweep_runner import SweepRunner
+from logn_d2.modeling.box_predictors import find_box_predictors
+
+from .small_detectors import (
+    CLASS_NAMES,
+    NUM_CLASSES,
+    TRAIN,
+    draw_images,
+    register,
+    small_config,
+    small_model,
+)
+
+STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
+NUM_IMAGES = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    records = draw_images(tmp_path_factory.mktemp("images"), NUM_IMAGES)
+    register(records)
+    return records
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, nn.Module]:
+    return {head: small_model(small_config(head)) for head in (STANDARD, CASCADE)}
+
+
+@pytest.fixture
+def model(models: dict[str, nn.Module]) -> nn.Module:
+    return models[STANDARD]
+
+
+@pytest.fixture(scope="module")
+def loader(data_set: list[dict]) -> list[list[dict]]:
+    return list(build_evaluation_loader(small_config(), TRAIN))
+
+
+def calibrations(stages: int = 1, count: int = 3) -> dict[str, list[AffineCalibration]]:
+    """The one that changes nothing, and some that move the ranking."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn() -> AffineCalibration:
+        scale = 0.5 + torch.rand(NUM_CLASSES, generator=generator)
+        shift = torch.randn(NUM_CLASSES, generator=generator)
+        return AffineCalibration(scale, shift)
+
+    named = {f"drawn {number}": [drawn() for _ in range(stages)] for number in range(count)}
+    return {"uncalibrated": [AffineCalibration.identity(NUM_CLASSES)] * stages, **named}
+
+
+@contextmanager
+def attached(model: nn.Module, stages: list[AffineCalibration], average: str) -> Iterator[None]:
+    """The obvious way: calibrate what each predictor's probabilities are made from."""
+    predictors = find_box_predictors(model)
+    logits: list = []
+
+    def attach(predictor: nn.Module, calibration: AffineCalibration) -> None:
+        def predict_probs(predictions: tuple, proposals: list) -> tuple:
+            logits.append(calibration(predictions[0]))
+            if average == "logits" and len(logits) == len(predictors):
+                # Detectron2 averages what the stages return: let them all return the same.
+                mean = sum(logits) * (1.0 / len(logits))
+                probs = type(predictor).predict_probs(predictor, (mean, predictions[1]), proposals)
+                logits.clear()
+                return tuple(each * len(predictors) for each in probs)
+            if average == "logits":
+                return tuple(torch.zeros(len(p), NUM_CLASSES + 1) for p in proposals)
+            calibrated = (calibration(predictions[0]), predictions[1])
+            return type(predictor).predict_probs(predictor, calibrated, proposals)
+
+        predictor.predict_probs = predict_probs
+
+    for predictor, calibration in zip(predictors, stages, strict=True):
+        attach(predictor, calibration)
+    try:
+        yield
+    finally:
+        for predictor in predictors:
+            del predictor.predict_probs
+
+
+def detectron2_detections(
+    model: nn.Module, loader: list, stages: list[AffineCalibration], average: str = "probs"
+) -> Detections:
+    """What the calibrated model itself finds, image by image."""
+    parts = []
+    with attached(model, stages, average), torch.no_grad():
+        for batch in loader:
+            instances = [output["instances"] for output in model(batch)]
+            parts.append(Detections.from_instances(instances, [x["image_id"] for x in batch]))
+    return Detections.concatenate(parts)
+
+
+def assert_equal(left: Detections, right: Detections) -> None:
+    """Bit for bit, and in the same order."""
+    arrays, others = left.to_arrays(), right.to_arrays()
+    assert arrays.keys() == others.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
+
+
+# Equality
+
+
+@pytest.mark.parametrize(
+    ("head", "average"), [(STANDARD, "probs"), (STANDARD, "logits"), (CASCADE, "probs")]
+)
+def test_each_calibration_equals_the_calibrated_model(
+    models: dict[str, nn.Module], loader: list, head: str, average: str
+) -> None:
+    model = models[head]
+    named = calibrations(stages=len(find_box_predictors(model)))
+    predictions = sweep(model, loader, named, average=average)
+    assert predictions.names == tuple(named)
+    found = {name: predictions.detections(name) for name in named}
+    for name, stages in named.items():
+        assert len(found[name]) > NUM_IMAGES
+        assert found[name].masks is not None
+        assert_equal(found[name], detectron2_detections(model, loader, stages))
+    assert not np.array_equal(found["uncalibrated"].score, found["drawn 0"].score)
+
+
+def test_cascades_can_average_logits(models: dict[str, nn.Module], loader: list) -> None:
+    named = calibrations(stages=3)
+    predictions = sweep(models[CASCADE], loader, named, average="logits")
+    for name, stages in named.items():
+        expected = detectron2_detections(models[CASCADE], loader, stages, average="logits")
+        found = predictions.detections(name)
+        np.testing.assert_array_equal(found.category, expected.category)
+        np.testing.assert_array_equal(found.box, expected.box)
+        # Times 3 and over 3 again in the reference.
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-6)
+
+
+def test_images_of_a_batch_are_told_apart(model: nn.Module, loader: list) -> None:
+    batches = [loader[0] + loader[1], loader[2] + loader[3] + loader[4]]
+    named = calibrations()
+    predictions = sweep(model, batches, named)
+    for name, stages in named.items():
+        assert_equal(predictions.detections(name), detectron2_detections(model, batches, stages))
+    assert predictions.image_ids.tolist() == [100 + index for index in range(NUM_IMAGES)]
+
+
+def test_masks_in_parts_equal_masks_at_once(
+    model: nn.Module, loader: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [loader[0] + loader[1], *loader[2:]]
+    whole = sweep(model, batches, calibrations())
+    monkeypatch.setattr("logn_d2.evaluation.sweep_runner._MASKS_AT_A_TIME", 7)
+    parts = sweep(model, batches, calibrations())
+    for name in whole.names:
+        assert_equal(whole.detections(name), parts.detections(name))
+
+
+def test_a_calibration_that_the_model_has_is_left_out_of_account(loader: list) -> None:
+    model = small_model(small_config("LogNROIHeads"))
+    raw = sweep(model, loader, calibrations())
+    model.roi_heads.box_predictor.calibration = calibrations()["drawn 1"][0]
+    again = sweep(model, loader, calibrations())
+    for name in raw.names:
+        assert_equal(raw.detections(name), again.detections(name))
+    assert_equal(
+        raw.detections("drawn 1"),
+        Detections.from_instances(
+            [model(batch)[0]["instances"] for batch in loader],
+            [batch[0]["image_id"] for batch in loader],
+        ),
+    )
+
+
+def test_models_without_masks_work(loader: list) -> None:
+    model = small_model(small_config(MODEL__MASK_ON=False))
+    predictions = sweep(model, loader, calibrations())
+    assert not predictions.has_masks
+    for name, stages in calibrations().items():
+        assert_equal(predictions.detections(name), detectron2_detections(model, loader, stages))
+
+
+def test_images_without_detections_count_as_seen(model: nn.Module, loader: list) -> None:
+    nothing = AffineCalibration(torch.ones(NUM_CLASSES), torch.full((NUM_CLASSES,), -99.0))
+    predictions = sweep(model, loader, {"nothing": [nothing]})
+    assert len(predictions.detections("nothing")) == 0
+    assert len(predictions.image_ids) == NUM_IMAGES
+    both = sweep(model, loader, {"nothing": [nothing], **calibrations(count=0)})
+    assert len(both.detections("nothing")) == 0 < len(both.detections("uncalibrated"))
+
+
+# Work
+
+
+def test_network_runs_once_and_masks_once_for_each_different_detection(
+    model: nn.Module, loader: list
+) -> None:
+    passes, masks = [], []
+    mask_head = model.roi_heads.mask_head
+    handles = [
+        model.backbone.register_forward_hook(lambda *_: passes.append(1)),
+        mask_head.register_forward_hook(lambda m, args, out: masks.append(len(args[0]))),
+    ]
+    try:
+        predictions = sweep(model, loader, calibrations(count=6))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(passes) == NUM_IMAGES
+    found = [predictions.detections(name) for name in predictions.names]
+    different = {
+        (i, c, *box)
+        for each in found
+        for i, c, box in zip(each.image_id, each.category, each.box.tolist())
+    }
+    assert sum(masks) == predictions.num_union == len(different) < sum(map(len, found)) / 2
+
+
+# Files
+
+
+def same_predictions(left: SweepPredictions, right: SweepPredictions) -> None:
+    assert left.names == right.names
+    for name in left.names:
+        assert_equal(left.detections(name), right.detections(name))
+    np.testing.assert_array_equal(left.image_ids, right.image_ids)
+
+
+def test_predictions_on_disk_equal_those_in_memory(
+    model: nn.Module, loader: list, tmp_path: Path
+) -> None:
+    in_memory = sweep(model, loader, calibrations())
+    on_disk = sweep(model, loader, calibrations(), output_dir=tmp_path / "new" / "x", chunk_size=2)
+    same_predictions(in_memory, on_disk)
+    same_predictions(in_memory, SweepPredictions.load(tmp_path / "new" / "x"))
+    assert len(list((tmp_path / "new" / "x").glob("*.npz"))) == 3
+
+
+class Interruption(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_after(images: int) -> Iterator[None]:
+    call, seen = SweepRunner.__call__, []
+
+    def call_or_stop(self: SweepRunner, inputs: list) -> object:
+        if len(seen) == images:
+            raise Interruption
+        seen.append(inputs)
+        return call(self, inputs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(SweepRunner, "__call__", call_or_stop)
+        yield
+
+
+@contextmanager
+def count_passes(model: nn.Module) -> Iterator[list[int]]:
+    passes: list[int] = []
+    handle = model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("factory", [False, True])
+def test_an_interrupted_sweep_resumes_from_its_last_chunk(
+    model: nn.Module, loader: list, tmp_path: Path, caplog: pytest.LogCaptureFixture, factory: bool
+) -> None:
+    def build(skip: int) -> object:
+        return build_evaluation_loader(small_config(), TRAIN, skip=skip)
+
+    images = build if factory else loader
+    options = {"output_dir": tmp_path, "chunk_size": 2}
+    with interrupted_after(3):
+        sweep(model, images, calibrations(), **options)
+    with caplog.at_level(logging.WARNING):
+        part = SweepPredictions.load(tmp_path)
+    assert len(part.image_ids) == 2 and not part.finished
+    assert "interrupted" in caplog.text
+    with count_passes(model) as passes:
+        resumed = sweep(model, images, calibrations(), resume=True, **options)
+    assert len(passes) == NUM_IMAGES - 2
+    assert resumed.finished
+    same_predictions(resumed, sweep(model, loader, calibrations()))
+
+
+def test_a_finished_sweep_needs_no_network(model: nn.Module, loader: list, tmp_path: Path) -> None:
+    first = sweep(model, loader, calibrations(), output_dir=tmp_path)
+    with count_passes(model) as passes:
+        again = sweep(model, loader, calibrations(), output_dir=tmp_path, resume=True)
+    assert not passes
+    same_predictions(first, again)
+
+
+def test_resuming_with_other_calibrations_or_weights_starts_anew(
+    model: nn.Module, loader: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] += 1e-3
+    renamed = {f"{name}!": stages for name, stages in calibrations().items()}
+    others = [(model, renamed), (model, {**calibrations(), "drawn 0": calibrations()["drawn 1"]})]
+    for other, named in [*others, (changed, calibrations())]:
+        sweep(model, loader, calibrations(), output_dir=tmp_path, chunk_size=1)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), count_passes(other) as passes:
+            found = sweep(other, loader, named, output_dir=tmp_path, resume=True)
+        assert len(passes) == NUM_IMAGES
+        assert "starts anew" in caplog.text
+        same_predictions(found, sweep(other, loader, named))
+        assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+def test_other_files_in_the_folder_stay(model: nn.Module, loader: list, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"mine": 1}')
+    (tmp_path / "mine.npz").write_text("precious")
+    for _ in range(2):
+        sweep(model, loader[:1], calibrations(), output_dir=tmp_path)
+    assert (tmp_path / "mine.npz").read_text() == "precious"
+
+
+def test_a_folder_without_sweep_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="sweep_calibrations.py"):
+        SweepPredictions.load(tmp_path)
+
+
+# No trace, mistakes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_and_random_state_are_as_before(model: nn.Module, loader: list, fails: bool) -> None:
+    model.train()
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    attributes = [sorted(module.__dict__) for module in model.modules()]
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    weights = copy.deepcopy(model.state_dict())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    if fails:
+        with interrupted_after(1):
+            sweep(model, loader, calibrations())
+    else:
+        sweep(model, loader, calibrations())
+    assert modes == [module.training for module in model.modules()]
+    assert attributes == [sorted(module.__dict__) for module in model.modules()]
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    model.eval()
+
+
+def test_calibrations_must_fit_the_model(models: dict[str, nn.Module], loader: list) -> None:
+    with pytest.raises(ValueError, match="has 1 calibrations, but this model has 3"):
+        sweep(models[CASCADE], loader, calibrations(stages=1))
+    with pytest.raises(ValueError, match="has 7 classes, this model has 4"):
+        sweep(models[STANDARD], loader, {"other": [AffineCalibration.identity(7)]})
+    with pytest.raises(ValueError, match="no calibrations"):
+        sweep(models[STANDARD], loader, {})
+    with pytest.raises(ValueError, match="expected 'probs' or 'logits'"):
+        sweep(models[STANDARD], loader, calibrations(), average="scores")
+
+
+def test_unknown_names_list_the_known_ones(model: nn.Module, loader: list) -> None:
+    predictions = sweep(model, loader[:1], calibrations())
+    with pytest.raises(KeyError, match="uncalibrated, drawn 0"):
+        predictions.detections("norcal")
+
+
+# Evaluation
+
+
+def ground_truth(records: list[dict], masks: bool = True) -> LvisGroundTruth:
+    annotations = []
+    for record in records:
+        for each in record["annotations"]:
+            x0, y0, x1, y1 = each["bbox"]
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": record["image_id"],
+                "category_id": each["category_id"] + 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+            }
+            polygons = {"segmentation": each["segmentation"]} if masks else {}
+            annotations.append({**annotation, **polygons})
+    images = [
+        {
+            "id": record["image_id"],
+            "height": record["height"],
+            "width": record["width"],
+            "neg_category_ids": [1, 2, 3, 4],
+            "not_exhaustive_category_ids": [],
+        }
+        for record in records
+    ]
+    categories = [
+        {"id": index + 1, "name": name, "frequency": "ffcr"[index]}
+        for index, name in enumerate(CLASS_NAMES)
+    ]
+    return LvisGroundTruth.from_dict(
+        {"images": images, "annotations": annotations, "categories": categories}
+    )
+
+
+def test_results_equal_those_of_each_calibrated_model(
+    model: nn.Module, loader: list, data_set: list[dict]
+) -> None:
+    truth, named = ground_truth(data_set), calibrations()
+    results = evaluate_sweep(sweep(model, loader, named), truth)
+    assert list(results) == list(named)
+    for name, stages in named.items():
+        detections = detectron2_detections(model, loader, stages)
+        for task in ("bbox", "segm"):
+            expected = evaluate_lvis(truth, detections, task).as_dict()
+            np.testing.assert_equal(results[name][task], dict(expected))
+
+
+def test_masks_are_evaluated_where_both_sides_have_them(
+    model: nn.Module, loader: list, data_set: list[dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions = sweep(model, loader, calibrations(count=1))
+    with caplog.at_level(logging.INFO):
+        results = evaluate_sweep(predictions, ground_truth(data_set, masks=False))
+    assert all(list(by_task) == ["bbox"] for by_task in results.values())
+    assert "only boxes are evaluated" in caplog.text
+
+
+def test_table_has_a_line_for_each_calibration_in_order() -> None:
+    metrics = {"AP": 20.04, "APr": float("nan"), "APc": 9.96, "APf": 0.0, "AP50": 50.0}
+    table = format_table({"zeta": {"bbox": metrics, "segm": metrics}, "alpha": {"bbox": metrics}})
+    header, _, zeta, alpha = table.splitlines()
+    assert (
+        header.split()
+        == "| calibration | box AP | APr | APc | APf | mask AP | APr | APc | APf |".split()
+    )
+    assert zeta.split() == "| zeta | 20.0 | - | 10.0 | 0.0 | 20.0 | - | 10.0 | 0.0 |".split()
+    assert alpha.split() == "| alpha | 20.0 | - | 10.0 | 0.0 | - | - | - | - |".split()
+    assert len({len(line) for line in (header, zeta, alpha)}) == 1
+
+
+def test_the_runner_stands_in_for_the_model(model: nn.Module, loader: list) -> None:
+    """So that progress and ETA come from Detectron2's own loop."""
+    runner = SweepRunner(model, calibrations(), "probs")
+    assert inference_on_dataset(runner, loader, None) == {}
