@@ -40,6 +40,10 @@ def check_dataset(name: str) -> DatasetReport:
 
     Returns:
         DatasetReport: sizes and problems.
+
+    Example:
+        >>> check_dataset("nobody").problems
+        ('no data set of this name is registered',)
     """
     if name not in DatasetCatalog.list():
         return DatasetReport(name, problems=("no data set of this name is registered",))

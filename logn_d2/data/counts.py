@@ -24,6 +24,9 @@ def check_same_classes(train_name: str, test_name: str) -> None:
 
     Raises:
         ValueError: they differ; the message names the first difference.
+
+    Example:
+        >>> check_same_classes("lvis_v1_train", "lvis_v1_val")
     """
     train = list(MetadataCatalog.get(train_name).thing_classes)
     test = list(MetadataCatalog.get(test_name).thing_classes)
@@ -53,6 +56,10 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
 
     Raises:
         ValueError: there is no object at all, or the sets have different classes.
+
+    Example:
+        >>> class_counts("lt_glyphs_tiny_train").image_count.max()  # doctest: +SKIP
+        39
     """
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     if not names:

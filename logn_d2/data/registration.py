@@ -174,6 +174,12 @@ def register_from_config(cfg: CfgNode) -> list[str]:
     Returns:
         list[str]: the names.
 
+    Example:
+        >>> from detectron2.config import CfgNode as CN
+        >>> sets = [["cafe_train", "cafe/train.json", "cafe/images"]]
+        >>> register_from_config(CN({"MODEL": {"LOGN": {"DATASETS": sets}}}))
+        ['cafe_train']
+
     Raises:
         ValueError: an entry is not such a triple, or its name is registered with other paths.
     """
@@ -204,6 +210,10 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
     Raises:
         FileNotFoundError: the json or images are missing.
         ValueError: the json is broken.
+
+    Example:
+        >>> load_lvis_form("lt_glyphs_tiny_val")[0]["image_id"]  # doctest: +SKIP
+        1
     """
     meta = MetadataCatalog.get(name)
     content = _read_json(meta.json_file, name, meta.as_dict().get("_hint", ""))

@@ -160,6 +160,10 @@ def verify_glyphs(folder: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: the set is not finished.
+
+    Example:
+        >>> verify_glyphs("datasets/lt_glyphs/tiny")  # doctest: +SKIP
+        []
     """
     folder = Path(folder)
     problems = []

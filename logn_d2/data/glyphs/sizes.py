@@ -130,6 +130,10 @@ def zipf_image_counts(
 
     Returns:
         np.ndarray: int64 (K,), falling, every count in [1, largest].
+
+    Example:
+        >>> zipf_image_counts(5, total=228, largest=100, exponent=1.0).tolist()
+        [100, 50, 33, 25, 20]
     """
     shape = (np.arange(1, num_classes + 1, dtype=np.float64) + offset) ** -exponent
 
