@@ -1,44 +1,158 @@
-"""Detectron2's default trainer with LVIS evaluation."""
+"""Detectron2's default trainer, with the statistics pass and both evaluations at its end."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import weakref
+from collections.abc import Mapping
 
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
 
-from ..evaluation.lvis_evaluator import LVISFormEvaluator
+from ..core import LogitStatistics
+from ..evaluation import LVISFormEvaluator
+from .checkpoint import AtomicCheckpointer
+from .evaluation import Results, calibration_name, check_head, evaluate_calibrations
+from .hooks import StatisticsHook
+from .statistics import collect, statistics_path, without_calibration
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "build_evaluator"]
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` that evaluates data sets in LVIS's and COCO's form."""
+    """`DefaultTrainer` that ends with logit statistics, and evaluates with and without them.
+
+    Metrics of both are in TensorBoard and ``metrics.json`` as "uncalibrated/bbox/AP",
+    "logn/bbox/AP" and so on. Evaluations before the end (TEST.EVAL_PERIOD) have no statistics yet
+    and are uncalibrated.
+
+    Args:
+        cfg (CfgNode): with MODEL.LOGN.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.statistics: LogitStatistics | None = None
+        self._resume = False
+        self._last_eval_results: Results = {}
+        super().__init__(cfg)
+        if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
+            # Now, not after a day of training.
+            check_head(self.model, cfg.MODEL.ROI_HEADS.NAME)
 
     @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
-    ) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata ask for.
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model with raw logits: calibrations come from the evaluation."""
+        return super().build_model(without_calibration(cfg))
 
-        Args:
-            cfg (CfgNode): the model's config.
-            dataset_name (str): a registered data set.
-            output_dir (str): where it writes its files; OUTPUT_DIR/inference if not given.
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """See `build_evaluator`."""
+        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
-        Raises:
-            ValueError: neither LVIS's nor COCO's form.
-        """
-        output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-        if kind == "lvis":
-            return LVISFormEvaluator(dataset_name, output_dir=output_dir)
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=output_dir)
-        raise ValueError(
-            f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
-            "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form, or override "
-            "Trainer.build_evaluator."
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks; before its evaluation the statistics, and ours in its place."""
+        # The hook that saves takes the checkpointer from here.
+        self.checkpointer = AtomicCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        hooks = super().build_hooks()
+        (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if self.cfg.MODEL.LOGN.COLLECT.ENABLED:
+            hooks.insert(place, StatisticsHook(self._collect))
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's; the passes at the end resume as well."""
+        self._resume = resume
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "%s has checkpoints of an earlier training. This one starts anew; to go on with "
+                "the earlier one, add --resume.",
+                self.cfg.OUTPUT_DIR,
+            )
+        super().resume_or_load(resume)
+
+    def after_train(self) -> None:
+        """As Detectron2's, which counts one iteration too many for a training that was finished."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
+    def train(self) -> Results:
+        """Trains, gathers statistics, evaluates.
+
+        Returns:
+            dict: see `evaluate_calibrations`; empty on all processes but the first.
+        """
+        super().train()
+        return self._last_eval_results
+
+    def _collect(self) -> None:
+        _share_buffers(self.model)
+        path = statistics_path(self.cfg)
+        self.statistics = collect(self.cfg, self.model, path, resume=self._resume)
+
+    def _evaluate(self) -> Results:
+        _share_buffers(self.model)
+        at_end = self.iter >= self.max_iter
+        self._last_eval_results = evaluate_calibrations(
+            self.cfg,
+            self.model,
+            self.statistics,
+            build_evaluator=self.build_evaluator,
+            resume=self._resume and at_end,
+        )
+        # What there is nothing to measure for is no number, and JSON knows none for it.
+        return _finite(self._last_eval_results)
+
+
+def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """The evaluator that a data set's metadata ask for.
+
+    Args:
+        dataset_name (str): a registered data set.
+        output_dir (str): where it writes its files.
+
+    Raises:
+        ValueError: neither LVIS's nor COCO's form.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind == "lvis":
+        return LVISFormEvaluator(dataset_name, output_dir=output_dir)
+    if kind == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_dir)
+    raise ValueError(
+        f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
+        "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form, or override "
+        "Trainer.build_evaluator."
+    )
+
+
+def _finite(metrics: Mapping) -> dict:
+    """Without NaN, in a nested dict too."""
+    return {
+        key: _finite(value) if isinstance(value, Mapping) else value
+        for key, value in metrics.items()
+        if isinstance(value, Mapping) or not math.isnan(value)
+    }
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Gives every process the buffers of the first, whose checkpoint it is.
+
+    Detectron2 trains with ``broadcast_buffers=False``: batch norm has seen other images on each
+    process, and each would evaluate another model.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

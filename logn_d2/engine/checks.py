@@ -1,0 +1,141 @@
+"""What can be found wrong before any long work begins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..core import (
+    ClassCounts,
+    LogitStatistics,
+    StageStatistics,
+    build_calibration,
+    parse_calibration,
+)
+from ..core.calibration_registry import CalibrationInputs
+from ..modeling.build import known_class_names
+
+__all__ = [
+    "check_calibration",
+    "check_datasets",
+    "check_images",
+    "check_output_folder",
+    "check_statistics",
+    "check_weights",
+]
+
+NUM_IMAGES = 100
+
+
+def check_output_folder(folder: str) -> None:
+    """Makes the folder and checks that it can be written.
+
+    Raises:
+        OSError: it can't.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The folder {folder} can't be written ({error}). Choose another one with OUTPUT_DIR "
+            "FOLDER at the end of the command."
+        ) from error
+
+
+def check_datasets(names: Sequence[str]) -> None:
+    """Checks that data sets are registered, and that their files are there.
+
+    Raises:
+        FileNotFoundError: annotations or the image folder are missing.
+        KeyError: a name is not registered.
+    """
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise KeyError(
+                f"The data set '{name}' is not registered. Name it in MODEL.LOGN.DATASETS as "
+                f"[{name}, JSON FILE, IMAGE FOLDER], or correct DATASETS.TRAIN and DATASETS.TEST."
+            )
+        metadata = MetadataCatalog.get(name)
+        for key, what in (("json_file", "annotations"), ("image_root", "image folder")):
+            path = metadata.as_dict().get(key)
+            if path and "://" not in path and not os.path.exists(path):
+                hint = metadata.as_dict().get("_hint") or "See datasets/README.md."
+                raise FileNotFoundError(f"The {what} of '{name}' are missing: {path}. {hint}")
+
+
+def check_images(names: Sequence[str]) -> None:
+    """Loads data sets that are needed only at the end, and looks for their first images.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+    """
+    for name in names:
+        for record in DatasetCatalog.get(name)[:NUM_IMAGES]:
+            path = record["file_name"]
+            if "://" not in path and not os.path.isfile(path):
+                raise FileNotFoundError(
+                    f"An image of '{name}' is missing: {path}. See datasets/README.md, or set "
+                    "DETECTRON2_DATASETS to the folder that has the data sets."
+                )
+
+
+def check_weights(weights: str) -> None:
+    """Checks that a weights file is there, if it is a file at all.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"The weights are missing: there is no file {weights}.")
+
+
+def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None:
+    """Checks that a calibration exists, has the options that are given, and gets what it needs.
+
+    Args:
+        text (str): for example "norcal(gamma=0.6)"; "" for none.
+        num_classes (int): K.
+        has_statistics (bool): whether there will be statistics.
+
+    Raises:
+        KeyError: unknown name.
+        ValueError: wrong options, or statistics are needed.
+    """
+    if not text:
+        return
+    parse_calibration(text)
+    # Stand-ins with the right shapes: counting classes takes a while, statistics hours.
+    ones = torch.ones(num_classes + 1, dtype=torch.float64)
+    stage = StageStatistics(mean=-ones, var=ones, count=2 * ones.long())
+    count = ones[:-1].long().numpy()
+    names = tuple(map(str, range(num_classes)))
+    counts = ClassCounts(names, count, count, num_images=1)
+    build_calibration(
+        text, CalibrationInputs(num_classes, stage if has_statistics else None, counts)
+    )
+
+
+def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
+    """Reads a statistics file and compares it with the config.
+
+    What only the weights can tell, their fingerprint, is compared when they are loaded.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StatisticsError: it is broken, or of other classes.
+    """
+    statistics = LogitStatistics.load(path)
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    statistics.check(
+        num_classes=num_classes,
+        num_stages=len(statistics.stages),
+        class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
+    )
+    return statistics

@@ -1,0 +1,227 @@
+"""Evaluation of one model with and without calibration."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
+from ..data import class_counts
+from ..data.loader import build_evaluation_loader
+from ..evaluation import LvisGroundTruth, evaluate_sweep, format_table, sweep
+from ..modeling import LogNFastRCNNOutputLayers, find_box_predictors, predictor_fingerprint
+from ..modeling.box_predictors import unwrapped
+from ..modeling.build import known_class_names
+from .statistics import deciding_settings
+
+__all__ = ["Results", "calibration_name", "check_head", "evaluate_calibrations"]
+
+logger = logging.getLogger(__name__)
+
+Metrics = Mapping[str, Mapping[str, float]]
+Calibrations = Mapping[str, Sequence[AffineCalibration]]
+BuildEvaluator = Callable[[CfgNode, str], DatasetEvaluator]
+
+Results = dict
+"""``{"uncalibrated/bbox": {"AP": percent, ...}, "logn/bbox": ...}``, or one such dict for each
+data set where there are several."""
+
+UNCALIBRATED = "uncalibrated"
+# Images whose detections, with masks, are kept in memory.
+MAX_CHUNK = 200
+
+
+def calibration_name(cfg: CfgNode, has_statistics: bool) -> str:
+    """The calibration that the config asks for; "" for none."""
+    text = cfg.MODEL.LOGN.CALIBRATION or ("logn" if has_statistics else "")
+    return "" if text == UNCALIBRATED else text
+
+
+def check_head(model: nn.Module, name: str) -> None:
+    """Checks that a model's box predictors can be calibrated from a config.
+
+    Args:
+        model (nn.Module): the detector.
+        name (str): MODEL.ROI_HEADS.NAME, for the message.
+
+    Raises:
+        ValueError: they are not ours.
+    """
+    if not _is_ours(model):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is {name}, whose box predictor can't be calibrated from a "
+            "config. Either set MODEL.ROI_HEADS.NAME to LogNROIHeads (LogNCascadeROIHeads for "
+            "CascadeROIHeads, LogNRes5ROIHeads for Res5ROIHeads; the weights stay the same), or "
+            "call logn_d2.attach(model, STATISTICS) in a script of your own."
+        )
+
+
+def evaluate_calibrations(
+    cfg: CfgNode,
+    model: nn.Module,
+    statistics: LogitStatistics | None,
+    *,
+    build_evaluator: BuildEvaluator,
+    resume: bool = False,
+) -> Results:
+    """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the one that is asked for.
+
+    For data sets in LVIS's form the network runs once. Each data set's results are written to
+    OUTPUT_DIR/inference/DATASET/results.json.
+
+    Args:
+        cfg (CfgNode): the model's config; MODEL.LOGN.CALIBRATION names the calibration.
+        model (nn.Module): gives raw logits, weights loaded.
+        statistics (LogitStatistics): of these weights; None to do without.
+        build_evaluator (Callable): (cfg, data set name) -> evaluator, for other forms.
+        resume (bool): go on with an interrupted pass.
+
+    Returns:
+        dict: "NAME/TASK" to metrics in percent; for several data sets one such dict each. Empty on
+        all processes but the first.
+
+    Raises:
+        ValueError: the head can't be calibrated, or the statistics are not of this model.
+    """
+    model = unwrapped(model)
+    calibrations = _calibrations(cfg, model, statistics)
+    results: Results = {}
+    for dataset in cfg.DATASETS.TEST:
+        if _is_ours(model) and MetadataCatalog.get(dataset).evaluator_type == "lvis":
+            found = _one_pass(cfg, model, dataset, calibrations, resume)
+        else:
+            found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator)
+        if not comm.is_main_process():
+            continue
+        _write_results(os.path.join(_folder(cfg, dataset), "results.json"), found)
+        logger.info("Results on %s, in percent:\n%s", dataset, format_table(found))
+        results[dataset] = {
+            f"{name}/{task}": dict(metrics)
+            for name, by_task in found.items()
+            for task, metrics in by_task.items()
+        }
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _calibrations(
+    cfg: CfgNode, model: nn.Module, statistics: LogitStatistics | None
+) -> Calibrations:
+    """Name -> one calibration a stage."""
+    text = calibration_name(cfg, statistics is not None)
+    if not text and not _is_ours(model):
+        return {UNCALIBRATED: ()}  # any model can be evaluated as it is
+    check_head(model, cfg.MODEL.ROI_HEADS.NAME)
+    predictors, num_classes = find_box_predictors(model), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if statistics is not None:
+        statistics.check(
+            num_classes=num_classes,
+            num_stages=len(predictors),
+            class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
+            fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
+        )
+    return {
+        name: stage_calibrations(
+            name,
+            num_classes=num_classes,
+            num_stages=len(predictors),
+            statistics=statistics,
+            counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
+        )
+        for name in (UNCALIBRATED, text)
+        if name
+    }
+
+
+def _one_pass(
+    cfg: CfgNode, model: nn.Module, dataset: str, calibrations: Calibrations, resume: bool
+) -> dict[str, Metrics]:
+    """Name -> task -> metrics; empty on all processes but the first."""
+    predictions = sweep(
+        model,
+        functools.partial(_loader, cfg, dataset),
+        calibrations,
+        average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
+        output_dir=os.path.join(_folder(cfg, dataset), "sweep"),
+        chunk_size=min(cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
+        resume=resume,
+        settings=deciding_settings(cfg),
+    )
+    if not comm.is_main_process():
+        return {}
+    ground_truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    return evaluate_sweep(predictions, ground_truth, tasks)
+
+
+def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
+    return build_evaluation_loader(cfg, dataset, skip=skip)
+
+
+def _one_pass_each(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    calibrations: Calibrations,
+    build_evaluator: BuildEvaluator,
+) -> dict[str, Metrics]:
+    """The same for evaluators that know nothing of sweeps."""
+    results = {}
+    for name, stages in calibrations.items():
+        evaluator = build_evaluator(cfg, dataset)
+        with _calibrated(model, stages):
+            loader = build_detection_test_loader(cfg, dataset)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+    return results
+
+
+@contextmanager
+def _calibrated(model: nn.Module, stages: Sequence[AffineCalibration]) -> Iterator[None]:
+    """Our predictors with these calibrations for a while; without stages, the model as it is."""
+    predictors = find_box_predictors(model) if stages else []
+    before = [(each.calibration, each.weights_check) for each in predictors]
+    try:
+        for each, calibration in zip(predictors, stages):
+            each.calibration = calibration.to(each.cls_score.weight.device)
+            each.weights_check = None
+        yield
+    finally:
+        for each, state in zip(predictors, before):
+            each.calibration, each.weights_check = state
+
+
+def _is_ours(model: nn.Module) -> bool:
+    try:
+        predictors = find_box_predictors(model)
+    except ValueError:  # a detector without any
+        return False
+    return all(isinstance(each, LogNFastRCNNOutputLayers) for each in predictors)
+
+
+def _folder(cfg: CfgNode, dataset: str) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset)
+
+
+def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
+    """Writes what the report is made from."""
+    rows = [
+        {"calibration": name, **{task: _with_null(metrics) for task, metrics in by_task.items()}}
+        for name, by_task in results.items()
+    ]
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"rows": rows}, indent=1))
+
+
+def _with_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}

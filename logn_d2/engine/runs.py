@@ -1,0 +1,151 @@
+"""The three jobs of a run: train, gather statistics, evaluate."""
+
+from __future__ import annotations
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from ..core import LogitStatistics
+from .checkpoint import load_weights
+from .checks import (
+    check_calibration,
+    check_datasets,
+    check_images,
+    check_output_folder,
+    check_statistics,
+    check_weights,
+)
+from .evaluation import Results, calibration_name, evaluate_calibrations
+from .statistics import collect
+from .trainer import Trainer
+
+__all__ = [
+    "check_collection",
+    "check_evaluation",
+    "check_training",
+    "run_collection",
+    "run_evaluation",
+    "run_training",
+]
+
+
+def check_training(cfg: CfgNode, num_processes: int) -> None:
+    """Finds mistakes before a training of hours.
+
+    Args:
+        cfg (CfgNode): the config.
+        num_processes (int): of all machines.
+
+    Raises:
+        ValueError, KeyError, OSError: what is wrong and what to do.
+    """
+    node = cfg.MODEL.LOGN
+    if node.STATISTICS:
+        raise ValueError(
+            f"MODEL.LOGN.STATISTICS is {node.STATISTICS}, but training changes the weights that "
+            "they are of. Leave it empty: statistics are gathered when training ends."
+        )
+    if cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
+            f"can't share evenly. Set it to a multiple of {num_processes}."
+        )
+    text = calibration_name(cfg, node.COLLECT.ENABLED)
+    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED)
+    _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    check_images(cfg.DATASETS.TEST)
+
+
+def run_training(cfg: CfgNode, *, resume: bool) -> Results:
+    """Trains, then gathers statistics, then evaluates; all processes call it.
+
+    Args:
+        cfg (CfgNode): the config.
+        resume (bool): go on where a run with this OUTPUT_DIR was interrupted.
+
+    Returns:
+        dict: see `evaluate_calibrations`.
+    """
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
+
+
+def check_collection(cfg: CfgNode, path: str) -> None:
+    """Finds mistakes before a statistics pass.
+
+    Args:
+        cfg (CfgNode): the config.
+        path (str): where the statistics file will be.
+
+    Raises:
+        ValueError, KeyError, OSError: what is wrong and what to do.
+    """
+    _check_files(cfg, cfg.DATASETS.TRAIN)
+    check_output_folder(os.path.dirname(path) or ".")
+
+
+def run_collection(
+    cfg: CfgNode, path: str, *, last_checkpoint: bool, resume: bool
+) -> LogitStatistics:
+    """Gathers statistics and writes the file; all processes call it.
+
+    Args:
+        cfg (CfgNode): the config.
+        path (str): the statistics file.
+        last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
+        resume (bool): go on with an interrupted pass.
+    """
+    return collect(cfg, _model(cfg, last_checkpoint), path, resume=resume)
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Finds mistakes before an evaluation.
+
+    Raises:
+        ValueError, KeyError, OSError: what is wrong and what to do.
+    """
+    node = cfg.MODEL.LOGN
+    text = calibration_name(cfg, bool(node.STATISTICS))
+    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(node.STATISTICS))
+    _check_files(cfg, cfg.DATASETS.TEST)
+    if node.STATISTICS:
+        check_statistics(cfg, node.STATISTICS)
+
+
+def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Results:
+    """Evaluates without calibration and, if the config asks for one, with it.
+
+    Args:
+        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
+        last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
+        resume (bool): go on with an interrupted pass.
+
+    Returns:
+        dict: see `evaluate_calibrations`.
+    """
+    model = _model(cfg, last_checkpoint)
+    path = cfg.MODEL.LOGN.STATISTICS
+    return evaluate_calibrations(
+        cfg,
+        model,
+        check_statistics(cfg, path) if path else None,
+        build_evaluator=Trainer.build_evaluator,
+        resume=resume,
+    )
+
+
+def _check_files(cfg: CfgNode, datasets: list[str]) -> None:
+    check_output_folder(cfg.OUTPUT_DIR)
+    check_datasets(datasets)
+    check_weights(cfg.MODEL.WEIGHTS)
+
+
+def _model(cfg: CfgNode, last_checkpoint: bool) -> nn.Module:
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=last_checkpoint)
+    comm.synchronize()
+    return model

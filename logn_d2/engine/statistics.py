@@ -1,0 +1,99 @@
+"""The statistics pass of a run: where its file is, and when it need not be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import replace
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch import nn
+
+from ..core import LogitStatistics, StatisticsError
+from ..evaluation import collect_from_config
+from ..evaluation.resume import weights_digest
+from ..modeling.box_predictors import unwrapped
+
+__all__ = ["collect", "deciding_settings", "statistics_path", "without_calibration"]
+
+logger = logging.getLogger(__name__)
+
+
+def statistics_path(cfg: CfgNode) -> str:
+    """Where a run writes its statistics file, unless told otherwise."""
+    return os.path.join(cfg.OUTPUT_DIR, "logn_stats.safetensors")
+
+
+def without_calibration(cfg: CfgNode) -> CfgNode:
+    """A copy of the config with which a model gives raw logits."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
+    return cfg
+
+
+def deciding_settings(cfg: CfgNode) -> dict[str, CfgNode]:
+    """The parts of the config that a pass over data depends on, besides weights and images."""
+    cfg = without_calibration(cfg)
+    cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
+    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 0
+    return {"model": cfg.MODEL, "input": cfg.INPUT, "loader": cfg.DATALOADER}
+
+
+def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) -> LogitStatistics:
+    """Gathers statistics and writes the statistics file.
+
+    Args:
+        cfg (CfgNode): MODEL.LOGN.COLLECT says what to gather.
+        model (nn.Module): with its weights loaded.
+        path (str): the statistics file.
+        resume (bool): go on with an interrupted pass; take the file that is there if it is of the
+            same weights, data and settings.
+
+    Returns:
+        LogitStatistics: on every process.
+    """
+    digest = _run_digest(cfg, unwrapped(model))
+    finished = _finished(path, digest) if resume else None
+    # Every process must take the same way, also where they see a file system at different times.
+    if all(comm.all_gather(finished is not None)):
+        logger.info("The statistics in %s are up to date.", path)
+        return finished
+    statistics = collect_from_config(cfg, unwrapped(model), path, resume=resume)
+    statistics = replace(statistics, provenance={**statistics.provenance, "run": digest})
+    if comm.is_main_process():
+        statistics.save(path)
+    comm.synchronize()
+    return statistics
+
+
+def _finished(path: str, digest: str) -> LogitStatistics | None:
+    try:
+        statistics = LogitStatistics.load(path)
+    except (OSError, StatisticsError):
+        return None
+    return statistics if statistics.provenance.get("run") == digest else None
+
+
+def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
+    """A hash of all that the numbers follow from; of more, where that is simpler."""
+    files = [_stamp(MetadataCatalog.get(name).get("json_file")) for name in cfg.DATASETS.TRAIN]
+    content = {
+        **deciding_settings(cfg),
+        "weights": weights_digest(model),
+        "data": [cfg.DATASETS.TRAIN, files],
+    }
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stamp(path: str | None) -> list[int] | None:
+    """Size and time of a file, which change when it does."""
+    if path is None or not os.path.isfile(path):
+        return None
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
