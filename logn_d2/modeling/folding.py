@@ -1,0 +1,205 @@
+"""Folding: box classifiers that have their calibration in their weights, for plain Detectron2.
+
+Shapes: S cascade stages, K foreground classes, C = K + 1 logit columns, D feature channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..core import AffineCalibration, fold_cosine, fold_linear
+from .box_predictors import find_box_predictors, unwrapped
+from .build import logn_node
+from .cosine import CosineLinear
+from .fast_rcnn import LogNFastRCNNOutputLayers
+from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
+
+__all__ = ["fold", "parts_of_logn_d2", "plain_config"]
+
+# Without a calibration each is its Detectron2 parent, bit for bit and name for name.
+_TWINS = {
+    LogNROIHeads: "StandardROIHeads",
+    LogNRes5ROIHeads: "Res5ROIHeads",
+    LogNCascadeROIHeads: "CascadeROIHeads",
+}
+_SAME_AS_DETECTRON2 = (*_TWINS, LogNFastRCNNOutputLayers)
+
+
+def fold(
+    model: nn.Module, calibrations: AffineCalibration | Sequence[AffineCalibration]
+) -> nn.Module:
+    """Puts each calibration into the weights of the classifier in front of it, in place.
+
+    The model's raw logits become the calibrated ones, and any calibration that it carries (from
+    `attach` or from its config) is removed. A linear classifier stays one, with the same keys in
+    the state dict: the checkpoint needs no logn_d2. A `CosineLinear` gets a gain for each class,
+    and so still needs logn_d2. Softmax and sigmoid heads fold alike. To keep the unfolded model,
+    fold a ``copy.deepcopy`` of it.
+
+    A folded model is for inference: training it on, gathering its statistics, or attaching the same
+    calibration again would each start from logits that are calibrated already.
+
+    Args:
+        model (nn.Module): a detector, distributed or not, with its weights loaded.
+        calibrations (AffineCalibration or Sequence): one for each of the S box predictors, in stage
+            order; a single one for a model with one.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: another number of calibrations or classes, a classifier whose logits are not
+            those of a linear or cosine layer, or one that shares its weights with another layer.
+            The model is then as it was.
+
+    Example:
+        >>> from detectron2.layers import ShapeSpec
+        >>> from detectron2.modeling.box_regression import Box2BoxTransform
+        >>> transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+        >>> predictor = LogNFastRCNNOutputLayers(
+        ...     ShapeSpec(channels=8), box2box_transform=transform, num_classes=2
+        ... )
+        >>> _ = fold(predictor, AffineCalibration(torch.ones(2), torch.tensor([5.0, 7.0])))
+        >>> predictor.cls_score.bias.tolist()
+        [5.0, 7.0, 0.0]
+    """
+    predictors = find_box_predictors(model)
+    calibrations = _one_for_each(predictors, calibrations)
+    layers = [_last_layer(predictor) for predictor in predictors]
+    for index, layer in enumerate(layers):
+        _check_weights_not_shared(model, layer, index)
+    # All are computed before any is changed.
+    folded = [_folded(layer, each) for layer, each in zip(layers, calibrations)]
+    for layer, parameters in zip(layers, folded):
+        _assign(layer, parameters)
+    for predictor in predictors:
+        _forget_calibration(predictor)
+    return model
+
+
+def parts_of_logn_d2(model: nn.Module) -> list[str]:
+    """What a folded model still needs logn_d2 for; empty if plain Detectron2 can run it.
+
+    Args:
+        model (nn.Module): a folded detector.
+
+    Example:
+        >>> parts_of_logn_d2(nn.Sequential(nn.ReLU(), CosineLinear(4, 3)))
+        ['CosineLinear']
+    """
+    parts = {
+        type(module).__name__
+        for module in unwrapped(model).modules()
+        if type(module) not in _SAME_AS_DETECTRON2 and _is_ours(module)
+    }
+    if any(getattr(module, "cascade_average", "") == "logits" for module in model.modules()):
+        parts.add("CASCADE_AVERAGE logits")
+    return sorted(parts)
+
+
+def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
+    """The config of a folded model: without calibration, and without logn_d2 where that can be.
+
+    Args:
+        cfg (CfgNode): the config that the model was built from.
+        model (nn.Module): the model, folded.
+
+    Returns:
+        CfgNode: a changed copy. Where `parts_of_logn_d2` names nothing, it has Detectron2's own
+        RoI heads and no MODEL.LOGN.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = logn_node(cfg)
+    node.STATISTICS = node.CALIBRATION = ""
+    if not parts_of_logn_d2(model):
+        twins = {heads.__name__: twin for heads, twin in _TWINS.items()}
+        cfg.MODEL.ROI_HEADS.NAME = twins.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+        del cfg.MODEL["LOGN"]
+    return cfg
+
+
+def _one_for_each(
+    predictors: Sequence[nn.Module],
+    calibrations: AffineCalibration | Sequence[AffineCalibration],
+) -> list[AffineCalibration]:
+    if isinstance(calibrations, AffineCalibration):
+        calibrations = [calibrations]
+    if len(calibrations) != len(predictors):
+        raise ValueError(
+            f"This model has {len(predictors)} box predictors (cascade stages), but "
+            f"{len(calibrations)} calibrations were given. Give one for each, in stage order, such "
+            "as stage_calibrations(..., num_stages=...) makes."
+        )
+    return list(calibrations)
+
+
+def _last_layer(predictor: nn.Module) -> nn.Linear:
+    """The layer whose outputs are the logits."""
+    layer = getattr(predictor, "cls_score", None)
+    while isinstance(layer, nn.Sequential) and len(layer):
+        layer = layer[-1]
+    # A subclass may do anything with the weights; what counts is that it does what Linear does.
+    linear = getattr(type(layer), "forward", None) is nn.Linear.forward
+    if not (linear or isinstance(layer, CosineLinear)) or "weight" not in layer._parameters:
+        raise ValueError(
+            f"The classifier of this {type(predictor).__name__} ends in a {type(layer).__name__}; "
+            "a calibration can be folded into a Linear or CosineLinear named cls_score, with plain "
+            "parameters. Keep the calibration attached instead."
+        )
+    return layer
+
+
+def _check_weights_not_shared(model: nn.Module, layer: nn.Module, index: int) -> None:
+    own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+    everywhere = unwrapped(model).named_parameters(remove_duplicate=False)
+    names = [name for name, parameter in everywhere if id(parameter) in own]
+    if len(names) > len(own):
+        raise ValueError(
+            f"The classifier of box predictor {index} shares its weights: {', '.join(names)} are "
+            "the same tensors, and folding would change all of their layers. Give each its own."
+        )
+
+
+def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tensor]:
+    """New values of those parameters and buffers that change."""
+    if isinstance(layer, CosineLinear):
+        # The layer multiplies by its own temperature; its gain holds scales alone.
+        gain, bias = fold_cosine(1.0, layer.bias, calibration, layer.out_features)
+        if layer.gain is not None:
+            gain = (gain.double() * layer.gain.double()).to(gain.dtype)
+        folded = {"gain": gain.to(layer.weight.device), "bias": bias.to(layer.weight.device)}
+    else:
+        weight, bias = fold_linear(layer.weight, layer.bias, calibration)
+        folded = {"weight": weight, "bias": bias}
+    if not all(tensor.isfinite().all() for tensor in folded.values()):
+        raise ValueError(
+            f"Folding '{calibration.name}' gives weights that are not finite in "
+            f"{layer.weight.dtype}. Fold the model in float32."
+        )
+    return folded
+
+
+@torch.no_grad()
+def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        if name in layer._buffers:
+            layer._buffers[name] = value
+        elif layer._parameters[name] is None:  # a layer without bias has one from now on
+            setattr(layer, name, nn.Parameter(value))
+        else:
+            layer._parameters[name].copy_(value)
+
+
+def _forget_calibration(predictor: nn.Module) -> None:
+    if isinstance(predictor, LogNFastRCNNOutputLayers):
+        predictor.calibration = predictor.weights_check = None
+
+
+def _is_ours(module: nn.Module) -> bool:
+    package = __name__.partition(".")[0]
+    return any(each.__module__.partition(".")[0] == package for each in type(module).__mro__)
