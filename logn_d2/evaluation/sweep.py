@@ -74,7 +74,9 @@ def sweep(
     runner = SweepRunner(model, calibrations, average)
     with preserved_rng(), _evaluation_mode(model):
         first = loader_from(loader, 0)
-        digest = pass_digest(model, first, {**runner.settings(), **(settings or {})})
+        # How images are shared out decides which of them a chunk has.
+        decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
+        digest = pass_digest(model, first, decisive)
         writer = SweepWriter(
             list(calibrations), output_dir, digest, chunk_size=chunk_size, resume=resume
         )

@@ -236,28 +236,30 @@ class SweepWriter:
         """Makes the folder ready, and finds what this process has done already."""
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-            found = _read_manifest(folder)
-            same = found is not None and found["digest"] == self._digest
-            if resume and found is not None and not same:
-                logger.warning(
-                    "The sweep starts anew: %s holds one of other calibrations, other weights, "
-                    "other images or another number of processes. To keep that, choose another "
-                    "folder.",
-                    folder,
-                )
-            if found is not None and not (resume and same):
-                for path in folder.glob(f"{found['digest']}-*.npz"):
-                    path.unlink()
+            self._remove_others(folder, resume)
             self._write_manifest(finished=False)
         comm.synchronize()
-        while (
-            path := folder / f"{self._digest}-{self._share}-{self._num_chunks:05d}.npz"
-        ).exists():
-            with np.load(path, allow_pickle=False) as file:
+        while self._chunk_path().exists():
+            with np.load(self._chunk_path(), allow_pickle=False) as file:
                 self.num_batches += int(file["batches"])
             self._num_chunks += 1
         if self.num_batches:
             logger.info("Resuming after %d batches of this process", self.num_batches)
+
+    def _remove_others(self, folder: Path, resume: bool) -> None:
+        """Removes the chunks of a sweep that is not to be gone on with."""
+        found = (_read_manifest(folder) or {}).get("digest")
+        if resume and found == self._digest:
+            return
+        if resume and found is not None:
+            logger.warning(
+                "The sweep starts anew: %s holds one of other calibrations, other weights, other "
+                "images or another number of processes. To keep that, choose another folder.",
+                folder,
+            )
+        for digest in {self._digest, found} - {None}:
+            for path in folder.glob(f"{digest}-*.npz"):
+                path.unlink()
 
     def _chunk_path(self) -> Path:
         """Of the next chunk."""

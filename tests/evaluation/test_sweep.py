@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
 from torch import nn
 
 from logn_d2.core import AffineCalibration
@@ -346,6 +347,33 @@ def test_resuming_with_other_calibrations_or_weights_starts_anew(
         assert "starts anew" in caplog.text
         same_predictions(found, sweep(other, loader, named))
         assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+def test_another_number_of_processes_starts_anew(
+    model: nn.Module, loader: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sweep(model, loader, calibrations())
+    sweep(model, loader, calibrations(), output_dir=tmp_path)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setattr(comm, "all_gather", lambda data: [data])
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+        both = sweep(model, loader[rank::2], calibrations(), output_dir=tmp_path, resume=True)
+        assert len(list(tmp_path.glob(f"*-{rank}of2-*.npz"))) == 1
+    assert not list(tmp_path.glob("*of1*"))
+    for name in whole.names:
+        order = np.argsort(both.detections(name).image_id, kind="stable")
+        assert_equal(both.detections(name).take(order), whole.detections(name))
+
+
+def test_without_asking_nothing_is_resumed(model: nn.Module, loader: list, tmp_path: Path) -> None:
+    sweep(model, loader, calibrations(), output_dir=tmp_path)
+    (tmp_path / "sweep.json").unlink()
+    with count_passes(model) as passes:
+        sweep(model, loader, calibrations(), output_dir=tmp_path)
+    assert len(passes) == NUM_IMAGES
 
 
 def test_other_files_in_the_folder_stay(model: nn.Module, loader: list, tmp_path: Path) -> None:

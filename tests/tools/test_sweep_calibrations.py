@@ -1,0 +1,178 @@
+"""The command compares calibrations, says what is wrong before long work, and can be repeated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from logn_d2.evaluation import SweepPredictions, collect_statistics
+from logn_d2.report import Results
+
+from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "sweep_calibrations.py"
+NAME = "sweep_tool_test_set"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sweep_calibrations", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_json(folder: Path) -> Path:
+    records = draw_images(folder, 4)
+    objects = [(r["image_id"], a) for r in records for a in r["annotations"]]
+    annotations = [
+        {
+            "id": index + 1,
+            "image_id": image_id,
+            "category_id": a["category_id"] + 1,
+            "bbox": [a["bbox"][0], a["bbox"][1], *np.subtract(a["bbox"][2:], a["bbox"][:2])],
+            "area": 100.0,
+            "segmentation": a["segmentation"],
+        }
+        for index, (image_id, a) in enumerate(objects)
+    ]
+    lists = {"neg_category_ids": [1, 2, 3, 4], "not_exhaustive_category_ids": []}
+    images = [
+        {"id": r["image_id"], "file_name": Path(r["file_name"]).name, "height": 48, "width": 64}
+        for r in records
+    ]
+    categories = [
+        {"id": k + 1, "name": n, "frequency": "fccr"[k]} for k, n in enumerate(CLASS_NAMES)
+    ]
+    content = {
+        "images": [{**image, **lists} for image in images],
+        "annotations": annotations,
+        "categories": categories,
+    }
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Config, weights, statistics and images."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = small_config("LogNROIHeads")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (NAME,)
+    cfg.MODEL.LOGN.DATASETS = [[NAME, str(write_json(folder)), str(folder)]]
+    cfg.OUTPUT_DIR = str(folder)
+    (folder / "config.yaml").write_text(cfg.dump())
+    model = small_model(cfg)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    images = [[{"image": torch.rand(3, 48, 64) * 255, "image_id": i}] for i in range(3)]
+    statistics = collect_statistics(
+        model, images, population="proposals", class_names=CLASS_NAMES, datasets=[NAME]
+    )
+    statistics.save(folder / "stats.safetensors")
+    yield folder
+    if NAME in DatasetCatalog.list():
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+def arguments(folder: Path, output: str, *more: str) -> list[str]:
+    return [
+        *("--config-file", f"{folder}/config.yaml", "--stats", f"{folder}/stats.safetensors"),
+        *("--calibrations", "logn", "norcal(gamma=0.6)", "logn", "--output", f"{folder}/{output}"),
+        *more,
+        *("MODEL.WEIGHTS", f"{folder}/model.pth"),
+    ]
+
+
+def test_table_and_results_are_of_every_calibration(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tool.run(tool.parse_args(arguments(folder, "one"))) == 0
+    names = ["uncalibrated", "logn", "norcal(gamma=0.6)"]
+    table = capsys.readouterr().out.splitlines()[-len(names) :]
+    assert [line.split("|")[1].strip() for line in table] == names
+    results = Results.load(folder / "one" / "results.json")
+    assert [row.calibration for row in results.rows] == names
+    assert results.tasks == ("bbox", "segm")
+    assert results.provenance["weights"] == f"{folder}/model.pth"
+    scores = [SweepPredictions.load(folder / "one" / "sweep").detections(n).score for n in names]
+    assert not np.array_equal(scores[0], scores[1])
+
+    def fail(*args: object) -> None:
+        raise AssertionError("The network ran again.")
+
+    monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", fail)
+    assert tool.run(tool.parse_args(arguments(folder, "one", "--resume"))) == 0
+    again = Results.load(folder / "one" / "results.json")
+    np.testing.assert_equal(again.to_dict(), results.to_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
+    command = [sys.executable, SCRIPT, *arguments(folder, "two", "--num-processes", "2")]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert tool.run(tool.parse_args(arguments(folder, "alone"))) == 0
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one, two = (SweepPredictions.load(folder / name / "sweep") for name in ("alone", "two"))
+    assert one.image_ids.tolist() == two.image_ids.tolist()
+    for name in one.names:
+        left, right = one.detections(name), two.detections(name)
+        right = right.take(np.argsort(right.image_id, kind="stable"))
+        np.testing.assert_array_equal(left.image_id, right.image_id)
+        np.testing.assert_allclose(left.score, right.score, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("logn", "lognorm", "Unknown calibration 'lognorm'"),
+        ("norcal(gamma=0.6)", "norcal", "norcal"),
+        ("stats.safetensors", "nothing.safetensors", "no statistics file"),
+        ("model.pth", "nothing.pth", "weights are missing"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(
+    tool: ModuleType,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    old: str,
+    new: str,
+    message: str,
+) -> None:
+    changed = [
+        new if part == old else part.replace(f"/{old}", f"/{new}")
+        for part in arguments(folder, "bad")
+    ]
+    with pytest.raises(SystemExit) as ending:
+        tool.run(tool.parse_args(changed))
+    assert ending.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_config_keys_among_the_calibrations_are_a_mistake(
+    tool: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = "--config-file c --output o --calibrations logn MODEL.WEIGHTS w".split()
+    with pytest.raises(SystemExit) as ending:
+        tool.parse_args(wrong)
+    assert ending.value.code == 2
+    assert "between --calibrations and the first KEY VALUE" in capsys.readouterr().err
