@@ -12,6 +12,7 @@ from .fast_rcnn import LogNFastRCNNOutputLayers
 from .recording import LogitRecorder, Recording
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
 from .stages import RecordedStage, combine_stages
+from .topk_inference import fast_rcnn_inference_exact
 
 __all__ = [
     "CosineConv2d",
@@ -27,6 +28,7 @@ __all__ = [
     "calibrations_from_config",
     "classifier_parameters",
     "combine_stages",
+    "fast_rcnn_inference_exact",
     "find_box_predictors",
     "num_classes_of",
     "predictor_fingerprint",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration
 from .cosine import CosineLinear
+from .topk_inference import fast_rcnn_inference_exact
 
 __all__ = ["LogNFastRCNNOutputLayers", "Predictions"]
 
@@ -105,3 +106,16 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
             tuple[Tensor, ...]: N tensors (Ri, K + 1) in [0, 1].
         """
         return self.uncalibrated_probs(self.calibrated(predictions), proposals)
+
+    def inference(
+        self, predictions: Predictions, proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """The parent's detections, found faster; see `fast_rcnn_inference_exact`."""
+        return fast_rcnn_inference_exact(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [each.image_size for each in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )

@@ -19,7 +19,6 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from .box_predictors import predictor_fingerprint
 from .build import calibrations_from_config, logn_node
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
 from .stages import RecordedStage, combine_stages
+from .topk_inference import fast_rcnn_inference_exact
 
 __all__ = ["LogNCascadeROIHeads", "LogNROIHeads", "LogNRes5ROIHeads"]
 
@@ -118,7 +118,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
 
     def _detections(self, stages: list[RecordedStage]) -> list[Instances]:
         last = stages[-1]
-        instances, _ = fast_rcnn_inference(
+        instances, _ = fast_rcnn_inference_exact(
             last.predictor.predict_boxes(last.predictions, last.proposals),
             combine_stages(stages, self.cascade_average),
             [proposals.image_size for proposals in last.proposals],

@@ -1,0 +1,196 @@
+"""Box post-processing that looks only at candidates which can be among the detections.
+
+Detectron2 clips and gathers the boxes of all R x K candidates above the score threshold and runs
+non-maximum suppression (NMS) on all of them, then keeps the best few hundred. NMS is greedy: a
+candidate is suppressed only by ones with a higher score. So the best M candidates decide among
+themselves which of them survive, and if enough do, the others need not be looked at. If too few
+survive, M grows until all candidates are in. The result is Detectron2's, bit for bit.
+
+Shapes: R RoIs of an image, K foreground classes, P candidates above the threshold. Scores are in
+[0, 1], boxes (x1, y1, x2, y2) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torchvision
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torchvision.ops import nms
+
+__all__ = ["fast_rcnn_inference_exact"]
+
+# Candidates tried first, for each detection wanted; about one in two survives on LVIS.
+CANDIDATES_PER_DETECTION = 3
+# Fewer are not worth choosing from.
+MIN_CANDIDATES = 512
+GROWTH = 4
+# Neighbouring scores whose maximum is looked at first, see _above_the_best.
+CHUNK = 32
+
+
+def fast_rcnn_inference_exact(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[Tensor]]:
+    """Detectron2's `fast_rcnn_inference`, faster where candidates are many.
+
+    Half-precision scores work too, which Detectron2 refuses outside of autocast.
+
+    Args:
+        boxes (Sequence[Tensor]): N images, each (R, K * 4), or (R, 4) for class-agnostic boxes.
+        scores (Sequence[Tensor]): N images, each (R, K + 1), background last.
+        image_shapes (Sequence[tuple[int, int]]): (height, width) of each image.
+        score_thresh (float): candidates need a higher score.
+        nms_thresh (float): boxes of one class that overlap more are suppressed.
+        topk_per_image (int): detections to keep, best first; below 0 for all.
+
+    Returns:
+        tuple[list[Instances], list[Tensor]]: for each image the detections, and the row of each,
+        counted without the rows that have values which are not finite.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
+        >>> scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+        >>> (found,), (rows,) = fast_rcnn_inference_exact(
+        ...     [boxes], [scores], [(40, 40)], 0.05, 0.5, 100
+        ... )
+        >>> rows.tolist()
+        [0, 2]
+    """
+    limits = (score_thresh, nms_thresh, topk_per_image)
+    if torch.jit.is_tracing():
+        # How many candidates are tried depends on the scores, which a trace would freeze.
+        return fast_rcnn_inference(boxes, scores, image_shapes, *limits)
+    found = [_inference_of_image(*image, *limits) for image in zip(boxes, scores, image_shapes)]
+    return [instances for instances, _ in found], [rows for _, rows in found]
+
+
+def _inference_of_image(
+    boxes: Tensor,
+    scores: Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk: int,
+) -> tuple[Instances, Tensor]:
+    boxes, scores = _finite_rows(boxes, scores)
+    scores = scores[:, :-1]
+    candidates = scores > score_thresh
+    total = int(candidates.count_nonzero())
+    spacing = _class_spacing(boxes, candidates, total, image_shape)
+    wanted = total if topk < 0 else max(CANDIDATES_PER_DETECTION * topk, MIN_CANDIDATES)
+    while True:
+        chosen = candidates
+        if wanted * GROWTH < total:
+            chosen = candidates & _above_the_best(scores, wanted)
+        rows, classes = chosen.nonzero(as_tuple=True)
+        some_boxes, some_scores = _clipped(boxes, rows, classes, image_shape), scores[chosen]
+        keep = _class_wise_nms(some_boxes, some_scores.float(), classes, nms_thresh, spacing)
+        enough = len(keep) >= topk
+        settled = spacing is not None or _all_differ(some_scores[keep[: topk + 1]])
+        if chosen is candidates or (enough and settled):
+            break
+        wanted = total if enough else wanted * GROWTH
+    keep = keep[:topk] if topk >= 0 else keep
+    result = Instances(image_shape)
+    result.pred_boxes = Boxes(some_boxes[keep])
+    result.scores = some_scores[keep]
+    result.pred_classes = classes[keep]
+    return result, rows[keep]
+
+
+def _finite_rows(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Without rows that hold a value which is not finite."""
+    # A sum reads the memory once and writes nothing. It is finite only if all values are; that it
+    # overflows is no harm, the rows are then looked at one by one.
+    if bool(boxes.sum().isfinite() & scores.sum().isfinite()):
+        return boxes, scores
+    finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+    return boxes[finite], scores[finite]
+
+
+def _above_the_best(scores: Tensor, wanted: int) -> Tensor:
+    """(R, K) bool: at least the ``wanted`` best scores, and every score that ties with one of them.
+
+    The ``wanted``-th best of the maxima of disjoint chunks is a bound that at least ``wanted``
+    scores reach, and much faster to find than the ``wanted``-th best score.
+    """
+    whole = scores.shape[1] // CHUNK * CHUNK
+    maxima = [scores[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=2)] if whole else []
+    maxima.append(scores[:, whole:])
+    heads = torch.cat(maxima, dim=1).flatten()
+    if len(heads) < wanted:
+        heads = scores.flatten()
+    return scores >= heads.topk(wanted, sorted=False).values.min()
+
+
+def _clipped(boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[int, int]) -> Tensor:
+    """(P, 4) float32 boxes of the candidates, inside the image."""
+    per_class = boxes.reshape(len(boxes), boxes.shape[1] // 4, 4)
+    chosen = per_class[rows, 0 if per_class.shape[1] == 1 else classes]
+    clipped = Boxes(chosen)
+    clipped.clip(image_shape)
+    return clipped.tensor
+
+
+def _class_spacing(
+    boxes: Tensor, candidates: Tensor, total: int, image_shape: tuple[int, int]
+) -> Tensor | None:
+    """How far apart torchvision's `batched_nms` would move the classes, given *all* candidates.
+
+    It runs one NMS over boxes that are moved by (largest coordinate + 1) times their class where
+    boxes are few, and one NMS a class where they are many. Moving rounds the coordinates, so that
+    an overlap right at the threshold may fall on either side. To be equal, do as it does.
+
+    Returns:
+        Tensor: a scalar; None for one NMS a class.
+    """
+    if total == 0 or total * 4 > _moving_limit(boxes.device.type):
+        return None
+    largest = _clipped(boxes, *candidates.nonzero(as_tuple=True), image_shape).max()
+    return largest + torch.tensor(1).to(largest)
+
+
+@lru_cache
+def _moving_limit(device_type: str) -> int:
+    """Coordinates up to which `torchvision.ops.batched_nms` moves boxes."""
+    if device_type == "cpu":
+        return 4000
+    version = torchvision.__version__.split("+")[0].split(".")
+    # Raised in https://github.com/pytorch/vision/pull/8925.
+    return 100_000 if tuple(int(part) for part in version[:2]) >= (0, 22) else 20_000
+
+
+def _class_wise_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float, spacing: Tensor | None
+) -> Tensor:
+    """Indices of survivors, best first."""
+    if spacing is not None:
+        return nms(boxes + (classes.to(boxes) * spacing)[:, None], scores, nms_thresh)
+    order = classes.argsort(stable=True)
+    counts = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
+    groups = zip(order.split(counts), boxes[order].split(counts), scores[order].split(counts))
+    survivors = [
+        group[nms(group_boxes, group_scores, nms_thresh)] if len(group) > 1 else group
+        for group, group_boxes, group_scores in groups
+    ]
+    keep = torch.cat([order[:0], *survivors]).sort().values
+    return keep[scores[keep].sort(descending=True).indices]
+
+
+def _all_differ(ranked: Tensor) -> bool:
+    """Whether no two of these scores, which are in descending order, are equal.
+
+    Where classes are taken one by one, Detectron2 sorts the survivors with a sort that is not
+    stable: where equal scores end up depends on all survivors, so that all have to be known.
+    """
+    return bool((ranked[1:] < ranked[:-1]).all())
