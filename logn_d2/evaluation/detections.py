@@ -88,12 +88,21 @@ class RleMasks:
     def __len__(self) -> int:
         return len(self.size)
 
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return D dictionaries as pycocotools takes them ("size" list, "counts" bytes)."""
-        buffer, ends = memoryview(self.counts), self.offsets.tolist()
+    def to_dicts(self, index: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Return the masks as pycocotools takes them ("size" list, "counts" bytes).
+
+        Args:
+            index (ndarray | None): integers or a boolean mask; None for all.
+
+        Returns:
+            list[dict]: in the order of `index`.
+        """
+        index = np.arange(len(self)) if index is None else np.arange(len(self))[index]
+        buffer = memoryview(self.counts)
+        columns = (self.offsets[index], self.offsets[1:][index], self.size[index])
         return [
-            {"size": size, "counts": bytes(buffer[ends[i] : ends[i + 1]])}
-            for i, size in enumerate(self.size.tolist())
+            {"size": size, "counts": bytes(buffer[start:end])}
+            for start, end, size in zip(*(c.tolist() for c in columns), strict=True)
         ]
 
     def take(self, index: np.ndarray) -> RleMasks:

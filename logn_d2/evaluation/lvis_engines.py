@@ -47,7 +47,7 @@ def federated_filter(
     """
     kept = np.flatnonzero(detections.top_per_image_mask(max_dets))
     keys = _keys(ground_truth, detections, kept)
-    return kept[ground_truth.contains(keys, ground_truth.listed)]
+    return kept[ground_truth.is_listed(keys)]
 
 
 def count_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
@@ -68,24 +68,21 @@ def _fast(
     shapes, area = _shapes_and_areas(detections, kept, iou_type)
     # lvis-api looks detections up by an area range that is open at 0.
     order = np.flatnonzero(area > 0)
-    category = detections.category[kept]
+    kept = kept[order]
     # The order in which lvis-api accumulates: by score, then image, then as given.
-    by = (detections.image_id[kept], -detections.score[kept], category)
-    order = order[np.lexsort([column[order] for column in by])]
-    keys, area, category = (
-        _keys(ground_truth, detections, kept)[order],
-        area[order],
-        category[order],
-    )
+    columns = (detections.image_id, -detections.score, detections.category)
+    by = np.lexsort([column[kept] for column in columns])
+    order, kept = order[by], kept[by]
+    area, keys = area[order], _keys(ground_truth, detections, kept)
     counted = (area[:, None] >= AREA_RANGES[:, 0]) & (area[:, None] <= AREA_RANGES[:, 1])
-    counted &= ~ground_truth.contains(keys, ground_truth.not_exhaustive)[:, None]
+    counted &= ~ground_truth.is_not_exhaustive(keys)[:, None]
     arguments = (ground_truth.keys(), _gt_shapes(ground_truth, iou_type), ground_truth.crowd)
     if iou_type == "bbox":
         det, gt, iou = box_candidates(keys, shapes[order], *arguments)
     else:
         det, gt, iou = mask_candidates(keys, [shapes[i] for i in order], *arguments)
     found = match(det, gt, iou, keys, _ignored(ground_truth), ground_truth.crowd)
-    return _accumulate(category, counted, *found, count_objects(ground_truth))
+    return _accumulate(detections.category[kept], counted, *found, count_objects(ground_truth))
 
 
 def _accumulate(
@@ -189,7 +186,7 @@ def _shapes_and_areas(
     if iou_type == "bbox":
         box = detections.box[index].astype(np.float64)
         return box, box[:, 2] * box[:, 3]
-    rles = [] if detections.masks is None else detections.masks.take(index).to_dicts()
+    rles = [] if detections.masks is None else detections.masks.to_dicts(index)
     return rles, mask_areas(rles)
 
 

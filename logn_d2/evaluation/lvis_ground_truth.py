@@ -178,21 +178,21 @@ class LvisGroundTruth:
             json_file=json_file,
         )
 
-    def contains(self, keys: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
-        """Look keys up in `listed` or `not_exhaustive`.
+    def is_listed(self, keys: np.ndarray) -> np.ndarray:
+        """Tell whether presence or absence of the class in the image is known, (D,) bool."""
+        return np.ones(len(keys), dtype=bool) if self.listed is None else _in(keys, self.listed)
 
-        Args:
-            keys (ndarray): (D,) int64.
-            pairs (ndarray | None): sorted keys, or None for all.
+    def is_not_exhaustive(self, keys: np.ndarray) -> np.ndarray:
+        """Tell whether some objects of the class in the image are not annotated, (D,) bool."""
+        return _in(keys, self.not_exhaustive)
 
-        Returns:
-            ndarray: (D,) bool.
-        """
-        if pairs is None:
-            return np.ones(len(keys), dtype=bool)
-        if not len(pairs):
-            return np.zeros(len(keys), dtype=bool)
-        return pairs[np.searchsorted(pairs[:-1], keys)] == keys
+
+def _in(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Membership of (D,) keys in sorted `pairs`, which are few: no table, no sort of the keys."""
+    if not len(pairs):
+        return np.zeros(len(keys), dtype=bool)
+    # Without the last one, so that every position is one in `pairs`.
+    return pairs[np.searchsorted(pairs[:-1], keys)] == keys
 
 
 # Two data sets, each with and without masks; the key holds size and time, so a file that was

@@ -15,6 +15,8 @@ import pycocotools.mask as mask_util
 
 __all__ = ["one_image", "random_detections", "random_lvis", "run_lvis_api", "write_json"]
 
+_AREA_SHARES = [0.55, 0.3, 0.05, 0.05, 0.05]
+
 
 def one_image(**changes: Any) -> dict[str, Any]:
     """One image with one object of class 1; class 2 is absent, nothing is known of class 3.
@@ -210,8 +212,8 @@ def _random_annotation(
         "image_id": image_id,
         "category_id": int(rng.choice(category_ids)),
         "bbox": [x, y, w, h],
-        # A little less than the box, as for masks; sometimes an end of an area range itself.
-        "area": float(rng.choice([0.8 * w * h, w * h, 32.0**2, 96.0**2], p=[0.6, 0.3, 0.05, 0.05])),
+        # A little less than the box, as for masks; an end of an area range itself; or nothing.
+        "area": float(rng.choice([0.8 * w * h, w * h, 32.0**2, 96.0**2, 0], p=_AREA_SHARES)),
         "segmentation": [[x, y, x + w, y, x + w, y + h, x + 0.2 * w, y + h]],
     }
 

@@ -138,7 +138,8 @@ def test_coco_form_with_crowd_regions_equals_pycocotools(
     rng = np.random.default_rng(11)
     dataset = random_lvis(rng)
     results = random_detections(rng, dataset)
-    # COCO's own evaluation does not drop boxes without area.
+    # COCO's own evaluation does not drop what has no area.
+    dataset["annotations"] = [a for a in dataset["annotations"] if a["area"] > 0]
     results = [result for result in results if result["bbox"][2] * result["bbox"][3] > 0]
     for image in dataset["images"]:
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
