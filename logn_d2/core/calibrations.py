@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from .affine import AffineCalibration, Background, foreground_columns
 from .stage import StageStatistics
 
 __all__ = ["class_balanced", "logit_adjustment", "logn", "norcal", "tau_norm", "temperature"]
+
+Counts = Sequence[int] | np.ndarray | Tensor
 
 
 def logn(
@@ -69,7 +72,7 @@ def logn(
 
 
 def norcal(
-    image_count: Sequence[int], *, gamma: float, background: Background = "last"
+    image_count: Counts, *, gamma: float, background: Background = "last"
 ) -> AffineCalibration:
     """NorCal (Pan et al., NeurIPS 2021): foreground scores divided by N_c^gamma.
 
@@ -78,7 +81,7 @@ def norcal(
     gamma is a hyper-parameter that the authors choose on the training set; there is no default.
 
     Args:
-        image_count (Sequence[int]): (K,) training images of each class; 0 counts as 1.
+        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
         gamma (float): 0 changes nothing.
         background (str): "last", "first" or "none".
 
@@ -93,12 +96,12 @@ def norcal(
 
 
 def class_balanced(
-    image_count: Sequence[int], *, gamma: float, background: Background = "last"
+    image_count: Counts, *, gamma: float, background: Background = "last"
 ) -> AffineCalibration:
     """NorCal's other rule: scores times the class-balanced weight (1 - gamma) / (1 - gamma^N_c).
 
     Args:
-        image_count (Sequence[int]): (K,) training images of each class; 0 counts as 1.
+        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
         gamma (float): in (0, 1), for example 0.999.
         background (str): "last", "first" or "none".
 
@@ -119,7 +122,7 @@ def class_balanced(
 
 
 def logit_adjustment(
-    image_count: Sequence[int], *, tau: float = 1.0, background: Background = "last"
+    image_count: Counts, *, tau: float = 1.0, background: Background = "last"
 ) -> AffineCalibration:
     """Post-hoc logit adjustment (Menon et al., ICLR 2021) with the prior pi_c = N_c / sum N.
 
@@ -129,7 +132,7 @@ def logit_adjustment(
     foreground logits by tau log(sum N) more.
 
     Args:
-        image_count (Sequence[int]): (K,) training images of each class; 0 counts as 1.
+        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
         tau (float): 0 changes nothing.
         background (str): "last", "first" or "none".
 
@@ -230,7 +233,7 @@ def _beta(rule: str | float, stage: StageStatistics, background: Background) -> 
     return float(getattr(mean, rule)())
 
 
-def _positive_counts(image_count: Sequence[int]) -> Tensor:
+def _positive_counts(image_count: Counts) -> Tensor:
     """Counts as float64; a class without images counts as one, since log 0 has no use here."""
     count = torch.as_tensor(image_count).double()
     if (count < 0).any():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ["ClassCounts", "frequency_groups", "shot_groups"]
 
@@ -46,12 +47,12 @@ class ClassCounts:
 
 
 def frequency_groups(
-    image_count: np.ndarray, rare_max: int = 10, common_max: int = 100
+    image_count: ArrayLike, rare_max: int = 10, common_max: int = 100
 ) -> np.ndarray:
     """LVIS's groups by number of training images.
 
     Args:
-        image_count (ndarray): (K,).
+        image_count (ArrayLike): (K,).
         rare_max (int): a class in at most this many images is rare (LVIS: 10).
         common_max (int): one in at most this many is common (LVIS: 100), the others are frequent.
 
@@ -66,11 +67,11 @@ def frequency_groups(
     return np.select([image_count <= rare_max, image_count <= common_max], ["r", "c"], "f")
 
 
-def shot_groups(image_count: np.ndarray, few_max: int = 20, medium_max: int = 100) -> np.ndarray:
+def shot_groups(image_count: ArrayLike, few_max: int = 20, medium_max: int = 100) -> np.ndarray:
     """ImageNet-LT's groups: "many" (over 100 images), "medium" (20 to 100), "few" (below 20).
 
     Args:
-        image_count (ndarray): (K,).
+        image_count (ArrayLike): (K,).
         few_max (int): a class with *fewer* images is few-shot.
         medium_max (int): one with *at most* this many is medium-shot.
 
