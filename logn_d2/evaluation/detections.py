@@ -79,10 +79,9 @@ class RleMasks:
         """
         rles: list[dict[str, Any]] = []
         for start in range(0, len(bitmasks), _ENCODE_BATCH):
-            # pycocotools wants columns one after another: transposing on the tensor's side gives
-            # that order for the whole batch in one copy.
-            batch = bitmasks[start : start + _ENCODE_BATCH].transpose(1, 2).contiguous()
-            rles.extend(mask_util.encode(batch.cpu().numpy().astype(np.uint8, copy=False).T))
+            batch = bitmasks[start : start + _ENCODE_BATCH].bool().cpu().numpy().view(np.uint8)
+            # pycocotools wants columns one after another: one copy for the whole batch.
+            rles.extend(mask_util.encode(np.asfortranarray(batch.transpose(1, 2, 0))))
         return cls.from_dicts(rles)
 
     def __len__(self) -> int:
