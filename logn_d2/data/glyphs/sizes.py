@@ -194,7 +194,15 @@ SIZES: dict[str, GlyphSize] = {
             train_images=3000,
             val_images=600,
             image_px=128,
-            glyph_px=(16.0, 44.0),
+            glyph_px=(22.0, 52.0),
+            classes_per_image=(3, 6),
+            # Chosen by the uncalibrated baseline alone: with the random sampler its box AP of rare,
+            # common and frequent classes is 4.3, 16.2 and 33.2 (R-50 on LVIS v1: 1.3, 16.7, 29.3).
+            rotation=12.0,
+            background=30.0,
+            blur=0.6,
+            noise=8.0,
+            occlusion_rate=0.15,
         ),
         GlyphSize(
             name="lvis",
