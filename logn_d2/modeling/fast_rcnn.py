@@ -43,6 +43,8 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         ValueError: an unknown classifier, or a calibration for another number of classes.
     """
 
+    calibration: AffineCalibration | None
+
     @configurable
     def __init__(
         self,
@@ -65,7 +67,8 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
                 f"head has {self.num_classes}. Make it from this model's statistics."
             )
-        self.calibration = calibration
+        # Registered also where there is none, so that it can come and go without a trace.
+        self.register_module("calibration", calibration)
         self.weights_check = weights_check
 
     @classmethod

@@ -12,7 +12,10 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..core import AffineCalibration, fold_cosine, fold_linear
-from .box_predictors import find_box_predictors, unwrapped
+from .attach import _find_sites as find_sites
+from .attach import _Site as Site
+from .attach import calibration_of, release
+from .box_predictors import unwrapped
 from .build import logn_node
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
@@ -30,15 +33,16 @@ _SAME_AS_DETECTRON2 = (*_TWINS, LogNFastRCNNOutputLayers)
 
 
 def fold(
-    model: nn.Module, calibrations: AffineCalibration | Sequence[AffineCalibration]
+    model: nn.Module,
+    calibrations: AffineCalibration | Sequence[AffineCalibration] | None = None,
 ) -> nn.Module:
     """Puts each calibration into the weights of the classifier in front of it, in place.
 
     The model's raw logits become the calibrated ones, and any calibration that it carries (from
     `attach` or from its config) is removed. A linear classifier stays one, with the same keys in
     the state dict: the checkpoint needs no logn_d2. A `CosineLinear` gets a gain for each class,
-    and so still needs logn_d2. Softmax and sigmoid heads fold alike. To keep the unfolded model,
-    fold a ``copy.deepcopy`` of it.
+    and so still needs logn_d2. Softmax and sigmoid heads fold alike, and so do torchvision's. To
+    keep the unfolded model, fold a ``copy.deepcopy`` of it.
 
     A folded model is for inference: training it on, gathering its statistics, or attaching the same
     calibration again would each start from logits that are calibrated already.
@@ -46,15 +50,16 @@ def fold(
     Args:
         model (nn.Module): a detector, distributed or not, with its weights loaded.
         calibrations (AffineCalibration or Sequence): one for each of the S box predictors, in stage
-            order; a single one for a model with one.
+            order; a single one for a model with one. None for those that the model carries.
 
     Returns:
         nn.Module: ``model``.
 
     Raises:
-        ValueError: another number of calibrations or classes, a classifier whose logits are not
-            those of a linear or cosine layer, or one that shares its weights with another layer.
-            The model is then as it was.
+        ValueError: no calibration, or another number of them or of classes; a classifier whose
+            logits are not those of a linear or cosine layer, or that shares its weights with
+            another layer. The model is then as it was.
+        StatisticsError: the calibration in the model's config is of other weights.
 
     Example:
         >>> from detectron2.layers import ShapeSpec
@@ -67,17 +72,19 @@ def fold(
         >>> predictor.cls_score.bias.tolist()
         [5.0, 7.0, 0.0]
     """
-    predictors = find_box_predictors(model)
-    calibrations = _one_for_each(predictors, calibrations)
-    layers = [_last_layer(predictor) for predictor in predictors]
+    sites = find_sites(model)
+    if calibrations is None:
+        calibrations = [_carried(site) for site in sites]
+    calibrations = _one_for_each(sites, calibrations)
+    layers = [_last_layer(site.classifier) for site in sites]
     for index, layer in enumerate(layers):
         _check_weights_not_shared(model, layer, index)
     # All are computed before any is changed.
     folded = [_folded(layer, each) for layer, each in zip(layers, calibrations)]
     for layer, parameters in zip(layers, folded):
         _assign(layer, parameters)
-    for predictor in predictors:
-        _forget_calibration(predictor)
+    for site in sites:
+        release(site.owner)
     return model
 
 
@@ -123,18 +130,36 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
     return cfg
 
 
+def _carried(site: Site) -> AffineCalibration:
+    calibration = calibration_of(site.owner)
+    if calibration is None:
+        raise ValueError(
+            "This model carries no calibration to fold. Attach one first, or give it to fold()."
+        )
+    check = getattr(site.owner, "weights_check", None)
+    if check is not None:  # otherwise made before the first calibrated output
+        check(site.owner)
+    return calibration
+
+
 def _one_for_each(
-    predictors: Sequence[nn.Module],
-    calibrations: AffineCalibration | Sequence[AffineCalibration],
+    sites: Sequence[Site], calibrations: AffineCalibration | Sequence[AffineCalibration]
 ) -> list[AffineCalibration]:
     if isinstance(calibrations, AffineCalibration):
         calibrations = [calibrations]
-    if len(calibrations) != len(predictors):
+    if len(calibrations) != len(sites):
         raise ValueError(
-            f"This model has {len(predictors)} box predictors (cascade stages), but "
-            f"{len(calibrations)} calibrations were given. Give one for each, in stage order, such "
-            "as stage_calibrations(..., num_stages=...) makes."
+            f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
+            "calibrations were given. Give one for each, in stage order, such as "
+            "stage_calibrations(..., num_stages=...) makes."
         )
+    for site, calibration in zip(sites, calibrations):
+        if calibration.background != site.background:
+            raise ValueError(
+                f"The calibration '{calibration.name}' has the background column "
+                f"{calibration.background}, this model has it {site.background}. Make it with "
+                f"background={site.background!r}."
+            )
     return list(calibrations)
 
 
@@ -193,11 +218,6 @@ def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
             setattr(layer, name, nn.Parameter(value))
         else:
             layer._parameters[name].copy_(value)
-
-
-def _forget_calibration(predictor: nn.Module) -> None:
-    if isinstance(predictor, LogNFastRCNNOutputLayers):
-        predictor.calibration = predictor.weights_check = None
 
 
 def _is_ours(module: nn.Module) -> bool:

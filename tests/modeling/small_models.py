@@ -126,7 +126,7 @@ def statistics_of(model: nn.Module, seed: int = 1) -> LogitStatistics:
     predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
     return LogitStatistics(
         stages=tuple(_stage(p.cls_score.weight, p.cls_score.bias) for p in predictors),
-        class_names=CLASS_NAMES,
+        class_names=CLASS_NAMES[: predictors[0].num_classes],
         datasets=("drawn",),
     )
 

@@ -10,9 +10,11 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import nn
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from logn_d2.core import AffineCalibration, stage_calibrations
+from logn_d2.core import AffineCalibration, StatisticsError, stage_calibrations
 from logn_d2.modeling import CosineLinear, LogNFastRCNNOutputLayers, find_box_predictors, folding
+from logn_d2.modeling.attach import attach
 from logn_d2.modeling.folding import fold, parts_of_logn_d2, plain_config
 
 from .small_models import (
@@ -273,6 +275,52 @@ def test_parameters_stay_the_same_objects():
     assert all(parameter.requires_grad for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("head", [*HEADS, *TWINS])
+def test_attached_calibration_is_folded_and_removed(head):
+    model = small_model(head)
+    attach(model, statistics_of(model), calibration="logn(beta=mean)")
+    expected = detections(model, images())
+    assert_close(detections(fold(model), images()), expected)
+    assert not [m for m in model.modules() if isinstance(m, AffineCalibration)]
+    with pytest.raises(ValueError, match="carries no calibration"):
+        fold(model)
+
+
+def test_calibration_that_is_given_takes_the_place_of_the_attached_one():
+    model, other = small_model("StandardROIHeads"), small_model("StandardROIHeads")
+    attach(model, random_calibration(1))
+    fold(model, random_calibration(2))
+    fold(other, random_calibration(2))
+    assert_same(detections(model, images()), detections(other, images()))
+
+
+def test_statistics_of_other_weights_in_the_config_are_found(tmp_path):
+    path = str(tmp_path / "stats.safetensors")
+    statistics_of(small_model("LogNROIHeads", seed=1)).save(path)
+    model = small_model("LogNROIHeads", MODEL__LOGN__STATISTICS=path)
+    with pytest.raises(StatisticsError, match="other weights"):
+        fold(model)
+
+
+def test_torchvision_detectors_fold():
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1, min_size=64, max_size=64
+    ).eval()
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.01)
+    scale = 0.5 + torch.rand(NUM_CLASSES)
+    calibration = AffineCalibration(scale, torch.randn(NUM_CLASSES), background="first")
+    image = [torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        raw = model(image)
+        attach(model, calibration)
+        (expected,) = model(image)
+        (found,) = fold(model)(image)
+    assert len(found["scores"]) and not torch.equal(raw[0]["scores"], found["scores"])
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
+    assert torch.equal(found["labels"], expected["labels"])
+
+
 class Strange(nn.Linear):
     """What becomes of its weights nothing tells."""
 
@@ -310,6 +358,8 @@ def test_numbers_of_stages_and_classes_must_fit():
         fold(small_model("LogNCascadeROIHeads"), random_calibration())
     with pytest.raises(ValueError, match="6 columns, but the calibration .* has 4"):
         fold(predictor(), AffineCalibration.identity(3))
+    with pytest.raises(ValueError, match="background column first, this model has it last"):
+        fold(predictor(), AffineCalibration.identity(NUM_CLASSES, "first"))
 
 
 def test_weights_that_overflow_are_refused():

@@ -1,0 +1,313 @@
+"""Calibrating a detector that exists already, and undoing it.
+
+A calibration is attached where a model turns logits into probabilities: `predict_probs` of each box
+predictor in Detectron2, `postprocess_detections` of the RoI heads in torchvision. Classes stay
+untouched; it is one instance's method that is covered. The calibration becomes a submodule, so that
+it follows the model through ``.to()``, copies and pickling, and has no part in its state dict.
+
+Shapes: K foreground classes, C = K + 1 logit columns, S cascade stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core.affine import Background
+from .box_predictors import (
+    find_box_predictors,
+    num_classes_of,
+    predictor_fingerprint,
+    unwrapped,
+)
+from .fast_rcnn import LogNFastRCNNOutputLayers
+
+__all__ = ["Attachment", "attach", "calibration_of", "detach", "release"]
+
+CHILD = "logn_calibration"
+
+Source = (
+    str | os.PathLike | LogitStatistics | AffineCalibration | Sequence[AffineCalibration] | None
+)
+
+
+def attach(
+    model: nn.Module,
+    source: Source,
+    *,
+    calibration: str = "",
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    strict: bool = True,
+    class_names: Sequence[str] | None = None,
+) -> Attachment:
+    """Calibrates every box predictor of a model, in place.
+
+    Works for Detectron2's heads (Standard, Cascade, Res5 and their subclasses, from a config or a
+    LazyConfig) and for torchvision's Faster, Mask and Keypoint R-CNN. Load the weights first.
+
+    Args:
+        model (nn.Module): a detector, distributed or not.
+        source: a statistics file or what it holds; or an AffineCalibration, or a list of them, one
+            for each of the S box predictors; or None for a calibration that needs no statistics.
+        calibration (str): which one to make from the statistics, such as "logn(beta=mean)" or
+            "norcal(gamma=0.6)"; "logn" where nothing is given.
+        counts (ClassCounts): of the training set, for calibrations that need them.
+        strict (bool): False skips the check that the statistics are of these very weights.
+        class_names (Sequence[str]): K names to compare with those of the statistics.
+
+    Returns:
+        Attachment: its `detach()`, or the end of a ``with`` block, undoes it all.
+
+    Raises:
+        FileNotFoundError: there is no such statistics file.
+        ValueError: the model has no box predictor or has a calibration already, or this one does
+            not fit: other classes, stages, class names, or weights. The model is then as it was.
+
+    Example:
+        >>> import torch
+        >>> from detectron2.modeling.box_regression import Box2BoxTransform
+        >>> from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+        >>> transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+        >>> predictor = FastRCNNOutputLayers(8, box2box_transform=transform, num_classes=2)
+        >>> one_region = (torch.zeros(1, 3), torch.zeros(1, 8)), [range(1)]
+        >>> calibration = AffineCalibration(torch.ones(2), torch.tensor([0.0, 1.0]))
+        >>> with attach(predictor, calibration):
+        ...     predictor.predict_probs(*one_region)[0].argmax().item()
+        1
+        >>> predictor.predict_probs(*one_region)[0].argmax().item()
+        0
+    """
+    sites = _find_sites(model)
+    for site in sites:
+        present = calibration_of(site.owner)
+        if present is not None:
+            raise ValueError(
+                f"This model has the calibration '{present.name}' already. Call detach(model) "
+                "first."
+            )
+    if isinstance(source, AffineCalibration) or _is_list(source):
+        calibrations = _given(source, calibration)
+    else:
+        calibrations = _made(sites, source, calibration, counts, strict, class_names)
+    _check_fit(sites, calibrations)
+    # A copy: the caller's may be attached to another model, on another device.
+    calibrations = [copy.deepcopy(each) for each in calibrations]
+    for site, each in zip(sites, calibrations):
+        _cover(site, each)
+    return Attachment(model, calibrations)
+
+
+def detach(model: nn.Module) -> None:
+    """Removes the calibrations of a model; its outputs are then what they were, bit for bit.
+
+    Args:
+        model (nn.Module): what `attach` was called with, or a copy of it.
+
+    Raises:
+        ValueError: it has none.
+    """
+    released = [release(site.owner) for site in _find_sites(model)]
+    if not any(released):
+        raise ValueError("This model has no calibration attached; there is nothing to detach.")
+
+
+class Attachment:
+    """Calibrations that `attach` has put into a model; a context manager that detaches them.
+
+    Attributes:
+        model (nn.Module): the model.
+        calibrations (list[AffineCalibration]): S calibrations, in stage order.
+    """
+
+    def __init__(self, model: nn.Module, calibrations: list[AffineCalibration]) -> None:
+        self.model = model
+        self.calibrations = calibrations
+
+    def detach(self) -> None:
+        """Removes these calibrations, where they still are; later ones stay."""
+        for site in _find_sites(self.model):
+            if any(calibration_of(site.owner) is each for each in self.calibrations):
+                release(site.owner)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+
+def calibration_of(predictor: nn.Module) -> AffineCalibration | None:
+    """The calibration that acts on a predictor, from `attach` or from its config; None for none."""
+    if isinstance(predictor, LogNFastRCNNOutputLayers):
+        return predictor.calibration
+    return predictor._modules.get(CHILD)
+
+
+def release(predictor: nn.Module) -> bool:
+    """Removes a predictor's calibration; returns whether there was one."""
+    if calibration_of(predictor) is None:
+        return False
+    if isinstance(predictor, LogNFastRCNNOutputLayers):
+        predictor.calibration = predictor.weights_check = None
+        return True
+    del predictor._modules[CHILD]
+    for name, value in list(predictor.__dict__.items()):
+        if isinstance(value, _CalibratedMethod):
+            del predictor.__dict__[name]
+            if value.covered is not None:
+                predictor.__dict__[name] = value.covered
+    return True
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where logits become probabilities: the first argument of one method of one module."""
+
+    owner: nn.Module
+    method: str
+    classifier: nn.Module
+    background: Background
+
+
+class _CalibratedMethod:
+    """Covers a method of one instance: calibrates its first argument and passes it on.
+
+    An object that refers to its owner, and not a closure: a copy of the owner gets one of its own.
+    """
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        # A method that somebody else has covered already.
+        self.covered: Callable | None = owner.__dict__.get(name)
+
+    def __call__(self, predictions: Any, *args: Any, **kwargs: Any) -> Any:
+        calibration = getattr(self.owner, CHILD)
+        if isinstance(predictions, Tensor):
+            predictions = calibration(predictions)
+        else:
+            logits, *others = predictions
+            predictions = (calibration(logits), *others)
+        method = self.covered or partial(getattr(type(self.owner), self.name), self.owner)
+        return method(predictions, *args, **kwargs)
+
+
+def _find_sites(model: nn.Module) -> list[_Site]:
+    found = [
+        _Site(module, "postprocess_detections", module.box_predictor, "first")
+        for module in unwrapped(model).modules()
+        if _is_torchvision_head(module)
+    ]
+    return found or [
+        _Site(predictor, "predict_probs", predictor, "last")
+        for predictor in find_box_predictors(model)
+    ]
+
+
+def _is_torchvision_head(module: nn.Module) -> bool:
+    """By what it has, since importing torchvision's detectors takes long."""
+    predictor = getattr(module, "box_predictor", None)
+    return (
+        callable(getattr(module, "postprocess_detections", None))
+        and isinstance(predictor, nn.Module)
+        and num_classes_of(predictor) is not None
+    )
+
+
+def _is_list(source: Source) -> bool:
+    return isinstance(source, (list, tuple)) and all(
+        isinstance(each, AffineCalibration) for each in source
+    )
+
+
+def _given(
+    source: AffineCalibration | Sequence[AffineCalibration], text: str
+) -> list[AffineCalibration]:
+    if text:
+        raise ValueError(
+            f"calibration={text!r} says what to make from statistics, but a calibration was given. "
+            "Leave one of them out."
+        )
+    return [source] if isinstance(source, AffineCalibration) else list(source)
+
+
+def _made(
+    sites: list[_Site],
+    source: str | os.PathLike | LogitStatistics | None,
+    text: str,
+    counts: ClassCounts | Callable[[], ClassCounts] | None,
+    strict: bool,
+    class_names: Sequence[str] | None,
+) -> list[AffineCalibration]:
+    """Calibrations from statistics that have been checked, or from class counts alone."""
+    num_classes = num_classes_of(sites[0].classifier)
+    statistics = _read(source)
+    if statistics is not None:
+        if statistics.background != sites[0].background:
+            raise ValueError(
+                f"These statistics have the background column {statistics.background}, this model "
+                f"has it {sites[0].background}. Use statistics that were collected with this model."
+            )
+        statistics.check(
+            num_classes=num_classes,
+            num_stages=len(sites),
+            class_names=class_names,
+            fingerprints=[predictor_fingerprint(site.classifier) for site in sites]
+            if strict
+            else (),
+        )
+    return stage_calibrations(
+        text or "logn",
+        num_classes=num_classes,
+        num_stages=len(sites),
+        statistics=statistics,
+        counts=counts,
+        background=sites[0].background,
+    )
+
+
+def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics | None:
+    if source is None or isinstance(source, LogitStatistics):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return LogitStatistics.load(PathManager.get_local_path(os.fspath(source)))
+    raise ValueError(
+        f"Can't attach a {type(source).__name__}. Give the path of a statistics file, a "
+        "LogitStatistics, an AffineCalibration, or a list of one for each stage."
+    )
+
+
+def _check_fit(sites: list[_Site], calibrations: list[AffineCalibration]) -> None:
+    if len(calibrations) != len(sites):
+        raise ValueError(
+            f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
+            "calibrations were given. Give one for each, in stage order."
+        )
+    for site, calibration in zip(sites, calibrations):
+        expected = (num_classes_of(site.classifier), site.background)
+        if (calibration.num_classes, calibration.background) != expected:
+            raise ValueError(
+                f"The calibration '{calibration.name}' is for {calibration.num_classes} classes "
+                f"with the background column {calibration.background}; this model has "
+                f"{expected[0]} classes and the background column {expected[1]}."
+            )
+
+
+def _cover(site: _Site, calibration: AffineCalibration) -> None:
+    owner = site.owner
+    calibration.to(next(owner.parameters()).device)
+    if isinstance(owner, LogNFastRCNNOutputLayers):
+        owner.calibration = calibration
+        return
+    covering = _CalibratedMethod(owner, site.method)
+    owner.add_module(CHILD, calibration)
+    # To __dict__ itself, as attributes of modules are registered by what they are.
+    owner.__dict__[site.method] = covering
