@@ -42,6 +42,7 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 thead th[colspan] { text-align: center; border-bottom: 1px solid var(--line); }
 tr:first-child > th:first-child, tbody th { text-align: left; }
 tbody th { font-weight: 500; white-space: nowrap; }
+.sortable tbody th { white-space: normal; min-width: 9rem; }
 tr.baseline > * { background: var(--panel); }
 td { white-space: nowrap; }
 td small { display: block; color: var(--soft); line-height: 1.2; }
@@ -61,7 +62,7 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
 .pair img { width: 100%; border-radius: .25rem; }
 .pair span { font-size: .85rem; color: var(--soft); }
-.swatch { display: inline-block; width: 1.6em; height: 1em; vertical-align: -.15em;
+.swatch { display: inline-block; width: 1.9em; height: 1.2em; vertical-align: -.2em;
   background: #555; margin-right: .4em; outline: 2px solid; outline-offset: -3px; }
 .key { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; }

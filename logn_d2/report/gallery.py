@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from logn_d2.evaluation.detections import Detections
@@ -25,6 +26,7 @@ from logn_d2.evaluation.lvis_matching import box_candidates
 __all__ = ["Gallery", "GalleryEntry", "draw_entry", "make_gallery", "matched", "shown_detections"]
 
 _FOUND, _OTHER, _TRUTH = "#56B4E9", "#E69F00", "#FFFFFF"
+_RARE = "★"
 _PICTURE_PX = 360
 _JPEG_QUALITY = 82
 
@@ -202,35 +204,43 @@ def _draw(
     labels: Sequence[str],
     groups: np.ndarray,
 ) -> str:
-    """One picture: objects dashed, detections that find one blue with a tick, others orange."""
+    """One picture: detections that find an object blue, others orange, objects dashed on top."""
     scale = max(1.0, _PICTURE_PX / max(pixels.shape[:2]))
-    # Bilinear here, since the visualizer would enlarge with visible squares.
+    # Enlarged here, since the visualizer would show pixels as squares.
     size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
     enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     canvas = Visualizer(enlarged)
-    image = int(np.searchsorted(truth.image_ids, image_id))
-    for box in _corners(truth.box[truth.image == image]) * scale:
-        canvas.draw_box(box, alpha=0.6, edge_color="black")
-        canvas.draw_box(box, alpha=1.0, edge_color=_TRUTH, line_style=(0, (3, 3)))
     _, hits = matched(truth, detections)
-    masks = _polygons(detections, pixels.shape[:2])
     for index, box in enumerate(_corners(detections.box) * scale):
         color = _FOUND if hits[index] else _OTHER
-        for polygon in masks[index]:
-            canvas.draw_polygon(polygon * scale, color, alpha=0.25)
-        canvas.draw_box(box, alpha=1.0, edge_color=color)
         text = _label(labels, groups, int(detections.category[index]), bool(hits[index]))
-        position = (box[0], min(box[3], enlarged.shape[0] - 20))
-        canvas.draw_text(
-            f"{text} {detections.score[index]:.2f}", position,
-            color=color, font_size=11, horizontal_alignment="left",
-        )  # fmt: skip
+        _outline(canvas, box, color, 4.0 if text.startswith(_RARE) else 2.5)
+        position = (np.clip(box[0], 0, size[0] - 40), np.clip(box[1] - 20, 0, size[1] - 20))
+        canvas.draw_text(text, position, color=color, font_size=12, horizontal_alignment="left")
+    image = int(np.searchsorted(truth.image_ids, image_id))
+    for box in _corners(truth.box[truth.image == image]) * scale:
+        _outline(canvas, box, "black", 1.6)
+        _outline(canvas, box, _TRUTH, 1.6, (0, (3, 3)))
     return _jpeg_data_uri(canvas.get_output().get_image())
+
+
+def _outline(
+    canvas: Visualizer, box: np.ndarray, color: str, width: float, style: Any = "-"
+) -> None:
+    """A rectangle; the visualizer's own has one width only."""
+    left, top, right, bottom = box.tolist()
+    canvas.draw_line(
+        [left, right, right, left, left],
+        [top, top, bottom, bottom, top],
+        color,
+        linestyle=style,
+        linewidth=width,
+    )
 
 
 def _label(labels: Sequence[str], groups: np.ndarray, category: int, hit: bool) -> str:
     """A class as it is written in a picture; a found rare object has a star."""
-    mark = ("★" if groups[category] == "r" else "✓") if hit else "✗"
+    mark = (_RARE if groups[category] == "r" else "✓") if hit else "✗"
     return f"{mark} {labels[category]}"
 
 
@@ -238,16 +248,6 @@ def _corners(box: np.ndarray) -> np.ndarray:
     """XYXY of XYWH, float64."""
     box = np.asarray(box, dtype=np.float64)
     return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
-
-
-def _polygons(detections: Detections, size: tuple[int, int]) -> Mapping[int, list[np.ndarray]]:
-    """Outlines of each mask, (n, 2) pixels each; none for a detector without masks."""
-    if detections.masks is None:
-        return {index: [] for index in range(len(detections))}
-    return {
-        index: [part.reshape(-1, 2) for part in GenericMask(rle, *size).polygons]
-        for index, rle in enumerate(detections.masks.to_dicts())
-    }
 
 
 def _jpeg_data_uri(pixels: np.ndarray) -> str:

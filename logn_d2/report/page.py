@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -281,7 +282,8 @@ def _entry(entry: GalleryEntry, classes: ClassInfo, before: str, after: str) -> 
     said = []
     for text, found in (("Found only after", entry.gained), ("Found only before", entry.lost)):
         if found:
-            said.append(f"{text}: {', '.join(_class_note(classes, index) for index in found)}.")
+            notes = (_class_note(classes, *item) for item in Counter(found).items())
+            said.append(f"{text}: {', '.join(notes)}.")
     gain = len(entry.gained) - len(entry.lost)
     rare_gain = _rare(classes, entry.gained) - _rare(classes, entry.lost)
     verdict = "Gain" if (rare_gain, gain) > (0, 0) else "Loss"
@@ -298,9 +300,10 @@ def _rare(classes: ClassInfo, indices: Sequence[int]) -> int:
     return sum(classes.groups[index] == "r" for index in indices)
 
 
-def _class_note(classes: ClassInfo, index: int) -> str:
+def _class_note(classes: ClassInfo, index: int, objects: int) -> str:
     group, count = GROUPS[classes.groups[index]], int(classes.image_count[index])
-    return f"{classes.labels[index]} ({group}, {count:,} image{'s' * (count != 1)})"
+    times = f"{objects} × " if objects > 1 else ""
+    return f"{times}{classes.labels[index]} ({group}, {count:,} training image{'s' * (count != 1)})"
 
 
 def _classes(inputs: ReportInputs) -> list[str]:

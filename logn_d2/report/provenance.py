@@ -1,0 +1,57 @@
+"""Where numbers come from: machine, versions, commit. Plain data for the provenance of results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import detectron2
+import numpy as np
+import torch
+import torchvision
+
+import logn_d2
+
+__all__ = ["commit", "machine", "versions"]
+
+
+def machine() -> dict[str, str | int | None]:
+    """Processor, cores, threads that torch uses, and GPU."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        model = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        cpu = model[1] if model else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    modules = (logn_d2, detectron2, torch, torchvision, np)
+    return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that `logn_d2` is imported from.
+
+    Returns:
+        str: its hash, with "-dirty" where tracked files differ from it; None where the package is
+        installed, or git is not.
+    """
+    root = Path(logn_d2.__file__).parents[1]
+    if not (root / ".git").exists():  # without this git would find a folder further up
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
