@@ -24,12 +24,12 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from logn_d2 import add_logn_config
-from logn_d2.data import register_from_config, register_glyphs
 from logn_d2.engine import (
     check_collection,
     check_evaluation,
     check_training,
     launch,
+    load_config,
     run_collection,
     run_evaluation,
     run_training,
@@ -85,20 +85,10 @@ def _is_config_key(text: str) -> bool:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; data sets are registered."""
-    cfg = get_cfg()
-    add_logn_config(cfg)
-    try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except AssertionError as error:  # what yacs raises for a key that does not exist
-        raise ValueError(f"{error} Check {args.config_file} and the KEY VALUE pairs.") from error
+    cfg = load_config(args.config_file, args.opts)
     if args.stats:
         cfg.MODEL.LOGN.STATISTICS = args.stats
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    register_glyphs()
-    register_from_config(cfg)
     return cfg
 
 

@@ -1,5 +1,6 @@
 """Training, the statistics pass and evaluation, in one process or many."""
 
+from .config import load_config
 from .errors import short_errors
 from .launch import launch
 from .runs import (
@@ -20,6 +21,7 @@ __all__ = [
     "check_training",
     "collect",
     "launch",
+    "load_config",
     "run_collection",
     "run_evaluation",
     "run_training",

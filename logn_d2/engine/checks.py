@@ -136,6 +136,6 @@ def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
     statistics.check(
         num_classes=num_classes,
         num_stages=len(statistics.stages),
-        class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
+        class_names=known_class_names(cfg.DATASETS.TEST, num_classes),
     )
     return statistics

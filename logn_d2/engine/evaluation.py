@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
@@ -20,7 +20,12 @@ from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calib
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..evaluation import LvisGroundTruth, evaluate_sweep, format_table, sweep
-from ..modeling import LogNFastRCNNOutputLayers, find_box_predictors, predictor_fingerprint
+from ..modeling import (
+    LogNFastRCNNOutputLayers,
+    attach,
+    find_box_predictors,
+    predictor_fingerprint,
+)
 from ..modeling.box_predictors import unwrapped
 from ..modeling.build import known_class_names
 from .statistics import deciding_settings
@@ -127,7 +132,8 @@ def _calibrations(
         statistics.check(
             num_classes=num_classes,
             num_stages=len(predictors),
-            class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
+            # Not the training set's: whoever evaluates need not have that.
+            class_names=known_class_names(cfg.DATASETS.TEST, num_classes),
             fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
         )
     return {
@@ -179,25 +185,10 @@ def _one_pass_each(
     results = {}
     for name, stages in calibrations.items():
         evaluator = build_evaluator(cfg, dataset)
-        with _calibrated(model, stages):
+        with attach(model, list(stages)) if stages else nullcontext():
             loader = build_detection_test_loader(cfg, dataset)
             results[name] = inference_on_dataset(model, loader, evaluator)
     return results
-
-
-@contextmanager
-def _calibrated(model: nn.Module, stages: Sequence[AffineCalibration]) -> Iterator[None]:
-    """Our predictors with these calibrations for a while; without stages, the model as it is."""
-    predictors = find_box_predictors(model) if stages else []
-    before = [(each.calibration, each.weights_check) for each in predictors]
-    try:
-        for each, calibration in zip(predictors, stages):
-            each.calibration = calibration.to(each.cls_score.weight.device)
-            each.weights_check = None
-        yield
-    finally:
-        for each, state in zip(predictors, before):
-            each.calibration, each.weights_check = state
 
 
 def _is_ours(model: nn.Module) -> bool:

@@ -84,6 +84,8 @@ def check_collection(cfg: CfgNode, path: str) -> None:
     Raises:
         ValueError, KeyError, OSError: what is wrong and what to do.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder. Give --collect-stats the path of a file in it.")
     _check_files(cfg, cfg.DATASETS.TRAIN)
     check_output_folder(os.path.dirname(path) or ".")
 

@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
         _share_buffers(self.model)
         at_end = self.iter >= self.max_iter
         self._last_eval_results = evaluate_calibrations(
-            self.cfg,
+            self.cfg if at_end else without_calibration(self.cfg),
             self.model,
             self.statistics,
             build_evaluator=self.build_evaluator,

@@ -1,0 +1,44 @@
+"""The config of a command line, with its data sets registered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_logn_config
+from ..data import register_from_config, register_glyphs
+
+__all__ = ["load_config"]
+
+
+def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
+    """Reads a config and registers LT-Glyphs and the data sets that the config names.
+
+    Without CUDA its device is the CPU.
+
+    Args:
+        config_file (PathLike): a YAML file, for example from `logn_d2.config_file`.
+        opts (Sequence[str]): KEY VALUE pairs that override it.
+
+    Returns:
+        CfgNode: not frozen.
+
+    Raises:
+        ValueError: a key that does not exist, or a data set that is registered otherwise.
+        FileNotFoundError: there is no such file.
+    """
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    try:
+        cfg.merge_from_file(os.fspath(config_file))
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # what yacs raises for a key that does not exist
+        raise ValueError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    register_glyphs()
+    register_from_config(cfg)
+    return cfg

@@ -1,0 +1,26 @@
+"""A small drawn data set and its config."""
+
+import pytest
+from detectron2.config import get_cfg
+
+from logn_d2 import add_logn_config
+from logn_d2.config import config_file
+from logn_d2.data import draw_glyphs, register_glyphs
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    folder = draw_glyphs(root, "tiny", num_workers=1)
+    register_glyphs(root)
+    return folder
+
+
+@pytest.fixture
+def cfg(tiny_folder, tmp_path):
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    cfg.merge_from_file(config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg

@@ -1,0 +1,40 @@
+"""One message and exit code 1 for a user's mistake; a traceback for ours."""
+
+import pytest
+
+from logn_d2.engine.errors import DEBUG_VARIABLE, short_errors
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad value"), KeyError("bad key"), FileNotFoundError("bad file")]
+)
+def test_mistakes_end_with_one_message(capsys, tmp_path, error, monkeypatch):
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    with pytest.raises(SystemExit) as stopped, short_errors(str(log)):
+        raise error
+    assert stopped.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {error.args[0]}\n")
+    assert "Traceback" not in text and str(log) in text
+    assert log.read_text().startswith("before\nTraceback")
+
+
+def test_without_a_log_the_message_says_how_to_see_more(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    for log in (None, str(tmp_path / "missing" / "log.txt")):
+        with pytest.raises(SystemExit), short_errors(log):
+            raise ValueError("bad")
+        assert f"set {DEBUG_VARIABLE}=1" in capsys.readouterr().err
+
+
+def test_debug_variable_lets_the_error_through(monkeypatch):
+    monkeypatch.setenv(DEBUG_VARIABLE, "1")
+    with pytest.raises(ValueError, match="bad"), short_errors():
+        raise ValueError("bad")
+
+
+def test_our_own_bugs_keep_their_traceback():
+    with pytest.raises(TypeError), short_errors():
+        raise TypeError("ours")

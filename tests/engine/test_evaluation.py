@@ -1,0 +1,143 @@
+"""Evaluation in one pass, in one pass each, and of heads that are not ours."""
+
+import json
+import math
+
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from logn_d2.core import LogitStatistics
+from logn_d2.data import register_lvis_form
+from logn_d2.engine import Trainer, collect
+from logn_d2.engine.evaluation import evaluate_calibrations
+from logn_d2.evaluation import SweepPredictions
+from logn_d2.modeling import find_box_predictors
+
+NORCAL = "norcal(gamma=0.6)"
+
+
+@pytest.fixture
+def few_images(cfg, tiny_folder, tmp_path):
+    """The config with four images to evaluate, in LVIS's form and registered as COCO's."""
+    content = json.loads((tiny_folder / "annotations" / "lt_glyphs_tiny_val.json").read_text())
+    content["images"] = content["images"][:4]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [
+        {**a, "iscrowd": 0}  # which COCO's evaluation asks for
+        for a in content["annotations"]
+        if a["image_id"] in kept
+    ]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    for kind in ("lvis", "coco"):
+        register_lvis_form(
+            f"few_{kind}",
+            tmp_path / "few.json",
+            f"{tiny_folder}/",
+            {"evaluator_type": kind},
+            replace=True,
+        )
+    cfg.DATASETS.TEST = ("few_lvis",)
+    return cfg
+
+
+class Scores(DatasetEvaluator):
+    """An evaluator whose result is what the model said."""
+
+    def __init__(self, cfg, dataset):
+        self.scores = []
+
+    def process(self, inputs, outputs):
+        self.scores += [score for out in outputs for score in out["instances"].scores.tolist()]
+
+    def evaluate(self):
+        return {"bbox": {"sum": sum(self.scores), "number": len(self.scores)}}
+
+
+def evaluate(cfg, model, statistics=None, **options):
+    options = {"build_evaluator": Scores, **options}
+    return evaluate_calibrations(cfg, model, statistics, **options)
+
+
+def test_one_pass_says_what_the_calibrated_model_says(few_images):
+    few_images.MODEL.LOGN.CALIBRATION = NORCAL
+    model = Trainer.build_model(few_images)
+    results = evaluate(few_images, model)
+    assert {"uncalibrated/bbox", "uncalibrated/segm", f"{NORCAL}/bbox"} <= set(results)
+    few_images.DATASETS.TEST = ("few_coco",)
+    separate = evaluate(few_images, model)
+    sweep = SweepPredictions.load(f"{few_images.OUTPUT_DIR}/inference/few_lvis/sweep")
+    for name in ("uncalibrated", NORCAL):
+        scores = sweep.detections(name).score
+        assert separate[f"{name}/bbox"]["number"] == len(scores) > 50
+        assert separate[f"{name}/bbox"]["sum"] == pytest.approx(float(scores.sum()), rel=1e-5)
+    assert separate["uncalibrated/bbox"] != separate[f"{NORCAL}/bbox"]
+    assert [each.calibration for each in find_box_predictors(model)] == [None]
+
+
+def test_coco_evaluator_runs(few_images):
+    few_images.DATASETS.TEST = ("few_coco",)
+    model = Trainer.build_model(few_images)
+    results = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    assert set(results) == {"uncalibrated/bbox", "uncalibrated/segm"}
+    assert "AP75" in results["uncalibrated/bbox"]
+
+
+def test_results_file_has_null_for_what_can_not_be_measured(few_images):
+    results = evaluate(few_images, Trainer.build_model(few_images))
+    path = f"{few_images.OUTPUT_DIR}/inference/few_lvis/results.json"
+    (row,) = json.load(open(path))["rows"]
+    assert row["calibration"] == "uncalibrated"
+    for metric, value in results["uncalibrated/bbox"].items():
+        assert row["bbox"][metric] == (None if math.isnan(value) else value)
+    assert None in row["bbox"].values()
+
+
+def test_several_data_sets_have_their_own_results(few_images):
+    few_images.DATASETS.TEST = ("few_lvis", "few_coco")
+    results = evaluate(few_images, Trainer.build_model(few_images))
+    assert set(results) == {"few_lvis", "few_coco"}
+    assert "AP" in results["few_lvis"]["uncalibrated/bbox"]
+
+
+def test_other_heads_are_evaluated_as_they_are(few_images):
+    few_images.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    model = Trainer.build_model(few_images)
+    assert evaluate(few_images, model)["uncalibrated/bbox"]["number"] > 50
+    few_images.MODEL.LOGN.CALIBRATION = NORCAL
+    with pytest.raises(ValueError, match="LogNROIHeads.*logn_d2.attach"):
+        evaluate(few_images, model)
+
+
+def test_statistics_of_a_finished_pass_are_taken_again_only_if_nothing_changed(cfg, tmp_path):
+    cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = 2
+    model, path = Trainer.build_model(cfg), tmp_path / "stats.safetensors"
+    first = collect(cfg, model, str(path), resume=False)
+    written = path.stat().st_mtime_ns
+    again = collect(cfg, model, str(path), resume=True)
+    assert path.stat().st_mtime_ns == written
+    assert again.stages[0].mean.equal(first.stages[0].mean)
+    # Other weights of the backbone, which the classifier's fingerprint does not show.
+    next(model.backbone.parameters()).data.mul_(1.5)
+    other = collect(cfg, model, str(path), resume=True)
+    assert not other.stages[0].mean.equal(first.stages[0].mean)
+    assert LogitStatistics.load(path).stages[0].mean.equal(other.stages[0].mean)
+    # Another setting, and without resume.
+    written = path.stat().st_mtime_ns
+    cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = 1
+    collect(cfg, model, str(path), resume=True)
+    assert path.stat().st_mtime_ns != written
+
+
+def test_changed_annotations_are_passed_over_again(few_images, tmp_path):
+    few_images.DATASETS.TRAIN = ("few_lvis",)
+    few_images.MODEL.LOGN.COLLECT.MAX_IMAGES = 1
+    model, path = Trainer.build_model(few_images), tmp_path / "stats.safetensors"
+    collect(few_images, model, str(path))
+    written = path.stat().st_mtime_ns
+    json_file = MetadataCatalog.get("few_lvis").json_file
+    text = open(json_file).read()
+    with open(json_file, "w") as file:
+        file.write(text + " ")
+    collect(few_images, model, str(path), resume=True)
+    assert path.stat().st_mtime_ns != written

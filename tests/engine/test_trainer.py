@@ -1,0 +1,116 @@
+"""The trainer's hooks, evaluators and samplers; whole trainings are in test_train_net.py."""
+
+import collections
+import itertools
+import math
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detectron2.evaluation import COCOEvaluator
+
+from logn_d2.data import class_counts
+from logn_d2.engine import Trainer
+from logn_d2.engine.hooks import StatisticsHook
+from logn_d2.engine.statistics import deciding_settings
+from logn_d2.engine.trainer import build_evaluator
+from logn_d2.evaluation import LVISFormEvaluator
+
+
+def kinds(trainer):
+    known = (PeriodicCheckpointer, StatisticsHook, EvalHook, PeriodicWriter)
+    return [type(hook) for hook in trainer._hooks if isinstance(hook, known)]
+
+
+def test_writers_come_after_evaluation_and_evaluation_after_statistics(cfg):
+    expected = [PeriodicCheckpointer, StatisticsHook, EvalHook, PeriodicWriter]
+    assert kinds(Trainer(cfg)) == expected
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    expected.remove(StatisticsHook)
+    assert kinds(Trainer(cfg)) == expected
+
+
+def test_model_gives_raw_logits_whatever_the_config_calibrates(cfg):
+    cfg.MODEL.LOGN.CALIBRATION = "norcal(gamma=0.6)"
+    trainer = Trainer(cfg)
+    assert trainer.model.roi_heads.box_predictor.calibration is None
+    assert cfg.MODEL.LOGN.CALIBRATION == "norcal(gamma=0.6)"
+
+
+def test_only_the_last_evaluation_is_calibrated(cfg, monkeypatch):
+    cfg.MODEL.LOGN.CALIBRATION = "logn(beta=mean)"
+    calls = []
+
+    def record(cfg, model, statistics, *, resume, **options):
+        calls.append((cfg.MODEL.LOGN.CALIBRATION, statistics, resume))
+        return {"uncalibrated/bbox": {"AP": 1.0, "APr": math.nan}}
+
+    monkeypatch.setattr("logn_d2.engine.trainer.evaluate_calibrations", record)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.iter = 14
+    assert trainer._evaluate() == {"uncalibrated/bbox": {"AP": 1.0}}
+    trainer.iter, trainer.statistics = 20, "gathered"
+    trainer._evaluate()
+    assert calls == [("", None, False), ("logn(beta=mean)", "gathered", True)]
+
+
+def test_failed_training_gathers_nothing(cfg):
+    cfg.DATASETS.TEST = ()
+    trainer = Trainer(cfg)
+    collected = []
+    trainer._collect = collected.append
+    trainer._hooks = [h for h in trainer._hooks if not isinstance(h, StatisticsHook)]
+    trainer.register_hooks([StatisticsHook(lambda: collected.append("statistics"))])
+
+    def fail():
+        raise FloatingPointError("diverged")
+
+    trainer.run_step = fail
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert collected == []
+
+
+def test_evaluator_follows_the_metadata(cfg, tmp_path):
+    cfg.freeze()
+    assert isinstance(Trainer.build_evaluator(cfg, "lt_glyphs_tiny_val"), LVISFormEvaluator)
+    MetadataCatalog.get("coco_like").set(
+        evaluator_type="coco", json_file=MetadataCatalog.get("lt_glyphs_tiny_val").json_file
+    )
+    assert isinstance(build_evaluator("coco_like", str(tmp_path)), COCOEvaluator)
+    MetadataCatalog.get("panoptic").evaluator_type = "panoptic"
+    with pytest.raises(ValueError, match="'panoptic', expected 'lvis' or 'coco'"):
+        build_evaluator("panoptic", str(tmp_path))
+
+
+def share_of_images_with_rare_classes(cfg, batches=40):
+    """How large a share of the images that a training sees have one of the rarest classes."""
+    counts = class_counts("lt_glyphs_tiny_train").image_count
+    rare = set(np.flatnonzero(counts == counts.min()))
+    np.random.seed(0)  # where Detectron2's samplers take their seed from
+    records = DatasetCatalog.get("lt_glyphs_tiny_train")
+    has_rare = {r["file_name"]: bool(rare & {a["category_id"] for a in r["annotations"]})
+                for r in records}  # fmt: skip
+    seen = collections.Counter()
+    for batch in itertools.islice(Trainer.build_train_loader(cfg), batches):
+        seen.update(has_rare[image["file_name"]] for image in batch)
+    return seen[True] / seen.total()
+
+
+def test_repeat_factor_sampling_shows_rare_classes_more_often(cfg):
+    uniform = share_of_images_with_rare_classes(cfg)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    assert share_of_images_with_rare_classes(cfg) > 1.2 * uniform
+
+
+def test_settings_of_a_pass_leave_out_what_has_no_effect(cfg):
+    settings = deciding_settings(cfg)
+    cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.WEIGHTS = "other"
+    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 3
+    cfg.SOLVER.BASE_LR = 1.0
+    assert deciding_settings(cfg) == settings
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 7
+    assert deciding_settings(cfg) != settings

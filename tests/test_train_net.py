@@ -1,0 +1,446 @@
+"""train_net.py as people run it: from the command line, killed, resumed, in two processes."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+
+from logn_d2.core import LogitStatistics
+from logn_d2.data import draw_glyphs
+from logn_d2.evaluation import SweepPredictions
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
+TRAINING = ("SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "15")
+# Passes that are to be killed after their first file.
+OFTEN = ("MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Where the drawn data are; one thread, so that sums have one order in every run."""
+    root = tmp_path_factory.mktemp("datasets")
+    draw_glyphs(root, "tiny", num_workers=1)
+    hidden = {"LOGN_D2_DEBUG", "CUDA_VISIBLE_DEVICES"}
+    kept = {key: value for key, value in os.environ.items() if key not in hidden}
+    return {
+        **kept,
+        "DETECTRON2_DATASETS": str(root),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # the runs are of the CPU wherever the tests run
+    }
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *arguments]
+
+
+def run(environment, *arguments):
+    """The finished process; it must succeed."""
+    process = subprocess.run(
+        command(*arguments), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process
+
+
+def run_and_kill(environment, pattern, *arguments):
+    """Starts a run, and kills it with SIGKILL as soon as a file of this pattern is there."""
+    folder, glob = pattern
+    log = folder.with_name(f"{folder.name}.killed.txt")
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command(*arguments), env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while not any(folder.glob(glob)):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
+def batches(text):
+    """How many batches each pass of a run had to do."""
+    return [int(number) for number in re.findall(r"Start inference on (\d+) batches", text)]
+
+
+def results_in(folder):
+    (path,) = folder.glob("inference/*/results.json")
+    return json.loads(path.read_text())["rows"]
+
+
+def assert_close(rows, others):
+    """Two results.json say the same to 1e-9."""
+    assert [row["calibration"] for row in rows] == [row["calibration"] for row in others]
+    for row, other in zip(rows, others):
+        for task in ("bbox", "segm"):
+            assert row[task] == pytest.approx(other[task], abs=1e-9, nan_ok=True)
+
+
+def assert_same_statistics(path, other, tolerance=1e-12):
+    first, second = (LogitStatistics.load(each) for each in (path, other))
+    assert (first.num_images, first.num_rois) == (second.num_images, second.num_rois)
+    for mine, its in zip(first.stages, second.stages, strict=True):
+        assert torch.equal(mine.count, its.count)
+        torch.testing.assert_close(mine.mean, its.mean, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(mine.var, its.var, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_detections(folder, other):
+    first, second = (
+        SweepPredictions.load(next(f.glob("inference/*/sweep"))) for f in (folder, other)
+    )
+    for name in ("uncalibrated", "logn"):
+        mine, its = first.detections(name), second.detections(name)
+        assert len(mine) == len(its) > 100
+        assert sorted(mine.score) == pytest.approx(sorted(its.score), abs=1e-7)
+
+
+@pytest.fixture(scope="session")
+def trained(environment, tmp_path_factory):
+    """OUTPUT_DIR of a training that was killed after its first checkpoint, then resumed."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    options = ("OUTPUT_DIR", str(folder), *TRAINING)
+    run_and_kill(environment, (folder, "last_checkpoint"), *options)
+    (folder / "killed_at").write_text((folder / "last_checkpoint").read_text())
+    process = run(environment, "--resume", *options)
+    (folder / "resumed.txt").write_text(process.stdout)
+    return folder
+
+
+def weights(trained):
+    return ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
+
+
+def test_killed_training_goes_on_from_its_last_checkpoint(trained):
+    saved = int(re.search(r"model_(\d+)", (trained / "killed_at").read_text())[1])
+    output = (trained / "resumed.txt").read_text()
+    assert f"Starting training from iteration {saved + 1}\n" in output
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_training_ends_with_statistics_then_both_evaluations_then_the_writers(trained):
+    text = (trained / "resumed.txt").read_text()
+    places = [text.index(part) for part in ("Wrote the statistics", "AP of logn", "| logn ")]
+    assert places == sorted(places)
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    assert last["iteration"] == 20
+    for name in ("uncalibrated", "logn"):
+        for task in ("bbox", "segm"):
+            for metric in ("AP", "APr", "APc", "APf"):
+                assert math.isfinite(last[f"{name}/{task}/{metric}"])
+    # Nothing in the file but JSON: no NaN.
+    json.loads(json.dumps(last, allow_nan=False))
+
+
+def test_both_evaluations_are_one_pass(trained):
+    during, statistics, both = batches((trained / "resumed.txt").read_text())
+    assert (during, statistics, both) == (16, 40, 16)
+
+
+def test_evaluation_during_training_is_uncalibrated(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
+    (during,) = (
+        line for line in lines if "uncalibrated/bbox/AP" in line and line["iteration"] < 20
+    )
+    assert during["iteration"] == 14
+    assert not any(key.startswith("logn/") for key in during)
+
+
+def test_tensorboard_has_both_names(trained):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = set()
+    for file in trained.glob("events.out.tfevents.*"):
+        tags.update(EventAccumulator(str(file)).Reload().Tags()["scalars"])
+    assert {"uncalibrated/bbox/AP", "logn/bbox/APr", "logn/segm/AP", "total_loss"} <= tags
+
+
+def test_the_metrics_are_those_of_the_results_file(trained):
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    for row in results_in(trained):
+        assert last[f"{row['calibration']}/bbox/AP"] == row["bbox"]["AP"]
+
+
+def test_one_line_says_that_there_is_no_cuda(trained):
+    lines = (trained / "resumed.txt").read_text().splitlines()
+    assert len([line for line in lines if "No CUDA device" in line]) == 1
+    assert lines[0] == "No CUDA device: running on the CPU, processes: 1"
+
+
+def test_finished_phases_are_not_repeated(environment, trained):
+    before = results_in(trained), os.stat(trained / "logn_stats.safetensors").st_mtime_ns
+    checkpoint = os.stat(trained / "model_final.pth").st_mtime_ns
+    options = ("OUTPUT_DIR", str(trained), *TRAINING)
+    process = run(environment, "--resume", *options)
+    assert "are up to date" in process.stdout
+    assert batches(process.stdout) == [0]
+    assert os.stat(trained / "model_final.pth").st_mtime_ns == checkpoint
+    assert before == (
+        results_in(trained), os.stat(trained / "logn_stats.safetensors").st_mtime_ns
+    )  # fmt: skip
+
+
+def test_killed_statistics_pass_ends_with_the_same_numbers(environment, trained, tmp_path):
+    path = tmp_path / "out" / "stats.safetensors"
+    options = (
+        "--collect-stats", str(path), *weights(trained), "OUTPUT_DIR", str(tmp_path / "out"), *OFTEN
+    )  # fmt: skip
+    run_and_kill(environment, (tmp_path / "out", "stats.partial-*.safetensors"), *options)
+    assert not path.exists()
+    process = run(environment, "--resume", *options)
+    (left,) = batches(process.stdout)
+    assert 0 < left < 40
+    assert_same_statistics(path, trained / "logn_stats.safetensors")
+    assert not list(path.parent.glob("*.partial-*"))
+
+
+def test_killed_evaluation_ends_with_the_same_results(environment, trained, tmp_path):
+    options = (
+        "--eval-only", "--stats", str(trained / "logn_stats.safetensors"), *weights(trained),
+        "OUTPUT_DIR", str(tmp_path / "out"), *OFTEN,
+    )  # fmt: skip
+    run_and_kill(environment, (tmp_path / "out", "inference/*/sweep/*.npz"), *options)
+    process = run(environment, "--resume", *options)
+    (left,) = batches(process.stdout)
+    assert 0 < left < 16
+    assert_close(results_in(tmp_path / "out"), results_in(trained))
+    assert_same_detections(tmp_path / "out", trained)
+
+
+def test_two_processes_gather_the_same_statistics(environment, trained, tmp_path):
+    # Without PATH: what follows is the first KEY, not a file.
+    options = ("--collect-stats", *weights(trained), "OUTPUT_DIR", str(tmp_path))
+    process = run(environment, "--num-processes", "2", *options)
+    assert batches(process.stdout) == [20]
+    assert_same_statistics(
+        tmp_path / "logn_stats.safetensors", trained / "logn_stats.safetensors", 1e-9
+    )
+
+
+def test_two_processes_find_the_same_ap(environment, trained, tmp_path):
+    stats = ("--stats", str(trained / "logn_stats.safetensors"))
+    # The training set is not there, and is not needed.
+    missing = ("DATASETS.TRAIN", '("lt_glyphs_lvis_train",)')
+    options = ("--eval-only", *stats, *weights(trained), "OUTPUT_DIR", str(tmp_path), *missing)
+    run(environment, "--num-processes", "2", *options)
+    assert_close(results_in(tmp_path), results_in(trained))
+    assert_same_detections(tmp_path, trained)
+
+
+def test_two_processes_train_one_model(environment, train_net, tmp_path, monkeypatch):
+    folder = tmp_path / "trained"
+    options = ("OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()")
+    run(environment, "--num-processes", "2", *options)
+    # Batch norm has seen other images on the second process. If it had kept its own averages, the
+    # statistics would not be of the checkpoint.
+    arguments = ("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    assert run_here(train_net, "--collect-stats", *arguments) == 0
+    assert_same_statistics(
+        tmp_path / "logn_stats.safetensors", folder / "logn_stats.safetensors", 1e-5
+    )
+
+
+@pytest.fixture
+def train_net(environment, monkeypatch):
+    """The script as a module, for runs that need no process of their own."""
+    for key in ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(key, environment[key])
+    specification = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    with logging_restored():
+        yield module
+
+
+@contextlib.contextmanager
+def logging_restored():
+    """Removes the handlers of a run, which write to a stream that ends with the test."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "logn_d2")]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    setup_logger.cache_clear()
+    try:
+        yield
+    finally:
+        setup_logger.cache_clear()
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def run_here(train_net, *arguments):
+    return train_net.run(train_net.parse_args(["--config-file", str(CONFIG), *arguments]))
+
+
+def error_of(capsys, train_net, *arguments):
+    """What a run that must fail says on the error stream."""
+    with pytest.raises(SystemExit) as stopped:
+        run_here(train_net, *arguments)
+    assert stopped.value.code == 1
+    text = capsys.readouterr().err
+    # Libraries may have written before, but nothing comes after the message.
+    assert "Traceback" not in text and text.count("error: ") == 1, text
+    message = text[text.index("error: ") :]
+    assert len(message.splitlines()) == 2, text
+    return message
+
+
+def test_missing_annotations_are_named_with_what_to_do(capsys, train_net, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path))
+    assert f"{tmp_path}/nowhere/lt_glyphs/tiny/annotations/lt_glyphs_tiny_train.json" in text
+    assert "python tools/draw_glyphs.py --size tiny" in text
+
+
+def test_missing_images_are_found_before_training(capsys, train_net, tmp_path, environment):
+    root = Path(environment["DETECTRON2_DATASETS"]) / "lt_glyphs" / "tiny"
+    content = json.loads((root / "annotations" / "lt_glyphs_tiny_val.json").read_text())
+    content["images"][3]["coco_url"] = "http://somewhere/val/lost.jpg"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    own = f'[["own_val_images_lost", "{tmp_path}/val.json", "{root}"]]'
+    options = ("DATASETS.TEST", '("own_val_images_lost",)', "MODEL.LOGN.DATASETS", own)
+    text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path / "out"), *options)
+    assert "lost.jpg" in text
+
+
+def test_unregistered_data_set(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", '("mine",)')
+    text = error_of(capsys, train_net, *options)
+    assert "'mine' is not registered" in text and "MODEL.LOGN.DATASETS" in text
+
+
+@pytest.mark.parametrize("mode", [[], ["--eval-only"], ["--collect-stats"]])
+def test_output_folder_that_can_not_be_written(capsys, train_net, tmp_path, mode):
+    (tmp_path / "file").write_text("")
+    text = error_of(capsys, train_net, *mode, "OUTPUT_DIR", str(tmp_path / "file" / "out"))
+    assert "can't be written" in text and "OUTPUT_DIR FOLDER" in text
+
+
+def test_folder_in_place_of_a_statistics_file(capsys, train_net, tmp_path):
+    text = error_of(
+        capsys, train_net, "--collect-stats", str(tmp_path), "OUTPUT_DIR", str(tmp_path)
+    )
+    assert "is a folder" in text
+
+
+def test_unknown_calibration_lists_the_known_ones(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.CALIBRATION", "lgon")
+    text = error_of(capsys, train_net, *options)
+    assert "'lgon'" in text and "norcal" in text
+
+
+def test_calibration_with_wrong_options(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.CALIBRATION", "norcal(tau=1)")
+    assert "norcal(tau=1)" in error_of(capsys, train_net, *options)
+
+
+def test_training_without_the_statistics_that_its_calibration_needs(capsys, train_net, tmp_path):
+    options = ("MODEL.LOGN.CALIBRATION", "logn", "MODEL.LOGN.COLLECT.ENABLED", "False")
+    text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path), *options)
+    assert "needs logit statistics" in text
+
+
+def test_training_with_old_statistics(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.STATISTICS", "old.safetensors")
+    assert "Leave it empty" in error_of(capsys, train_net, *options)
+
+
+def test_batch_that_processes_can_not_share(capsys, train_net, tmp_path):
+    text = error_of(capsys, train_net, "--num-processes", "3", "OUTPUT_DIR", str(tmp_path))
+    assert "SOLVER.IMS_PER_BATCH is 4" in text
+
+
+def test_missing_weights(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(tmp_path / "none.pth"))
+    assert "none.pth" in error_of(capsys, train_net, "--eval-only", *options)
+
+
+def test_evaluation_without_weights(capsys, train_net, tmp_path):
+    text = error_of(capsys, train_net, "--eval-only", "OUTPUT_DIR", str(tmp_path))
+    assert "MODEL.WEIGHTS FILE" in text and "--resume" in text
+
+
+def test_truncated_weights(capsys, train_net, tmp_path, trained):
+    whole = (trained / "model_final.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(tmp_path / "half.pth"))
+    assert "can't be loaded" in error_of(capsys, train_net, "--eval-only", *options)
+
+
+def test_statistics_file_that_is_none(capsys, train_net, tmp_path, trained):
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    options = ("--stats", str(tmp_path / "junk.safetensors"), "OUTPUT_DIR", str(tmp_path))
+    text = error_of(capsys, train_net, "--eval-only", *options, *weights(trained))
+    assert "junk.safetensors" in text
+
+
+def test_statistics_of_other_weights(capsys, train_net, tmp_path, trained):
+    options = ("--stats", str(trained / "logn_stats.safetensors"), "OUTPUT_DIR", str(tmp_path))
+    other = ("MODEL.WEIGHTS", str(trained / "model_0000004.pth"))
+    text = error_of(capsys, train_net, "--eval-only", *options, *other)
+    assert "other weights" in text
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_stats_with_another_head_names_both_ways_out(capsys, train_net, tmp_path, trained):
+    options = ("--stats", str(trained / "logn_stats.safetensors"), "OUTPUT_DIR", str(tmp_path))
+    head = ("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    text = error_of(capsys, train_net, "--eval-only", *options, *weights(trained), *head)
+    assert "LogNROIHeads" in text and "logn_d2.attach(" in text
+
+
+def test_training_with_another_head_fails_before_it_trains(capsys, train_net, tmp_path):
+    head = ("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+    text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path), *head)
+    assert "LogNROIHeads" in text
+
+
+def test_debug_variable_brings_the_traceback_back(train_net, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGN_D2_DEBUG", "1")
+    with pytest.raises(KeyError, match="lgon"):
+        run_here(train_net, "OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.CALIBRATION", "lgon")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--stats", "x"], "--stats is for --eval-only"),
+        (["--eval-only", "--collect-stats"], "--collect-stats goes without"),
+        (["SEED", "1", "--resume"], "write --resume before"),
+    ],
+)
+def test_wrong_command_lines(capsys, train_net, arguments, part):
+    with pytest.raises(SystemExit) as stopped:
+        train_net.parse_args(["--config-file", str(CONFIG), *arguments])
+    assert stopped.value.code == 2
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "opts"),
+    [
+        (["--collect-stats"], "", []),
+        (["--collect-stats", "a.safetensors"], "a.safetensors", []),
+        (["--collect-stats", "MODEL.WEIGHTS", "w"], "", ["MODEL.WEIGHTS", "w"]),
+        (["--collect-stats", "OUTPUT_DIR", "w"], "", ["OUTPUT_DIR", "w"]),
+        (["--collect-stats", "p", "SEED", "1"], "p", ["SEED", "1"]),
+        (["--collect-stats", "--resume", "SEED", "1"], "", ["SEED", "1"]),
+    ],
+)
+def test_collect_stats_takes_a_path_or_none(train_net, arguments, path, opts):
+    args = train_net.parse_args(["--config-file", str(CONFIG), *arguments])
+    assert (args.collect_stats, args.opts) == (path, opts)
