@@ -152,8 +152,10 @@ def run(args: argparse.Namespace) -> int:
                 dist_url=args.dist_url,
                 args=(args,),
             )
-        except ProcessExitedException as error:  # which has said why
-            return error.exit_code
+        except ProcessExitedException as error:
+            if error.exit_code != 1:  # with 1 it has said why
+                print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

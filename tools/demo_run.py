@@ -14,24 +14,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from logn_d2.config import add_logn_config, config_file
+from logn_d2.config import config_file
 from logn_d2.core import atomic_write
 from logn_d2.data import register_glyphs
 from logn_d2.data.glyphs import glyphs_folder
+from logn_d2.engine import load_config
 from logn_d2.evaluation import LvisGroundTruth
 
 __all__ = ["SAMPLERS", "Run", "open_run"]
 
 SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
-_CONFIG = "glyphs_{size}_mask_rcnn_R_18_FPN{suffix}.yaml"
+_CONFIGS = {
+    "tiny": "glyphs_tiny_mask_rcnn_R_18_FPN{suffix}.yaml",
+    "demo": "glyphs_demo_mask_rcnn_R_18_FPN{suffix}.yaml",
+    "lvis": "glyphs_lvis_mask_rcnn_R_50_FPN{suffix}.yaml",
+}
 _JOURNAL = "demo.json"
 
 
@@ -201,19 +205,15 @@ def _check_settings(run: Run) -> None:
 
 def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, str]:
     """The config of a size and sampler, and its file name."""
-    names = [_CONFIG.format(size=args.size, suffix=suffix) for suffix in ("_rfs", "")]
+    names = [_CONFIGS[args.size].format(suffix=suffix) for suffix in ("_rfs", "")]
     try:
         path = config_file(names[args.sampler != "rfs"])
     except FileNotFoundError:  # a size may have one config for both samplers
         path = config_file(names[1])
-    cfg = get_cfg()
-    add_logn_config(cfg)
-    cfg.merge_from_file(path)
+    cfg = load_config(path)
     cfg.DATALOADER.SAMPLER_TRAIN = SAMPLERS[args.sampler]
     # Statistics and evaluation are phases of their own.
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(output), args.seed
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg, Path(path).name

@@ -20,18 +20,17 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from logn_d2 import add_logn_config
 from logn_d2.core import AffineCalibration, stage_calibrations
-from logn_d2.data import class_counts, register_from_config, register_glyphs
+from logn_d2.data import class_counts
 from logn_d2.data.loader import build_evaluation_loader
-from logn_d2.engine import launch, short_errors
+from logn_d2.engine import launch, load_config, short_errors
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.checks import (
     check_calibration,
@@ -83,22 +82,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; data sets are registered."""
-    cfg = get_cfg()
-    add_logn_config(cfg)
-    try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except AssertionError as error:  # what yacs raises for a key that does not exist
-        raise ValueError(f"{error} Check {args.config_file} and the KEY VALUE pairs.") from error
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = load_config(args.config_file, args.opts)
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: name a data set with --dataset.")
     cfg.freeze()
-    register_glyphs()
-    register_from_config(cfg)
     return without_calibration(cfg)
 
 
