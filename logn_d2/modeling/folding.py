@@ -16,7 +16,6 @@ from .attach import _find_sites as find_sites
 from .attach import _Site as Site
 from .attach import calibration_of, release
 from .box_predictors import unwrapped
-from .build import logn_node
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
@@ -121,12 +120,14 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    node = logn_node(cfg)
-    node.STATISTICS = node.CALIBRATION = ""
-    if not parts_of_logn_d2(model):
-        twins = {heads.__name__: twin for heads, twin in _TWINS.items()}
-        cfg.MODEL.ROI_HEADS.NAME = twins.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
-        del cfg.MODEL["LOGN"]
+    if "LOGN" not in cfg.MODEL:
+        return cfg
+    if parts_of_logn_d2(model):
+        cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
+        return cfg
+    twins = {heads.__name__: twin for heads, twin in _TWINS.items()}
+    cfg.MODEL.ROI_HEADS.NAME = twins.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    del cfg.MODEL["LOGN"]
     return cfg
 
 

@@ -24,10 +24,10 @@ from torchvision.ops import nms
 
 __all__ = ["fast_rcnn_inference_exact"]
 
-# Candidates tried first, for each detection wanted; about one in two survives on LVIS.
+# Candidates tried first, for each detection wanted, and at least.
 CANDIDATES_PER_DETECTION = 3
-# Fewer are not worth choosing from.
 MIN_CANDIDATES = 512
+# How many times more are tried next; where there are no more than that, all are tried at once.
 GROWTH = 4
 # Neighbouring scores whose maximum is looked at first, see _above_the_best.
 CHUNK = 32

@@ -188,10 +188,12 @@ def test_a_copy_has_a_calibration_of_its_own(head, twin_of):
 
 
 @pytest.mark.parametrize("head", ["StandardROIHeads", "LogNROIHeads"])
-def test_the_calibration_follows_the_model(head):
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_the_calibration_is_where_the_model_is(head, attach_first):
     model = model_of(head)
-    attach(model, some_calibration())
-    model.to("meta")
+    steps = [lambda: attach(model, some_calibration()), lambda: model.to("meta")]
+    for step in steps if attach_first else reversed(steps):
+        step()
     calibration = calibration_of(model.roi_heads.box_predictor)
     assert {b.device.type for b in calibration.buffers()} == {"meta"}
 

@@ -401,6 +401,12 @@ def test_config_keeps_what_detectron2_can_not_do(options, part):
     assert_same(detections(loaded, images()), detections(model, images()))
 
 
+def test_config_that_never_had_our_keys_stays_as_it_is():
+    cfg, model = small_config("StandardROIHeads"), small_model("StandardROIHeads")
+    del cfg.MODEL["LOGN"]
+    assert plain_config(cfg, fold(model, random_calibration())).dump() == cfg.dump()
+
+
 def test_a_project_s_own_subclass_is_a_part_that_needs_logn_d2():
     class Mine(CosineLinear):
         pass

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -123,6 +124,33 @@ def test_a_sigmoid_head_takes_the_same_foreground_map():
     logits = torch.tensor([[3.0, 5.0]])
     (probs,) = ours.predict_probs((logits, torch.zeros(1, 4)), [[0]])
     assert torch.equal(probs, torch.tensor([[7.0, 5.0]]).sigmoid())
+
+
+@pytest.mark.skipif(
+    "USE_SIGMOID_CE" not in get_cfg().MODEL.ROI_BOX_HEAD, reason="needs Detectron2 after 0.6"
+)
+@pytest.mark.parametrize("head", ["LogNROIHeads", "LogNCascadeROIHeads"])
+def test_sigmoid_and_federated_losses_equal_the_parents(head):
+    counts = [{"id": index + 1, "image_count": 10 * index + 1} for index in range(NUM_CLASSES)]
+    MetadataCatalog.get("federated_test").class_image_count = counts
+    box_head = "MODEL__ROI_BOX_HEAD__"
+    options = {
+        f"{box_head}USE_SIGMOID_CE": True,
+        f"{box_head}USE_FED_LOSS": True,
+        f"{box_head}FED_LOSS_NUM_CLASSES": 3,
+        "DATASETS__TRAIN": ("federated_test",),
+        **CALIBRATED,
+    }
+    losses, found = [], []
+    for name in (head, PARENTS[head]):
+        model = small_model(name, **options)
+        found.append(detections(model, images()))
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append(model.train()(images()))
+    MetadataCatalog.remove("federated_test")
+    assert_same(*found)
+    assert all(torch.equal(losses[0][k], losses[1][k]) for k in losses[0])
 
 
 def test_average_of_logits_is_of_calibrated_logits(tmp_path):

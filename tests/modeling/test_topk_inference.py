@@ -148,6 +148,20 @@ def test_all_scores_equal():
     assert_equal(*both([boxes], [torch.full_like(scores, 0.25)], 0.01, 0.5, 10))
 
 
+def test_a_tie_across_the_last_place():
+    # Ranks 5 and 6 have one score; Detectron2's sort, which is not stable, says which is kept.
+    corner = torch.arange(30.0)[:, None] * torch.tensor([9.0, 0])
+    boxes = torch.cat([corner, corner + 5], dim=1)
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        ranked = torch.linspace(0.1, 0.9, 30 * 40)
+        ranked[-6] = ranked[-5]
+        scores = ranked[torch.randperm(30 * 40, generator=generator)].view(30, 40)
+        scores = torch.cat([scores, torch.zeros(30, 1)], dim=1)
+        expected, found = both([boxes], [scores], 0.0, 0.5, 5, shapes=[(300, 300)])
+        assert_equal(expected, found)
+
+
 def test_a_score_that_equals_the_threshold_is_no_candidate():
     boxes, scores = case(0, 40, 30, levels=20)
     # In float32, 0.05 is above the 0.05 of float64.
