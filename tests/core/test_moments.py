@@ -209,6 +209,16 @@ def test_a_state_taken_earlier_stays_as_it_was():
     assert torch.equal(mean, copies["mean"])
 
 
+def test_a_state_is_a_copy_in_both_directions():
+    moments = gather(draw_batches([5, 7]))
+    state = moments.state_dict()
+    copy = LogitMoments.from_state_dict(state)
+    for name in state:
+        state[name].zero_()
+    assert all(torch.equal(moments.state_dict()[k], v) for k, v in copy.state_dict().items())
+    assert copy.count[0] == 12
+
+
 def test_state_round_trip_continues_bit_for_bit():
     first, second = draw_batches([5, 9])
     moments = gather([first])
