@@ -2,7 +2,8 @@
 
 Calibrations move all scores, so that one score threshold would compare different amounts of
 detections. Instead, of each image the n best detections are looked at, where n is the number of its
-annotated objects. An object is *found* if one of them has its class and an IoU of at least 0.5.
+annotated objects; where several overlap (IoU over 0.5), whatever their classes, the best one stands
+for all. An object is *found* if one of these has its class and an IoU of at least 0.5.
 
 Shapes: G annotated objects, D detections.
 """
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+from torchvision.ops import batched_nms
 
 from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
@@ -27,6 +30,7 @@ __all__ = ["Gallery", "GalleryEntry", "draw_entry", "make_gallery", "matched", "
 
 _FOUND, _OTHER, _TRUTH = "#56B4E9", "#E69F00", "#FFFFFF"
 _RARE = "★"
+_SAME_PLACE = 0.5  # IoU
 _PICTURE_PX = 360
 _JPEG_QUALITY = 82
 
@@ -124,12 +128,23 @@ def make_gallery(
 
 
 def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detections:
-    """Of each image as many of the best detections as it has annotated objects."""
+    """Of each image as many of the best detections as it has annotated objects, best first.
+
+    Args:
+        truth (LvisGroundTruth): G objects.
+        detections (Detections): D detections.
+    """
     image = np.searchsorted(truth.image_ids, detections.image_id)
-    order = np.lexsort((-detections.score, image))
+    # Detectors suppress within a class; a person sees one object, and one name for it.
+    kept = batched_nms(
+        torch.from_numpy(_corners(detections.box)),
+        torch.from_numpy(detections.score),
+        torch.from_numpy(image),
+        _SAME_PLACE,
+    ).numpy()
+    order = kept[np.lexsort((-detections.score[kept], image[kept]))]
     image = image[order]
-    first = np.searchsorted(image, image)
-    rank = np.arange(len(order)) - first
+    rank = np.arange(len(order)) - np.searchsorted(image, image)
     num_objects = np.bincount(truth.image, minlength=truth.num_images)
     return detections.take(order[rank < num_objects[image]])
 
@@ -211,7 +226,9 @@ def _draw(
     enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     canvas = Visualizer(enlarged)
     _, hits = matched(truth, detections)
-    for index, box in enumerate(_corners(detections.box) * scale):
+    boxes = _corners(detections.box) * scale
+    for index in np.argsort(hits, kind="stable"):  # what finds something comes on top
+        box = boxes[index]
         color = _FOUND if hits[index] else _OTHER
         text = _label(labels, groups, int(detections.category[index]), bool(hits[index]))
         _outline(canvas, box, color, 4.0 if text.startswith(_RARE) else 2.5)

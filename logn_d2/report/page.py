@@ -257,8 +257,8 @@ def _gallery(gallery: Gallery | None, results: Results) -> list[str]:
     )
     rule = (
         "Calibrations move all scores, so no common threshold would be fair: each picture shows "
-        "the n best detections, n being the number of annotated objects. Found means: right class "
-        "and an IoU of at least 0.5."
+        "the n best detections, n being the number of annotated objects, and where several overlap "
+        "only the best. Found means: right class and an IoU of at least 0.5."
     )
     key = element(
         "ul",

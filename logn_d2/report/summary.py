@@ -169,8 +169,9 @@ def _certainty(results: Results, calibration: str, task: str) -> str:
     for metric in ("AP", "APr"):
         change = ap_change(results, calibration, task, metric)
         if not math.isnan(change.low):
-            bounds = f"{format_change(change.low)} to {format_change(change.high)}"
-            said.append(f"{bounds} for {metric}")
+            bounds = f"{format_change(change.low)} to {format_change(change.high)} for {metric}"
+            chance = " (which includes no change)" if change.low <= 0 <= change.high else ""
+            said.append(bounds + chance)
     if not said:
         return ""
     return (

@@ -6,7 +6,6 @@ import base64
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from logn_d2.evaluation.detections import Detections
@@ -21,19 +20,18 @@ def _read_image(image_id: int) -> np.ndarray:
     return np.full((64, 96, 3), image_id, dtype=np.uint8)
 
 
-def test_as_many_detections_are_shown_as_there_are_objects(
-    truth: LvisGroundTruth, detections: Pair
-) -> None:
-    before = detections[0]
-    twice = Detections.concatenate(
-        [before, Detections(before.image_id, before.category, before.score - 0.4, before.box,
-                            before.masks)]
-    )  # fmt: skip
-    shown = shown_detections(truth, twice)
-    _, counts = np.unique(shown.image_id, return_counts=True)
-    assert counts.max() == 2
-    # Image 1 has one good detection, so its second place goes to the repeated one.
-    assert sorted(shown.score[shown.image_id == 1])[1] == pytest.approx(0.9)
+def test_as_many_detections_are_shown_as_there_are_objects(truth: LvisGroundTruth) -> None:
+    apart = [[8, 8, 20, 24], [50, 20, 24, 24], [0, 40, 10, 10], [70, 0, 10, 10]]
+    many = Detections([1] * 4 + [3], [0] * 5, [0.2, 0.8, 0.9, 0.3, 0.1], [*apart, apart[0]])
+    shown = shown_detections(truth, many)
+    assert shown.image_id.tolist() == [1, 1, 3] and shown.score.tolist() == [0.9, 0.8, 0.1]
+
+
+def test_one_class_is_shown_for_one_place(truth: LvisGroundTruth) -> None:
+    box = [[8, 8, 20, 24], [9, 8, 20, 24], [50, 20, 24, 24], [8, 8, 20, 24]]
+    same = Detections([1, 1, 1, 2], [0, 5, 7, 0], [0.5, 0.6, 0.1, 0.4], box)
+    shown = shown_detections(truth, same)
+    assert list(zip(shown.image_id, shown.category, strict=True)) == [(1, 5), (1, 7), (2, 0)]
 
 
 def test_found_needs_the_class_and_half_of_the_union(
