@@ -28,8 +28,8 @@ def add_logn_config(cfg: CN) -> None:
 
     # Statistics file; without one the head is Detectron2's own, bit for bit.
     node.STATISTICS = ""
-    # A name or a call, such as "logn(beta=mean)" or "norcal(gamma=0.6)"; "" is "logn" where there are
-    # statistics and nothing elsewhere.
+    # A name or a call, such as "logn(beta=mean)" or "norcal(gamma=0.6)"; "" is "logn" where there
+    # are statistics and nothing elsewhere.
     node.CALIBRATION = ""
     # Box classifier: "linear", or "cosine" as in the paper.
     node.CLASSIFIER = "linear"
