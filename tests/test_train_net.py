@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from logn_d2.core import LogitStatistics
@@ -357,6 +358,44 @@ def test_training_without_the_statistics_that_its_calibration_needs(capsys, trai
 def test_training_with_old_statistics(capsys, train_net, tmp_path):
     options = ("OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.STATISTICS", "old.safetensors")
     assert "Leave it empty" in error_of(capsys, train_net, *options)
+
+
+@pytest.mark.parametrize(("key", "value"), [("POPULATION", "everything"), ("ESTIMATOR", "median")])
+@pytest.mark.parametrize("mode", [[], ["--collect-stats"]])
+def test_wrong_settings_of_the_statistics_pass(capsys, train_net, tmp_path, mode, key, value):
+    options = ("OUTPUT_DIR", str(tmp_path), f"MODEL.LOGN.COLLECT.{key}", value)
+    text = error_of(capsys, train_net, *mode, *options)
+    assert value in text and "expected one of" in text
+
+
+def test_data_set_that_no_evaluator_knows(capsys, train_net, tmp_path):
+    MetadataCatalog.get("own_panoptic").evaluator_type = "panoptic"
+    DatasetCatalog.register("own_panoptic", list)
+    options = ("OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", '("own_panoptic",)')
+    assert "'panoptic', expected 'lvis' or 'coco'" in error_of(capsys, train_net, *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--num-gpus", "4"], "CUDA devices: 2"),
+        (["--num-gpus", "2", "--num-processes", "3"], "--num-processes is for the CPU"),
+    ],
+)
+def test_more_processes_than_gpus(train_net, monkeypatch, arguments, part):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = train_net.parse_args(["--config-file", str(CONFIG), *arguments])
+    with pytest.raises(ValueError, match=part):
+        train_net.placement(train_net.setup(args), args)
+
+
+def test_each_gpu_has_a_process(train_net, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = train_net.parse_args(["--config-file", str(CONFIG), "--num-gpus", "2"])
+    assert train_net.placement(train_net.setup(args), args) == 2
+    assert "No CUDA" not in capsys.readouterr().out
 
 
 def test_batch_that_processes_can_not_share(capsys, train_net, tmp_path):

@@ -18,10 +18,12 @@ from ..core import (
     parse_calibration,
 )
 from ..core.calibration_registry import CalibrationInputs
+from ..evaluation import LogitStatisticsCollector
 from ..modeling.build import known_class_names
 
 __all__ = [
     "check_calibration",
+    "check_collection_settings",
     "check_datasets",
     "check_images",
     "check_output_folder",
@@ -119,6 +121,18 @@ def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None
     counts = ClassCounts(names, count, count, num_images=1)
     build_calibration(
         text, CalibrationInputs(num_classes, stage if has_statistics else None, counts)
+    )
+
+
+def check_collection_settings(cfg: CfgNode) -> None:
+    """Checks that what MODEL.LOGN.COLLECT asks for exists and goes together.
+
+    Raises:
+        ValueError: it does not.
+    """
+    node = cfg.MODEL.LOGN.COLLECT
+    LogitStatisticsCollector(
+        LogitStatistics((), (), population=node.POPULATION, estimator=node.ESTIMATOR)
     )
 
 

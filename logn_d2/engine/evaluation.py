@@ -103,19 +103,13 @@ def evaluate_calibrations(
     calibrations = _calibrations(cfg, model, statistics)
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
-        if _is_ours(model) and MetadataCatalog.get(dataset).evaluator_type == "lvis":
+        kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
+        if _is_ours(model) and kind == "lvis":
             found = _one_pass(cfg, model, dataset, calibrations, resume)
         else:
             found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator)
-        if not comm.is_main_process():
-            continue
-        _write_results(os.path.join(_folder(cfg, dataset), "results.json"), found)
-        logger.info("Results on %s, in percent:\n%s", dataset, format_table(found))
-        results[dataset] = {
-            f"{name}/{task}": dict(metrics)
-            for name, by_task in found.items()
-            for task, metrics in by_task.items()
-        }
+        if comm.is_main_process():
+            results[dataset] = _report(cfg, dataset, found)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -201,6 +195,19 @@ def _is_ours(model: nn.Module) -> bool:
 
 def _folder(cfg: CfgNode, dataset: str) -> str:
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset)
+
+
+def _report(
+    cfg: CfgNode, dataset: str, results: Mapping[str, Metrics]
+) -> dict[str, dict[str, float]]:
+    """Prints and writes the results of a data set; returns them as Detectron2 names results."""
+    logger.info("Results on %s, in percent:\n%s", dataset, format_table(results))
+    _write_results(os.path.join(_folder(cfg, dataset), "results.json"), results)
+    return {
+        f"{name}/{task}": dict(metrics)
+        for name, by_task in results.items()
+        for task, metrics in by_task.items()
+    }
 
 
 def _write_results(path: str, results: Mapping[str, Metrics]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -12,6 +13,7 @@ from ..core import LogitStatistics
 from .checkpoint import load_weights
 from .checks import (
     check_calibration,
+    check_collection_settings,
     check_datasets,
     check_images,
     check_output_folder,
@@ -20,7 +22,7 @@ from .checks import (
 )
 from .evaluation import Results, calibration_name, evaluate_calibrations
 from .statistics import collect
-from .trainer import Trainer
+from .trainer import Trainer, evaluator_class
 
 __all__ = [
     "check_collection",
@@ -55,7 +57,9 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         )
     text = calibration_name(cfg, node.COLLECT.ENABLED)
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED)
+    check_collection_settings(cfg)
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    _check_evaluators(cfg)
     check_images(cfg.DATASETS.TEST)
 
 
@@ -86,6 +90,7 @@ def check_collection(cfg: CfgNode, path: str) -> None:
     """
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder. Give --collect-stats the path of a file in it.")
+    check_collection_settings(cfg)
     _check_files(cfg, cfg.DATASETS.TRAIN)
     check_output_folder(os.path.dirname(path) or ".")
 
@@ -114,6 +119,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     text = calibration_name(cfg, bool(node.STATISTICS))
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(node.STATISTICS))
     _check_files(cfg, cfg.DATASETS.TEST)
+    _check_evaluators(cfg)
     if node.STATISTICS:
         check_statistics(cfg, node.STATISTICS)
 
@@ -140,7 +146,12 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
     )
 
 
-def _check_files(cfg: CfgNode, datasets: list[str]) -> None:
+def _check_evaluators(cfg: CfgNode) -> None:
+    for name in cfg.DATASETS.TEST:
+        evaluator_class(name)
+
+
+def _check_files(cfg: CfgNode, datasets: Sequence[str]) -> None:
     check_output_folder(cfg.OUTPUT_DIR)
     check_datasets(datasets)
     check_weights(cfg.MODEL.WEIGHTS)

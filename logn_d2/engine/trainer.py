@@ -24,7 +24,7 @@ from .evaluation import Results, calibration_name, check_head, evaluate_calibrat
 from .hooks import StatisticsHook
 from .statistics import collect, statistics_path, without_calibration
 
-__all__ = ["Trainer", "build_evaluator"]
+__all__ = ["Trainer", "build_evaluator", "evaluator_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -126,16 +126,23 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     Raises:
         ValueError: neither LVIS's nor COCO's form.
     """
+    return evaluator_class(dataset_name)(dataset_name, output_dir=output_dir)
+
+
+def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
+    """What `build_evaluator` builds; this reads no files.
+
+    Raises:
+        ValueError: neither LVIS's nor COCO's form.
+    """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if kind == "lvis":
-        return LVISFormEvaluator(dataset_name, output_dir=output_dir)
-    if kind == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_dir)
-    raise ValueError(
-        f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
-        "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form, or override "
-        "Trainer.build_evaluator."
-    )
+    classes = {"lvis": LVISFormEvaluator, "coco": COCOEvaluator}
+    if kind not in classes:
+        raise ValueError(
+            f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
+            "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form."
+        )
+    return classes[kind]
 
 
 def _finite(metrics: Mapping) -> dict:
