@@ -75,6 +75,9 @@ def compare(arguments: tuple, rounds: int, device: str) -> tuple[float, float, l
     """Median seconds of Detectron2 and of ours, and each round's ratio."""
     sides = (fast_rcnn_inference, fast_rcnn_inference_exact)
     assert_equal(*(side(*arguments) for side in sides))
+    first = seconds(sides[0], arguments, device)
+    # Short calls scatter more.
+    rounds *= max(1, min(20, int(1 / first)))
     times = [[seconds(side, arguments, device) for side in sides] for _ in range(rounds)]
     theirs, ours = zip(*times)
     ratios = sorted(their / our for their, our in times)

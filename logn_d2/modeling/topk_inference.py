@@ -86,18 +86,23 @@ def _inference_of_image(
     scores = scores[:, :-1]
     candidates = scores > score_thresh
     total = int(candidates.count_nonzero())
-    spacing = _class_spacing(boxes, candidates, total, image_shape)
+    few = spacing = None
+    if 0 < total * 4 <= _moving_limit(boxes.device.type):
+        few = candidates.nonzero(as_tuple=True)
+        spacing = _class_spacing(boxes, *few, image_shape)
     wanted = total if topk < 0 else max(CANDIDATES_PER_DETECTION * topk, MIN_CANDIDATES)
     while True:
-        chosen = candidates
-        if wanted * GROWTH < total:
-            chosen = candidates & _above_the_best(scores, wanted)
-        rows, classes = chosen.nonzero(as_tuple=True)
-        some_boxes, some_scores = _clipped(boxes, rows, classes, image_shape), scores[chosen]
+        everything = wanted * GROWTH >= total
+        if everything:
+            rows, classes = few or candidates.nonzero(as_tuple=True)
+        else:
+            best = candidates & _above_the_best(scores, wanted)
+            rows, classes = best.nonzero(as_tuple=True)
+        some_boxes, some_scores = _clipped(boxes, rows, classes, image_shape), scores[rows, classes]
         keep = _class_wise_nms(some_boxes, some_scores.float(), classes, nms_thresh, spacing)
         enough = len(keep) >= topk
         settled = spacing is not None or _all_differ(some_scores[keep[: topk + 1]])
-        if chosen is candidates or (enough and settled):
+        if everything or (enough and settled):
             break
         wanted = total if enough else wanted * GROWTH
     keep = keep[:topk] if topk >= 0 else keep
@@ -143,20 +148,18 @@ def _clipped(boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[in
 
 
 def _class_spacing(
-    boxes: Tensor, candidates: Tensor, total: int, image_shape: tuple[int, int]
-) -> Tensor | None:
-    """How far apart torchvision's `batched_nms` would move the classes, given *all* candidates.
+    boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[int, int]
+) -> Tensor:
+    """How far apart torchvision's `batched_nms` moves the classes of few candidates, *all* given.
 
     It runs one NMS over boxes that are moved by (largest coordinate + 1) times their class where
     boxes are few, and one NMS a class where they are many. Moving rounds the coordinates, so that
     an overlap right at the threshold may fall on either side. To be equal, do as it does.
 
     Returns:
-        Tensor: a scalar; None for one NMS a class.
+        Tensor: a scalar.
     """
-    if total == 0 or total * 4 > _moving_limit(boxes.device.type):
-        return None
-    largest = _clipped(boxes, *candidates.nonzero(as_tuple=True), image_shape).max()
+    largest = _clipped(boxes, rows, classes, image_shape).max()
     return largest + torch.tensor(1).to(largest)
 
 
@@ -173,7 +176,7 @@ def _moving_limit(device_type: str) -> int:
 def _class_wise_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float, spacing: Tensor | None
 ) -> Tensor:
-    """Indices of survivors, best first."""
+    """Indices of survivors, best first. Without spacing, classes are taken one by one."""
     if spacing is not None:
         return nms(boxes + (classes.to(boxes) * spacing)[:, None], scores, nms_thresh)
     order = classes.argsort(stable=True)
