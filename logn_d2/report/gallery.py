@@ -26,7 +26,7 @@ from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.lvis_matching import box_candidates
 
-__all__ = ["Gallery", "GalleryEntry", "draw_entry", "make_gallery", "matched", "shown_detections"]
+__all__ = ["Gallery", "GalleryEntry", "make_gallery", "matched", "shown_detections"]
 
 _FOUND, _OTHER, _TRUTH = "#56B4E9", "#E69F00", "#FFFFFF"
 _RARE = "★"
@@ -43,15 +43,15 @@ class GalleryEntry:
         image_id (int): as in the annotations.
         gained (tuple[int, ...]): classes of the objects found only after calibration.
         lost (tuple[int, ...]): classes of the objects found only before.
-        before (str): ``data:`` address of the picture; "" if not drawn.
+        before (str): ``data:`` address of the picture.
         after (str): likewise.
     """
 
     image_id: int
     gained: tuple[int, ...]
     lost: tuple[int, ...]
-    before: str = ""
-    after: str = ""
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,17 @@ def make_gallery(
     read_image: Callable[[int], np.ndarray],
     labels: Sequence[str],
     *,
-    groups: Sequence[str] | None = None,
     max_images: int = 16,
     names: tuple[str, str] = ("uncalibrated", "logn"),
 ) -> Gallery:
     """Chooses and draws.
 
     Args:
-        truth (LvisGroundTruth): the validation set.
+        truth (LvisGroundTruth): the validation set, with the groups of its classes.
         before (Detections): of the uncalibrated detector.
         after (Detections): of the calibrated one.
         read_image (Callable): image id -> (H, W, 3) uint8 RGB.
         labels (Sequence[str]): (K,) short class names.
-        groups (Sequence[str]): (K,) of "r", "c", "f"; by default the ground truth's.
         max_images (int): pictures of gains and of losses together.
         names (tuple[str, str]): of the two calibrations.
 
@@ -104,18 +102,12 @@ def make_gallery(
         Gallery: half gains, half losses where there are enough of both.
     """
     before, after = (shown_detections(truth, detections) for detections in (before, after))
-    groups = np.asarray(truth.groups if groups is None else groups)
-    rare = groups[truth.category] == "r"
     had, has = (matched(truth, detections)[0] for detections in (before, after))
     gained, lost = has & ~had & ~truth.ignore, had & ~has & ~truth.ignore
-    entries = []
-    for image in _choose(truth, gained, lost, rare, max_images):
-        entry = GalleryEntry(
-            image_id=int(truth.image_ids[image]),
-            gained=tuple(truth.category[gained & (truth.image == image)].tolist()),
-            lost=tuple(truth.category[lost & (truth.image == image)].tolist()),
-        )
-        entries.append(draw_entry(entry, truth, before, after, read_image, labels, groups))
+    rare = truth.groups[truth.category] == "r"
+    chosen = _choose(truth, gained, lost, rare, max_images)
+    sides = (before, after)
+    entries = [_entry(truth, i, (gained, lost), sides, read_image, labels) for i in chosen]
     return Gallery(
         entries=tuple(entries),
         num_images=truth.num_images,
@@ -193,33 +185,31 @@ def _choose(
     return wins[: limit - num_losses] + losses[:num_losses]
 
 
-def draw_entry(
-    entry: GalleryEntry,
+def _entry(
     truth: LvisGroundTruth,
-    before: Detections,
-    after: Detections,
+    image: int,
+    changes: tuple[np.ndarray, np.ndarray],
+    sides: tuple[Detections, Detections],
     read_image: Callable[[int], np.ndarray],
     labels: Sequence[str],
-    groups: np.ndarray,
 ) -> GalleryEntry:
-    """The entry with its two pictures."""
-    pixels = read_image(entry.image_id)
-    pictures = {}
-    for name, detections in (("before", before), ("after", after)):
-        own = detections.take(detections.image_id == entry.image_id)
-        pictures[name] = _draw(pixels, entry.image_id, truth, own, labels, groups)
-    return GalleryEntry(entry.image_id, entry.gained, entry.lost, **pictures)
+    """The image at an index, with its pictures before and after."""
+    image_id, own = int(truth.image_ids[image]), truth.image == image
+    gained, lost = (tuple(truth.category[own & change].tolist()) for change in changes)
+    pixels = read_image(image_id)
+    pictures = (_draw(pixels, image_id, truth, shown, labels) for shown in sides)
+    return GalleryEntry(image_id, gained, lost, *pictures)
 
 
 def _draw(
     pixels: np.ndarray,
     image_id: int,
     truth: LvisGroundTruth,
-    detections: Detections,
+    shown: Detections,
     labels: Sequence[str],
-    groups: np.ndarray,
 ) -> str:
     """One picture: detections that find an object blue, others orange, objects dashed on top."""
+    detections = shown.take(shown.image_id == image_id)
     scale = max(1.0, _PICTURE_PX / max(pixels.shape[:2]))
     # Enlarged here, since the visualizer would show pixels as squares.
     size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
@@ -230,7 +220,7 @@ def _draw(
     for index in np.argsort(hits, kind="stable"):  # what finds something comes on top
         box = boxes[index]
         color = _FOUND if hits[index] else _OTHER
-        text = _label(labels, groups, int(detections.category[index]), bool(hits[index]))
+        text = _label(labels, truth, int(detections.category[index]), bool(hits[index]))
         _outline(canvas, box, color, 4.0 if text.startswith(_RARE) else 2.5)
         position = (np.clip(box[0], 0, size[0] - 40), np.clip(box[1] - 20, 0, size[1] - 20))
         canvas.draw_text(text, position, color=color, font_size=12, horizontal_alignment="left")
@@ -255,9 +245,9 @@ def _outline(
     )
 
 
-def _label(labels: Sequence[str], groups: np.ndarray, category: int, hit: bool) -> str:
+def _label(labels: Sequence[str], truth: LvisGroundTruth, category: int, hit: bool) -> str:
     """A class as it is written in a picture; a found rare object has a star."""
-    mark = (_RARE if groups[category] == "r" else "✓") if hit else "✗"
+    mark = (_RARE if truth.groups[category] == "r" else "✓") if hit else "✗"
     return f"{mark} {labels[category]}"
 
 

@@ -16,6 +16,7 @@ __all__ = ["class_table", "fact_table", "metric_table", "result_table"]
 
 
 _TASK_TITLES = {"bbox": "Box AP", "segm": "Mask AP"}
+_DECIMALS = {"Images": 0, "Objects": 0, "Logit mean": 2, "Logit std": 2}
 
 
 def result_table(results: Results) -> Html:
@@ -113,22 +114,16 @@ def class_table(
         std (ndarray): (K,), or None.
     """
     numbers = {"Images": classes.image_count, "Objects": classes.instance_count}
-    decimals = {"Images": 0, "Objects": 0}
     if mean is not None and std is not None:
         numbers |= {"Logit mean": mean, "Logit std": std}
-        decimals |= {"Logit mean": 2, "Logit std": 2}
-    for task in TASKS:
-        if all(task in class_ap.get(name, {}) for name in (BASELINE, calibration)):
-            before, after = class_ap[BASELINE][task], class_ap[calibration][task]
-            titles = [f"{_TASK_TITLES[task]} {name}" for name in ("before", "after", "change")]
-            numbers |= dict(zip(titles, (before, after, after - before), strict=True))
+    numbers |= _ap_columns(class_ap, calibration)
     head = [[element("th", name, scope="col") for name in ("Class", "Group", *numbers)]]
     body = [
         [
             element("th", _class_text(classes, index), scope="row"),
             element("td", GROUPS[classes.groups[index]]),
             *(
-                _number_cell(float(values[index]), decimals.get(name, 1), "change" in name)
+                _number_cell(float(values[index]), _DECIMALS.get(name, 1), "change" in name)
                 for name, values in numbers.items()
             ),
         ]
@@ -139,6 +134,19 @@ def class_table(
         f"{display_name(calibration)}."
     )
     return element("div", table(caption, head, body, class_="sortable"), class_="tall")
+
+
+def _ap_columns(
+    class_ap: Mapping[str, Mapping[str, np.ndarray]], calibration: str
+) -> dict[str, np.ndarray]:
+    """Title -> (K,), for the tasks whose AP is known before and after."""
+    columns = {}
+    for task in TASKS:
+        if all(task in class_ap.get(name, {}) for name in (BASELINE, calibration)):
+            before, after = class_ap[BASELINE][task], class_ap[calibration][task]
+            titles = [f"{_TASK_TITLES[task]} {name}" for name in ("before", "after", "change")]
+            columns |= dict(zip(titles, (before, after, after - before), strict=True))
+    return columns
 
 
 def _class_text(classes: ClassInfo, index: int) -> str:
