@@ -316,6 +316,7 @@ def test_missing_images_are_found_before_training(capsys, train_net, tmp_path, e
     options = ("DATASETS.TEST", '("own_val_images_lost",)', "MODEL.LOGN.DATASETS", own)
     text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path / "out"), *options)
     assert "lost.jpg" in text
+    assert not (tmp_path / "out" / "log.txt").exists()  # nothing had begun
 
 
 def test_unregistered_data_set(capsys, train_net, tmp_path):
