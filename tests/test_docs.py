@@ -24,8 +24,12 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, logn
-from logn_d2.modeling import CosineLinear, find_box_predictors, predictor_fingerprint
-from logn_d2.modeling.attach import calibration_of
+from logn_d2.modeling import (
+    CosineLinear,
+    calibration_of,
+    find_box_predictors,
+    predictor_fingerprint,
+)
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "docs" / "your_project.md"

@@ -40,12 +40,14 @@ from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.modeling import (
     LogitRecorder,
+    attach,
     calibrations_from_config,
     find_box_predictors,
+    fold,
+    parts_of_logn_d2,
+    plain_config,
     predictor_fingerprint,
 )
-from logn_d2.modeling.attach import attach
-from logn_d2.modeling.folding import fold, parts_of_logn_d2, plain_config
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Boxes of two models that overlap more are the same box, but for rounding.

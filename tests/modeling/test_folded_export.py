@@ -12,8 +12,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from logn_d2.core import AffineCalibration
-from logn_d2.modeling import find_box_predictors
-from logn_d2.modeling.folding import fold
+from logn_d2.modeling import find_box_predictors, fold
 
 from .small_models import CHANNELS, NUM_CLASSES, images, small_model
 

@@ -13,9 +13,14 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from logn_d2.core import AffineCalibration, StatisticsError, stage_calibrations
-from logn_d2.modeling import CosineLinear, LogNFastRCNNOutputLayers, find_box_predictors, folding
-from logn_d2.modeling.attach import attach
-from logn_d2.modeling.folding import fold, parts_of_logn_d2, plain_config
+from logn_d2.modeling import (
+    LogNFastRCNNOutputLayers,
+    attach,
+    find_box_predictors,
+    fold,
+    folding,
+    plain_config,
+)
 
 from .small_models import (
     CHANNELS,
@@ -367,51 +372,6 @@ def test_weights_that_overflow_are_refused():
     with pytest.raises(ValueError, match="not finite in torch.float16"):
         fold(layer, AffineCalibration(torch.full((NUM_CLASSES,), 1e9), torch.zeros(NUM_CLASSES)))
     assert layer.cls_score.weight.isfinite().all()
-
-
-@pytest.mark.parametrize(("head", "twin"), list(zip(HEADS, TWINS)))
-def test_config_of_a_folded_linear_model_names_nothing_of_logn_d2(head, twin):
-    cfg = small_config(head, MODEL__LOGN__STATISTICS="stats.safetensors")
-    model = small_model(head)
-    before = cfg.dump()
-    plain = plain_config(cfg, fold(model, calibrations_of(model)))
-    assert plain.MODEL.ROI_HEADS.NAME == twin
-    assert "LOGN" not in plain.MODEL and "LogN" not in plain.dump()
-    assert cfg.dump() == before
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"MODEL__LOGN__CLASSIFIER": "cosine"}, "CosineLinear"),
-        ({"MODEL__ROI_MASK_HEAD__NAME": "CosineMaskHead"}, "CosineMaskHead"),
-        ({"MODEL__LOGN__CASCADE_AVERAGE": "logits"}, "CASCADE_AVERAGE logits"),
-    ],
-)
-def test_config_keeps_what_detectron2_can_not_do(options, part):
-    cfg = small_config("LogNCascadeROIHeads", **options, MODEL__LOGN__CALIBRATION="logn")
-    model = small_model("LogNCascadeROIHeads", **options)
-    fold(model, calibrations_of(model))
-    assert part in parts_of_logn_d2(model)
-    plain = plain_config(cfg, model)
-    assert plain.MODEL.ROI_HEADS.NAME == "LogNCascadeROIHeads"
-    assert plain.MODEL.LOGN.CALIBRATION == ""
-    loaded = build_model(plain).eval()
-    loaded.load_state_dict(model.state_dict())
-    assert_same(detections(loaded, images()), detections(model, images()))
-
-
-def test_config_that_never_had_our_keys_stays_as_it_is():
-    cfg, model = small_config("StandardROIHeads"), small_model("StandardROIHeads")
-    del cfg.MODEL["LOGN"]
-    assert plain_config(cfg, fold(model, random_calibration())).dump() == cfg.dump()
-
-
-def test_a_project_s_own_subclass_is_a_part_that_needs_logn_d2():
-    class Mine(CosineLinear):
-        pass
-
-    assert parts_of_logn_d2(nn.Sequential(Mine(4, 3), nn.Linear(3, 2))) == ["Mine"]
 
 
 def test_examples_of_the_docstrings_run():

@@ -15,6 +15,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
@@ -67,8 +69,7 @@ def tiny_config(head: str) -> CfgNode:
     add_logn_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.MASK_ON = False
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.PIXEL_STD = [60.0, 60.0, 60.0]
@@ -81,8 +82,7 @@ def tiny_config(head: str) -> CfgNode:
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     if "Res5" not in head:
         cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
         cfg.MODEL.FPN.OUT_CHANNELS = 16
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
         cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]
@@ -120,10 +120,11 @@ class Project:
     def path(self, name: str) -> str:
         return str(self.folder / name)
 
-    def fold(self, *more: str, stats: bool = True) -> int:
+    def fold(self, *more: str, stats: bool = True, images: bool = True) -> int:
         """The exit status of the tool."""
         arguments = ["--config-file", self.path("model.yaml"), "--weights", self.path("model.pth")]
-        arguments += ["--output", self.path("folded.pth"), "--images", self.path("images")]
+        arguments += ["--output", self.path("folded.pth")]
+        arguments += ["--images", self.path("images")] if images else []
         arguments += ["--stats", self.path("stats.safetensors")] if stats else []
         try:
             return script.main([*arguments, *more])
@@ -161,9 +162,6 @@ def _statistics_of(model: nn.Module) -> LogitStatistics:
 
 
 def _detections(cfg: CfgNode, image: str) -> list[torch.Tensor]:
-    from detectron2.data.detection_utils import read_image
-    from detectron2.engine import DefaultPredictor
-
     found = DefaultPredictor(cfg)(read_image(image, format="BGR"))["instances"]
     return [found.pred_boxes.tensor, found.scores, found.pred_classes]
 
@@ -347,11 +345,8 @@ def test_images_come_from_the_config_s_test_set(tmp_path, capsys):
     project = Project(tmp_path / "a")
     records = [{"file_name": project.path(f"images/{index}.png")} for index in range(2)]
     DatasetCatalog.register("fold_calibration_test", lambda: records)
-    arguments = ["--config-file", project.path("model.yaml"), "--output", project.path("f.pth")]
-    arguments += ["--weights", project.path("model.pth"), "--stats"]
-    arguments += [project.path("stats.safetensors")]
     try:
-        assert script.main([*arguments, "DATASETS.TEST", "('fold_calibration_test',)"]) == 0
+        assert project.fold("DATASETS.TEST", "('fold_calibration_test',)", images=False) == 0
     finally:
         DatasetCatalog.remove("fold_calibration_test")
     assert row_of(capsys.readouterr().out, "images") == 2
