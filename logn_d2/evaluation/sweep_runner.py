@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..core import AffineCalibration
+from ..modeling.attach import calibration_of
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import RecordedStage
@@ -55,6 +56,7 @@ class SweepRunner:
         if average not in ("probs", "logits"):
             raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
         _check_calibrations(calibrations, predictors)
+        _check_raw(predictors)
         device = next(model.parameters()).device
         # Copies, since to() moves the module that it is called on.
         self._calibrations = [
@@ -211,6 +213,16 @@ def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
     predictor = stage.predictor
     predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)
     return predict((logits, *stage.predictions[1:]), stage.proposals)
+
+
+def _check_raw(predictors: Sequence[nn.Module]) -> None:
+    """Only our predictors can be asked for raw probabilities while they have a calibration."""
+    for predictor in predictors:
+        if not hasattr(predictor, "uncalibrated_probs") and calibration_of(predictor) is not None:
+            raise ValueError(
+                f"This model has the calibration '{calibration_of(predictor).name}' attached, and "
+                "the sweep would come on top of it. Call detach(model) first."
+            )
 
 
 def _check_calibrations(calibrations: Calibrations, predictors: Sequence[nn.Module]) -> None:

@@ -28,6 +28,7 @@ from logn_d2.evaluation import (
     sweep,
 )
 from logn_d2.evaluation.sweep_runner import SweepRunner
+from logn_d2.modeling import attach
 from logn_d2.modeling.box_predictors import find_box_predictors
 
 from .small_detectors import (
@@ -427,6 +428,14 @@ def test_calibrations_must_fit_the_model(models: dict[str, nn.Module], loader: l
         sweep(models[STANDARD], loader, {})
     with pytest.raises(ValueError, match="expected 'probs' or 'logits'"):
         sweep(models[STANDARD], loader, calibrations(), average="scores")
+
+
+def test_a_calibration_attached_to_detectron2s_own_head_must_go_first() -> None:
+    model = small_model(small_config("StandardROIHeads"))
+    identity = AffineCalibration.identity(NUM_CLASSES)
+    with attach(model, identity), pytest.raises(ValueError, match=r"Call detach\(model\) first"):
+        SweepRunner(model, {"uncalibrated": [identity]}, "probs")
+    SweepRunner(model, {"uncalibrated": [identity]}, "probs")
 
 
 def test_unknown_names_list_the_known_ones(model: nn.Module, loader: list) -> None:
