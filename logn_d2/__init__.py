@@ -21,6 +21,8 @@ _HOMES = {
     "add_logn_config": "logn_d2.config",
     "config_file": "logn_d2.config",
     "attach": "logn_d2.modeling",
+    "detach": "logn_d2.modeling",
+    "fold": "logn_d2.modeling",
     "LogNCascadeROIHeads": "logn_d2.modeling",
     "LogNFastRCNNOutputLayers": "logn_d2.modeling",
     "LogNROIHeads": "logn_d2.modeling",

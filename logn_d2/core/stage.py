@@ -92,7 +92,10 @@ class StageStatistics:
             named.update(self.moments.state_dict())
         if self.fingerprint is not None:
             named["fingerprint"] = self.fingerprint
-        return {f"{prefix}.{name}": tensor.cpu().contiguous() for name, tensor in named.items()}
+        # Copies: a file may not hold one tensor under two names, and stages may share theirs.
+        return {
+            f"{prefix}.{name}": tensor.cpu().contiguous().clone() for name, tensor in named.items()
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> StageStatistics:

@@ -30,7 +30,7 @@ from .box_predictors import (
 )
 from .fast_rcnn import LogNFastRCNNOutputLayers
 
-__all__ = ["Attachment", "attach", "calibration_of", "detach", "release"]
+__all__ = ["Attachment", "Site", "attach", "calibration_of", "detach", "find_sites", "release"]
 
 CHILD = "logn_calibration"
 
@@ -85,7 +85,7 @@ def attach(
         >>> predictor.predict_probs(*one_region)[0].argmax().item()
         0
     """
-    sites = _find_sites(model)
+    sites = find_sites(model)
     for site in sites:
         present = calibration_of(site.owner)
         if present is not None:
@@ -114,7 +114,7 @@ def detach(model: nn.Module) -> None:
     Raises:
         ValueError: it has none.
     """
-    released = [release(site.owner) for site in _find_sites(model)]
+    released = [release(site.owner) for site in find_sites(model)]
     if not any(released):
         raise ValueError("This model has no calibration attached; there is nothing to detach.")
 
@@ -133,7 +133,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Removes these calibrations, where they still are; later ones stay."""
-        for site in _find_sites(self.model):
+        for site in find_sites(self.model):
             if any(calibration_of(site.owner) is each for each in self.calibrations):
                 release(site.owner)
 
@@ -168,7 +168,7 @@ def release(predictor: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """Where logits become probabilities: the first argument of one method of one module."""
 
     owner: nn.Module
@@ -200,14 +200,19 @@ class _CalibratedMethod:
         return method(predictions, *args, **kwargs)
 
 
-def _find_sites(model: nn.Module) -> list[_Site]:
+def find_sites(model: nn.Module) -> list[Site]:
+    """Where a model turns logits into probabilities, in stage order.
+
+    Raises:
+        ValueError: it has no box predictor.
+    """
     found = [
-        _Site(module, "postprocess_detections", module.box_predictor, "first")
+        Site(module, "postprocess_detections", module.box_predictor, "first")
         for module in unwrapped(model).modules()
         if _is_torchvision_head(module)
     ]
     return found or [
-        _Site(predictor, "predict_probs", predictor, "last")
+        Site(predictor, "predict_probs", predictor, "last")
         for predictor in find_box_predictors(model)
     ]
 
@@ -240,7 +245,7 @@ def _given(
 
 
 def _made(
-    sites: list[_Site],
+    sites: list[Site],
     source: str | os.PathLike | LogitStatistics | None,
     text: str,
     counts: ClassCounts | Callable[[], ClassCounts] | None,
@@ -285,7 +290,7 @@ def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics
     )
 
 
-def _check_fit(sites: list[_Site], calibrations: list[AffineCalibration]) -> None:
+def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
     if len(calibrations) != len(sites):
         raise ValueError(
             f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
@@ -301,7 +306,7 @@ def _check_fit(sites: list[_Site], calibrations: list[AffineCalibration]) -> Non
             )
 
 
-def _cover(site: _Site, calibration: AffineCalibration) -> None:
+def _cover(site: Site, calibration: AffineCalibration) -> None:
     owner = site.owner
     calibration.to(next(owner.parameters()).device)
     if isinstance(owner, LogNFastRCNNOutputLayers):

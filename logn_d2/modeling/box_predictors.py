@@ -67,6 +67,25 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
     Args:
         predictor (nn.Module): its ``cls_score`` is the classifier, or holds it as its last layer.
     """
+    layer = _classifier_layer(predictor)
+    return None if layer is None else (layer.weight, getattr(layer, "bias", None))
+
+
+def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
+    """(C,) float64 fingerprint of the classifier's weights; None where they can't be told.
+
+    The gain of a folded cosine classifier counts, so that statistics are not applied twice.
+    """
+    layer = _classifier_layer(predictor)
+    if layer is None:
+        return None
+    weight, gain = layer.weight.detach(), getattr(layer, "gain", None)
+    if gain is not None:
+        weight = weight * gain.detach()[:, None]
+    return classifier_fingerprint(weight, getattr(layer, "bias", None))
+
+
+def _classifier_layer(predictor: nn.Module) -> nn.Module | None:
     classifier = getattr(predictor, "cls_score", None)
     if not isinstance(classifier, nn.Module):
         return None
@@ -74,14 +93,8 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
     for layer in reversed(list(classifier.modules())):
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() >= 2 and len(weight) == columns:
-            return weight, getattr(layer, "bias", None)
+            return layer
     return None
-
-
-def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
-    """(C,) float64 fingerprint of the classifier's weights; None where they can't be told."""
-    parameters = classifier_parameters(predictor)
-    return None if parameters is None else classifier_fingerprint(*parameters)
 
 
 def _is_box_predictor(module: nn.Module) -> bool:

@@ -81,5 +81,8 @@ def known_class_names(datasets: tuple[str, ...], num_classes: int) -> list[str] 
     """
     if not datasets or datasets[0] not in MetadataCatalog.list():
         return None
-    names = MetadataCatalog.get(datasets[0]).get("thing_classes", None)
+    try:
+        names = MetadataCatalog.get(datasets[0]).get("thing_classes", None)
+    except FileNotFoundError:  # a model can be used where its training set is not
+        return None
     return list(names) if names is not None and len(names) == num_classes else None

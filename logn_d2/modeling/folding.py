@@ -12,9 +12,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..core import AffineCalibration, fold_cosine, fold_linear
-from .attach import _find_sites as find_sites
-from .attach import _Site as Site
-from .attach import calibration_of, release
+from .attach import Site, calibration_of, find_sites, release
 from .box_predictors import unwrapped
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import stat
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -226,3 +227,12 @@ def test_statistics_of_nothing_are_an_error():
     stage = StageStatistics.from_moments(LogitMoments(5))
     with pytest.raises(StatisticsError, match="0 images and 0 RoIs"):
         make_statistics(stage, num_images=0, num_rois=0).check(num_classes=4, num_stages=1)
+
+
+def test_stages_may_share_their_tensors(tmp_path: Path) -> None:
+    stage = StageStatistics(
+        mean=torch.zeros(3), var=torch.ones(3), count=torch.full((3,), 5), fingerprint=None
+    )
+    statistics = LogitStatistics(stages=(stage, stage), class_names=("a", "b"))
+    statistics.save(tmp_path / "s.safetensors")
+    assert len(LogitStatistics.load(tmp_path / "s.safetensors").stages) == 2

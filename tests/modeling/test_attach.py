@@ -29,7 +29,7 @@ from logn_d2.modeling import (
     find_box_predictors,
     predictor_fingerprint,
 )
-from logn_d2.modeling.attach import _find_sites
+from logn_d2.modeling.attach import find_sites
 
 from .small_models import (
     CLASS_NAMES,
@@ -380,7 +380,7 @@ def test_torchvision_detectors_are_calibrated_before_their_softmax():
 
 def test_statistics_of_a_torchvision_detector_are_checked():
     model = torchvision_model()
-    (site,) = _find_sites(model)
+    (site,) = find_sites(model)
     stage = statistics_of(model_of("StandardROIHeads")).stages[0]
     stage = replace(stage, fingerprint=predictor_fingerprint(site.classifier))
     statistics = LogitStatistics((stage,), CLASS_NAMES, background="first")

@@ -8,6 +8,7 @@ from torch import nn
 
 from logn_d2.core import classifier_fingerprint
 from logn_d2.modeling import (
+    CosineLinear,
     classifier_parameters,
     find_box_predictors,
     num_classes_of,
@@ -80,3 +81,13 @@ def test_a_classifier_without_weights_has_no_fingerprint():
         cls_score = None
 
     assert predictor_fingerprint(TextClassifier()) is None
+
+
+def test_the_gain_of_a_folded_cosine_classifier_counts_in_the_fingerprint() -> None:
+    predictor = nn.Module()
+    predictor.cls_score = CosineLinear(8, 3)
+    before = predictor_fingerprint(predictor)
+    predictor.cls_score.gain = torch.tensor([2.0, 1.0, 1.0])
+    after = predictor_fingerprint(predictor)
+    assert after[0] != before[0]
+    assert torch.equal(after[1:], before[1:])
