@@ -2,7 +2,8 @@
 """Compare calibrations of one detector: one inference pass, one table.
 
 Writes OUTPUT/results.json, from which the report is made, and the detections of every calibration
-to OUTPUT/sweep. After an interruption, the same command with --resume goes on where it stopped.
+to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an interruption, the same
+command with --resume goes on where it stopped.
 
 Example:
     python tools/sweep_calibrations.py --config-file C.yaml --stats logn_stats.safetensors \\
@@ -137,18 +138,19 @@ def main(args: argparse.Namespace) -> None:
         dataset = cfg.DATASETS.TEST[0]
         model = build_model(cfg)
         weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
         predictions = sweep(
             model,
             lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
             make_calibrations(cfg, args, model),
             average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
+            ground_truth=truth,
             output_dir=os.path.join(args.output, "sweep"),
             resume=args.resume,
             settings=deciding_settings(cfg),
         )
         if not comm.is_main_process():
             return
-        truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
         metrics = evaluate_sweep(predictions, truth)
         rows = tuple(ResultRow(name, by_task) for name, by_task in metrics.items())
         provenance = {

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.rng import preserved_rng
+from .lvis_ground_truth import LvisGroundTruth
 from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
 from .sweep_runner import Calibrations, SweepRunner
@@ -34,6 +35,7 @@ def sweep(
     calibrations: Calibrations,
     *,
     average: str = "probs",
+    ground_truth: LvisGroundTruth | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     chunk_size: int = 200,
     resume: bool = False,
@@ -53,6 +55,9 @@ def sweep(
             loader lets a resumed sweep go on without loading what it has seen.
         calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
         average (str): what a cascade averages over stages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): what the predictions will be evaluated with. Masks of
+            detections that the federated rule drops, usually nine in ten, are then left empty,
+            which saves most of the mask head's work and changes no result. None computes all.
         output_dir (PathLike): folder for the predictions; memory use is then independent of the
             number of images, and a killed sweep can be resumed. None keeps them in memory.
         chunk_size (int): images of a process between two files, which is what a killed sweep loses
@@ -71,7 +76,7 @@ def sweep(
         >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
         >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
-    runner = SweepRunner(model, calibrations, average)
+    runner = SweepRunner(model, calibrations, average, ground_truth)
     with preserved_rng(), _evaluation_mode(model):
         first = loader_from(loader, 0)
         # How images are shared out decides which of them a chunk has.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
@@ -24,7 +26,8 @@ from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import RecordedStage
 from ..modeling.topk_inference import fast_rcnn_inference_exact
-from .detections import Detections
+from .detections import Detections, RleMasks
+from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import ImagePredictions
 
 __all__ = ["Calibrations", "SweepRunner"]
@@ -33,8 +36,9 @@ Calibrations = Mapping[str, Sequence[AffineCalibration]]
 """Name -> one calibration for each box predictor."""
 
 # Detections whose masks are computed and pasted at a time. Ten calibrations may find thousands of
-# different ones in an image, and their bitmaps would take gigabytes.
-_MASKS_AT_A_TIME = 512
+# different ones in an image, whose bitmaps would take gigabytes; on a CPU, what fits into the cache
+# takes half the time.
+_MASKS_AT_A_TIME = {"cuda": 512, "cpu": 64}
 
 
 class SweepRunner:
@@ -44,12 +48,20 @@ class SweepRunner:
         model (nn.Module): the detector, in evaluation mode when called.
         calibrations (Mapping): name -> S calibrations; they are copied.
         average (str): what a cascade averages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): leave out masks that its evaluation does not look at; None
+            computes all.
 
     Raises:
         ValueError: calibrations that do not fit the model, or another average.
     """
 
-    def __init__(self, model: nn.Module, calibrations: Calibrations, average: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calibrations: Calibrations,
+        average: str,
+        ground_truth: LvisGroundTruth | None = None,
+    ) -> None:
         self._recorder = LogitRecorder(model, population="proposals")
         self._roi_heads = getattr(unwrapped(model), "roi_heads", None)
         predictors = self._recorder.predictors
@@ -65,12 +77,15 @@ class SweepRunner:
         ]
         self._names = list(calibrations)
         self._average = average
+        self._ground_truth = ground_truth
+        self._masks_at_a_time = _MASKS_AT_A_TIME["cpu" if device.type == "cpu" else "cuda"]
         last = predictors[-1]
         self._selection = (last.test_score_thresh, last.test_nms_thresh, last.test_topk_per_image)
 
     def settings(self) -> dict[str, Any]:
         """What decides the detections, besides weights and images."""
         digest = hashlib.sha256()
+        listed = None if self._ground_truth is None else self._ground_truth.listed
         for calibration in (each for stages in self._calibrations for each in stages):
             for vector in (calibration.column_scale, calibration.column_shift):
                 digest.update(vector.cpu().numpy())
@@ -79,6 +94,7 @@ class SweepRunner:
             "calibrations": digest.hexdigest(),
             "average": self._average,
             "selection": self._selection,
+            "masks": "all" if listed is None else hashlib.sha256(listed).hexdigest(),
         }
 
     @torch.no_grad()
@@ -104,25 +120,43 @@ class SweepRunner:
         unions: Sequence[_Union],
     ) -> list[ImagePredictions]:
         """Runs mask and keypoint branches for each image's union, and scales it to its image."""
-        parts: list[list[Detections]] = [[] for _ in unions]
-        kept: list[list[np.ndarray]] = [[] for _ in unions]
-        for start in range(0, max(len(union) for union in unions), _MASKS_AT_A_TIME):
-            batch = [
-                union.instances(size, slice(start, start + _MASKS_AT_A_TIME))
-                for union, size in zip(unions, recording.image_sizes, strict=True)
-            ]
+        pairs = list(zip(inputs, unions, strict=True))
+        wanted = [self._has_evaluated_class(image["image_id"], union) for image, union in pairs]
+        chosen = [each.nonzero()[:, 0].split(self._masks_at_a_time) for each in wanted]
+        others = [(~each).nonzero()[:, 0] for each in wanted]
+        parts: list[list[_Scaled]] = [[] for _ in unions]
+        for batch in itertools.zip_longest(*chosen, fillvalue=others[0][:0]):
+            instances = self._instances(recording, unions, batch)
             if hasattr(self._roi_heads, "forward_with_given_boxes"):
-                batch = self._roi_heads.forward_with_given_boxes(recording.features, batch)
-            for i, (image, instances) in enumerate(zip(inputs, batch, strict=True)):
-                height, width = instances.image_size
-                scaled = detector_postprocess(
-                    instances, image.get("height", height), image.get("width", width)
-                )
-                parts[i].append(Detections.from_instances([scaled], [image["image_id"]]))
-                kept[i].append(scaled.union_index.cpu().numpy())
+                instances = self._roi_heads.forward_with_given_boxes(recording.features, instances)
+            for part, image, each in zip(parts, inputs, instances, strict=True):
+                part.append(_scaled(each, image))
+        has_masks = getattr(self._roi_heads, "mask_on", False)
+        instances = self._instances(recording, unions, others)
+        for part, image, each in zip(parts, inputs, instances, strict=True):
+            part.append(_scaled(each, image, empty_masks=has_masks))
         return [
-            union.predictions(image["image_id"], Detections.concatenate(part), indices)
-            for image, union, part, indices in zip(inputs, unions, parts, kept, strict=True)
+            union.predictions(image["image_id"], part)
+            for (image, union), part in zip(pairs, parts, strict=True)
+        ]
+
+    def _has_evaluated_class(self, image_id: int, union: _Union) -> Tensor:
+        """(U,) bool, which detections the evaluation looks at."""
+        truth = self._ground_truth
+        if truth is None or image_id not in truth.image_ids:
+            return torch.ones_like(union.classes, dtype=torch.bool)
+        first_key = np.searchsorted(truth.image_ids, image_id) * truth.num_classes
+        listed = truth.is_listed(first_key + union.classes.cpu().numpy())
+        return torch.from_numpy(listed).to(union.classes.device)
+
+    @staticmethod
+    def _instances(
+        recording: Recording, unions: Sequence[_Union], positions: Sequence[Tensor]
+    ) -> list[Instances]:
+        """Some of each image's union, as the heads take it."""
+        return [
+            union.instances(*each)
+            for union, *each in zip(unions, recording.image_sizes, positions, strict=True)
         ]
 
 
@@ -160,39 +194,58 @@ class _Union:
             scores=[each.scores for each in instances],
         )
 
-    def instances(self, image_size: tuple[int, int], part: slice) -> Instances:
-        """A part of the union, as the heads take it; they may change the result in place."""
-        boxes = self.boxes[part].clone()
+    def instances(self, image_size: tuple[int, int], positions: Tensor) -> Instances:
+        """The detections at some positions, with "union_index" to know them by."""
+        boxes = self.boxes[positions]
         return Instances(
             image_size,
             pred_boxes=Boxes(boxes),
-            pred_classes=self.classes[part].clone(),
+            pred_classes=self.classes[positions],
             scores=boxes.new_zeros(len(boxes)),
-            union_index=torch.arange(len(self), device=boxes.device)[part],
+            union_index=positions,
         )
 
-    def predictions(
-        self, image_id: int, detections: Detections, kept: Sequence[np.ndarray]
-    ) -> ImagePredictions:
+    def predictions(self, image_id: int, parts: Sequence[_Scaled]) -> ImagePredictions:
         """Each calibration's share of the detections that are left after scaling.
 
         Args:
             image_id (int): the image.
-            detections (Detections): the union without boxes that lie outside of the image.
-            kept (Sequence[ndarray]): their positions in this union.
+            parts (Sequence[_Scaled]): together the union, without boxes that have become empty.
         """
+        kept = np.concatenate([part.position for part in parts])
         position = np.full(len(self), -1)
-        position[np.concatenate([*kept, []]).astype(np.int64)] = np.arange(len(detections))
+        position[kept] = np.arange(len(kept))
         index = [position[each.cpu().numpy()] for each in self.index]
         return ImagePredictions(
             image_ids=(int(image_id),),
-            union=detections,
+            union=Detections.concatenate([part.detections for part in parts]),
             index=tuple(each[each >= 0].astype(np.int32) for each in index),
             score=tuple(
                 scores.float().cpu().numpy()[each >= 0]
                 for scores, each in zip(self.scores, index, strict=True)
             ),
         )
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Some detections of a union, scaled to their image, and their positions in the union."""
+
+    detections: Detections
+    position: np.ndarray
+
+
+def _scaled(instances: Instances, image: Mapping[str, Any], empty_masks: bool = False) -> _Scaled:
+    """What `GeneralizedRCNN` does last; ``empty_masks`` stand for ones that nobody looks at."""
+    height, width = instances.image_size
+    height, width = image.get("height", height), image.get("width", width)
+    instances = detector_postprocess(instances, height, width)
+    detections = Detections.from_instances([instances], [image["image_id"]])
+    if empty_masks:
+        nothing = mask_util.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+        masks = RleMasks.from_dicts([nothing] * len(detections))
+        detections = replace(detections, masks=masks)
+    return _Scaled(detections, instances.union_index.cpu().numpy())
 
 
 def _probabilities(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.evaluation import inference_on_dataset
@@ -186,7 +187,7 @@ def test_masks_in_parts_equal_masks_at_once(
 ) -> None:
     batches = [loader[0] + loader[1], *loader[2:]]
     whole = sweep(model, batches, calibrations())
-    monkeypatch.setattr("logn_d2.evaluation.sweep_runner._MASKS_AT_A_TIME", 7)
+    monkeypatch.setattr("logn_d2.evaluation.sweep_runner._MASKS_AT_A_TIME", {"cpu": 7})
     parts = sweep(model, batches, calibrations())
     for name in whole.names:
         assert_equal(whole.detections(name), parts.detections(name))
@@ -447,7 +448,9 @@ def test_unknown_names_list_the_known_ones(model: nn.Module, loader: list) -> No
 # Evaluation
 
 
-def ground_truth(records: list[dict], masks: bool = True) -> LvisGroundTruth:
+def ground_truth(
+    records: list[dict], masks: bool = True, negatives: list[list[int]] | None = None
+) -> LvisGroundTruth:
     annotations = []
     for record in records:
         for each in record["annotations"]:
@@ -466,10 +469,10 @@ def ground_truth(records: list[dict], masks: bool = True) -> LvisGroundTruth:
             "id": record["image_id"],
             "height": record["height"],
             "width": record["width"],
-            "neg_category_ids": [1, 2, 3, 4],
+            "neg_category_ids": [1, 2, 3, 4] if negatives is None else negatives[index],
             "not_exhaustive_category_ids": [],
         }
-        for record in records
+        for index, record in enumerate(records)
     ]
     categories = [
         {"id": index + 1, "name": name, "frequency": "ffcr"[index]}
@@ -491,6 +494,34 @@ def test_results_equal_those_of_each_calibrated_model(
         for task in ("bbox", "segm"):
             expected = evaluate_lvis(truth, detections, task).as_dict()
             np.testing.assert_equal(results[name][task], dict(expected))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_masks_that_nobody_looks_at_are_left_out(
+    model: nn.Module, loader: list, data_set: list[dict], batch_size: int
+) -> None:
+    federated = [[1, 3], [2], [], [1], [4]]  # classes known to be absent
+    truth = ground_truth(data_set, negatives=federated)
+    batches = loader if batch_size == 1 else [loader[0] + loader[1], *loader[2:]]
+    whole = sweep(model, batches, calibrations())
+    masks: list[int] = []
+    handle = model.roi_heads.mask_head.register_forward_hook(
+        lambda module, args, output: masks.append(len(args[0]))
+    )
+    part = sweep(model, batches, calibrations(), ground_truth=truth)
+    handle.remove()
+    assert 0 < sum(masks) < 0.8 * whole.num_union
+    for name in whole.names:
+        left, right = whole.detections(name), part.detections(name)
+        for column in ("image_id", "category", "score", "box"):
+            np.testing.assert_array_equal(getattr(left, column), getattr(right, column))
+        image = np.searchsorted(truth.image_ids, left.image_id)
+        listed = truth.is_listed(image * NUM_CLASSES + left.category)
+        assert listed.any() and not listed.all()
+        assert_equal(left.take(listed), right.take(listed))
+        assert mask_util.area(left.take(~listed).masks.to_dicts()).any()
+        assert not mask_util.area(right.take(~listed).masks.to_dicts()).any()
+    np.testing.assert_equal(evaluate_sweep(part, truth), evaluate_sweep(whole, truth))
 
 
 def test_masks_are_evaluated_where_both_sides_have_them(
