@@ -7,6 +7,7 @@ different detections in an image over all calibrations, D detections of one cali
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..core import AffineCalibration
-from ..modeling.attach import calibration_of
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import RecordedStage
@@ -68,7 +68,6 @@ class SweepRunner:
         if average not in ("probs", "logits"):
             raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
         _check_calibrations(calibrations, predictors)
-        _check_raw(predictors)
         device = next(model.parameters()).device
         # Copies, since to() moves the module that it is called on.
         self._calibrations = [
@@ -262,20 +261,12 @@ def _probabilities(
 
 
 def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
-    """The predictor's probabilities without a calibration of its own."""
+    """The predictor's probabilities of these very logits, without a calibration of its own."""
     predictor = stage.predictor
     predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)
+    if hasattr(predict, "covered"):  # what `attach` covers the method of other predictors with
+        predict = predict.covered or functools.partial(type(predictor).predict_probs, predictor)
     return predict((logits, *stage.predictions[1:]), stage.proposals)
-
-
-def _check_raw(predictors: Sequence[nn.Module]) -> None:
-    """Only our predictors can be asked for raw probabilities while they have a calibration."""
-    for predictor in predictors:
-        if not hasattr(predictor, "uncalibrated_probs") and calibration_of(predictor) is not None:
-            raise ValueError(
-                f"This model has the calibration '{calibration_of(predictor).name}' attached, and "
-                "the sweep would come on top of it. Call detach(model) first."
-            )
 
 
 def _check_calibrations(calibrations: Calibrations, predictors: Sequence[nn.Module]) -> None:

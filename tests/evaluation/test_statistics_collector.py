@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from logn_d2.core import AffineCalibration, LogitStatistics, NonFiniteLogitsError, logn
 from logn_d2.data.loader import build_statistics_loader
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config, collect_statistics
+from logn_d2.modeling.attach import attach
 from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
 
 from .small_detectors import (
@@ -219,14 +220,20 @@ def test_batches_of_any_size_give_the_same_statistics(model: nn.Module) -> None:
     assert_equal(expected, collect_statistics(model, [[image] for image in images]))
 
 
-def test_calibration_of_the_head_does_not_enter_its_statistics() -> None:
-    cfg = few(2, MODEL__ROI_HEADS__NAME="LogNROIHeads")
+@pytest.mark.parametrize("head", ["LogNROIHeads", STANDARD, CASCADE])
+@pytest.mark.parametrize("population", ["sampled", "proposals"])
+def test_a_calibration_of_the_model_does_not_enter_its_statistics(
+    head: str, population: str
+) -> None:
+    cfg = few(2, MODEL__ROI_HEADS__NAME=head, MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=True)
     model = small_model(cfg)
-    raw = collect_statistics(model, build_statistics_loader(cfg))
-    model.roi_heads.box_predictor.calibration = AffineCalibration(
+    raw = collect_statistics(model, build_statistics_loader(cfg), population=population)
+    calibration = AffineCalibration(
         torch.full((NUM_CLASSES,), 3.0), torch.full((NUM_CLASSES,), -2.0)
     )
-    assert_equal(raw, collect_statistics(model, build_statistics_loader(cfg)))
+    with attach(model, [calibration] * len(raw.stages)):
+        again = collect_statistics(model, build_statistics_loader(cfg), population=population)
+    assert_equal(raw, again)
 
 
 def test_models_that_share_convolutions_with_the_mask_head_work() -> None:
