@@ -81,10 +81,10 @@ ROUGHLY = {
     "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
     "demo": {
         "draw": "1 min",
-        "train": "45 min",
-        "collect": "2 min",
-        "evaluate": "3 min",
-        "report": "20 s",
+        "train": "15 min",
+        "collect": "4 min",
+        "evaluate": "2 min",
+        "report": "5 s",
     },
     "lvis": {
         "draw": "30 min",
@@ -149,6 +149,7 @@ def evaluate(run: Run) -> None:
         run.model(),
         lambda skip: build_evaluation_loader(run.cfg, run.val_set, skip=skip),
         calibrations,
+        ground_truth=run.truth(),
         output_dir=run.output / "sweep",
         resume=True,
     )
