@@ -196,8 +196,9 @@ SIZES: dict[str, GlyphSize] = {
             image_px=128,
             glyph_px=(22.0, 52.0),
             classes_per_image=(3, 6),
-            # Chosen by the uncalibrated baseline alone: with the random sampler its box AP of rare,
-            # common and frequent classes is 4.3, 16.2 and 33.2 (R-50 on LVIS v1: 1.3, 16.7, 29.3).
+            # Chosen by the uncalibrated baseline alone: with repeat factor sampling its box AP of
+            # rare, common and frequent classes is 13.1, 22.3 and 35.0 (R-50 on LVIS v1 in the
+            # paper: 13.5, 22.8, 29.3); see docs/results.md.
             rotation=12.0,
             background=30.0,
             blur=0.6,
