@@ -1,6 +1,8 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
 from .affine import AffineCalibration
+from .calibration_error import logn_std_error
+from .calibration_grids import expand_grid
 from .calibration_registry import (
     CALIBRATION_REGISTRY,
     CalibrationInputs,
@@ -34,11 +36,13 @@ __all__ = [
     "build_calibration",
     "class_balanced",
     "classifier_fingerprint",
+    "expand_grid",
     "fold_cosine",
     "fold_linear",
     "frequency_groups",
     "logit_adjustment",
     "logn",
+    "logn_std_error",
     "norcal",
     "parse_calibration",
     "shot_groups",

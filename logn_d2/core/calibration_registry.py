@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .affine import AffineCalibration, Background
+from .calibration_grids import expand_grid
 from .calibrations import class_balanced, logit_adjustment, logn, norcal, temperature
-from .frequency import ClassCounts
+from .frequency import ClassCounts, frequency_groups
 from .registry import Registry
 from .stage import StageStatistics
 from .statistics import LogitStatistics
@@ -139,31 +140,66 @@ def _temperature(inputs: CalibrationInputs, **options: Any) -> AffineCalibration
     return temperature(inputs.num_classes, background=inputs.background, **options)
 
 
+@CALIBRATION_REGISTRY.register("groups")
+def _groups(
+    inputs: CalibrationInputs, *, rare_max: int = 10, common_max: int = 100, **choices: str
+) -> AffineCalibration:
+    """Another calibration for each of LVIS's groups; a group that is not named stays as it is.
+
+    Each one is made for all classes, so that LogN's beta is the usual one; its group's share of
+    the vectors is then taken.
+    """
+    if not choices or not set(choices) <= set(_GROUPS):
+        raise ValueError(
+            f"groups({', '.join(choices)}) should name calibrations for some of "
+            f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
+        )
+    groups = frequency_groups(inputs.image_count(), rare_max, common_max)
+    identity = AffineCalibration.identity(inputs.num_classes)
+    scale, shift = identity.scale, identity.shift
+    for name, text in choices.items():
+        if text != "none":
+            chosen = build_calibration(str(text), inputs)
+            members = torch.from_numpy(groups == _GROUPS[name])
+            scale = torch.where(members, chosen.scale, scale)
+            shift = torch.where(members, chosen.shift, shift)
+    return AffineCalibration(scale, shift, background=inputs.background)
+
+
+_GROUPS = {"rare": "r", "common": "c", "frequent": "f"}
+
+
 def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
     """Reads a calibration as people write it: a name, or a call with keywords.
 
     Args:
-        text (str): for example "logn" or "norcal(gamma=0.6)" or "logn(beta=mean, std_power=2)".
+        text (str): for example "logn", "norcal(gamma=0.6)", "logn(beta=mean, std_power=2)" or
+            "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)".
 
     Returns:
         tuple[str, dict]: the name in `CALIBRATION_REGISTRY`, and the options.
 
     Raises:
         KeyError: unknown name; the message lists the known ones.
-        ValueError: the text has another form.
+        ValueError: the text has another form, or is a grid.
 
     Example:
         >>> parse_calibration("logn(beta=mean, std_power=2)")
         ('logn', {'beta': 'mean', 'std_power': 2})
     """
     form = "Write a name or a call with keywords, for example norcal(gamma=0.6)."
+    grid = expand_grid(text)
+    if grid != (text,):
+        raise ValueError(
+            f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
+            f"{grid[0]}. A sweep (tools/sweep_calibrations.py) compares all of a grid."
+        )
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             name, options = node.id, {}
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            name = node.func.id
-            options = _options(node.keywords)
+        elif isinstance(node, ast.Call):
+            name, options = _call(node)
         else:
             raise ValueError
     except (SyntaxError, ValueError):
@@ -247,13 +283,23 @@ def stage_calibrations(
     ]
 
 
-def _options(keywords: Sequence[ast.keyword]) -> dict[str, Any]:
-    """Keywords with literal values; a bare word is a string, so that beta=mean needs no quotes."""
+def _call(node: ast.Call) -> tuple[str, dict[str, Any]]:
+    """Name and options of a call with keywords."""
+    if not isinstance(node.func, ast.Name) or node.args:
+        raise ValueError("another call")
     options = {}
-    for keyword in keywords:
+    for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in options:
             raise ValueError("**, or a keyword twice")
-        value = keyword.value
-        literal = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-        options[keyword.arg] = literal
-    return options
+        options[keyword.arg] = _value(keyword.value)
+    return node.func.id, options
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal; a bare word is a string, so that beta=mean needs no quotes."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Call):  # the calibration of a group, as text
+        _call(node)
+        return ast.unparse(node)
+    return ast.literal_eval(node)

@@ -41,6 +41,7 @@ def make_stage(seed=0):
         ("logn(beta=-4, std_power=2)", "logn", {"beta": -4, "std_power": 2}),
         ("logn(use_std=False)", "logn", {"use_std": False}),
         ("class_balanced(gamma=1e-1)", "class_balanced", {"gamma": 0.1}),
+        ("groups(rare=logn(beta = mean))", "groups", {"rare": "logn(beta=mean)"}),
     ],
 )
 def test_names_and_calls_are_read(text, name, options):
@@ -52,6 +53,7 @@ def test_names_and_calls_are_read(text, name, options):
     [
         "", " ", "norcal(0.6)", "norcal(gamma=)", "norcal(gamma=1/2)", "norcal gamma=0.6", "logn;",
         "core.logn", "logn()()", "logn(**options)", "logn(beta=open('x'))", "[logn]", "0",
+        "groups(rare=logn(1))", "groups(rare=open('x').read())",
         "logn\n2", "logn(beta=x.y)", "norcal(gamma=0.6", "logn(beta=1, beta=2)",
     ],
 )  # fmt: skip
@@ -78,6 +80,7 @@ def test_unknown_name_lists_the_known_ones(text):
 def test_every_known_name_can_be_built():
     inputs = CalibrationInputs(3, make_stage(), COUNTS)
     needed = {"norcal": "gamma=0.6", "class_balanced": "gamma=0.9", "temperature": "temperature=2"}
+    needed["groups"] = "rare=logn"
     for name in CALIBRATION_REGISTRY:
         calibration = build_calibration(f"{name}({needed.get(name, '')})", inputs)
         assert calibration.num_classes == 3 and calibration.name.startswith(name)
@@ -155,3 +158,50 @@ def test_background_reaches_the_calibration():
         inputs = CalibrationInputs(3, counts=COUNTS, background=background)
         for text in ("uncalibrated", "norcal(gamma=1)", "temperature(temperature=2)"):
             assert build_calibration(text, inputs).background == background
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("groups(rare=logn)", ["logn", None, None]),
+        ("groups(frequent=none, rare=logn)", ["logn", None, None]),
+        ("groups(common=norcal(gamma=0.4), frequent=logn(beta=mean))",
+         [None, "norcal(gamma=0.4)", "logn(beta=mean)"]),
+        ("groups(rare='temperature(temperature=2)', frequent=uncalibrated)",
+         ["temperature(temperature=2)", None, None]),
+        ("groups(rare=logn, common=norcal(gamma=1), rare_max=100, common_max=500)",
+         ["logn", "logn", None]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("background", ["last", "first", "none"])
+def test_each_group_has_its_own_calibration(text, choices, background):
+    """Of the classes in 1000, 100 and 5 images: frequent, common, rare."""
+    columns = 3 if background == "none" else 4
+    stage = make_stage()
+    stage = StageStatistics(stage.mean[:columns], stage.var[:columns], stage.count[:columns])
+    inputs = CalibrationInputs(3, stage, COUNTS, background)
+    found = build_calibration(text, inputs)
+    assert (found.name, found.background) == (text, background)
+    for index, choice in enumerate(reversed(choices)):
+        expected = build_calibration(choice or "uncalibrated", inputs)
+        assert found.scale[index] == expected.scale[index]
+        assert found.shift[index] == expected.shift[index]
+
+
+@pytest.mark.parametrize("text", ["groups()", "groups(seldom=logn)", "groups(rare_max=5)"])
+def test_groups_without_a_known_group_are_an_error(text):
+    with pytest.raises(ValueError, match="should name calibrations for some of rare, common"):
+        build_calibration(text, CalibrationInputs(3, make_stage(), COUNTS))
+
+
+def test_mistakes_in_a_group_without_classes_are_found():
+    with pytest.raises(KeyError, match="Unknown calibration 'login'"):
+        build_calibration(
+            "groups(rare=login, rare_max=1)", CalibrationInputs(3, make_stage(), COUNTS)
+        )
+
+
+@pytest.mark.parametrize("text", ["norcal(gamma=0.2:1:0.2)", "norcal(gamma=[0.2])"])
+def test_a_grid_is_not_one_calibration(text):
+    with pytest.raises(ValueError, match=r"is a grid of \d calibrations.*norcal\(gamma=0.2\)"):
+        parse_calibration(text)

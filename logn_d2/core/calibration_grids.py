@@ -1,0 +1,82 @@
+"""Grids of calibrations: one text that stands for several, for example norcal(gamma=0.2:1:0.2)."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+
+__all__ = ["MAX_GRID", "expand_grid"]
+
+# A typing error in a step should not start a sweep of a million calibrations.
+MAX_GRID = 1000
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\s*:\s*({_NUMBER})\s*:\s*({_NUMBER})")
+
+
+def expand_grid(text: str) -> tuple[str, ...]:
+    """The calibrations that a text stands for.
+
+    An option can be a list, ``[0.2, 0.4]``, or a range ``start:stop:step`` that contains its stop.
+    Several of them, also in the calibrations of groups, are multiplied; the first varies slowest.
+
+    Args:
+        text (str): as `parse_calibration` takes it, or with lists and ranges for values.
+
+    Returns:
+        tuple[str, ...]: texts that `parse_calibration` takes; the given text alone, as it is, if
+        there is no list or range in it.
+
+    Raises:
+        ValueError: an empty list or range, or more than `MAX_GRID` calibrations.
+
+    Example:
+        >>> expand_grid("norcal(gamma=0.2:0.6:0.2)")
+        ('norcal(gamma=0.2)', 'norcal(gamma=0.4)', 'norcal(gamma=0.6)')
+        >>> expand_grid("logn(beta=[min, mean], std_power=[1, 2])")[1:3]
+        ('logn(beta=min, std_power=2)', 'logn(beta=mean, std_power=1)')
+    """
+    found = list(itertools.islice(_expanded(_RANGE.sub(_listed, text), text), MAX_GRID + 1))
+    if len(found) > MAX_GRID:
+        raise ValueError(
+            f"The grid {text!r} stands for more than {MAX_GRID} calibrations. Take larger steps."
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _expanded(spelled: str, text: str) -> Iterator[str]:
+    """One text after the other, by choosing from the first list that is left."""
+    try:
+        tree = ast.parse(spelled.strip(), mode="eval")
+    except SyntaxError:
+        yield text  # parse_calibration says what is wrong with it
+        return
+    keywords = (node for node in ast.walk(tree) if isinstance(node, ast.keyword))
+    first = next((each for each in keywords if isinstance(each.value, ast.List)), None)
+    if first is None:
+        yield text
+        return
+    values = first.value.elts
+    if not values:
+        raise ValueError(f"The grid {text!r} has an empty list of values for {first.arg}.")
+    for value in values:
+        first.value = value
+        chosen = ast.unparse(tree.body)
+        yield from _expanded(chosen, chosen)
+
+
+def _listed(match: re.Match[str]) -> str:
+    """The range as a list."""
+    start, stop, step = map(Decimal, match.groups())  # 0.2 + 0.4 is 0.6 here
+    if step == 0 or (stop - start) / step < 0:
+        raise ValueError(
+            f"The range {match[0]} is empty or endless. Write start:stop:step, for example "
+            "0.2:1:0.2."
+        )
+    count = int((stop - start) / step) + 1
+    if count > MAX_GRID:
+        raise ValueError(f"The range {match[0]} has {count} values, expected at most {MAX_GRID}.")
+    return f"[{', '.join(str(start + index * step) for index in range(count))}]"
