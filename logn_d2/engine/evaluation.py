@@ -147,11 +147,17 @@ def _one_pass(
     cfg: CfgNode, model: nn.Module, dataset: str, calibrations: Calibrations, resume: bool
 ) -> dict[str, Metrics]:
     """Name -> task -> metrics; empty on all processes but the first."""
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    # Every process leaves out the masks that are not looked at; the first one evaluates the others.
+    ground_truth = LvisGroundTruth.from_json(
+        MetadataCatalog.get(dataset).json_file, masks="segm" in tasks and comm.is_main_process()
+    )
     predictions = sweep(
         model,
         functools.partial(_loader, cfg, dataset),
         calibrations,
         average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
+        ground_truth=ground_truth,
         output_dir=os.path.join(_folder(cfg, dataset), "sweep"),
         chunk_size=min(cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
         resume=resume,
@@ -159,8 +165,6 @@ def _one_pass(
     )
     if not comm.is_main_process():
         return {}
-    ground_truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     return evaluate_sweep(predictions, ground_truth, tasks)
 
 

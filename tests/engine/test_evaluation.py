@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -11,7 +12,7 @@ from logn_d2.core import LogitStatistics
 from logn_d2.data import register_lvis_form
 from logn_d2.engine import Trainer, collect
 from logn_d2.engine.evaluation import evaluate_calibrations
-from logn_d2.evaluation import SweepPredictions
+from logn_d2.evaluation import SweepPredictions, sweep
 from logn_d2.modeling import find_box_predictors
 
 NORCAL = "norcal(gamma=0.6)"
@@ -73,6 +74,24 @@ def test_one_pass_says_what_the_calibrated_model_says(few_images):
         assert separate[f"{name}/bbox"]["sum"] == pytest.approx(float(scores.sum()), rel=1e-5)
     assert separate["uncalibrated/bbox"] != separate[f"{NORCAL}/bbox"]
     assert [each.calibration for each in find_box_predictors(model)] == [None]
+
+
+def test_masks_that_the_evaluation_does_not_look_at_change_no_result(few_images, monkeypatch):
+    few_images.MODEL.LOGN.CALIBRATION = NORCAL
+    model, masks = Trainer.build_model(few_images), []
+    model.roi_heads.mask_head.register_forward_hook(lambda m, args, out: masks.append(len(args[0])))
+    results = evaluate(few_images, model)
+    fewer = sum(masks)
+    masks.clear()
+    monkeypatch.setattr(
+        "logn_d2.engine.evaluation.sweep",
+        lambda *args, **options: sweep(*args, **{**options, "ground_truth": None}),
+    )
+    few_images.OUTPUT_DIR += "/whole"
+    whole = evaluate(few_images, model)
+    assert 0 < fewer < 0.8 * sum(masks)
+    assert f"{NORCAL}/segm" in results
+    np.testing.assert_equal(results, whole)
 
 
 def test_coco_evaluator_runs(few_images):
