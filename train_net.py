@@ -50,6 +50,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="only gather statistics; PATH is OUTPUT_DIR/logn_stats.safetensors if not given",
     )
     parser.add_argument(
+        "--stop-at",
+        type=float,
+        metavar="TOL",
+        help="end the statistics pass at this standard error of the calibrated logits "
+        "(MODEL.LOGN.COLLECT.STOP_AT)",
+    )
+    parser.add_argument(
         "--stats", metavar="PATH", help="with --eval-only: calibrate with this file"
     )
     parser.add_argument(
@@ -66,6 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"write {late[0]} before the first KEY VALUE")
     if args.collect_stats is not None and (args.eval_only or args.stats):
         parser.error("--collect-stats goes without --eval-only and --stats")
+    if args.stop_at is not None and args.eval_only:
+        parser.error("--stop-at is for a statistics pass, and --eval-only makes none")
     if args.stats and not args.eval_only:
         parser.error("--stats is for --eval-only: a training gathers its own statistics")
     if not args.config_file:
@@ -88,6 +97,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.stats:
         cfg.MODEL.LOGN.STATISTICS = args.stats
+    if args.stop_at is not None:
+        cfg.MODEL.LOGN.COLLECT.STOP_AT = args.stop_at
     cfg.freeze()
     return cfg
 

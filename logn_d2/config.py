@@ -57,6 +57,11 @@ def add_logn_config(cfg: CN) -> None:
     node.COLLECT.REPEAT = True
     # Use at most this many images, drawn at random; 0 for all.
     node.COLLECT.MAX_IMAGES = 0
+    # End the pass when the standard error of the calibrated logits, which the statistics cause, is
+    # at most this in every class; 0 passes over all images.
+    node.COLLECT.STOP_AT = 0.0
+    # Images of all processes between two looks at that error.
+    node.COLLECT.STOP_PERIOD = 100
     # Images between two partial files, which is what a killed pass loses at most.
     node.COLLECT.CHECKPOINT_PERIOD = 1000
     # Seed of RoI sampling, repetition and augmentation.

@@ -369,6 +369,12 @@ def test_wrong_settings_of_the_statistics_pass(capsys, train_net, tmp_path, mode
     assert value in text and "expected one of" in text
 
 
+def test_stop_at_without_a_standard_error(capsys, train_net, tmp_path):
+    options = ("OUTPUT_DIR", str(tmp_path), "MODEL.LOGN.COLLECT.ESTIMATOR", "ema")
+    text = error_of(capsys, train_net, "--collect-stats", "--stop-at", "0.1", *options)
+    assert "stop_at is 0.1 with the estimator ema" in text
+
+
 def test_data_set_that_no_evaluator_knows(capsys, train_net, tmp_path):
     MetadataCatalog.get("own_panoptic").evaluator_type = "panoptic"
     DatasetCatalog.register("own_panoptic", list)
@@ -460,6 +466,7 @@ def test_debug_variable_brings_the_traceback_back(train_net, tmp_path, monkeypat
     [
         (["--stats", "x"], "--stats is for --eval-only"),
         (["--eval-only", "--collect-stats"], "--collect-stats goes without"),
+        (["--eval-only", "--stop-at", "0.1"], "--stop-at is for a statistics pass"),
         (["SEED", "1", "--resume"], "write --resume before"),
     ],
 )

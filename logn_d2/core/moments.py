@@ -27,8 +27,10 @@ class LogitMoments:
     RoIs of one image look alike, so the standard error of the mean is not ``std / sqrt(count)``.
     Each call of :meth:`update` is taken as one *cluster* of dependent RoIs (one image), and
     :attr:`std_error` is the standard error of a ratio estimator over clusters. Its state is the
-    sums, over clusters i with n_i RoIs and residual r_i = sum_i - n_i * mean, of r_i^2, n_i r_i
-    and n_i^2: these three can be moved to a new mean, and so merge exactly.
+    sums, over clusters i with n_i RoIs, residual r_i = sum_i - n_i * mean and spread q_i = sum of
+    squared deviations from the mean, of all six products of n_i, r_i and q_i: together these can
+    be moved to a new mean, and so merge exactly. Those with q_i give the standard error of the
+    variance; they are NaN in what an older file held.
 
     Args:
         num_columns (int): C.
@@ -50,6 +52,9 @@ class LogitMoments:
         "residual_square",
         "residual_size",
         "size_square",
+        "spread_square",
+        "spread_residual",
+        "spread_size",
     )
 
     def __init__(self, num_columns: int, device: torch.device | str = "cpu") -> None:
@@ -63,6 +68,9 @@ class LogitMoments:
         self.residual_square = zeros(torch.float64)
         self.residual_size = zeros(torch.float64)
         self.size_square = zeros(torch.float64)
+        self.spread_square = zeros(torch.float64)
+        self.spread_residual = zeros(torch.float64)
+        self.spread_size = zeros(torch.float64)
 
     @property
     def num_columns(self) -> int:
@@ -77,9 +85,36 @@ class LogitMoments:
     @property
     def std_error(self) -> Tensor:
         """(C,) float64, standard error of the mean over clusters; infinite below two clusters."""
+        return self._over_clusters(self.residual_square)
+
+    def linear_std_error(self, mean_weight: Tensor, var_weight: Tensor) -> Tensor:
+        """Standard error of ``mean_weight * mean + var_weight * var``, with their covariance.
+
+        What the delta method needs for a smooth function of mean and variance: its derivatives are
+        the weights.
+
+        Args:
+            mean_weight (Tensor): (C,).
+            var_weight (Tensor): (C,).
+
+        Returns:
+            Tensor: (C,) float64; infinite below two clusters, NaN where the state is of a file
+            from before the variance's error was kept.
+        """
+        # A cluster changes the variance by e_i = q_i - n_i * var, divided by the count.
+        var = self.sum_square / self.count.clamp(min=1)
+        covariance = self.spread_residual - var * self.residual_size
+        square = self.spread_square - 2 * var * self.spread_size + var**2 * self.size_square
+        return self._over_clusters(
+            mean_weight**2 * self.residual_square
+            + 2 * mean_weight * var_weight * covariance
+            + var_weight**2 * square
+        )
+
+    def _over_clusters(self, square: Tensor) -> Tensor:
+        """Standard error of a mean over RoIs, from the sum of squares that the clusters add."""
         clusters = self.clusters.double()
-        correction = clusters / (clusters - 1)
-        error = (self.residual_square.clamp(min=0) * correction).sqrt() / self.count
+        error = (square.clamp(min=0) * clusters / (clusters - 1)).sqrt() / self.count
         return torch.where(clusters > 1, error, torch.inf)
 
     @torch.no_grad()
@@ -110,6 +145,8 @@ class LogitMoments:
         _check_finite(batch.mean)
         batch.clusters = (batch.count > 0).long()
         batch.size_square = batch.count.double() ** 2
+        batch.spread_square = batch.sum_square**2
+        batch.spread_size = batch.sum_square * batch.count
         self.merge(batch)
 
     def merge(self, other: LogitMoments) -> LogitMoments:
@@ -128,21 +165,31 @@ class LogitMoments:
         share = other.count / count.clamp(min=1).double()  # int64 / int64 would be float32
         delta = other.mean - self.mean
         mean = self.mean + delta * share
-        mine, theirs = self._residuals_about(mean), other._residuals_about(mean)
+        mine, theirs = self._products_about(mean), other._products_about(mean)
         between = delta**2 * (self.count * share)
         self.sum_square = self.sum_square + other.sum_square + between
-        self.residual_square = mine[0] + theirs[0]
-        self.residual_size = mine[1] + theirs[1]
-        self.size_square = self.size_square + other.size_square
+        for name, product in mine.items():
+            setattr(self, name, product + theirs[name])
         self.clusters = self.clusters + other.clusters
         self.count, self.mean = count, mean
         return self
 
-    def _residuals_about(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over clusters of r_i^2 and n_i r_i, with r_i taken about another mean."""
-        shift = mean - self.mean
-        square = self.residual_square - 2 * shift * self.residual_size + shift**2 * self.size_square
-        return square, self.residual_size - shift * self.size_square
+    def _products_about(self, mean: Tensor) -> dict[str, Tensor]:
+        """The sums of products over clusters, with r_i and q_i taken about another mean.
+
+        With the mean moved by d: r_i - d n_i, and q_i - 2 d r_i + d^2 n_i.
+        """
+        d = mean - self.mean
+        rr, rn, nn = self.residual_square, self.residual_size, self.size_square
+        qq, qr, qn = self.spread_square, self.spread_residual, self.spread_size
+        return {
+            "residual_square": rr - 2 * d * rn + d**2 * nn,
+            "residual_size": rn - d * nn,
+            "size_square": nn,
+            "spread_square": qq + d * (-4 * qr + d * (4 * rr + 2 * qn + d * (-4 * rn + d * nn))),
+            "spread_residual": qr + d * (-qn - 2 * rr + d * (3 * rn - d * nn)),
+            "spread_size": qn + d * (-2 * rn + d * nn),
+        }
 
     @classmethod
     def merged(cls, parts: Iterable[LogitMoments]) -> LogitMoments:
@@ -171,10 +218,12 @@ class LogitMoments:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> LogitMoments:
-        """The object that :meth:`state_dict` came from."""
+        """The object that :meth:`state_dict` came from; what an older one lacked becomes NaN."""
         moments = cls(len(state["count"]), state["count"].device)
+        unknown = torch.full_like(moments.mean, torch.nan)
         for name in cls._STATE:
-            setattr(moments, name, state[name].to(getattr(moments, name).dtype).clone())
+            tensor = state.get(name, unknown) if name.startswith("spread_") else state[name]
+            setattr(moments, name, tensor.to(getattr(moments, name).dtype).clone())
         return moments
 
 

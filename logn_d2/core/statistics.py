@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .affine import Background, foreground_columns
+from .calibration_error import logn_std_error
 from .files import atomic_write
 from .fingerprint import fingerprint_differences
 from .moments import LogitMoments
@@ -57,6 +58,8 @@ class LogitStatistics:
         logits (str): "raw", or what was done to them.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
+        stop_at (float): the calibration error at which the pass was to end; 0 for never.
+        reached (bool): whether that error was reached; None where the pass had no such aim.
         provenance (dict): versions, weights, command: for people, never checked.
 
     Raises:
@@ -86,6 +89,8 @@ class LogitStatistics:
     logits: str = "raw"
     num_images: int = 0
     num_rois: int = 0
+    stop_at: float = 0.0
+    reached: bool | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,6 +107,23 @@ class LogitStatistics:
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    def calibration_error(self) -> float:
+        """The largest standard error of a LogN logit, over stages and classes.
+
+        See `logn_std_error` for what exactly is bounded: z' of every foreground class, for raw
+        logits z from the class's mean to 3 standard deviations above.
+
+        Raises:
+            StatisticsError: moving averages, or statistics of a release that kept too little.
+        """
+        errors = [logn_std_error(stage, background=self.background) for stage in self.stages]
+        return float(torch.stack(errors).amax())
+
+    def with_reached(self) -> LogitStatistics:
+        """These statistics, with `reached` as the calibration error says."""
+        reached = self.calibration_error() <= self.stop_at if self.stop_at > 0 else None
+        return replace(self, reached=reached)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file; one that was there before stays whole if this fails.
@@ -138,7 +160,9 @@ class LogitStatistics:
                 StageStatistics.from_tensors(tensors, f"stage{index}")
                 for index in range(metadata["num_stages"])
             )
-            fields = {name: metadata[name] for name in _METADATA}
+            # Files from before a pass could end early have no word of it.
+            known = [name for name in _METADATA if name in metadata or name not in _ADDED_LATER]
+            fields = {name: metadata[name] for name in known}
             for name in ("class_names", "datasets"):
                 fields[name] = tuple(fields[name])
             return cls(stages=stages, **fields)
@@ -242,15 +266,17 @@ class LogitStatistics:
             datasets=tuple(dict.fromkeys((*self.datasets, *other.datasets))),
             num_images=self.num_images + other.num_images,
             num_rois=self.num_rois + other.num_rois,
-        )
+        ).with_reached()
 
 
 _METADATA = (
     "class_names", "background", "datasets", "population", "estimator", "momentum", "sampler",
-    "augmented", "logits", "num_images", "num_rois", "provenance",
+    "augmented", "logits", "num_images", "num_rois", "stop_at", "reached", "provenance",
 )  # fmt: skip
+_ADDED_LATER = ("stop_at", "reached")
 _SAME_WHEN_MERGED = (
     "class_names", "background", "population", "estimator", "sampler", "augmented", "logits",
+    "stop_at",
 )  # fmt: skip
 
 

@@ -84,6 +84,11 @@ class PassDataset(torchdata.Dataset):
         mapped["statistics_index"] = position
         return mapped
 
+    @property
+    def in_order(self) -> bool:
+        """Whether images come in the data set's order, so that a beginning is no random sample."""
+        return len(self) > 1 and bool((self._order.diff() >= 0).all())
+
     def digest(self) -> str:
         """A hash of which images are passed, in which order: 16 hexadecimal digits."""
         names = [str(record.get("file_name")) for record in self._records]

@@ -131,9 +131,10 @@ def check_collection_settings(cfg: CfgNode) -> None:
         ValueError: it does not.
     """
     node = cfg.MODEL.LOGN.COLLECT
-    LogitStatisticsCollector(
-        LogitStatistics((), (), population=node.POPULATION, estimator=node.ESTIMATOR)
+    description = LogitStatistics(
+        (), (), population=node.POPULATION, estimator=node.ESTIMATOR, stop_at=node.STOP_AT
     )
+    LogitStatisticsCollector(description)
 
 
 def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:

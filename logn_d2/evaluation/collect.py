@@ -25,6 +25,7 @@ from ..core import LogitStatistics
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
 from ..modeling.recording import LogitRecorder, Recording
+from .early_stopping import StoppingLoader
 from .partial_statistics import PartialStatistics
 from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from .statistics_collector import LogitStatisticsCollector
@@ -46,6 +47,8 @@ def collect_statistics(
     seed: int = 0,
     sampler: str = "TrainingSampler",
     augmented: bool = False,
+    stop_at: float = 0.0,
+    stop_period: int = 100,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_period: int = 1000,
     resume: bool = False,
@@ -73,6 +76,12 @@ def collect_statistics(
         seed (int): of the sampling of RoIs.
         sampler (str): how the loader repeats images, for the record.
         augmented (bool): whether the loader augments, for the record.
+        stop_at (float): end as soon as the standard error of the calibrated logits, which the
+            statistics cause, is at most this in every class and stage (see `logn_std_error`:
+            for raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of
+            such a standard deviation). 0 passes over all images. Needs images in random order and
+            the exact estimator.
+        stop_period (int): images of all processes between two looks at that error.
         checkpoint (PathLike): where the statistics file will be; partial files go beside it. None
             writes none.
         checkpoint_period (int): images of a process between two partial files.
@@ -101,6 +110,7 @@ def collect_statistics(
         momentum=None if estimator == "exact" else momentum,
         sampler=sampler,
         augmented=augmented,
+        stop_at=stop_at,
         provenance={**_versions(), **(provenance or {})},
     )
     statistics, collector = _run_pass(
@@ -108,6 +118,7 @@ def collect_statistics(
         loader,
         description,
         seed=seed,
+        stop_period=stop_period,
         checkpoint=checkpoint,
         period=checkpoint_period,
         resume=resume,
@@ -150,6 +161,7 @@ def collect_from_config(
         momentum=None if collect.ESTIMATOR == "exact" else collect.MOMENTUM,
         sampler=cfg.DATALOADER.SAMPLER_TRAIN if collect.REPEAT else "TrainingSampler",
         augmented=collect.AUGMENT,
+        stop_at=collect.STOP_AT,
         provenance={
             **_versions(),
             "weights": cfg.MODEL.WEIGHTS,
@@ -162,6 +174,7 @@ def collect_from_config(
         lambda skip: build_statistics_loader(cfg, skip=skip, dataset=dataset),
         description,
         seed=collect.SEED,
+        stop_period=collect.STOP_PERIOD,
         checkpoint=output,
         period=collect.CHECKPOINT_PERIOD,
         resume=resume,
@@ -180,6 +193,7 @@ def _run_pass(
     description: LogitStatistics,
     *,
     seed: int,
+    stop_period: int,
     checkpoint: str | os.PathLike[str] | None,
     period: int,
     resume: bool,
@@ -191,6 +205,7 @@ def _run_pass(
         partial = None
         if checkpoint is not None:
             described = {**vars(replace(description, provenance={})), "seed": seed, **settings}
+            described["stop_period"] = stop_period
             partial = PartialStatistics(checkpoint, pass_digest(model, first, described))
         saved = partial.load() if partial is not None and resume else None
         collector = LogitStatisticsCollector(
@@ -200,6 +215,8 @@ def _run_pass(
         if saved is not None:
             logger.info("Resuming after %d images of this process", saved.num_images)
         rest = loader_from(loader, batches) if batches else first
+        if description.stop_at > 0:
+            rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
         population = "proposals" if description.population == "proposals" else "sampled"
         images_before, start = collector.num_images, time.perf_counter()
         recorder = LogitRecorder(model, population=population, seed=seed)
@@ -234,6 +251,13 @@ def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -
         rate,
         comm.get_world_size(),
     )
+    if statistics.stop_at > 0:
+        logger.info(
+            "Standard error of calibrated logits: %.4f; the aim of %g was %s",
+            statistics.calibration_error(),
+            statistics.stop_at,
+            "reached" if statistics.reached else "not reached with all images",
+        )
     for index, stage in enumerate(statistics.stages):
         unusable = int((~stage.usable[:-1]).sum())
         if unusable:

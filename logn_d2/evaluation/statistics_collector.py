@@ -99,7 +99,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self.num_rois += len(stages[0][0])
         self.num_batches += 1
         if self._partial is not None and self.num_images - self._images_on_disk >= self._period:
-            self._partial.save(self._own_statistics(partial=True))
+            self._partial.save(self._statistics(partial=True))
             self._images_on_disk = self.num_images
 
     def evaluate(self) -> dict[str, LogitStatistics]:
@@ -112,14 +112,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
         Raises:
             ValueError: no process has seen an image.
         """
-        own = self._own_statistics() if self._moments else None
-        parts = [part for part in comm.all_gather(own) if part is not None]
+        parts = [part for part in comm.all_gather(self.own_statistics()) if part is not None]
         if not parts:
             raise ValueError(
                 "No image was seen, so there are no statistics. Is the data loader empty?"
             )
         if self._description.estimator == "exact":
-            return {"statistics": functools.reduce(LogitStatistics.merge, parts)}
+            return {"statistics": functools.reduce(LogitStatistics.merge, parts).with_reached()}
         if len(parts) > 1 and comm.is_main_process():
             logger.warning(
                 "Moving averages can't be merged: these are of process 0 alone, 1/%d of the "
@@ -127,6 +126,10 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 comm.get_world_size(),
             )
         return {"statistics": parts[0]}
+
+    def own_statistics(self) -> LogitStatistics | None:
+        """What this process has seen so far; None before its first image."""
+        return self._statistics() if self._moments else None
 
     def remove_partial_files(self) -> None:
         """Removes all processes' partial files; call it once the result is safe."""
@@ -179,8 +182,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 "standard deviation are not those of training."
             ) from error
 
-    def _own_statistics(self, partial: bool = False) -> LogitStatistics:
-        """What this process has seen."""
+    def _statistics(self, partial: bool = False) -> LogitStatistics:
+        """What this process has seen; ``partial`` for a file to go on from."""
         stages = [
             self._stage_statistics(*pair, raw=partial)
             for pair in zip(self._moments, self._fingerprints, strict=True)
@@ -208,7 +211,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         return StageStatistics(mean.cpu(), var.cpu(), moments.count.cpu(), fingerprint=fingerprint)
 
     def _restore(self, saved: LogitStatistics) -> None:
-        """The inverse of ``_own_statistics(partial=True)``."""
+        """The inverse of ``_statistics(partial=True)``."""
         self._description = replace(self._description, class_names=saved.class_names)
         for index, stage in enumerate(saved.stages):
             self._fingerprints.append(stage.fingerprint)
@@ -248,6 +251,12 @@ def _check_description(description: LogitStatistics) -> None:
         raise ValueError(
             f"The estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)} "
             "(MODEL.LOGN.COLLECT.ESTIMATOR)."
+        )
+    if description.stop_at < 0 or (description.stop_at > 0 and estimator != "exact"):
+        raise ValueError(
+            f"stop_at is {description.stop_at} with the estimator {estimator}: expected a positive "
+            "error for exact statistics, or 0 to pass over all images. Moving averages have no "
+            "standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
         )
     if estimator != "exact" and population == "positives":
         raise ValueError(

@@ -72,6 +72,20 @@ def test_save_and_load_keep_every_bit(tmp_path, num_stages):
         assert found.moments.state_dict().keys() == expected.moments.state_dict().keys()
 
 
+def test_files_from_before_passes_could_end_early_are_read(tmp_path):
+    path = tmp_path / "stats.safetensors"
+    make_statistics().save(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if k not in ("stop_at", "reached")}
+        tensors = {k: file.get_tensor(k) for k in file.keys() if ".spread_" not in k}
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    loaded = LogitStatistics.load(path)
+    assert (loaded.stop_at, loaded.reached) == (0.0, None)
+    assert torch.equal(loaded.stages[0].mean, make_stage().mean)
+    loaded.save(path)
+    assert LogitStatistics.load(path).merge(make_statistics()).num_images == 12
+
+
 def test_moving_averages_are_kept_too(tmp_path):
     moments = EmaLogitMoments(5, momentum=5e-5)
     moments.update(torch.randn(4, 5))

@@ -1,6 +1,6 @@
 """One process of a statistics pass, started by the tests.
 
-    python collect_process.py FOLDER OUTPUT RANK WORLD_SIZE KILL_AFTER
+    python collect_process.py FOLDER OUTPUT RANK WORLD_SIZE KILL_AFTER [KEY VALUE ...]
 
 With KILL_AFTER > 0 it kills itself, as the kernel would, once it has seen so many images.
 """
@@ -19,7 +19,9 @@ from small_detectors import draw_images, register, small_config, small_model
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config
 
 
-def main(folder: str, output: str, rank: int, world_size: int, kill_after: int) -> None:
+def main(
+    folder: str, output: str, rank: int, world_size: int, kill_after: int, opts: list[str]
+) -> None:
     torch.set_num_threads(1)
     process = LogitStatisticsCollector.process
 
@@ -31,6 +33,7 @@ def main(folder: str, output: str, rank: int, world_size: int, kill_after: int) 
     LogitStatisticsCollector.process = process_and_die
     register(draw_images(Path(folder)))
     cfg = small_config("CascadeROIHeads", MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=2)
+    cfg.merge_from_list(opts)
     if world_size > 1:
         rendezvous = f"file://{folder}/rendezvous"
         dist.init_process_group("gloo", rendezvous, rank=rank, world_size=world_size)
@@ -40,4 +43,4 @@ def main(folder: str, output: str, rank: int, world_size: int, kill_after: int) 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(*sys.argv[1:3], *map(int, sys.argv[3:6]), sys.argv[6:])
