@@ -8,14 +8,10 @@ Both sides run in turn in one process, after a check that their results are equa
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import torchvision
+from common import machine, seconds, spread
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from torch import Tensor
 
@@ -60,17 +56,6 @@ def assert_equal(left: tuple, right: tuple) -> None:
     assert torch.equal(one_rows, other_rows)
 
 
-def seconds(function: Callable, arguments: tuple, device: str) -> float:
-    """One call's time."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function(*arguments)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def compare(arguments: tuple, rounds: int, device: str) -> tuple[float, float, list[float]]:
     """Median seconds of Detectron2 and of ours, and each round's ratio."""
     sides = (fast_rcnn_inference, fast_rcnn_inference_exact)
@@ -80,24 +65,8 @@ def compare(arguments: tuple, rounds: int, device: str) -> tuple[float, float, l
     rounds *= max(1, min(20, int(1 / first)))
     times = [[seconds(side, arguments, device) for side in sides] for _ in range(rounds)]
     theirs, ours = zip(*times)
-    ratios = sorted(their / our for their, our in times)
+    ratios = [their / our for their, our in times]
     return statistics.median(theirs), statistics.median(ours), ratios
-
-
-def machine(device: str) -> str:
-    """What this runs on, for the table's caption."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return (
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -123,7 +92,7 @@ def main() -> None:
             print(
                 f"| {'agnostic' if agnostic else 'of each class'} | {threshold:g} | {kept} "
                 f"| {candidates:,} | {theirs * 1e3:.1f} | {ours * 1e3:.1f} "
-                f"| {statistics.median(ratios):.1f}x ({ratios[0]:.1f}-{ratios[-1]:.1f}) |",
+                f"| {spread(ratios, 1)} |",
                 flush=True,
             )
 
