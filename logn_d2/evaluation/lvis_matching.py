@@ -30,6 +30,7 @@ __all__ = [
     "mask_areas",
     "mask_candidates",
     "match",
+    "match_and_mark",
 ]
 
 # (A, 2) square pixels: all, small, medium, large. Both ends belong to the range.
@@ -52,8 +53,9 @@ def box_candidates(
     gt_key: np.ndarray,
     gt_box: np.ndarray,
     gt_crowd: np.ndarray,
+    min_iou: float = IOU_THRESHOLDS[0],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the pairs of one image and class whose boxes overlap by the lowest threshold.
+    """Find the pairs of one key whose boxes overlap by the lowest threshold.
 
     Args:
         det_key (ndarray): (D,) int64, image and class of each detection.
@@ -61,6 +63,7 @@ def box_candidates(
         gt_key (ndarray): (G,) int64, ascending.
         gt_box (ndarray): (G, 4) XYWH.
         gt_crowd (ndarray): (G,) bool; the overlap with these is a share of the detection.
+        min_iou (float): the lowest threshold, above 0.
 
     Returns:
         tuple[ndarray, ndarray, ndarray]: detection index ascending, object index ascending within
@@ -70,7 +73,7 @@ def box_candidates(
     found = []
     for det, gt in _pairs(det_key, gt_key):
         iou = _box_iou(det_box[det], gt_box[gt], gt_crowd[gt])
-        near = iou >= IOU_THRESHOLDS[0]
+        near = iou >= min_iou
         found.append((det[near], gt[near], iou[near]))
     return _join(found)
 
@@ -81,16 +84,18 @@ def mask_candidates(
     gt_key: np.ndarray,
     gt_rles: list[dict],
     gt_crowd: np.ndarray,
+    min_iou: float = IOU_THRESHOLDS[0],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same as `box_candidates` for D and G masks in the form of pycocotools."""
     det_box, gt_box = _bounding_boxes(det_rles), _bounding_boxes(gt_rles)
     det_area, gt_area = mask_areas(det_rles), mask_areas(gt_rles)
     found = []
     for det, gt in _pairs(det_key, gt_key):
-        near = _mask_iou_bound(det_box[det], gt_box[gt], det_area[det], gt_area[gt]) >= 0.499
+        near = _mask_iou_bound(det_box[det], gt_box[gt], det_area[det], gt_area[gt])
+        near = near >= min_iou - 1e-3
         det, gt = det[near | gt_crowd[gt]], gt[near | gt_crowd[gt]]
         iou = _mask_iou(det, gt, det_key, det_rles, gt_rles, gt_crowd)
-        near = iou >= IOU_THRESHOLDS[0]
+        near = iou >= min_iou
         found.append((det[near], gt[near], iou[near]))
     return _join(found)
 
@@ -102,6 +107,7 @@ def match(
     det_key: np.ndarray,
     gt_ignored: np.ndarray,
     gt_crowd: np.ndarray,
+    thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give detections their objects, greedily in the order of their scores.
 
@@ -112,14 +118,31 @@ def match(
         det_key (ndarray): (D,) int64, image and class of each detection.
         gt_ignored (ndarray): (G, A) bool.
         gt_crowd (ndarray): (G,) bool; these can be found any number of times.
+        thresholds (ndarray): (T,) ascending.
 
     Returns:
         tuple[ndarray, ndarray]: the M detections with a candidate, ascending; and their
         (M, A, T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored object).
     """
+    return match_and_mark(det, gt, iou, det_key, gt_ignored, gt_crowd, thresholds)[:2]
+
+
+def match_and_mark(
+    det: np.ndarray,
+    gt: np.ndarray,
+    iou: np.ndarray,
+    det_key: np.ndarray,
+    gt_ignored: np.ndarray,
+    gt_crowd: np.ndarray,
+    thresholds: np.ndarray = IOU_THRESHOLDS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Like `match`; the third result tells which objects were found, (G, A, T) bool.
+
+    Crowd regions are never marked.
+    """
     first, count = np.unique(det, return_index=True, return_counts=True)[1:]
     candidates = det[first]
-    outcome = np.zeros((len(candidates), len(AREA_RANGES), len(IOU_THRESHOLDS)), dtype=np.int8)
+    outcome = np.zeros((len(candidates), gt_ignored.shape[1], len(thresholds)), dtype=np.int8)
     taken = np.zeros((len(gt_ignored), *outcome.shape[1:]), dtype=bool)
     turn = _rank_in_group(det_key[candidates])
     # Best overlap first, of equal ones the later object first; all pairs of one turn together.
@@ -130,14 +153,15 @@ def match(
     row_start = pair_start = 0
     for row_stop, pair_stop in zip(row_end.tolist(), pair_end.astype(int).tolist(), strict=True):
         row, pair = rows[row_start:row_stop], slice(pair_start, pair_stop)
-        outcome[row] = _take_turn(gt[pair], iou[pair], count[row], taken, gt_ignored, gt_crowd)
+        near = iou[pair, None] >= thresholds
+        outcome[row] = _take_turn(gt[pair], near, count[row], taken, gt_ignored, gt_crowd)
         row_start, pair_start = row_stop, pair_stop
-    return candidates, outcome
+    return candidates, outcome, taken
 
 
 def _take_turn(
     gt: np.ndarray,
-    iou: np.ndarray,
+    near: np.ndarray,
     count: np.ndarray,
     taken: np.ndarray,
     gt_ignored: np.ndarray,
@@ -147,7 +171,7 @@ def _take_turn(
 
     Args:
         gt (ndarray): (p,) objects, the candidates of one detection together, best first.
-        iou (ndarray): (p,).
+        near (ndarray): (p, T) bool, whether the overlap reaches the threshold.
         count (ndarray): (m,) candidates of each detection; sums to p.
         taken (ndarray): (G, A, T) bool, changed in place.
         gt_ignored (ndarray): (G, A) bool.
@@ -159,7 +183,7 @@ def _take_turn(
     start = np.cumsum(count) - count
     position = np.arange(len(gt)) - np.repeat(start, count)
     preference = (position[:, None] + _LAST * gt_ignored[gt]).astype(np.int32)
-    free = ~taken[gt] & (iou[:, None] >= IOU_THRESHOLDS)[:, None, :]
+    free = ~taken[gt] & near[:, None, :]
     choice = np.where(free, preference[:, :, None], np.int32(_NONE))
     choice = np.minimum.reduceat(choice, start, axis=0)
     row, area, threshold = np.nonzero(choice < _NONE)
