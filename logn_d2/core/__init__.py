@@ -15,6 +15,7 @@ from .files import atomic_write
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
 from .frequency import ClassCounts, frequency_groups, shot_groups
+from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
 from .registry import Registry
 from .stage import StageStatistics, StatisticsError
@@ -22,9 +23,11 @@ from .statistics import LogitStatistics
 
 __all__ = [
     "CALIBRATION_REGISTRY",
+    "LOSS_REGISTRY",
     "AffineCalibration",
     "CalibrationInputs",
     "ClassCounts",
+    "ClassificationLoss",
     "EmaLogitMoments",
     "LogitMoments",
     "LogitStatistics",
@@ -34,6 +37,7 @@ __all__ = [
     "StatisticsError",
     "atomic_write",
     "build_calibration",
+    "build_loss",
     "class_balanced",
     "classifier_fingerprint",
     "expand_grid",

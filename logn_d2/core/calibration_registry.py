@@ -5,7 +5,6 @@ Shapes: K foreground classes, S cascade stages.
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
 from .calibrations import class_balanced, logit_adjustment, logn, norcal, temperature
+from .calls import parse_call
 from .frequency import ClassCounts, frequency_groups
 from .registry import Registry
 from .stage import StageStatistics
@@ -187,23 +187,13 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
         >>> parse_calibration("logn(beta=mean, std_power=2)")
         ('logn', {'beta': 'mean', 'std_power': 2})
     """
-    form = "Write a name or a call with keywords, for example norcal(gamma=0.6)."
     grid = expand_grid(text)
     if grid != (text,):
         raise ValueError(
             f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
             f"{grid[0]}. A sweep (tools/sweep_calibrations.py) compares all of a grid."
         )
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            name, options = node.id, {}
-        elif isinstance(node, ast.Call):
-            name, options = _call(node)
-        else:
-            raise ValueError
-    except (SyntaxError, ValueError):
-        raise ValueError(f"Can't read the calibration {text!r}. {form}") from None
+    name, options = parse_call(text, "calibration", "norcal(gamma=0.6)")
     CALIBRATION_REGISTRY.get(name)
     return name, options
 
@@ -281,25 +271,3 @@ def stage_calibrations(
         build_calibration(text, CalibrationInputs(num_classes, stage, counts, background))
         for stage in stages
     ]
-
-
-def _call(node: ast.Call) -> tuple[str, dict[str, Any]]:
-    """Name and options of a call with keywords."""
-    if not isinstance(node.func, ast.Name) or node.args:
-        raise ValueError("another call")
-    options = {}
-    for keyword in node.keywords:
-        if keyword.arg is None or keyword.arg in options:
-            raise ValueError("**, or a keyword twice")
-        options[keyword.arg] = _value(keyword.value)
-    return node.func.id, options
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal; a bare word is a string, so that beta=mean needs no quotes."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Call):  # the calibration of a group, as text
-        _call(node)
-        return ast.unparse(node)
-    return ast.literal_eval(node)

@@ -1,0 +1,90 @@
+"""The little language in which configs and command lines name a method with its options."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+__all__ = ["check_options", "parse_call"]
+
+
+def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]:
+    """Reads a name, or a call with keywords.
+
+    Args:
+        text (str): for example "logn" or "norcal(gamma=0.6)" or "logn(beta=mean, std_power=2)".
+        kind (str): what it names, for the error message, for example "calibration".
+        example (str): of the form, for the error message.
+
+    Returns:
+        tuple[str, dict]: the name, and the options; a bare word is a string, a call its text.
+
+    Raises:
+        ValueError: the text has another form.
+
+    Example:
+        >>> parse_call("logn(beta=mean, std_power=2)", "calibration", "norcal(gamma=0.6)")
+        ('logn', {'beta': 'mean', 'std_power': 2})
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call):
+            return _name_and_options(node)
+        raise ValueError("neither a name nor a call")
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"Can't read the {kind} {text!r}. Write a name or a call with keywords, for example "
+            f"{example}."
+        ) from None
+
+
+def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -> None:
+    """Checks that a registered function or class has the options that are given.
+
+    Args:
+        text (str): what was written, for the error message.
+        kind (str): what it names, for example "loss".
+        entry (Callable): its keyword-only arguments are the options.
+        given (Iterable[str]): names of options.
+
+    Raises:
+        ValueError: it does not have one of them; the message lists those that it has.
+
+    Example:
+        >>> def focal(num_classes, *, gamma=2.0):
+        ...     pass
+        >>> check_options("focal(gamma=1)", "loss", focal, ["gamma"])
+    """
+    parameters = inspect.signature(entry).parameters.values()
+    known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(
+            f"The {kind} {text!r} has no option {', '.join(unknown)}. Its options: "
+            f"{', '.join(known) or 'none'}."
+        )
+
+
+def _name_and_options(node: ast.Call) -> tuple[str, dict[str, Any]]:
+    if not isinstance(node.func, ast.Name) or node.args:
+        raise ValueError("another call")
+    options = {}
+    for keyword in node.keywords:
+        if keyword.arg is None or keyword.arg in options:
+            raise ValueError("**, or a keyword twice")
+        options[keyword.arg] = _value(keyword.value)
+    return node.func.id, options
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal; a bare word is a string, so that beta=mean needs no quotes; a call is its text."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Call):
+        _name_and_options(node)
+        return ast.unparse(node)
+    return ast.literal_eval(node)

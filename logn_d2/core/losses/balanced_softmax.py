@@ -1,0 +1,90 @@
+"""Balanced softmax (Ren et al., NeurIPS 2020): logits are trained on top of the class prior.
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), background last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import SigmoidLoss, SoftmaxLoss, is_foreground
+from .counts import CountBuffers, Counted, CountsSource
+from .registry import LOSS_REGISTRY
+from .sigmoid_cross_entropy import binary_cross_entropy
+
+__all__ = ["BalancedSigmoid", "BalancedSoftmax"]
+
+
+@LOSS_REGISTRY.register("balanced_softmax")
+class BalancedSoftmax(SoftmaxLoss):
+    """Cross-entropy of ``z_c + tau log pi_c`` for the classes and of z itself for background.
+
+    pi is the share of each class among all counts. The softmax form is the classification paper's
+    (https://github.com/jiawei-ren/BalancedMetaSoftmax-Classification), where the scale of pi
+    cancels out; with a background column it does not, and shares leave the foreground lower against
+    background than counts would. With tau = 1 it is also the loss of logit adjustment (Menon et
+    al., ICLR 2021).
+
+    Args:
+        num_classes (int): K.
+        counts (ClassCounts): of the training set.
+        count (str): what pi counts, "image" or "instance".
+        tau (float): strength.
+    """
+
+    needs_counts = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: CountsSource = None,
+        count: Counted = "image",
+        tau: float = 1.0,
+    ) -> None:
+        super().__init__(num_classes)
+        self.counts = CountBuffers(num_classes, counts)
+        self.count = count
+        self.tau = tau
+
+    def training_logits(self, logits: Tensor) -> Tensor:
+        count = self.counts.of(self.count)
+        offset = self.tau * (count / count.sum()).log()
+        return logits + torch.cat([offset, offset.new_zeros(1)]).to(logits)
+
+
+@LOSS_REGISTRY.register("balanced_sigmoid")
+class BalancedSigmoid(SigmoidLoss):
+    """Balanced softmax for detectors, which is one of sigmoids.
+
+    Sigmoid cross-entropy of ``z_c - log((1 - f_c) / f_c)`` for foreground RoIs, and of z itself for
+    background RoIs; f_c is the share of training images that show the class. From the authors'
+    https://github.com/cunjunyu/BalancedMetaSoftmax-InstanceSeg.
+
+    Args:
+        num_classes (int): K.
+        counts (ClassCounts): of the training set.
+        prior (float): probability that each class starts from.
+        unused_column (bool): see `SigmoidLoss`.
+    """
+
+    needs_counts = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: CountsSource = None,
+        prior: float = 0.001,
+        unused_column: bool = True,
+    ) -> None:
+        super().__init__(num_classes, prior=prior, unused_column=unused_column)
+        self.counts = CountBuffers(num_classes, counts)
+
+    def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
+        # At 0 and at 1 the offset would be infinite.
+        frequency = self.counts.image_frequency(margin=0.5)
+        foreground = is_foreground(targets, self.num_classes)
+        offset = torch.where(foreground[:, None], frequency.logit().to(logits), 0.0)
+        return binary_cross_entropy(logits + offset, positives)

@@ -1,0 +1,230 @@
+"""What a classification loss of a box head is, and the two families that most of them belong to.
+
+Shapes: R RoIs, K foreground classes, C classifier outputs. Logits are in nats, labels in [0, K]
+with K for background, probabilities in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "ClassificationLoss",
+    "SigmoidLoss",
+    "SoftmaxLoss",
+    "is_foreground",
+    "log_odds",
+    "one_hot",
+    "wide",
+]
+
+
+class ClassificationLoss(nn.Module):
+    """A training loss of R x C logits, and the scores that go with it at test.
+
+    A subclass says how many outputs its classifier has, what each RoI costs and what the scores
+    are. What it learns from the data is in buffers, which a checkpoint holds; they change in
+    training mode only, and are the same on every process.
+
+    Args:
+        num_classes (int): K.
+
+    Attributes:
+        needs_counts (bool): whether the constructor takes the `ClassCounts` of the training set as
+            ``counts``.
+        needs_objects (bool): whether `forward` makes use of ``objects``.
+        initial_bias (float): what the classifier's biases start from.
+
+    Example:
+        >>> class Halved(SoftmaxLoss):
+        ...     def training_logits(self, logits):
+        ...         return logits / 2
+        >>> loss = Halved(num_classes=3)
+        >>> loss(torch.zeros(0, loss.num_outputs), torch.zeros(0, dtype=torch.int64)).item()
+        0.0
+    """
+
+    needs_counts = False
+    needs_objects = False
+    initial_bias = 0.0
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 1.")
+        self.num_classes = num_classes
+
+    @property
+    def num_outputs(self) -> int:
+        """C, the number of outputs that the classifier has."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, targets: Tensor, objects: Tensor | None = None) -> Tensor:
+        """The loss of a batch, in at least float32, whatever autocast says.
+
+        Args:
+            logits (Tensor): (R, C) of any floating type; R may be 0.
+            targets (Tensor): (R,) int64 labels.
+            objects (Tensor): (R,) int64, which object of the batch each RoI is matched to; the
+                values at background RoIs don't matter. Only losses that ``needs_objects`` look.
+
+        Returns:
+            Tensor: a scalar; 0, with a gradient of zeros, where there are no RoIs.
+
+        Raises:
+            ValueError: logits of another shape.
+        """
+        self._check_shape(logits)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.loss(wide(logits), targets, objects)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Class probabilities as the method defines them at test.
+
+        Args:
+            logits (Tensor): (R, C).
+
+        Returns:
+            Tensor: (R, K + 1), background last. Rows need not sum to 1.
+        """
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
+        """What `forward` computes: the mean over all R RoIs of `roi_losses`."""
+        return self.roi_losses(logits, targets).sum() / max(len(logits), 1)
+
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R,) what each RoI costs, or anything else whose sum, divided by R, is the loss."""
+        raise NotImplementedError
+
+    @property
+    def calibratable(self) -> bool:
+        """Whether a calibration of the foreground logits, background last, makes sense."""
+        return not self._calibration_obstacle()
+
+    def check_calibratable(self) -> None:
+        """Raises an error if the logits can't be calibrated.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        obstacle = self._calibration_obstacle()
+        if obstacle:
+            raise ValueError(
+                f"Logits of a classifier trained with {type(self).__name__} can't be calibrated: "
+                f"{obstacle}. Evaluate without calibration (no MODEL.LOGN.STATISTICS or "
+                "MODEL.LOGN.CALIBRATION; MODEL.LOGN.COLLECT.ENABLED False)."
+            )
+
+    def _calibration_obstacle(self) -> str:
+        return "its scores are not defined for calibrated logits"
+
+    def _check_shape(self, logits: Tensor) -> None:
+        if logits.dim() != 2 or logits.shape[1] != self.num_outputs:
+            raise ValueError(
+                f"{type(self).__name__} for {self.num_classes} classes expects logits of shape "
+                f"(R, {self.num_outputs}), found {tuple(logits.shape)}. Give the classifier "
+                "num_outputs outputs."
+            )
+
+
+class SoftmaxLoss(ClassificationLoss):
+    """K + 1 outputs, background last; scores are their softmax, as in Detectron2."""
+
+    @property
+    def num_outputs(self) -> int:
+        """K + 1."""
+        return self.num_classes + 1
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) softmax of the logits."""
+        return F.softmax(logits, dim=-1)
+
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R,) cross-entropy of `training_logits`."""
+        return F.cross_entropy(self.training_logits(logits), targets, reduction="none")
+
+    def training_logits(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) what the cross-entropy is taken of, as most of these methods differ in it."""
+        return logits
+
+    def _calibration_obstacle(self) -> str:
+        return ""
+
+
+class SigmoidLoss(ClassificationLoss):
+    """One detector for each class; background is where none responds.
+
+    Args:
+        num_classes (int): K.
+        prior (float): probability that each class starts from, through the classifier's bias.
+        unused_column (bool): K + 1 outputs of which the last takes no part, as Detectron2's sigmoid
+            heads have. Weights, statistics and calibrations then go with those of softmax heads.
+            False for K outputs, as the methods' own repositories have.
+    """
+
+    def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:
+        super().__init__(num_classes)
+        self.unused_column = unused_column
+        self.initial_bias = log_odds(prior)
+
+    @property
+    def num_outputs(self) -> int:
+        """K + 1, or K without the unused column."""
+        return self.num_classes + self.unused_column
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) sigmoid of the logits, and 0 for background."""
+        foreground = logits[:, : self.num_classes].sigmoid()
+        return torch.cat([foreground, torch.zeros_like(foreground[:, :1])], dim=1)
+
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R,) sum over the classes of `entries`."""
+        positives = one_hot(targets, self.num_classes)
+        return self.entries(logits[:, : self.num_classes], positives, targets).sum(dim=1)
+
+    def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
+        """What each RoI costs for each class.
+
+        Args:
+            logits (Tensor): (R, K) of the foreground classes.
+            positives (Tensor): (R, K) 1 at an RoI's class, 0 elsewhere.
+            targets (Tensor): (R,) labels.
+
+        Returns:
+            Tensor: (R, K).
+        """
+        raise NotImplementedError
+
+    def _calibration_obstacle(self) -> str:
+        return "" if self.unused_column else "calibrations need K + 1 columns (unused_column=True)"
+
+
+def is_foreground(targets: Tensor, num_classes: int) -> Tensor:
+    """(R,) bool, whether the label is one of the K classes."""
+    return (targets >= 0) & (targets < num_classes)
+
+
+def log_odds(prior: float) -> float:
+    """The logit whose sigmoid is ``prior``.
+
+    Raises:
+        ValueError: no probability between 0 and 1.
+    """
+    if not 0 < prior < 1:
+        raise ValueError(f"prior is {prior}, expected a probability between 0 and 1.")
+    return math.log(prior / (1 - prior))
+
+
+def one_hot(targets: Tensor, num_columns: int) -> Tensor:
+    """(R, num_columns) bool: true at the label; nowhere if the label is no column."""
+    return targets[:, None] == torch.arange(num_columns, device=targets.device)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

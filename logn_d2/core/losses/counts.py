@@ -1,0 +1,95 @@
+"""Class counts of the training set inside a loss, so that a checkpoint holds them.
+
+Shapes: K foreground classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..frequency import ClassCounts
+
+__all__ = ["CountBuffers", "Counted", "CountsSource"]
+
+CountsSource = ClassCounts | Callable[[], ClassCounts] | None
+Counted = Literal["image", "instance"]
+
+
+class CountBuffers(nn.Module):
+    """Image and instance counts as buffers; what a checkpoint says replaces what was given.
+
+    Args:
+        num_classes (int): K.
+        source (ClassCounts): the counts; or a function that returns them, called when they are
+            needed and no checkpoint has brought them; or None.
+
+    Raises:
+        ValueError: counts of another number of classes.
+    """
+
+    image_count: Tensor
+    instance_count: Tensor
+    num_images: Tensor
+
+    def __init__(self, num_classes: int, source: CountsSource) -> None:
+        super().__init__()
+        for name in ("image_count", "instance_count"):
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("num_images", torch.zeros((), dtype=torch.int64))
+        self._source = source
+        self._known = False
+        if isinstance(source, ClassCounts):
+            self._fill(source)
+
+    def of(self, counted: Counted) -> Tensor:
+        """(K,) float64 numbers of training "image"s or "instance"s, at least 1.
+
+        Raises:
+            ValueError: they are not known, or another word.
+        """
+        if counted not in ("image", "instance"):
+            raise ValueError(f"count is {counted!r}, expected 'image' or 'instance'.")
+        self._ensure_known()
+        count = self.image_count if counted == "image" else self.instance_count
+        # A class without training data would have an infinite offset.
+        return count.double().clamp(min=1)
+
+    def image_frequency(self, margin: float = 0.0) -> Tensor:
+        """(K,) float64 share of the training images that show the class.
+
+        Args:
+            margin (float): images by which it keeps away from 0 and from 1.
+
+        Raises:
+            ValueError: the counts are not known.
+        """
+        self._ensure_known()
+        count = self.image_count.double().clamp(min=margin)
+        return torch.minimum(count, self.num_images - margin) / self.num_images
+
+    def _ensure_known(self) -> None:
+        if self._known:
+            return
+        if self.num_images == 0:  # else a checkpoint was loaded
+            if self._source is None:
+                raise ValueError(
+                    "This loss needs the class counts of the training set: give counts=, or load "
+                    "a checkpoint that was trained with this loss."
+                )
+            self._fill(self._source())
+        self._known = True
+
+    @torch.no_grad()
+    def _fill(self, counts: ClassCounts) -> None:
+        if len(counts.image_count) != len(self.image_count):
+            raise ValueError(
+                f"The training set has {len(counts.image_count)} classes, this head "
+                f"{len(self.image_count)}. Count the data set that the model is trained on."
+            )
+        self.image_count.copy_(torch.as_tensor(counts.image_count))
+        self.instance_count.copy_(torch.as_tensor(counts.instance_count))
+        self.num_images.fill_(counts.num_images)

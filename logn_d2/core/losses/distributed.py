@@ -1,0 +1,21 @@
+"""Sums over processes."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["sum_over_processes"]
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of every process's tensor; the tensor itself where there is one process.
+
+    Args:
+        tensor (Tensor): of the same shape on every process; not changed.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total

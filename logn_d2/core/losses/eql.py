@@ -1,0 +1,53 @@
+"""Equalization loss (Tan et al., CVPR 2020, https://github.com/tztztztztz/eql.detectron2).
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), of which the last column is not used.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import SigmoidLoss, is_foreground
+from .counts import CountBuffers, CountsSource
+from .registry import LOSS_REGISTRY
+from .sigmoid_cross_entropy import binary_cross_entropy
+
+__all__ = ["EqualizationLoss"]
+
+
+@LOSS_REGISTRY.register("eql")
+class EqualizationLoss(SigmoidLoss):
+    """Sigmoid cross-entropy in which objects of other classes don't count against a rare class.
+
+    ``w_ic = 1 - 1[y_i is foreground] 1[f_c < threshold] (1 - 1[y_i = c])``, where f_c is the share
+    of training images that show class c. Background counts against all classes.
+
+    Args:
+        num_classes (int): K.
+        counts (ClassCounts): of the training set.
+        threshold (float): lambda, a share of images: 0.0011 for LVIS v1, 0.00177 for LVIS v0.5.
+            The source's f_c is among the images with annotations, ours among all images.
+        prior (float): probability that each class starts from.
+        unused_column (bool): see `SigmoidLoss`.
+    """
+
+    needs_counts = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: CountsSource = None,
+        threshold: float = 0.0011,
+        prior: float = 0.001,
+        unused_column: bool = True,
+    ) -> None:
+        super().__init__(num_classes, prior=prior, unused_column=unused_column)
+        self.counts = CountBuffers(num_classes, counts)
+        self.threshold = threshold
+
+    def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
+        rare = self.counts.image_frequency() < self.threshold
+        foreground = is_foreground(targets, self.num_classes)
+        spared = foreground[:, None] & rare & ~positives
+        return binary_cross_entropy(logits, positives).masked_fill(spared, 0.0)

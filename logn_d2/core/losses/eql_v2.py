@@ -1,0 +1,106 @@
+"""Equalization loss v2 (Tan et al., CVPR 2021, https://github.com/tztztztztz/eqlv2).
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), the last one a detector of background.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import ClassificationLoss, log_odds, one_hot
+from .distributed import sum_over_processes
+from .registry import LOSS_REGISTRY
+from .sigmoid_cross_entropy import binary_cross_entropy
+
+__all__ = ["EqualizationLossV2"]
+
+# Ratio of a class that has had no gradient yet: all weights are then 1, as in the source.
+NO_GRADIENT_YET = 100.0
+EPSILON = 1e-10
+
+
+@LOSS_REGISTRY.register("eql_v2")
+class EqualizationLossV2(ClassificationLoss):
+    """Sigmoid cross-entropy whose weights keep positive and negative gradients in balance.
+
+    With ``g_c`` the ratio of class c's accumulated positive to negative gradients and
+    ``phi(x) = sigmoid(gamma (x - mu))``, negatives weigh ``phi(g_c)`` and positives
+    ``1 + alpha (1 - phi(g_c))``; the background column weighs 1. The gradients of this step count
+    from the next one on, summed over processes.
+
+    Args:
+        num_classes (int): K.
+        gamma (float): steepness of phi.
+        mu (float): the ratio at which phi is 1/2.
+        alpha (float): how much more positives may weigh.
+        prior (float): probability that each column starts from.
+
+    Attributes:
+        positive_gradient (Tensor): (K,) float64 buffer.
+        negative_gradient (Tensor): (K,) float64 buffer.
+    """
+
+    positive_gradient: Tensor
+    negative_gradient: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        gamma: float = 12.0,
+        mu: float = 0.8,
+        alpha: float = 4.0,
+        prior: float = 0.001,
+    ) -> None:
+        super().__init__(num_classes)
+        self.gamma = gamma
+        self.mu = mu
+        self.alpha = alpha
+        self.initial_bias = log_odds(prior)
+        for name in ("positive_gradient", "negative_gradient"):
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.float64))
+
+    @property
+    def num_outputs(self) -> int:
+        """K + 1."""
+        return self.num_classes + 1
+
+    @property
+    def ratio(self) -> Tensor:
+        """(K,) float64 g, accumulated positive over negative gradients."""
+        positive, negative = self.positive_gradient, self.negative_gradient
+        ratio = positive / (negative + EPSILON)
+        return torch.where(positive + negative > 0, ratio, NO_GRADIENT_YET)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(R, K + 1): ``sigmoid(z_c) (1 - sigmoid(z_bg))``, and ``sigmoid(z_bg)``."""
+        background = logits[:, -1:]
+        foreground = logits[:, :-1].sigmoid() * (-background).sigmoid()
+        return torch.cat([foreground, background.sigmoid()], dim=1)
+
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        positives = one_hot(targets, self.num_outputs)
+        weights = torch.where(positives, *self._weights(logits))
+        if self.training:
+            self._accumulate(logits.detach(), positives, weights)
+        return (weights * binary_cross_entropy(logits, positives)).sum(dim=1)
+
+    def _weights(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(K + 1,) of positives and of negatives."""
+        negative = ((self.ratio - self.mu) * self.gamma).sigmoid()
+        positive = 1 + self.alpha * (1 - negative)
+        one = torch.ones_like(negative[:1])
+        return torch.cat([positive, one]).to(logits), torch.cat([negative, one]).to(logits)
+
+    @torch.no_grad()
+    def _accumulate(self, logits: Tensor, positives: Tensor, weights: Tensor) -> None:
+        gradient = (weights * (logits.sigmoid() - positives.to(logits)).abs()).double()[:, :-1]
+        of_positives = gradient * positives[:, :-1]
+        sums = torch.stack([of_positives.sum(dim=0), (gradient - of_positives).sum(dim=0)])
+        positive, negative = sum_over_processes(sums)
+        self.positive_gradient += positive
+        self.negative_gradient += negative
+
+    def _calibration_obstacle(self) -> str:
+        return "each score is a product of two sigmoids"

@@ -1,0 +1,78 @@
+"""Federated loss: binary cross-entropy of some classes only (Zhou et al., arXiv 2103.07461).
+
+LVIS says of few classes that an image does not have them; negatives of the others may be wrong, and
+there are more of them than a rare class can bear.
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), of which the last column is not used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import SigmoidLoss
+from .counts import CountBuffers, CountsSource
+from .registry import LOSS_REGISTRY
+from .sigmoid_cross_entropy import binary_cross_entropy
+
+__all__ = ["FederatedLoss"]
+
+
+@LOSS_REGISTRY.register("federated")
+class FederatedLoss(SigmoidLoss):
+    """Binary cross-entropy over the batch's own classes and some that are drawn, divided by R.
+
+    Each step has its own classes: the labels of the batch, background among them, filled up to
+    ``classes`` with others drawn without replacement, with probabilities proportional to
+    ``image_count ** power``. As Detectron2's USE_FED_LOSS.
+
+    Args:
+        num_classes (int): K.
+        counts (ClassCounts): of the training set.
+        classes (int): how many a step has; more where the batch has more labels.
+        power (float): of the counts.
+        prior (float): probability that each class starts from; 0.5 is a bias of 0.
+        unused_column (bool): see `SigmoidLoss`.
+
+    Attributes:
+        generator (torch.Generator): of the drawing; None for PyTorch's own.
+    """
+
+    needs_counts = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: CountsSource = None,
+        classes: int = 50,
+        power: float = 0.5,
+        prior: float = 0.5,
+        unused_column: bool = True,
+    ) -> None:
+        super().__init__(num_classes, prior=prior, unused_column=unused_column)
+        self.counts = CountBuffers(num_classes, counts)
+        self.classes = classes
+        self.power = power
+        self.generator: torch.Generator | None = None
+
+    def class_weights(self) -> Tensor:
+        """(K,) float32 what a class's probability to be drawn is proportional to."""
+        return (self.counts.of("image") ** self.power).float()
+
+    def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
+        return binary_cross_entropy(logits, positives) * self._draw(targets).to(logits)
+
+    def _draw(self, targets: Tensor) -> Tensor:
+        """(K,) bool, the classes of this step."""
+        labels = targets.unique()
+        selected = torch.zeros(self.num_classes + 1, dtype=torch.bool, device=targets.device)
+        selected[labels] = True
+        weights = self.class_weights().masked_fill(selected[:-1], 0.0)
+        # torch.multinomial would fill up with classes of weight 0, or fail.
+        missing = min(self.classes - len(labels), int(weights.count_nonzero()))
+        if missing > 0:
+            drawn = torch.multinomial(weights, missing, generator=self.generator)
+            selected[drawn] = True
+        return selected[:-1]

@@ -1,0 +1,70 @@
+"""Focal loss (Lin et al., ICCV 2017) in the box head.
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), of which the last column is not used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import SigmoidLoss, is_foreground
+from .registry import LOSS_REGISTRY
+from .sigmoid_cross_entropy import binary_cross_entropy
+
+__all__ = ["FocalLoss"]
+
+
+@LOSS_REGISTRY.register("focal")
+class FocalLoss(SigmoidLoss):
+    """``-a_t (1 - p_t)^gamma log p_t``, summed over classes.
+
+    Args:
+        num_classes (int): K.
+        gamma (float): how much less easy examples weigh; 0 for none.
+        alpha (float): weight of positives, 1 - alpha that of negatives; below 0 for neither.
+        divide_by (str): "rois" for R, as two-stage detectors do, or "positives", as dense ones do.
+        prior (float): probability that each class starts from (the paper's pi).
+        unused_column (bool): see `SigmoidLoss`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> plain = FocalLoss(1, gamma=0.0, alpha=-1.0)
+        >>> round(plain(torch.zeros(2, 2), torch.tensor([0, 1])).item(), 4)
+        0.6931
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        divide_by: str = "rois",
+        prior: float = 0.01,
+        unused_column: bool = True,
+    ) -> None:
+        super().__init__(num_classes, prior=prior, unused_column=unused_column)
+        if gamma < 0 or alpha > 1:
+            raise ValueError(f"gamma is {gamma}, alpha {alpha}; expected gamma >= 0, alpha <= 1.")
+        if divide_by not in ("rois", "positives"):
+            raise ValueError(f"divide_by is {divide_by!r}, expected 'rois' or 'positives'.")
+        self.gamma = gamma
+        self.alpha = alpha
+        self.divide_by = divide_by
+
+    def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
+        if self.divide_by == "rois":
+            return super().loss(logits, targets, objects)
+        positives = is_foreground(targets, self.num_classes).sum().clamp(min=1)
+        return self.roi_losses(logits, targets).sum() / positives
+
+    def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
+        # sigmoid(-z) and not 1 - sigmoid(z), which is 0 for a z that is not that large.
+        missing = torch.where(positives, -logits, logits).sigmoid()
+        entries = missing**self.gamma * binary_cross_entropy(logits, positives)
+        if self.alpha >= 0:
+            entries = torch.where(positives, self.alpha, 1 - self.alpha) * entries
+        return entries

@@ -1,0 +1,90 @@
+"""LogN's inverse in training (Zhao et al., IJCV 2024, Eq. 3): test with the logits as they are.
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), background last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import SoftmaxLoss
+from .distributed import sum_over_processes
+from .registry import LOSS_REGISTRY
+
+__all__ = ["InverseLogN"]
+
+
+@LOSS_REGISTRY.register("inverse_logn")
+class InverseLogN(SoftmaxLoss):
+    """Cross-entropy of ``sigma_c z_c + mu_c - beta``, with moving averages of the logits.
+
+    Logits that LogN would correct are what is trained, so that z needs no correction at test. Mean
+    mu and standard deviation sigma are moving averages over batches, of all processes, and take the
+    batch in before its loss; no gradient goes through them. They start at 0 and 1, where the loss
+    is plain cross-entropy. The momentum is our choice: the paper does not give one.
+
+    Args:
+        num_classes (int): K.
+        columns (str): "foreground" leaves background as it is, "all" treats it as a class.
+        beta (str): what is taken off the foreground: "none" for 0, or "min", the smallest mean of a
+            class. Of the paper's two variants, the first helps and the second hurts.
+        momentum (float): of the moving averages, in (0, 1].
+
+    Attributes:
+        mean (Tensor): (K + 1,) float64 buffer.
+        var (Tensor): (K + 1,) float64 buffer, within batches, divided by R - 1.
+
+    Raises:
+        ValueError: another word, or a momentum outside its range.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        columns: str = "foreground",
+        beta: str = "none",
+        momentum: float = 1e-4,
+    ) -> None:
+        super().__init__(num_classes)
+        if columns not in ("foreground", "all"):
+            raise ValueError(f"columns is {columns!r}, expected 'foreground' or 'all'.")
+        if beta not in ("none", "min"):
+            raise ValueError(f"beta is {beta!r}, expected 'none' or 'min'.")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected a value in (0, 1].")
+        self.columns = columns
+        self.beta = beta
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(num_classes + 1, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(num_classes + 1, dtype=torch.float64))
+
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.training:
+            self._observe(logits.detach())
+        return super().roi_losses(logits, targets)
+
+    def training_logits(self, logits: Tensor) -> Tensor:
+        scale, shift = self.var.clamp(min=1e-11).sqrt(), self.mean.clone()
+        if self.beta == "min":
+            shift[:-1] -= self.mean[:-1].min()
+        if self.columns == "foreground":
+            scale[-1], shift[-1] = 1.0, 0.0
+        return scale.to(logits) * logits + shift.to(logits)
+
+    @torch.no_grad()
+    def _observe(self, logits: Tensor) -> None:
+        logits = logits.double()
+        total = logits.sum(dim=0)
+        number = torch.full_like(total, len(logits))
+        total, number = sum_over_processes(torch.stack([total, number]))
+        if number[0] < 2:  # no variance
+            return
+        mean = total / number
+        var = sum_over_processes((logits - mean).square().sum(dim=0)) / (number - 1)
+        self.mean += self.momentum * (mean - self.mean)
+        self.var += self.momentum * (var - self.var)

@@ -1,0 +1,68 @@
+"""LogitNorm (Wei et al., ICML 2022), for out-of-distribution detection. It is not LogN.
+
+No published detector uses it; the form for box heads is ours.
+
+Shapes: R RoIs, K foreground classes; logits (R, K + 1), background last.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import SoftmaxLoss, wide
+from .registry import LOSS_REGISTRY
+
+__all__ = ["LogitNorm"]
+
+
+@LOSS_REGISTRY.register("logit_norm")
+class LogitNorm(SoftmaxLoss):
+    """Cross-entropy of ``z / (tau (|z| + eps))``: only the direction of the logits is trained.
+
+    Their length is then free to tell known objects from unknown ones.
+
+    Args:
+        num_classes (int): K.
+        tau (float): temperature; the largest possible probability depends on it, and for 1,203
+            classes 0.2 is too much.
+        eps (float): added to the length.
+        test_scores (str): "normalized", the distribution that is trained, or "raw", the softmax of
+            z, as the paper does at test. Average precision compares scores across images, where
+            the length of raw logits is arbitrary.
+
+    Raises:
+        ValueError: another word, or tau is not positive.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        tau: float = 0.04,
+        eps: float = 1e-7,
+        test_scores: str = "normalized",
+    ) -> None:
+        super().__init__(num_classes)
+        if test_scores not in ("normalized", "raw"):
+            raise ValueError(f"test_scores is {test_scores!r}, expected 'normalized' or 'raw'.")
+        if tau <= 0:
+            raise ValueError(f"tau is {tau}, expected a positive number.")
+        self.tau = tau
+        self.eps = eps
+        self.test_scores = test_scores
+
+    def training_logits(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) logits of length 1 / tau."""
+        return logits / (self.tau * (logits.norm(dim=-1, keepdim=True) + self.eps))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) softmax of the normalised or of the raw logits."""
+        if self.test_scores == "raw":
+            return F.softmax(logits, dim=-1)
+        return F.softmax(self.training_logits(wide(logits)), dim=-1).to(logits.dtype)
+
+    def _calibration_obstacle(self) -> str:
+        if self.test_scores == "raw":
+            return ""
+        return "they are normalised after it (test_scores=raw scores the logits themselves)"

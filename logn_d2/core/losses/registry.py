@@ -1,0 +1,78 @@
+"""Losses by name, as a config or a command line gives them.
+
+Shapes: K foreground classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..calls import check_options, parse_call
+from ..frequency import ClassCounts
+from ..registry import Registry
+from .base import ClassificationLoss
+
+__all__ = ["LOSS_REGISTRY", "build_loss", "parse_loss"]
+
+LOSS_REGISTRY: Registry = Registry("loss")
+"""Name -> a `ClassificationLoss`, called as ``entry(num_classes, **options)``, or as
+``entry(num_classes, counts=counts, **options)`` if it ``needs_counts``."""
+
+
+def parse_loss(text: str) -> tuple[str, dict[str, Any]]:
+    """Reads a loss as people write it: a name, or a call with keywords.
+
+    Args:
+        text (str): for example "focal" or "seesaw(p=0.8, q=2.0)".
+
+    Returns:
+        tuple[str, dict]: the name in `LOSS_REGISTRY`, and the options.
+
+    Raises:
+        KeyError: unknown name; the message lists the known ones.
+        ValueError: the text has another form, or the loss does not have one of the options.
+
+    Example:
+        >>> parse_loss("seesaw(p=0.8, q=2.0)")
+        ('seesaw', {'p': 0.8, 'q': 2.0})
+    """
+    name, options = parse_call(text, "loss", "seesaw(p=0.8, q=2.0)")
+    entry = LOSS_REGISTRY.get(name)
+    if entry.needs_counts and "counts" in options:
+        raise ValueError(f"The loss {text!r} gets its counts from the training set, not from text.")
+    check_options(text, "loss", entry, options)
+    return name, options
+
+
+def build_loss(
+    text: str,
+    num_classes: int,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+) -> ClassificationLoss:
+    """Builds a loss from its written form.
+
+    Args:
+        text (str): see `parse_loss`.
+        num_classes (int): K.
+        counts (ClassCounts): of the training set, for losses that need them; or a function that
+            returns them, which is called in the first training step; or None for a model that is
+            only tested, whose checkpoint has them.
+
+    Returns:
+        ClassificationLoss: a new one; stages of a cascade need one each.
+
+    Raises:
+        KeyError: unknown name; the message lists the known ones.
+        ValueError: unknown options or wrong values.
+
+    Example:
+        >>> loss = build_loss("seesaw(p=0.8, q=2.0)", num_classes=3)
+        >>> loss.num_outputs
+        5
+    """
+    name, options = parse_loss(text)
+    entry = LOSS_REGISTRY.get(name)
+    if entry.needs_counts:
+        options["counts"] = counts
+    return entry(num_classes, **options)
