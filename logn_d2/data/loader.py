@@ -21,10 +21,10 @@ from detectron2.data import (
     DatasetMapper,
     get_detection_dataset_dicts,
 )
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from .rng import seeded_rng
+from .samplers import repetitions
 
 __all__ = [
     "PassDataset",
@@ -263,21 +263,13 @@ def _repetitions(
     cfg: CfgNode, records: Sequence[Record], generator: torch.Generator
 ) -> torch.Tensor:
     """(N,) int64, how often each image comes in one epoch of the training sampler."""
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
-    if sampler != "RepeatFactorTrainingSampler":
-        if sampler != "TrainingSampler":
-            logger.warning(
-                "How often %s repeats an image is not known here; every image is passed once.",
-                sampler,
-            )
+    factors = repetitions(cfg, records)
+    if factors is None:
+        logger.warning(
+            "How often %s repeats an image is not known here; every image is passed once.",
+            cfg.DATALOADER.SAMPLER_TRAIN,
+        )
         return torch.ones(len(records), dtype=torch.int64)
-    # Releases after 0.6 can repeat by the frequency itself instead of its square root.
-    options = {}
-    if "REPEAT_SQRT" in cfg.DATALOADER:
-        options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
-    )
     # Stochastic rounding, as the sampler does each epoch.
     whole = factors.trunc()
     return (whole + (torch.rand(len(factors), generator=generator) < factors - whole)).long()

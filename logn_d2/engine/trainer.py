@@ -6,11 +6,11 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import LogitStatistics
+from ..data.loader import training_images
+from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
 from ..evaluation import LVISFormEvaluator
 from .checkpoint import AtomicCheckpointer
 from .evaluation import Results, calibration_name, check_head, evaluate_calibrations
@@ -53,6 +55,15 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model with raw logits: calibrations come from the evaluation."""
         return super().build_model(without_calibration(cfg))
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
+        """Detectron2's loader, with our samplers too (see `logn_d2.data.samplers`)."""
+        if cfg.DATALOADER.SAMPLER_TRAIN not in TRAINING_SAMPLERS:
+            return super().build_train_loader(cfg)
+        images = training_images(cfg)
+        sampler = build_training_sampler(cfg, images)
+        return build_detection_train_loader(cfg, dataset=images, sampler=sampler)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -1,0 +1,199 @@
+"""Training samplers besides Detectron2's own, chosen by DATALOADER.SAMPLER_TRAIN as those are.
+
+Each yields an endless stream of image indices; process r of W takes the positions r, r + W, ... of
+one stream, so that the number of processes changes nothing about it.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import Sampler
+
+__all__ = [
+    "TRAINING_SAMPLERS",
+    "CeilRepeatFactorTrainingSampler",
+    "ClassAwareTrainingSampler",
+    "build_training_sampler",
+    "repeat_factors",
+    "repetitions",
+]
+
+Record = dict[str, Any]
+
+
+class CeilRepeatFactorTrainingSampler(RepeatFactorTrainingSampler):
+    """Repeat factor sampling with every factor rounded up, as MMDetection's ClassBalancedDataset.
+
+    Detectron2 rounds at random, with the factor as expectation. Rounding up doubles each image
+    whose factor is only a little above 1, and so oversamples more: Seesaw, EQL v2 and LogN have
+    published their figures with it.
+
+    Args:
+        repeat_factors (Tensor): (N,) float.
+        shuffle (bool): whether each epoch is shuffled.
+        seed (int): the same on all processes; None draws one.
+
+    Example:
+        >>> sampler = CeilRepeatFactorTrainingSampler(torch.tensor([1.0, 1.2]), seed=0)
+        >>> sorted(itertools.islice(sampler, 3))
+        [0, 1, 1]
+    """
+
+    def __init__(
+        self, repeat_factors: Tensor, *, shuffle: bool = True, seed: int | None = None
+    ) -> None:
+        super().__init__(repeat_factors.ceil(), shuffle=shuffle, seed=seed)
+
+
+class ClassAwareTrainingSampler(Sampler):
+    """Class-balanced sampling: classes take turns, and each hands out its images in turn.
+
+    All classes with images are equally often the reason why an image is drawn; an image of several
+    classes is in several lists. Decoupled training (Kang et al., ICLR 2020) retrains classifiers
+    with it. Both the classes and each class's images are shuffled anew when they are used up.
+
+    Args:
+        images_of_class (Sequence[Sequence[int]]): K lists of image indices; those of classes
+            without images are empty and left out.
+        seed (int): the same on all processes; None draws one.
+
+    Raises:
+        ValueError: no class has an image.
+
+    Example:
+        >>> sampler = ClassAwareTrainingSampler([[0, 1, 2, 3], [4]], seed=0)
+        >>> list(itertools.islice(sampler, 8)).count(4)
+        4
+    """
+
+    def __init__(
+        self, images_of_class: Sequence[Sequence[int]], *, seed: int | None = None
+    ) -> None:
+        self._images = [torch.as_tensor(list(images)) for images in images_of_class if len(images)]
+        if not self._images:
+            raise ValueError(
+                "No class has an image, so there is nothing to draw. Check the annotations of "
+                "DATASETS.TRAIN."
+            )
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+
+    @classmethod
+    def from_records(
+        cls, records: Sequence[Record], *, seed: int | None = None
+    ) -> ClassAwareTrainingSampler:
+        """A sampler of annotated images.
+
+        Args:
+            records (Sequence[dict]): N images in Detectron2's data set form. Crowds do not count.
+            seed (int): see the class.
+        """
+        images: dict[int, list[int]] = defaultdict(list)
+        for index, record in enumerate(records):
+            for category in sorted(_classes(record)):
+                images[category].append(index)
+        return cls([images[category] for category in sorted(images)], seed=seed)
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._stream(), comm.get_rank(), None, comm.get_world_size())
+
+    def _stream(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed)
+        images = [_endless_shuffle(each, generator) for each in self._images]
+        for index in _endless_shuffle(torch.arange(len(images)), generator):
+            yield next(images[index])
+
+
+def repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> Tensor:
+    """(N,) float32, how often repeat factor sampling draws each image in an epoch, on average.
+
+    Args:
+        cfg (CfgNode): DATALOADER.REPEAT_THRESHOLD, and REPEAT_SQRT where Detectron2 has it.
+        records (Sequence[dict]): N images in Detectron2's data set form.
+    """
+    # Releases after 0.6 can repeat by the frequency itself instead of its square root.
+    options = {}
+    if "REPEAT_SQRT" in cfg.DATALOADER:
+        options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
+    )
+
+
+def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
+    """How often the training sampler draws each image in an epoch, on average.
+
+    Args:
+        cfg (CfgNode): DATALOADER.SAMPLER_TRAIN.
+        records (Sequence[dict]): N images in Detectron2's data set form.
+
+    Returns:
+        Tensor: (N,) float; None for samplers that are not known here. Class-aware sampling has no
+        epochs: N draws are taken for one.
+    """
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "TrainingSampler":
+        return torch.ones(len(records))
+    if sampler == "RepeatFactorTrainingSampler":
+        return repeat_factors(cfg, records)
+    if sampler == "CeilRepeatFactorTrainingSampler":
+        return repeat_factors(cfg, records).ceil()
+    if sampler == "ClassAwareTrainingSampler":
+        classes = [_classes(record) for record in records]
+        images = Counter(itertools.chain.from_iterable(classes))
+        share = [sum(1 / images[category] for category in each) for each in classes]
+        return torch.tensor(share) * (len(records) / max(len(images), 1))
+    return None
+
+
+def build_training_sampler(cfg: CfgNode, records: Sequence[Record]) -> Sampler | None:
+    """The sampler that DATALOADER.SAMPLER_TRAIN names.
+
+    Args:
+        cfg (CfgNode): the config.
+        records (Sequence[dict]): the training images, filtered already.
+
+    Returns:
+        Sampler: for ``build_detection_train_loader(sampler=...)``; None where Detectron2 builds it.
+    """
+    build = TRAINING_SAMPLERS.get(cfg.DATALOADER.SAMPLER_TRAIN)
+    return None if build is None else build(cfg, records)
+
+
+def _build_class_aware(cfg: CfgNode, records: Sequence[Record]) -> Sampler:
+    return ClassAwareTrainingSampler.from_records(records, seed=_seed(cfg))
+
+
+def _build_ceil(cfg: CfgNode, records: Sequence[Record]) -> Sampler:
+    return CeilRepeatFactorTrainingSampler(repeat_factors(cfg, records), seed=_seed(cfg))
+
+
+def _seed(cfg: CfgNode) -> int | None:
+    """As releases of Detectron2 after 0.6 seed their samplers."""
+    return cfg.SEED if cfg.SEED >= 0 else None
+
+
+TRAINING_SAMPLERS: dict[str, Callable[[CfgNode, Sequence[Record]], Sampler]] = {
+    "CeilRepeatFactorTrainingSampler": _build_ceil,
+    "ClassAwareTrainingSampler": _build_class_aware,
+}
+"""Value of DATALOADER.SAMPLER_TRAIN -> what builds the sampler; Detectron2's are not among them."""
+
+
+def _classes(record: Record) -> set[int]:
+    return {a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)}
+
+
+def _endless_shuffle(values: Tensor, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from values[torch.randperm(len(values), generator=generator)].tolist()
