@@ -34,10 +34,16 @@ script = _load_script()
 
 
 def _is_our_build() -> bool:
+    spec = importlib.util.find_spec("detectron2")
     try:
-        return f"+{script.LOCAL_LABEL}." in importlib.metadata.version("detectron2")
+        installed = importlib.metadata.distribution("detectron2")
     except importlib.metadata.PackageNotFoundError:
         return False
+    # Another Detectron2, say on PYTHONPATH, may stand before the one that is installed.
+    imported = spec is not None and Path(spec.origin or "") == Path(
+        str(installed.locate_file("detectron2/__init__.py"))
+    )
+    return imported and f"+{script.LOCAL_LABEL}." in installed.version
 
 
 our_build = pytest.mark.skipif(not _is_our_build(), reason="Detectron2 is the user's own")
