@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from detectron2.structures import Instances
 
-__all__ = ["Detections", "RleMasks"]
+__all__ = ["Detections", "RleMasks", "best_of_each_class"]
 
 _FORMAT_VERSION = 1
 # Masks are encoded this many at a time: enough to amortise the call, few enough to stay in memory.
@@ -261,6 +261,11 @@ class Detections:
         keep = self.top_per_image_mask(max_dets)
         return self if keep.all() else self.take(keep)
 
+    def top_per_class(self, max_dets: int = 10_000) -> Detections:
+        """Keep the best detections of each class over all images; see `best_of_each_class`."""
+        kept = best_of_each_class(self.category, self.score, self.image_id, max_dets)
+        return self if len(kept) == len(self) else self.take(kept)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the columns by name: what `save` writes and processes exchange."""
         arrays = {name: getattr(self, name) for name in ("image_id", "category", "score", "box")}
@@ -360,6 +365,37 @@ class Detections:
             box=[r["bbox"] for r in results],
             masks=masks,
         )
+
+
+def best_of_each_class(
+    category: np.ndarray, score: np.ndarray, image_id: np.ndarray, max_dets: int
+) -> np.ndarray:
+    """Select the best detections of each class over all images.
+
+    Args:
+        category (ndarray): (D,) class indices.
+        score (ndarray): (D,); of equal scores the lower image id is better, then the earlier one.
+        image_id (ndarray): (D,).
+        max_dets (int): how many to keep of each class; negative keeps all.
+
+    Returns:
+        ndarray: int64 positions, ascending.
+
+    Example:
+        >>> best_of_each_class(np.array([0, 0, 1]), np.array([0.2, 0.9, 0.1]), np.zeros(3), 1)
+        array([1, 2])
+    """
+    count = np.bincount(category, minlength=1)
+    if max_dets < 0 or count.max() <= max_dets:
+        return np.arange(len(category))
+    # Only classes beyond the limit are sorted.
+    keep = (count <= max_dets)[category]
+    crowded = np.flatnonzero(~keep)
+    order = crowded[np.lexsort((image_id[crowded], -score[crowded], category[crowded]))]
+    size = count[count > max_dets]
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+    keep[order[rank < max_dets]] = True
+    return np.flatnonzero(keep)
 
 
 def _one_image(instances: Instances, image_id: int) -> Detections:

@@ -1,0 +1,139 @@
+"""Which detections the LVIS rule looks at and in which order, and which objects count.
+
+Shapes: D detections, G objects, K foreground classes, A = 4 area ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .detections import Detections, best_of_each_class
+from .lvis_ground_truth import LvisGroundTruth
+from .lvis_matching import AREA_RANGES, box_candidates, mask_areas, mask_candidates
+
+__all__ = [
+    "CANDIDATES",
+    "RankedDetections",
+    "count_objects",
+    "federated_filter",
+    "ignored_objects",
+    "object_shapes",
+    "rank_detections",
+]
+
+CANDIDATES = {"bbox": box_candidates, "segm": mask_candidates}
+
+
+@dataclass(frozen=True, eq=False)
+class RankedDetections:
+    """The detections that LVIS looks at, by class and within a class the best first.
+
+    Of equal scores that of the image with the lower id is first, then as given, as in lvis-api.
+
+    Attributes:
+        index (ndarray): (D,) int64 into the detections.
+        key (ndarray): (D,) int64, image and class, as in `LvisGroundTruth`.
+        category (ndarray): (D,) int32, ascending.
+        shapes (ndarray | list[dict]): D boxes (XYWH) or masks.
+        counted (ndarray): (D, A) bool, whether one is a false positive if unmatched.
+    """
+
+    index: np.ndarray
+    key: np.ndarray
+    category: np.ndarray
+    shapes: np.ndarray | list[dict]
+    counted: np.ndarray
+
+
+def rank_detections(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    iou_type: str,
+    max_dets: int = 300,
+    max_dets_per_class: int = -1,
+) -> RankedDetections:
+    """Apply LVIS's limit and federated rule, and sort what is left; see `federated_filter`.
+
+    Args:
+        ground_truth (LvisGroundTruth): must know all images of the detections.
+        detections (Detections): with masks if `iou_type` is "segm".
+        iou_type (str): "bbox" or "segm".
+        max_dets (int): kept of each image; negative keeps all.
+        max_dets_per_class (int): kept of each class; negative keeps all.
+    """
+    kept = federated_filter(ground_truth, detections, max_dets, max_dets_per_class)
+    if iou_type == "bbox":
+        shapes = detections.box[kept].astype(np.float64)
+        area = shapes[:, 2] * shapes[:, 3]
+    else:
+        shapes = [] if detections.masks is None else detections.masks.to_dicts(kept)
+        area = mask_areas(shapes)
+    # lvis-api looks detections up by an area range that is open at 0.
+    order = np.flatnonzero(area > 0)
+    # The order in which lvis-api accumulates: by score, then image, then as given.
+    columns = (detections.image_id, -detections.score, detections.category)
+    order = order[np.lexsort([column[kept[order]] for column in columns])]
+    kept, area = kept[order], area[order, None]
+    keys = _keys(ground_truth, detections, kept)
+    counted = (area >= AREA_RANGES[:, 0]) & (area <= AREA_RANGES[:, 1])
+    counted &= ~ground_truth.is_not_exhaustive(keys)[:, None]
+    shapes = shapes[order] if iou_type == "bbox" else [shapes[i] for i in order]
+    return RankedDetections(kept, keys, detections.category[kept], shapes, counted)
+
+
+def federated_filter(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    max_dets: int = 300,
+    max_dets_per_class: int = -1,
+) -> np.ndarray:
+    """Select the detections that LVIS looks at.
+
+    First the best of each image over all classes, then the best of each class over all images,
+    then those whose class is annotated in their image or known to be absent from it. The order
+    matters: a class that nobody asked for takes places among the best.
+
+    Args:
+        ground_truth (LvisGroundTruth): must know all images of the detections.
+        detections (Detections): of any of its images.
+        max_dets (int): kept of each image; negative keeps all.
+        max_dets_per_class (int): kept of each class; negative keeps all.
+
+    Returns:
+        ndarray: (D',) int64 index into `detections`, ascending.
+    """
+    kept = np.flatnonzero(detections.top_per_image_mask(max_dets))
+    if max_dets_per_class >= 0:
+        columns = (detections.category[kept], detections.score[kept], detections.image_id[kept])
+        kept = kept[best_of_each_class(*columns, max_dets_per_class)]
+    keys = _keys(ground_truth, detections, kept)
+    return kept[ground_truth.is_listed(keys)]
+
+
+def count_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
+    """Count the objects of each class and area range that are to be found, (K, A) int64."""
+    counts = [
+        np.bincount(ground_truth.category[~column], minlength=ground_truth.num_classes)
+        for column in ignored_objects(ground_truth).T
+    ]
+    return np.stack(counts, axis=1)
+
+
+def ignored_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
+    """Objects that neither count nor harm, (G, A) bool, by flag or area."""
+    area = ground_truth.area[:, None]
+    outside = (area < AREA_RANGES[:, 0]) | (area > AREA_RANGES[:, 1])
+    return outside | ground_truth.ignore[:, None]
+
+
+def object_shapes(ground_truth: LvisGroundTruth, iou_type: str) -> np.ndarray | list[dict]:
+    """Boxes or masks of all objects."""
+    return ground_truth.box if iou_type == "bbox" else ground_truth.masks.to_dicts()
+
+
+def _keys(ground_truth: LvisGroundTruth, detections: Detections, index: np.ndarray) -> np.ndarray:
+    """(image, class) keys of some detections, as in `LvisGroundTruth`."""
+    image = np.searchsorted(ground_truth.image_ids, detections.image_id[index])
+    return image * ground_truth.num_classes + detections.category[index]
