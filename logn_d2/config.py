@@ -33,6 +33,9 @@ def add_logn_config(cfg: CN) -> None:
     node.CALIBRATION = ""
     # Box classifier: "linear", or "cosine" as in the paper.
     node.CLASSIFIER = "linear"
+    # Classification loss of the box head, a name or a call, such as "eql_v2" or
+    # "seesaw(p=0.8, q=2.0)" (docs/losses.md); "" is Detectron2's own.
+    node.LOSS = ""
     # Temperature of the cosine classifier and of the cosine mask predictor (paper: 20).
     node.TEMPERATURE = 20.0
     # Cascade: average the stages' "probs" (Detectron2) or "logits" (the released LogN code).

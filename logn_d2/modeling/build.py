@@ -1,4 +1,4 @@
-"""From ``cfg.MODEL.LOGN`` to calibrations."""
+"""From ``cfg.MODEL.LOGN`` to calibrations, and the class counts of the training set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 
-__all__ = ["calibrations_from_config", "known_class_names", "logn_node"]
+__all__ = ["TrainingClassCounts", "calibrations_from_config", "known_class_names", "logn_node"]
 
 
 def logn_node(cfg: CfgNode) -> CfgNode:
@@ -55,21 +55,32 @@ def calibrations_from_config(
     text = node.CALIBRATION or ("logn" if statistics is not None else "")
     if not text:
         return [None] * num_stages, None
-    datasets = tuple(cfg.DATASETS.TRAIN)
-
-    def count_classes() -> ClassCounts:
-        from ..data import class_counts  # counts only if the calibration asks for them
-
-        return class_counts(datasets)
-
     calibrations = stage_calibrations(
         text,
         num_classes=num_classes,
         num_stages=num_stages,
         statistics=statistics,
-        counts=count_classes,
+        counts=TrainingClassCounts(cfg),
     )
     return list(calibrations), statistics
+
+
+class TrainingClassCounts:
+    """Counts the classes of ``cfg.DATASETS.TRAIN``, once, when it is called: LVIS takes a while.
+
+    An object and not a closure, so that a model that holds it can be pickled.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.datasets = tuple(cfg.DATASETS.TRAIN)
+        self._counts: ClassCounts | None = None
+
+    def __call__(self) -> ClassCounts:
+        from ..data import class_counts  # only where the counts are asked for
+
+        if self._counts is None:
+            self._counts = class_counts(self.datasets)
+        return self._counts
 
 
 def known_class_names(datasets: tuple[str, ...], num_classes: int) -> list[str] | None:

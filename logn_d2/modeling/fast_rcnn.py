@@ -1,49 +1,58 @@
-"""The box predictor: Detectron2's, with a choice of classifier and a calibration of its logits.
+"""The box predictor: Detectron2's, with a choice of classifier and loss, and calibrated logits.
 
-Shapes: R RoIs, K foreground classes; logits (R, K + 1), background last, in nats.
+Shapes: R RoIs, K foreground classes; logits (R, C) in nats, where C = K + 1, background last, if
+the loss has no other outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..core import AffineCalibration
+from ..core import AffineCalibration, ClassCounts, ClassificationLoss, build_loss
+from .build import TrainingClassCounts
 from .cosine import CosineLinear
 from .topk_inference import fast_rcnn_inference_exact
 
 __all__ = ["LogNFastRCNNOutputLayers", "Predictions"]
 
 Predictions = tuple[Tensor, Tensor]
-"""Logits (R, K + 1) and box deltas, as a predictor's forward returns them."""
+"""Logits (R, C) and box deltas, as a predictor's forward returns them."""
 
 
 class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's predictor whose class probabilities can be calibrated.
+    """Detectron2's predictor with any classification loss, and calibrated class probabilities.
 
-    Training is Detectron2's own: the calibration acts in `predict_probs` alone. With a linear
-    classifier and no calibration every output equals the parent's, bit for bit.
+    The calibration acts in `predict_probs` alone. With a linear classifier, no loss of ours and no
+    calibration every output equals the parent's, bit for bit.
 
     Args:
         input_shape (ShapeSpec or int): of the features.
         classifier (str): "linear", or "cosine" as in the paper.
         temperature (float): of the cosine classifier.
+        loss (str or ClassificationLoss): in the place of Detectron2's, for example "seesaw(p=0.8)";
+            see `logn_d2.core.build_loss`. "" or None for Detectron2's own.
+        counts (ClassCounts): of the training set, for a loss given by name that needs them; or a
+            function that returns them.
         calibration (AffineCalibration): K classes, background last; None for none.
         weights_check (Callable): called once with this predictor before its first calibrated
             output, when weights have been loaded; raises if the calibration is of other weights.
         **kwargs: of FastRCNNOutputLayers.
 
     Raises:
-        ValueError: an unknown classifier, or a calibration for another number of classes.
+        KeyError: an unknown loss.
+        ValueError: an unknown classifier, or a loss or calibration that does not fit.
     """
 
     calibration: AffineCalibration | None
+    loss: ClassificationLoss | None
 
     @configurable
     def __init__(
@@ -52,6 +61,8 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         classifier: str = "linear",
         temperature: float = 20.0,
+        loss: str | ClassificationLoss | None = None,
+        counts: ClassCounts | Callable[[], ClassCounts] | None = None,
         calibration: AffineCalibration | None = None,
         weights_check: Callable[[nn.Module], None] | None = None,
         **kwargs: Any,
@@ -59,14 +70,12 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         super().__init__(input_shape, **kwargs)
         if classifier not in ("linear", "cosine"):
             raise ValueError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
-        if classifier == "cosine":
-            linear = self.cls_score
-            self.cls_score = CosineLinear(linear.in_features, linear.out_features, temperature)
-        if calibration is not None and calibration.num_classes != self.num_classes:
-            raise ValueError(
-                f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
-                f"head has {self.num_classes}. Make it from this model's statistics."
-            )
+        if isinstance(loss, str):
+            loss = build_loss(loss, self.num_classes, counts) if loss else None
+        self._check_loss(loss)
+        self.register_module("loss", loss)
+        self._build_classifier(classifier, temperature)
+        self._check_calibration(calibration)
         # Registered also where there is none, so that it can come and go without a trace.
         self.register_module("calibration", calibration)
         self.weights_check = weights_check
@@ -78,7 +87,30 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
             **super().from_config(cfg, input_shape),
             "classifier": cfg.MODEL.LOGN.CLASSIFIER,
             "temperature": cfg.MODEL.LOGN.TEMPERATURE,
+            "loss": cfg.MODEL.LOGN.LOSS,
+            "counts": TrainingClassCounts(cfg),
         }
+
+    def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
+        """The parent's losses, with ours for the classification.
+
+        Args:
+            predictions (tuple[Tensor, Tensor]): logits (R, C) and deltas.
+            proposals (list[Instances]): N images, with "gt_classes", and "gt_boxes" if they have
+                objects.
+
+        Returns:
+            dict[str, Tensor]: "loss_cls" and whatever else the parent has.
+        """
+        if self.loss is None:
+            return super().losses(predictions, proposals)
+        logits, *others = predictions
+        # The parent logs accuracies of K + 1 columns, and its own loss of them is dropped.
+        losses = super().losses((self.loss.scores(logits.detach()), *others), proposals)
+        targets = _concatenated([each.gt_classes for each in proposals], logits)
+        objects = _matched_objects(proposals) if self.loss.needs_objects else None
+        loss = self.loss(logits, targets, objects)
+        return {**losses, "loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
 
     def calibrated(self, predictions: Predictions) -> Predictions:
         """The predictions with calibrated logits; the same ones where there is no calibration."""
@@ -93,8 +125,10 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
     def uncalibrated_probs(
         self, predictions: Predictions, proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """The parent's `predict_probs`: of the logits as they are given."""
-        return super().predict_probs(predictions, proposals)
+        """Class probabilities of the logits as they are given: the loss's, or the parent's."""
+        if self.loss is None:
+            return super().predict_probs(predictions, proposals)
+        return self.loss.scores(predictions[0]).split([len(each) for each in proposals])
 
     def predict_probs(
         self, predictions: Predictions, proposals: list[Instances]
@@ -102,7 +136,7 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Calibrated class probabilities.
 
         Args:
-            predictions (tuple[Tensor, Tensor]): raw logits (R, K + 1) and deltas.
+            predictions (tuple[Tensor, Tensor]): raw logits (R, C) and deltas.
             proposals (list[Instances]): N images.
 
         Returns:
@@ -122,3 +156,60 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
+
+    def _build_classifier(self, classifier: str, temperature: float) -> None:
+        """Replaces Detectron2's linear layer where another kind or number of outputs is needed."""
+        linear = self.cls_score
+        outputs = linear.out_features if self.loss is None else self.loss.num_outputs
+        if classifier == "cosine":
+            self.cls_score = CosineLinear(linear.in_features, outputs, temperature)
+        elif outputs != linear.out_features:
+            self.cls_score = nn.Linear(linear.in_features, outputs)
+            nn.init.normal_(self.cls_score.weight, std=0.01)  # as the parent
+        if self.loss is not None:
+            nn.init.constant_(self.cls_score.bias, self.loss.initial_bias)
+
+    def _check_loss(self, loss: ClassificationLoss | None) -> None:
+        if loss is None:
+            return
+        if getattr(self, "use_sigmoid_ce", False):  # releases after 0.6
+            raise ValueError(
+                f"Detectron2's sigmoid cross-entropy and our {type(loss).__name__} are both asked "
+                "for. Set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE (and USE_FED_LOSS) to False, or leave "
+                "MODEL.LOGN.LOSS empty."
+            )
+        if loss.num_classes != self.num_classes:
+            raise ValueError(
+                f"The {type(loss).__name__} is for {loss.num_classes} classes, this head has "
+                f"{self.num_classes}. Build it with num_classes={self.num_classes}."
+            )
+
+    def _check_calibration(self, calibration: AffineCalibration | None) -> None:
+        if calibration is None:
+            return
+        if calibration.num_classes != self.num_classes:
+            raise ValueError(
+                f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
+                f"head has {self.num_classes}. Make it from this model's statistics."
+            )
+        if self.loss is not None:
+            self.loss.check_calibratable()
+
+
+def _concatenated(labels: Sequence[Tensor], like: Tensor) -> Tensor:
+    """(R,) of all images."""
+    return torch.cat([torch.zeros(0, dtype=torch.int64, device=like.device), *labels])
+
+
+def _matched_objects(proposals: Sequence[Instances]) -> Tensor | None:
+    """(R,) a number for each object of the batch, at the RoIs that are matched to it.
+
+    Detectron2 copies its object's box to each RoI; the object itself can't be told from it. Objects
+    of one class with the very same box count as one.
+    """
+    keys = []
+    for index, each in enumerate(proposals):
+        boxes = each.gt_boxes if each.has("gt_boxes") else each.proposal_boxes
+        image = boxes.tensor.new_full((len(each), 1), index)
+        keys.append(torch.cat([image, each.gt_classes[:, None].to(image), boxes.tensor], dim=1))
+    return torch.cat(keys).unique(dim=0, return_inverse=True)[1] if keys else None

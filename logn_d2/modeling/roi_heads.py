@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core import LogitStatistics
 from .box_predictors import predictor_fingerprint
-from .build import calibrations_from_config, logn_node
+from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
@@ -138,7 +138,7 @@ def _replacements(
 ) -> list[LogNFastRCNNOutputLayers]:
     """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
     calibrations, statistics = calibrations_from_config(cfg, len(predictors))
-    replacements = []
+    counts, replacements = TrainingClassCounts(cfg), []
     # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
     # that come after it, and with them what a seed stands for.
     with torch.random.fork_rng(devices=[]):
@@ -147,12 +147,22 @@ def _replacements(
                 cfg,
                 ShapeSpec(channels=predictor.cls_score.in_features),
                 box2box_transform=predictor.box2box_transform,
+                counts=counts,
                 calibration=calibration,
                 weights_check=_weights_check(statistics, stage),
             )
-            replacement.load_state_dict(predictor.state_dict())
+            _copy_weights(predictor, replacement)
             replacements.append(replacement)
     return replacements
+
+
+def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutputLayers) -> None:
+    """Copies what both have alike; a loss may have other outputs, and its own first biases."""
+    own, theirs = replacement.state_dict(), predictor.state_dict()
+    if replacement.loss is not None:
+        theirs.pop("cls_score.bias")
+        theirs = {name: each for name, each in theirs.items() if each.shape == own[name].shape}
+    replacement.load_state_dict({**own, **theirs})
 
 
 def _weights_check(statistics: LogitStatistics | None, stage: int) -> partial | None:
