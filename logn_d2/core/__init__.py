@@ -15,6 +15,7 @@ from .files import atomic_write
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
 from .frequency import ClassCounts, frequency_groups, shot_groups
+from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
 from .registry import Registry
@@ -44,9 +45,11 @@ __all__ = [
     "fold_cosine",
     "fold_linear",
     "frequency_groups",
+    "learned_scales",
     "logit_adjustment",
     "logn",
     "logn_std_error",
+    "lws",
     "norcal",
     "parse_calibration",
     "shot_groups",

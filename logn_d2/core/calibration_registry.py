@@ -15,9 +15,17 @@ from torch import Tensor
 
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
-from .calibrations import class_balanced, logit_adjustment, logn, norcal, temperature
+from .calibrations import (
+    class_balanced,
+    logit_adjustment,
+    logn,
+    norcal,
+    tau_norm,
+    temperature,
+)
 from .calls import parse_call
 from .frequency import ClassCounts, frequency_groups
+from .learned_scales import learned_scales, lws
 from .registry import Registry
 from .stage import StageStatistics
 from .statistics import LogitStatistics
@@ -31,6 +39,10 @@ __all__ = [
 ]
 
 
+Classifier = Callable[[], tuple[Tensor, Tensor | None]]
+"""Returns weight (C, D) and bias (C,) or None."""
+
+
 @dataclass(frozen=True)
 class CalibrationInputs:
     """What a calibration may be made from; each entry takes what it needs.
@@ -41,6 +53,9 @@ class CalibrationInputs:
         counts (ClassCounts): class counts of the training set, a function that returns them (called
             only when they are needed: counting LVIS takes a while), or None.
         background (str): where the background column is.
+        classifier (Callable): returns this classifier's weight (C, D) and bias (C,) or None;
+            called only when they are needed, since weights may be loaded later. Or None.
+        stage_index (int): which cascade stage this is.
 
     Example:
         >>> inputs = CalibrationInputs(num_classes=2)
@@ -52,6 +67,21 @@ class CalibrationInputs:
     stage: StageStatistics | None = None
     counts: ClassCounts | Callable[[], ClassCounts] | None = None
     background: Background = "last"
+    classifier: Classifier | None = None
+    stage_index: int = 0
+
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the classifier.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if self.classifier is None:
+            raise ValueError(
+                "This calibration needs the weights of the classifier: attach it to a model whose "
+                "weights are loaded, or give classifiers= to stage_calibrations."
+            )
+        return self.classifier()
 
     def image_count(self) -> Tensor:
         """(K,) training images.
@@ -138,6 +168,25 @@ def _logit_adjustment(inputs: CalibrationInputs, **options: Any) -> AffineCalibr
 @CALIBRATION_REGISTRY.register("temperature")
 def _temperature(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
     return temperature(inputs.num_classes, background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("tau_norm")
+def _tau_norm(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return tau_norm(*inputs.parameters(), background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("lws")
+def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
+    _, bias = inputs.parameters()
+    scales = learned_scales(checkpoint)
+    columns = inputs.num_classes + (inputs.background != "none")
+    if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
+        raise ValueError(
+            f"The checkpoint {checkpoint} has learnt scales of {[len(each) for each in scales]} "
+            f"columns, but this is stage {inputs.stage_index} of a head with {columns} columns. "
+            "Name the LWS checkpoint of this model."
+        )
+    return lws(scales[inputs.stage_index], bias, background=inputs.background)
 
 
 @CALIBRATION_REGISTRY.register("groups")
@@ -233,6 +282,7 @@ def stage_calibrations(
     statistics: LogitStatistics | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
     background: Background = "last",
+    classifiers: Sequence[Classifier] | None = None,
 ) -> list[AffineCalibration]:
     """One calibration for each cascade stage (one for other heads), each from its own statistics.
 
@@ -243,6 +293,8 @@ def stage_calibrations(
         statistics (LogitStatistics): S stages; None for calibrations that need none.
         counts (ClassCounts): of the training set, or a function that returns them, or None.
         background (str): where the background column is.
+        classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
+            for calibrations that need them.
 
     Returns:
         list[AffineCalibration]: S calibrations.
@@ -268,6 +320,8 @@ def stage_calibrations(
     if callable(counts):
         counts = functools.cache(counts)  # count once, not once a stage
     return [
-        build_calibration(text, CalibrationInputs(num_classes, stage, counts, background))
-        for stage in stages
+        build_calibration(
+            text, CalibrationInputs(num_classes, stage, counts, background, classifier, index)
+        )
+        for index, (stage, classifier) in enumerate(zip(stages, classifiers or [None] * num_stages))
     ]

@@ -184,7 +184,7 @@ def tau_norm(
 
         z'_c = w_c x / ||w_c||^tau + b_c,     z'_bg = z_bg
 
-    A cosine classifier normalises its rows already; this is not for it.
+    A cosine classifier normalises its rows already; this changes nothing about it.
 
     Args:
         weight (Tensor): (C, D) of the classifier.

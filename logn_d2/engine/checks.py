@@ -119,9 +119,13 @@ def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None
     count = ones[:-1].long().numpy()
     names = tuple(map(str, range(num_classes)))
     counts = ClassCounts(names, count, count, num_images=1)
-    build_calibration(
-        text, CalibrationInputs(num_classes, stage if has_statistics else None, counts)
+    inputs = CalibrationInputs(
+        num_classes,
+        stage if has_statistics else None,
+        counts,
+        classifier=lambda: (ones[:, None], ones),
     )
+    build_calibration(text, inputs)
 
 
 def check_collection_settings(cfg: CfgNode) -> None:

@@ -26,7 +26,7 @@ from ..modeling import (
     find_box_predictors,
     predictor_fingerprint,
 )
-from ..modeling.box_predictors import unwrapped
+from ..modeling.box_predictors import classifier_reader, unwrapped
 from ..modeling.build import known_class_names
 from .statistics import deciding_settings
 
@@ -137,6 +137,7 @@ def _calibrations(
             num_stages=len(predictors),
             statistics=statistics,
             counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
+            classifiers=[classifier_reader(predictor) for predictor in predictors],
         )
         for name in (UNCALIBRATED, text)
         if name

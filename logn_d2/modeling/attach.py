@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..core.affine import Background
 from .box_predictors import (
+    classifier_reader,
     find_box_predictors,
     num_classes_of,
     predictor_fingerprint,
@@ -276,6 +277,7 @@ def _made(
         statistics=statistics,
         counts=counts,
         background=sites[0].background,
+        classifiers=[classifier_reader(site.classifier) for site in sites],
     )
 
 

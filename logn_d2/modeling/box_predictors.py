@@ -8,12 +8,17 @@ Shapes: K foreground classes, C = K + 1 logit columns, D feature channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core import classifier_fingerprint
+from .cosine import CosineLinear
 
 __all__ = [
     "classifier_parameters",
+    "classifier_reader",
     "find_box_predictors",
     "num_classes_of",
     "predictor_fingerprint",
@@ -69,6 +74,34 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
     """
     layer = _classifier_layer(predictor)
     return None if layer is None else (layer.weight, getattr(layer, "bias", None))
+
+
+def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """What calibrations that are made from weights, such as tau_norm, ask for them.
+
+    Args:
+        predictor (nn.Module): a box predictor; its weights may be loaded later.
+
+    Returns:
+        Callable: returns weight (C, D), with any factor of a column in it, and bias (C,) or None.
+        The rows of a cosine classifier have length one. Raises ValueError where there is no such
+        layer.
+    """
+
+    def read() -> tuple[Tensor, Tensor | None]:
+        layer = _classifier_layer(predictor)
+        if layer is None:
+            raise ValueError(
+                f"This calibration is made from the classifier's weights, but this "
+                f"{type(predictor).__name__} has no layer with one output for each class and the "
+                "background. Choose another calibration."
+            )
+        weight, gain = layer.weight, getattr(layer, "gain", None)
+        if isinstance(layer, CosineLinear):
+            weight = F.normalize(weight)
+        return weight if gain is None else weight * gain[:, None], layer.bias
+
+    return read
 
 
 def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:

@@ -77,10 +77,13 @@ def test_unknown_name_lists_the_known_ones(text):
     assert all(name in message for name in CALIBRATION_REGISTRY)
 
 
-def test_every_known_name_can_be_built():
-    inputs = CalibrationInputs(3, make_stage(), COUNTS)
+def test_every_known_name_can_be_built(tmp_path):
+    weight = torch.ones(4, 2)
+    inputs = CalibrationInputs(3, make_stage(), COUNTS, classifier=lambda: (weight, None))
+    path = tmp_path / "lws.pth"
+    torch.save({"model": {"cls_score.gain": torch.ones(4)}}, path)
     needed = {"norcal": "gamma=0.6", "class_balanced": "gamma=0.9", "temperature": "temperature=2"}
-    needed["groups"] = "rare=logn"
+    needed["groups"], needed["lws"] = "rare=logn", f"checkpoint={str(path)!r}"
     for name in CALIBRATION_REGISTRY:
         calibration = build_calibration(f"{name}({needed.get(name, '')})", inputs)
         assert calibration.num_classes == 3 and calibration.name.startswith(name)

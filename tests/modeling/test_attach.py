@@ -20,6 +20,7 @@ from logn_d2.core import (
     StatisticsError,
     norcal,
     stage_calibrations,
+    tau_norm,
 )
 from logn_d2.modeling import (
     LogitRecorder,
@@ -388,3 +389,22 @@ def test_statistics_of_a_torchvision_detector_are_checked():
         assert handle.calibrations[0].background == "first"
     with pytest.raises(StatisticsError, match="other weights"):
         attach(torchvision_model(seed=1), statistics)
+
+
+@pytest.mark.parametrize("head", ["StandardROIHeads", "LogNROIHeads", "LogNCascadeROIHeads"])
+def test_tau_norm_takes_the_weights_of_each_predictor(head):
+    model = small_model(head)
+    expected = [
+        tau_norm(p.cls_score.weight, p.cls_score.bias, tau=0.7) for p in find_box_predictors(model)
+    ]
+    attachment = attach(model, None, calibration="tau_norm(tau=0.7)")
+    for found, each in zip(attachment.calibrations, expected, strict=True):
+        assert torch.equal(found.scale, each.scale) and torch.equal(found.shift, each.shift)
+
+
+def test_tau_norm_changes_nothing_about_a_cosine_classifier():
+    model = small_model(MODEL__LOGN__CLASSIFIER="cosine")
+    before = detections(model, images())
+    attach(model, None, calibration="tau_norm")
+    for one, other in zip(before, detections(model, images()), strict=True):
+        torch.testing.assert_close(one["scores"], other["scores"])

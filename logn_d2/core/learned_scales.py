@@ -1,0 +1,77 @@
+"""The class scales that LWS (learnable weight scaling) has learnt, read from its checkpoint.
+
+Shapes: K foreground classes, C logit columns (K + 1 with a background column).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import torch
+from torch import Tensor
+
+from .affine import AffineCalibration, Background, foreground_columns
+
+__all__ = ["SCALE_KEY", "learned_scales", "lws"]
+
+# The classifier's factor for each column, in a detector's state dict.
+SCALE_KEY = "cls_score.gain"
+
+
+def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
+    """The factors of each box predictor's columns.
+
+    Args:
+        path (PathLike): a checkpoint of Detectron2; nothing but tensors and plain values is
+            unpickled.
+
+    Returns:
+        list[Tensor]: S tensors (C,), in stage order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it can't be read, or is not of a second stage "lws".
+
+    Example:
+        >>> learned_scales("output/lws/model_final.pth")[0].shape  # doctest: +SKIP
+        torch.Size([1204])
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"The checkpoint {path} can't be read ({error}).") from error
+    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
+    # One predictor, or box_predictor.0 to .2 of a cascade.
+    scales = [state[name] for name in sorted(state) if name.endswith(SCALE_KEY)]
+    if not scales:
+        raise ValueError(
+            f"The checkpoint {path} has no {SCALE_KEY}, which the second stage 'lws' learns. Train "
+            "it with MODEL.LOGN.SECOND_STAGE lws, or name another checkpoint."
+        )
+    return scales
+
+
+def lws(
+    scale: Tensor, bias: Tensor | None = None, *, background: Background = "last"
+) -> AffineCalibration:
+    """Learnable weight scaling (Kang et al., ICLR 2020), on the weights as for detectors in EQL v2.
+
+        z'_c = s_c w_c x + b_c,     z'_bg = z_bg
+
+    Args:
+        scale (Tensor): (C,) learnt factors s; that of the background is left out.
+        bias (Tensor): (C,) of the classifier, or None.
+        background (str): "last", "first" or "none".
+
+    Example:
+        >>> calibration = lws(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 0.0]))
+        >>> calibration(torch.tensor([[5.0, 2.0]])).tolist()  # 0.5 * 4 + 1
+        [[3.0, 2.0]]
+    """
+    foreground = foreground_columns(background)
+    scale = scale.detach().cpu().double()[foreground]
+    shift = torch.zeros_like(scale)
+    if bias is not None:
+        shift = bias.detach().cpu().double()[foreground] * (1 - scale)
+    return AffineCalibration(scale, shift, background=background, name="lws")
