@@ -24,12 +24,11 @@ from logn_d2.evaluation import SweepPredictions
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
-TRAINING = ("SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "15")
-# Passes that are to be killed after their first file.
-OFTEN = ("MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4")
 # After 20 iterations a calibrated score may be anything.
 EVERY_SCORE = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
-
+TRAINING = ("SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "15", *EVERY_SCORE)
+# Passes that are to be killed after their first file.
+OFTEN = ("MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4")
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
@@ -116,7 +115,7 @@ def assert_same_detections(folder, other):
 def trained(environment, tmp_path_factory):
     """OUTPUT_DIR of a training that was killed after its first checkpoint, then resumed."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    options = ("OUTPUT_DIR", str(folder), *TRAINING, *EVERY_SCORE)
+    options = ("OUTPUT_DIR", str(folder), *TRAINING)
     run_and_kill(environment, (folder, "last_checkpoint"), *options)
     (folder / "killed_at").write_text((folder / "last_checkpoint").read_text())
     process = run(environment, "--resume", *options)
