@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .base import SigmoidLoss, is_foreground
 from .registry import LOSS_REGISTRY
@@ -62,9 +63,9 @@ class FocalLoss(SigmoidLoss):
         return self.roi_losses(logits, targets).sum() / positives
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
-        # sigmoid(-z) and not 1 - sigmoid(z), which is 0 for a z that is not that large.
-        missing = torch.where(positives, -logits, logits).sigmoid()
-        entries = missing**self.gamma * binary_cross_entropy(logits, positives)
+        # (1 - p_t)^gamma by logarithms: a power of 0 has no gradient for gamma < 1.
+        log_missing = F.logsigmoid(torch.where(positives, -logits, logits))
+        entries = (self.gamma * log_missing).exp() * binary_cross_entropy(logits, positives)
         if self.alpha >= 0:
             entries = torch.where(positives, self.alpha, 1 - self.alpha) * entries
         return entries
