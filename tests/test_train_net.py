@@ -30,6 +30,7 @@ TRAINING = ("SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "15", *EVERY_SC
 # Passes that are to be killed after their first file.
 OFTEN = ("MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4")
 
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """Where the drawn data are; one thread, so that sums have one order in every run."""
