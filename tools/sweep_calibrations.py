@@ -3,32 +3,39 @@
 
 Writes OUTPUT/results.json, from which the report is made, and the detections of every calibration
 to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an interruption, the same
-command with --resume goes on where it stopped.
+command with --resume goes on where it stopped. With --save-predictions the network's raw logits and
+boxes are kept too: a later sweep with --predictions needs neither the weights nor a network.
 
 Example:
     python tools/sweep_calibrations.py --config-file C.yaml --stats logn_stats.safetensors \\
         --calibrations uncalibrated logn "logn(beta=mean)" "norcal(gamma=0.6)" \\
         --output output/sweep MODEL.WEIGHTS model_final.pth
+
+Grids (a range contains its stop; several lists are multiplied), and a calibration for each group:
+    --calibrations "norcal(gamma=0.2:1:0.2)" "logn(beta=[min, mean], std_power=[1, 2])" \\
+        "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)"
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import Tensor
 from torch.multiprocessing import ProcessExitedException
 
-from logn_d2.core import AffineCalibration, stage_calibrations
+from logn_d2.core import AffineCalibration, expand_grid, stage_calibrations
 from logn_d2.data import class_counts
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import launch, load_config, short_errors
@@ -41,12 +48,27 @@ from logn_d2.engine.checks import (
     check_weights,
 )
 from logn_d2.engine.statistics import deciding_settings, without_calibration
-from logn_d2.evaluation import LvisGroundTruth, evaluate_sweep, format_table, sweep
-from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
+from logn_d2.evaluation import (
+    LvisGroundTruth,
+    StoredPredictions,
+    SweepPredictions,
+    best_of_grid,
+    evaluate_sweep,
+    format_table,
+    sweep,
+    sweep_stored,
+)
+from logn_d2.modeling.box_predictors import (
+    classifier_reader,
+    find_box_predictors,
+    predictor_fingerprint,
+)
 from logn_d2.report import ResultRow, Results
 from logn_d2.report.provenance import commit, machine, versions
 
 logger = logging.getLogger("logn_d2.sweep_calibrations")
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 BASELINE = "uncalibrated"
 # The parts of LogN (paper Table 2), for which statistics are all that is needed.
@@ -65,11 +87,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=DEFAULT,
-        help=f"names, or calls with keywords; {BASELINE} is always among them "
+        help=f"names, calls with keywords, or grids of them; {BASELINE} is always among them "
         f"(default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--dataset", help="registered name (default: the first of DATASETS.TEST)")
+    parser.add_argument(
+        "--choose-on",
+        metavar="DATASET",
+        help="choose the best of each grid on this registered data set, not on the evaluated one",
+    )
+    parser.add_argument(
+        "--save-predictions", metavar="FOLDER", help="keep raw logits and boxes for later sweeps"
+    )
+    parser.add_argument(
+        "--predictions", metavar="FOLDER", help="sweep over what --save-predictions has kept"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
     parser.add_argument("--num-gpus", type=int, default=1)
     parser.add_argument("--num-processes", type=int, default=1, help="processes on the CPU")
@@ -77,7 +110,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "MODEL.WEIGHTS" in args.calibrations:
         parser.error("write --output DIR between --calibrations and the first KEY VALUE")
-    args.calibrations = list(dict.fromkeys([BASELINE, *args.calibrations]))
+    if args.predictions and (args.save_predictions or args.choose_on or args.num_processes > 1):
+        parser.error(
+            "--predictions, which runs no network, goes without --save-predictions, --choose-on "
+            "and --num-processes"
+        )
+    try:
+        expanded = [expand_grid(text) for text in args.calibrations]
+    except ValueError as error:
+        parser.error(str(error))
+    args.grids = [members for members in expanded if len(members) > 1]
+    args.calibrations = list(dict.fromkeys([BASELINE, *itertools.chain(*expanded)]))
     return args
 
 
@@ -96,37 +139,98 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds mistakes before processes start."""
     for text in args.calibrations:
         check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(args.stats))
-    check_datasets(cfg.DATASETS.TEST[:1])
-    check_weights(cfg.MODEL.WEIGHTS)
+    check_datasets([*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])])
     check_output_folder(args.output)
+    if args.predictions:
+        stored, truth = StoredPredictions.load(args.predictions), ground_truth(cfg.DATASETS.TEST[0])
+        stored.check(truth)
+    else:
+        check_weights(cfg.MODEL.WEIGHTS)
+    if args.save_predictions:
+        check_output_folder(args.save_predictions)
     if args.stats:
         check_statistics(cfg, args.stats)
 
 
 def make_calibrations(
-    cfg: CfgNode, args: argparse.Namespace, model: torch.nn.Module
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    fingerprints: Sequence[Tensor | None],
+    classifiers: Sequence[Callable[[], tuple[Tensor, Tensor | None]]] | None = None,
 ) -> dict[str, list[AffineCalibration]]:
-    """Name -> one calibration for each box predictor of the model."""
-    predictors, num_classes = find_box_predictors(model), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    """Name -> one calibration for each box predictor, of which these things are known."""
+    num_classes, num_stages = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(fingerprints)
     statistics = check_statistics(cfg, args.stats) if args.stats else None
     if statistics is not None:
-        statistics.check(
-            num_classes=num_classes,
-            num_stages=len(predictors),
-            fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
-        )
+        statistics.check(num_classes=num_classes, num_stages=num_stages, fingerprints=fingerprints)
     # Counting the classes of LVIS takes a while, and most calibrations do not need it.
     counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
     return {
         text: stage_calibrations(
             text,
             num_classes=num_classes,
-            num_stages=len(predictors),
+            num_stages=num_stages,
             statistics=statistics,
             counts=counts,
+            classifiers=classifiers,
         )
         for text in args.calibrations
     }
+
+
+def ground_truth(dataset: str) -> LvisGroundTruth:
+    """The annotations of a registered data set."""
+    return LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
+
+
+class NetworkSweep:
+    """Sweeps with the network."""
+
+    def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
+        self._cfg, self._args = cfg, args
+        self._model = build_model(cfg)
+        weights = load_weights(self._model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        self.provenance = {"weights": weights}
+        predictors = find_box_predictors(self._model)
+        fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
+        classifiers = [classifier_reader(predictor) for predictor in predictors]
+        self._calibrations = make_calibrations(cfg, args, fingerprints, classifiers)
+
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
+        """Predictions for a data set, which go to a folder."""
+        return sweep(
+            self._model,
+            lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
+            self._calibrations,
+            average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
+            ground_truth=ground_truth(dataset),
+            output_dir=folder,
+            resume=self._args.resume,
+            settings=deciding_settings(self._cfg),
+            store=store,
+            store_info={"data set": dataset, **self.provenance},
+        )
+
+
+class StoredSweep:
+    """Sweeps over stored predictions."""
+
+    def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
+        self._stored = StoredPredictions.load(args.predictions)
+        self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
+        self.provenance = {**self._stored.info, "predictions": args.predictions}
+        self._calibrations = make_calibrations(cfg, args, self._stored.fingerprints)
+
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
+        """Predictions for a data set, which go to a folder."""
+        return sweep_stored(
+            self._stored,
+            self._calibrations,
+            average=self._average,
+            ground_truth=ground_truth(dataset),
+            output_dir=folder,
+            device=self._device,
+        )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -136,33 +240,47 @@ def main(args: argparse.Namespace) -> None:
             setup_logger(args.output, distributed_rank=comm.get_rank(), name=name)
         cfg = setup(args)
         dataset = cfg.DATASETS.TEST[0]
-        model = build_model(cfg)
-        weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
-        truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-        predictions = sweep(
-            model,
-            lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
-            make_calibrations(cfg, args, model),
-            average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
-            ground_truth=truth,
-            output_dir=os.path.join(args.output, "sweep"),
-            resume=args.resume,
-            settings=deciding_settings(cfg),
-        )
+        find = (StoredSweep if args.predictions else NetworkSweep)(cfg, args)
+        chosen_on = args.choose_on or dataset
+        others = None
+        if args.choose_on and args.grids:
+            others = find(args.choose_on, os.path.join(args.output, "sweep_to_choose"))
+        predictions = find(dataset, os.path.join(args.output, "sweep"), args.save_predictions)
         if not comm.is_main_process():
             return
-        metrics = evaluate_sweep(predictions, truth)
-        rows = tuple(ResultRow(name, by_task) for name, by_task in metrics.items())
+        metrics = evaluate_sweep(predictions, ground_truth(dataset))
+        chooses = metrics
+        if others is not None:
+            chooses = evaluate_sweep(others, ground_truth(args.choose_on), ("bbox",))
+        chosen = [best_of_grid(chooses, members) for members in args.grids]
         provenance = {
             "data set": dataset,
-            "weights": weights,
             "statistics": args.stats,
             "machine": machine(),
             "versions": versions(),
             "commit": commit(),
+            **find.provenance,
+            **({"chosen": chosen, "chosen on": chosen_on} if chosen else {}),
         }
-        Results(rows, provenance).save(os.path.join(args.output, "results.json"))
-        print(format_table(metrics))
+        save(metrics, provenance, os.path.join(args.output, "results.json"))
+        print(format_table(metrics, chosen))
+        if chosen:
+            print(f"\n* best box AP of its grid on {chosen_on}")
+            if others is None:
+                print(
+                    "  These are the images that it is evaluated on, so its figures promise too "
+                    "much.\n  Choose on others with --choose-on DATASET."
+                )
+
+
+def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
+    """Writes what the report is made from: tasks that all calibrations were evaluated for."""
+    common = set.intersection(*(set(by_task) for by_task in metrics.values()))
+    rows = tuple(
+        ResultRow(name, {task: value for task, value in by_task.items() if task in common})
+        for name, by_task in metrics.items()
+    )
+    Results(rows, provenance).save(path)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,9 +6,10 @@ from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_evaluator import LVISFormEvaluator
 from .lvis_ground_truth import LvisGroundTruth
 from .statistics_collector import LogitStatisticsCollector
+from .stored_predictions import StoredPredictions, sweep_stored
 from .sweep import sweep
 from .sweep_predictions import SweepPredictions
-from .sweep_results import evaluate_sweep, format_table, sweep_results
+from .sweep_results import best_of_grid, evaluate_sweep, format_table, sweep_results
 
 __all__ = [
     "Detections",
@@ -17,7 +18,9 @@ __all__ = [
     "LvisGroundTruth",
     "LvisResult",
     "RleMasks",
+    "StoredPredictions",
     "SweepPredictions",
+    "best_of_grid",
     "collect_from_config",
     "collect_statistics",
     "evaluate_lvis",
@@ -25,4 +28,5 @@ __all__ = [
     "format_table",
     "sweep",
     "sweep_results",
+    "sweep_stored",
 ]

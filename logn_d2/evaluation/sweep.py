@@ -20,9 +20,11 @@ from torch import nn
 
 from ..data.rng import preserved_rng
 from .lvis_ground_truth import LvisGroundTruth
+from .prediction_store import StoreWriter
 from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
-from .sweep_runner import Calibrations, SweepRunner
+from .sweep_ranking import Calibrations
+from .sweep_runner import SweepRunner
 
 __all__ = ["sweep"]
 
@@ -40,6 +42,8 @@ def sweep(
     chunk_size: int = 200,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    store_info: Mapping[str, Any] | None = None,
 ) -> SweepPredictions:
     """Detections of a model under many calibrations, for little more than one inference pass.
 
@@ -64,29 +68,41 @@ def sweep(
             at most.
         resume (bool): go on from the files of an interrupted sweep with the same settings.
         settings (Mapping): whatever else must be the same for that.
+        store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
+            other calibrations without the model; None stores nothing.
+        store_info (Mapping): noted there, for people: data set, weights.
 
     Returns:
         SweepPredictions: of all images; without ``output_dir`` on process 0 only, while the others
         have their own images.
 
     Raises:
-        ValueError: calibrations that do not fit the model.
+        ValueError: calibrations that do not fit the model; a model whose predictions can't be
+            stored, since its scores are no softmax or sigmoid of its logits.
 
     Example:
         >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
         >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
-    runner = SweepRunner(model, calibrations, average, ground_truth)
+    keep = None if store is None else StoreWriter(store, ground_truth)
+    runner = SweepRunner(model, calibrations, average, ground_truth, keep)
     with preserved_rng(), _evaluation_mode(model):
         first = loader_from(loader, 0)
         # How images are shared out decides which of them a chunk has.
         decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
+        if keep is not None:
+            decisive["store"] = str(keep.folder.resolve())
         digest = pass_digest(model, first, decisive)
-        writer = SweepWriter(
-            list(calibrations), output_dir, digest, chunk_size=chunk_size, resume=resume
-        )
+        options = {"chunk_size": chunk_size, "resume": resume}
+        if keep is not None:
+            # First what is stored: a chunk says that its images are done.
+            options["before_chunk"] = keep.flush
+        writer = SweepWriter(list(calibrations), output_dir, digest, **options)
+        if keep is not None:
+            header = {**runner.describe(), "info": dict(store_info or {})}
+            keep.open(digest, header, writer.num_batches)
         rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
-        collector, start = _Collector(writer), time.perf_counter()
+        collector, start = _Collector(writer, keep), time.perf_counter()
         predictions = inference_on_dataset(runner, rest, collector)["predictions"]
     rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
     logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
@@ -96,8 +112,9 @@ def sweep(
 class _Collector(DatasetEvaluator):
     """Hands predictions on to the writer."""
 
-    def __init__(self, writer: SweepWriter) -> None:
+    def __init__(self, writer: SweepWriter, keep: StoreWriter | None) -> None:
         self._writer = writer
+        self._keep = keep
         self.num_images = 0
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: ImagePredictions) -> None:
@@ -105,6 +122,8 @@ class _Collector(DatasetEvaluator):
         self.num_images += len(inputs)
 
     def evaluate(self) -> dict[str, SweepPredictions]:
+        if self._keep is not None:
+            self._keep.finish()
         return {"predictions": self._writer.finish()}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,15 @@ class ImagePredictions:
         union (Detections): U different detections; their scores mean nothing.
         index (tuple[ndarray, ...]): for each calibration, (D,) int32 positions in the union.
         score (tuple[ndarray, ...]): for each calibration, (D,) float32.
+        missing (ndarray): (U,) bool, detections that have an empty mask because theirs is not
+            known; None where all are known.
     """
 
     image_ids: tuple[int, ...]
     union: Detections
     index: tuple[np.ndarray, ...]
     score: tuple[np.ndarray, ...]
+    missing: np.ndarray | None = None
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImagePredictions]) -> ImagePredictions:
@@ -64,6 +67,7 @@ class ImagePredictions:
                 for c in calibrations
             ),
             score=tuple(np.concatenate([p.score[c] for p in parts]) for c in calibrations),
+            missing=_joined([part.missing for part in parts]),
         )
 
     def to_arrays(self) -> Arrays:
@@ -73,7 +77,14 @@ class ImagePredictions:
         for number, (index, score) in enumerate(zip(self.index, self.score, strict=True)):
             arrays[f"index{number}"] = index.astype(np.int32)
             arrays[f"score{number}"] = score.astype(np.float32)
+        if self.missing is not None:
+            arrays["missing"] = self.missing
         return arrays
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """All parts of one sweep, which are all None or all arrays."""
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 class SweepPredictions:
@@ -143,13 +154,31 @@ class SweepPredictions:
         Raises:
             KeyError: no calibration has that name; the message lists those that there are.
         """
-        if name not in self.names:
-            known = ", ".join(self.names)
-            raise KeyError(f"There is no calibration '{name}' in this sweep. It has: {known}.")
-        number = self.names.index(name)
+        number = self._number(name)
         return Detections.concatenate(
             [_detections_of(chunk, number) for chunk in self._open_chunks()]
         )
+
+    def missing_masks(self, name: str) -> int:
+        """How many of a calibration's detections have an empty mask because theirs is not known.
+
+        None in a sweep with the network; see `sweep_stored` for the other kind.
+
+        Raises:
+            KeyError: no calibration has that name.
+        """
+        number = self._number(name)
+        return sum(
+            int(chunk["missing"][chunk[f"index{number}"]].sum())
+            for chunk in self._open_chunks()
+            if "missing" in chunk
+        )
+
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise KeyError(f"There is no calibration '{name}' in this sweep. It has: {known}.")
+        return self.names.index(name)
 
     def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
         for chunk in self._chunks:
@@ -170,6 +199,7 @@ class SweepWriter:
         digest (str): of everything that decides the result; part of the files' names.
         chunk_size (int): images in a chunk.
         resume (bool): keep what an interrupted sweep with this digest has written.
+        before_chunk (Callable): called before each chunk is written.
     """
 
     def __init__(
@@ -180,8 +210,10 @@ class SweepWriter:
         *,
         chunk_size: int = 200,
         resume: bool = False,
+        before_chunk: Callable[[], None] = lambda: None,
     ) -> None:
         self._names = tuple(names)
+        self._before_chunk = before_chunk
         self._folder = None if folder is None else Path(folder)
         self._digest = digest
         self._share = f"{comm.get_rank()}of{comm.get_world_size()}"
@@ -204,6 +236,7 @@ class SweepWriter:
         """Writes what has been added since the last chunk."""
         if not self._pending:
             return
+        self._before_chunk()
         arrays: Arrays = ImagePredictions.concatenate(self._pending).to_arrays()
         if self._folder is None:
             self._in_memory.append(arrays)

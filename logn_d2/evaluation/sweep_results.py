@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tabulate import tabulate
 
 from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import SweepPredictions
+from .sweep_ranking import is_looked_at
 
-__all__ = ["evaluate_sweep", "format_table", "sweep_results"]
+__all__ = ["best_of_grid", "evaluate_sweep", "format_table", "sweep_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def sweep_results(
         tasks (Sequence[str]): "bbox" and "segm"; masks are left out where either side has none.
 
     Returns:
-        dict: name -> task -> result, in the order of the calibrations.
+        dict: name -> task -> result, in the order of the calibrations. "segm" is left out for a
+        calibration of which a mask that the evaluation looks at is not known (`sweep_stored`).
 
     Raises:
         ValueError: the ground truth is of another data set.
@@ -46,6 +48,15 @@ def sweep_results(
         own_tasks = list(tasks)
         if "segm" in own_tasks and (ground_truth.masks is None or not predictions.has_masks):
             logger.info("The model or the annotations have no masks: only boxes are evaluated.")
+            own_tasks.remove("segm")
+        missing = predictions.missing_masks(name)
+        if "segm" in own_tasks and missing:
+            looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
+            logger.warning(
+                "The masks of %s are not evaluated: %d of the %d detections that the evaluation "
+                "looks at (%.2f %%) have no stored mask. Name it in the sweep that stores.",
+                *(name, missing, looked_at, 100 * missing / looked_at),
+            )
             own_tasks.remove("segm")
         results[name] = {task: evaluate_lvis(ground_truth, detections, task) for task in own_tasks}
         scores = [f"{task} {result.as_dict()['AP']:.2f}" for task, result in results[name].items()]
@@ -66,11 +77,35 @@ def evaluate_sweep(
     }
 
 
-def format_table(rows: Metrics) -> str:
+def best_of_grid(rows: Metrics, members: Sequence[str]) -> str:
+    """The calibration of a grid with the highest box AP; the first one of equals.
+
+    A parameter that is chosen on the images that it is evaluated on promises too much: choose it on
+    others.
+
+    Args:
+        rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
+        members (Sequence[str]): at least one name.
+
+    Example:
+        >>> rows = {"a": {"bbox": {"AP": 1.0}}, "b": {"bbox": {"AP": 2.0}}}
+        >>> best_of_grid(rows, ["a", "b"])
+        'b'
+    """
+
+    def box_ap(name: str) -> float:
+        ap = rows[name]["bbox"]["AP"]
+        return -math.inf if math.isnan(ap) else ap
+
+    return max(members, key=box_ap)
+
+
+def format_table(rows: Metrics, marked: Collection[str] = ()) -> str:
     """One text table of AP, APr, APc and APf for boxes and masks.
 
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
+        marked (Collection[str]): names that get a star.
 
     Returns:
         str: one line for each calibration, in the given order; "-" where there is nothing to find.
@@ -87,7 +122,10 @@ def format_table(rows: Metrics) -> str:
     for task in tasks:
         headers += [f"{_TITLES[task]} AP", *_METRICS[1:]]
     lines = [
-        [name, *(_cell(by_task.get(task, {}).get(m)) for task in tasks for m in _METRICS)]
+        [
+            f"{name} *" if name in marked else name,
+            *(_cell(by_task.get(task, {}).get(m)) for task in tasks for m in _METRICS),
+        ]
         for name, by_task in rows.items()
     ]
     align = ["left", *["right"] * (len(headers) - 1)]

@@ -21,7 +21,6 @@ from logn_d2.core import AffineCalibration
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.evaluation import (
     Detections,
-    LvisGroundTruth,
     SweepPredictions,
     evaluate_lvis,
     evaluate_sweep,
@@ -33,7 +32,6 @@ from logn_d2.modeling import attach
 from logn_d2.modeling.box_predictors import find_box_predictors
 
 from .small_detectors import (
-    CLASS_NAMES,
     NUM_CLASSES,
     TRAIN,
     draw_images,
@@ -41,9 +39,16 @@ from .small_detectors import (
     small_config,
     small_model,
 )
-
-STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
-NUM_IMAGES = 5
+from .small_sweeps import (
+    CASCADE,
+    NUM_IMAGES,
+    STANDARD,
+    assert_equal,
+    calibrations,
+    count_passes,
+    ground_truth,
+    interrupted_after,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,19 +79,6 @@ def model(models: dict[str, nn.Module]) -> nn.Module:
 @pytest.fixture(scope="module")
 def loader(data_set: list[dict]) -> list[list[dict]]:
     return list(build_evaluation_loader(small_config(), TRAIN))
-
-
-def calibrations(stages: int = 1, count: int = 3) -> dict[str, list[AffineCalibration]]:
-    """The one that changes nothing, and some that move the ranking."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn() -> AffineCalibration:
-        scale = 0.5 + torch.rand(NUM_CLASSES, generator=generator)
-        shift = torch.randn(NUM_CLASSES, generator=generator)
-        return AffineCalibration(scale, shift)
-
-    named = {f"drawn {number}": [drawn() for _ in range(stages)] for number in range(count)}
-    return {"uncalibrated": [AffineCalibration.identity(NUM_CLASSES)] * stages, **named}
 
 
 @contextmanager
@@ -130,14 +122,6 @@ def detectron2_detections(
             instances = [output["instances"] for output in model(batch)]
             parts.append(Detections.from_instances(instances, [x["image_id"] for x in batch]))
     return Detections.concatenate(parts)
-
-
-def assert_equal(left: Detections, right: Detections) -> None:
-    """Bit for bit, and in the same order."""
-    arrays, others = left.to_arrays(), right.to_arrays()
-    assert arrays.keys() == others.keys()
-    for name in arrays:
-        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
 
 
 # Equality
@@ -269,35 +253,6 @@ def test_predictions_on_disk_equal_those_in_memory(
     same_predictions(in_memory, on_disk)
     same_predictions(in_memory, SweepPredictions.load(tmp_path / "new" / "x"))
     assert len(list((tmp_path / "new" / "x").glob("*.npz"))) == 3
-
-
-class Interruption(Exception):
-    pass
-
-
-@contextmanager
-def interrupted_after(images: int) -> Iterator[None]:
-    call, seen = SweepRunner.__call__, []
-
-    def call_or_stop(self: SweepRunner, inputs: list) -> object:
-        if len(seen) == images:
-            raise Interruption
-        seen.append(inputs)
-        return call(self, inputs)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
-        patch.setattr(SweepRunner, "__call__", call_or_stop)
-        yield
-
-
-@contextmanager
-def count_passes(model: nn.Module) -> Iterator[list[int]]:
-    passes: list[int] = []
-    handle = model.backbone.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        yield passes
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("factory", [False, True])
@@ -436,41 +391,6 @@ def test_unknown_names_list_the_known_ones(model: nn.Module, loader: list) -> No
 
 
 # Evaluation
-
-
-def ground_truth(
-    records: list[dict], masks: bool = True, negatives: list[list[int]] | None = None
-) -> LvisGroundTruth:
-    annotations = []
-    for record in records:
-        for each in record["annotations"]:
-            x0, y0, x1, y1 = each["bbox"]
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record["image_id"],
-                "category_id": each["category_id"] + 1,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-            }
-            polygons = {"segmentation": each["segmentation"]} if masks else {}
-            annotations.append({**annotation, **polygons})
-    images = [
-        {
-            "id": record["image_id"],
-            "height": record["height"],
-            "width": record["width"],
-            "neg_category_ids": [1, 2, 3, 4] if negatives is None else negatives[index],
-            "not_exhaustive_category_ids": [],
-        }
-        for index, record in enumerate(records)
-    ]
-    categories = [
-        {"id": index + 1, "name": name, "frequency": "ffcr"[index]}
-        for index, name in enumerate(CLASS_NAMES)
-    ]
-    return LvisGroundTruth.from_dict(
-        {"images": images, "annotations": annotations, "categories": categories}
-    )
 
 
 def test_results_equal_those_of_each_calibrated_model(

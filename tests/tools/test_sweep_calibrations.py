@@ -119,6 +119,61 @@ def test_table_and_results_are_of_every_calibration(
     np.testing.assert_equal(again.to_dict(), results.to_dict())
 
 
+def with_calibrations(arguments: list[str], *texts: str) -> list[str]:
+    first, end = arguments.index("--calibrations") + 1, arguments.index("--output")
+    return [*arguments[:first], *texts, *arguments[end:]]
+
+
+def test_stored_predictions_need_neither_weights_nor_network(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--save-predictions", f"{folder}/store")
+    assert tool.run(tool.parse_args(arguments(folder, "storing", *more))) == 0
+    expected = Results.load(folder / "storing" / "results.json")
+
+    def fail(*args: object) -> None:
+        raise AssertionError("A network was built.")
+
+    monkeypatch.setattr(tool, "build_model", fail)
+    later = arguments(folder, "later", "--predictions", f"{folder}/store")[:-2]  # no MODEL.WEIGHTS
+    assert tool.run(tool.parse_args(later)) == 0
+    found = Results.load(folder / "later" / "results.json")
+    for row in expected.rows:
+        np.testing.assert_equal(found.row(row.calibration).tasks, row.tasks)
+    assert found.provenance["weights"] == f"{folder}/model.pth"
+    # Another calibration finds boxes whose masks are not stored.
+    other = with_calibrations(later, "logn", "temperature(temperature=0.2)")
+    assert tool.run(tool.parse_args(other)) == 0
+    results = Results.load(folder / "later" / "results.json")
+    assert results.tasks == ("bbox",)
+    np.testing.assert_equal(results.row("logn").tasks["bbox"], expected.row("logn").tasks["bbox"])
+    log = (folder / "later" / "log.txt").read_text()
+    assert "The masks of temperature(temperature=0.2) are not evaluated" in log
+
+
+def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    grid = "temperature(temperature=[0.1, 1, 9])"
+    names = [f"temperature(temperature={value})" for value in ("0.1", "1", "9")]
+    command = with_calibrations(arguments(folder, "grid"), grid, "logn")
+    assert tool.run(tool.parse_args(command)) == 0
+    output = capsys.readouterr().out
+    results = Results.load(folder / "grid" / "results.json")
+    assert [row.calibration for row in results.rows] == ["uncalibrated", *names, "logn"]
+    best = max(names, key=lambda name: results.row(name).tasks["bbox"]["AP"])
+    starred = [line.split("|")[1] for line in output.splitlines() if line.startswith("|")]
+    assert [name.strip() for name in starred if "*" in name] == [f"{best} *"]
+    assert results.provenance["chosen"] == [best]
+    assert f"best box AP of its grid on {NAME}" in output and "promise too much" in output
+    elsewhere = [*command[:-2], "--choose-on", NAME, *command[-2:]]
+    assert tool.run(tool.parse_args(elsewhere)) == 0
+    output = capsys.readouterr().out
+    assert f"{best} *" in output and "promise too much" not in output
+    sweeps = [SweepPredictions.load(folder / "grid" / f"sweep{n}") for n in ("", "_to_choose")]
+    assert sweeps[0].names == sweeps[1].names
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
     command = [sys.executable, SCRIPT, *arguments(folder, "two", "--num-processes", "2")]
@@ -166,6 +221,24 @@ def test_mistakes_are_found_before_any_work(
         tool.run(tool.parse_args(changed))
     assert ending.value.code == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--calibrations norcal(gamma=0:1:0)", "0:1:0 is empty or endless"),
+        ("--predictions p --save-predictions q", "goes without --save-predictions"),
+        ("--predictions p --choose-on d", "goes without --save-predictions, --choose-on"),
+        ("--predictions p --num-processes 2", "and --num-processes"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    tool: ModuleType, capsys: pytest.CaptureFixture, more: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        tool.parse_args(["--config-file", "c", "--output", "o", *more.split()])
+    assert ending.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_config_keys_among_the_calibrations_are_a_mistake(

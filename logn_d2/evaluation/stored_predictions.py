@@ -1,0 +1,329 @@
+"""Reads what `StoreWriter` wrote, and sweeps over it: no network, no weights.
+
+Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages, U
+different detections in an image over all calibrations.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from ..core import AffineCalibration
+from .detections import Detections, RleMasks
+from .lvis_ground_truth import LvisGroundTruth
+from .prediction_store import ACTIVATIONS, FORMAT, MANIFEST, VERSION, read_manifest
+from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
+from .sweep_ranking import (
+    Calibrations,
+    RawPredictions,
+    Union,
+    calibrations_digest,
+    check_average,
+    check_calibrations,
+    empty_masks,
+    find_unions,
+    is_looked_at,
+    scaled,
+)
+
+__all__ = ["StoredPredictions", "sweep_stored"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _StoredImage:
+    """One image of a store: its logits S x (Ri, K + 1), boxes (Ri, 4 or K * 4) and sizes."""
+
+    image_id: int
+    logits: list[Tensor]
+    boxes: Tensor
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Some images of a store.
+
+    Attributes:
+        images (list): the images.
+        activation (str): what makes scores from logits.
+        found (Detections): the detections whose masks are known; None for a model without masks.
+    """
+
+    images: list[_StoredImage]
+    activation: str
+    found: Detections | None
+
+
+class StoredPredictions:
+    """A model's raw predictions on a data set.
+
+    Attributes:
+        folder (Path): where they are.
+        num_classes (int): K.
+        num_stages (int): S.
+        has_masks (bool): whether the model has a mask head.
+        selection (tuple): the model's score and overlap thresholds and number of detections.
+        fingerprints (list[Tensor]): (K + 1,) of each stage's classifier, or None.
+        calibrations (list[str]): the masks are those of what these calibrations find.
+        info (dict): whatever the sweep was told to note.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.digest: str = manifest["digest"]
+        self.num_classes: int = manifest["num_classes"]
+        self.num_stages: int = manifest["num_stages"]
+        self.has_masks: bool = manifest["has_masks"]
+        threshold, overlap, topk = manifest["selection"]
+        self.selection = (float(threshold), float(overlap), int(topk))
+        self.fingerprints = [
+            None if each is None else torch.tensor(each, dtype=torch.float64)
+            for each in manifest["fingerprints"]
+        ]
+        self.calibrations: list[str] = manifest["calibrations"]
+        self.info: dict[str, Any] = manifest["info"]
+        self._shards = [folder / Path(name).name for name in manifest["shards"]]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> StoredPredictions:
+        """Opens a store; the shards are read when they are needed.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not whole, damaged, or of a newer format.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest:
+            raise FileNotFoundError(
+                f"There are no stored predictions in '{folder}' (no {MANIFEST} of logn_d2). Make "
+                "them with: tools/sweep_calibrations.py --config-file CONFIG --output DIR "
+                f"--save-predictions {folder} MODEL.WEIGHTS WEIGHTS"
+            )
+        if manifest["version"] > VERSION:
+            raise ValueError(
+                f"The predictions in '{folder}' have format version {manifest['version']}, this "
+                f"logn_d2 reads up to {VERSION}. Update logn_d2."
+            )
+        if manifest.get("shards") is None:
+            raise ValueError(
+                f"The predictions in '{folder}' are not whole: their sweep was interrupted. Repeat "
+                "its command with --resume to finish it."
+            )
+        try:
+            stored = cls(folder, manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
+        missing = [path.name for path in stored._shards if not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(stored._shards)} files of the predictions in '{folder}' "
+                f"are missing, the first is {missing[0]}. Copy the whole folder."
+            )
+        return stored
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64, in the order of the pass."""
+        ids = [_tensors(path, ("image",))["image"][:, 0].numpy() for path in self._shards]
+        return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+
+    def check(self, ground_truth: LvisGroundTruth) -> None:
+        """Checks that these are predictions for a data set.
+
+        Raises:
+            ValueError: its classes or images are others.
+        """
+        if ground_truth.num_classes != self.num_classes:
+            raise ValueError(
+                f"The predictions in '{self.folder}' are of {self.num_classes} classes, the data "
+                f"set has {ground_truth.num_classes}. Name the data set that they are of."
+            )
+        ids = self.image_ids
+        foreign = np.setdiff1d(ids, ground_truth.image_ids)
+        lacking = np.setdiff1d(ground_truth.image_ids, ids)
+        if len(foreign) or len(lacking):
+            raise ValueError(
+                f"The predictions in '{self.folder}' are of another data set: {len(foreign)} of "
+                f"their {len(ids)} images are not in it, and {len(lacking)} of its "
+                f"{ground_truth.num_images} are not in them. They were made for "
+                f"{self.info.get('data set', 'an unknown one')}."
+            )
+
+    def shards(self) -> Iterator[_Shard]:
+        """The images, some at a time.
+
+        Raises:
+            ValueError: a file is damaged, or does not belong here.
+        """
+        for path in self._shards:
+            tensors = _tensors(path)
+            try:
+                yield _shard(tensors, self.num_stages, self.num_classes)
+            except (KeyError, RuntimeError) as error:
+                raise ValueError(f"'{path}' is damaged ({error}).") from error
+
+
+def sweep_stored(
+    stored: StoredPredictions,
+    calibrations: Calibrations,
+    *,
+    average: str = "probs",
+    ground_truth: LvisGroundTruth | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> SweepPredictions:
+    """What `sweep` finds, from stored predictions; boxes, classes and scores equal bit for bit.
+
+    That holds on the kind of device that the predictions were made on. A mask is known where a
+    calibration of the storing sweep has found its detection; `SweepPredictions.missing_masks` tells
+    how many are not, and `sweep_results` evaluates masks only where none is.
+
+    Args:
+        stored (StoredPredictions): of a data set.
+        calibrations (Mapping): name -> one calibration for each cascade stage.
+        average (str): what a cascade averages over stages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): what the predictions will be evaluated with; masks that it
+            does not look at are not missed.
+        output_dir (PathLike): folder for the predictions; None keeps them in memory.
+        device (str or torch.device): to compute on.
+
+    Returns:
+        SweepPredictions: of all images.
+
+    Raises:
+        ValueError: calibrations or ground truth do not fit, or a file is damaged.
+
+    Example:
+        >>> stored = StoredPredictions.load("output/predictions")  # doctest: +SKIP
+        >>> predictions = sweep_stored(stored, calibrations)  # doctest: +SKIP
+    """
+    check_average(average)
+    check_calibrations(calibrations, [stored.num_classes] * stored.num_stages)
+    if ground_truth is not None:
+        stored.check(ground_truth)
+    on_device = [[copy.deepcopy(each).to(device) for each in s] for s in calibrations.values()]
+    decisive = [stored.digest, list(calibrations), calibrations_digest(calibrations), average]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    writer = SweepWriter(list(calibrations), output_dir, digest)
+    for shard in stored.shards():
+        masks = _KnownMasks(shard.found) if shard.found is not None else None
+        for image in shard.images:
+            union = _union(image, shard.activation, on_device, average, stored.selection)
+            writer.add(_predictions(image, union, masks, ground_truth))
+    return writer.finish()
+
+
+@torch.no_grad()
+def _union(
+    image: _StoredImage,
+    activation: str,
+    calibrations: Sequence[Sequence[AffineCalibration]],
+    average: str,
+    selection: tuple[float, float, int],
+) -> Union:
+    device = calibrations[0][0].column_scale.device
+    raw = RawPredictions(
+        logits=[each.to(device) for each in image.logits],
+        scorers=[lambda logits: [ACTIVATIONS[activation](logits)]] * len(image.logits),
+        boxes=[image.boxes.to(device)],
+        image_sizes=[image.image_size],
+    )
+    (union,) = find_unions(raw, calibrations, average, selection)
+    return union
+
+
+def _predictions(
+    image: _StoredImage,
+    union: Union,
+    masks: _KnownMasks | None,
+    ground_truth: LvisGroundTruth | None,
+) -> ImagePredictions:
+    """Scaled to the image, with the masks that are known."""
+    everything = torch.arange(len(union), device=union.classes.device)
+    instances = union.instances(image.image_size, everything)
+    part = scaled(instances, image.image_id, image.output_size)
+    if masks is None:
+        return union.predictions(image.image_id, [part])
+    detections, known = masks.given_to(part.detections, image.output_size)
+    looked_at = is_looked_at(ground_truth, detections.image_id, detections.category)
+    found = union.predictions(image.image_id, [replace(part, detections=detections)])
+    return replace(found, missing=looked_at & ~known)
+
+
+class _KnownMasks:
+    """Masks by image, class and box."""
+
+    def __init__(self, found: Detections) -> None:
+        self._masks = found.masks
+        self._position = {key: index for index, key in enumerate(_keys(found))}
+
+    def given_to(
+        self, detections: Detections, size: tuple[int, int]
+    ) -> tuple[Detections, np.ndarray]:
+        """The detections of one image with masks, empty where not known; and where they are."""
+        position = np.array([self._position.get(key, -1) for key in _keys(detections)], dtype=int)
+        known = position >= 0
+        nothing = empty_masks(1, size)
+        if self._masks is None or not known.any():
+            masks = nothing.take(np.zeros(len(position), dtype=int))
+            return replace(detections, masks=masks), known
+        some = RleMasks.concatenate([self._masks.take(position[known]), nothing])
+        index = np.where(known, np.cumsum(known) - 1, len(some) - 1)
+        return replace(detections, masks=some.take(index)), known
+
+
+def _keys(detections: Detections) -> list[tuple[int, int, bytes]]:
+    """Equal for detections of one image, class and box, bit for bit."""
+    boxes = detections.box.astype(np.float32)
+    columns = (detections.image_id.tolist(), detections.category.tolist(), boxes)
+    return [(i, c, box.tobytes()) for i, c, box in zip(*columns, strict=True)]
+
+
+def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard:
+    rows = tensors["image"].tolist()
+    counts = [row[1] for row in rows]
+    stages = [tensors[f"logits{index}"].split(counts) for index in range(num_stages)]
+    boxes = tensors["boxes"].split(counts)
+    columns = {stage.shape[1] for of_stage in stages for stage in of_stage}
+    if not columns <= {num_classes + 1} or tensors["activation"] not in ACTIVATIONS:
+        raise KeyError(f"{columns} columns, {tensors['activation']}")
+    images = [
+        _StoredImage(row[0], list(logits), box, (row[2], row[3]), (row[4], row[5]))
+        for row, box, *logits in zip(rows, boxes, *stages, strict=True)
+    ]
+    start = "found_"
+    found = {k.removeprefix(start): v.numpy() for k, v in tensors.items() if k.startswith(start)}
+    return _Shard(images, tensors["activation"], Detections.from_arrays(found) if found else None)
+
+
+def _tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Some or all tensors of a shard, and its activation."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names or file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"'{path}' is not a whole file of predictions ({error}). It was cut off or changed: "
+            "make the predictions again, or copy them again."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"'{path}' is not a file of predictions of logn_d2.")
+    return {**tensors, "activation": metadata.get("activation")}
