@@ -36,6 +36,10 @@ def add_logn_config(cfg: CN) -> None:
     # Classification loss of the box head, a name or a call, such as "eql_v2" or
     # "seesaw(p=0.8, q=2.0)" (docs/losses.md); "" is Detectron2's own.
     node.LOSS = ""
+    # Second stage of decoupled training, from MODEL.WEIGHTS of the first: "crt" (a new classifier),
+    # "classifier" (the classifier trained on), "lws" (one scale a class), "heads" (LOCE's: both
+    # classifier and box regression, RPN and mask head); "" trains everything.
+    node.SECOND_STAGE = ""
     # Temperature of the cosine classifier and of the cosine mask predictor (paper: 20).
     node.TEMPERATURE = 20.0
     # Cascade: average the stages' "probs" (Detectron2) or "logits" (the released LogN code).

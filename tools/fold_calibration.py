@@ -48,6 +48,7 @@ from logn_d2.modeling import (
     plain_config,
     predictor_fingerprint,
 )
+from logn_d2.modeling.box_predictors import classifier_reader
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Boxes of two models that overlap more are the same box, but for rounding.
@@ -147,7 +148,9 @@ def calibrations_for(cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
         StatisticsError: the statistics are another model's, or of other weights.
     """
     predictors = find_box_predictors(model)
-    calibrations, statistics = calibrations_from_config(cfg, len(predictors))
+    calibrations, statistics = calibrations_from_config(
+        cfg, len(predictors), [classifier_reader(predictor) for predictor in predictors]
+    )
     if statistics is not None:
         statistics.check(
             num_classes=statistics.num_classes,

@@ -21,6 +21,7 @@ from .checks import (
     check_weights,
 )
 from .evaluation import Results, calibration_name, evaluate_calibrations
+from .second_stage import check_second_stage
 from .statistics import collect
 from .trainer import Trainer, evaluator_class
 
@@ -58,6 +59,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     text = calibration_name(cfg, node.COLLECT.ENABLED)
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED)
     check_collection_settings(cfg)
+    check_second_stage(cfg)
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _check_evaluators(cfg)
     check_images(cfg.DATASETS.TEST)

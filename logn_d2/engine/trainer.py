@@ -16,6 +16,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
+from torch.optim import Optimizer
 
 from ..core import LogitStatistics
 from ..data.loader import training_images
@@ -24,6 +25,13 @@ from ..evaluation import LVISFormEvaluator
 from .checkpoint import AtomicCheckpointer
 from .evaluation import Results, calibration_name, check_head, evaluate_calibrations
 from .hooks import StatisticsHook
+from .second_stage import (
+    classifier_state,
+    freeze,
+    get_second_stage,
+    optimizer_config,
+    restore_classifiers,
+)
 from .statistics import collect, statistics_path, without_calibration
 
 __all__ = ["Trainer", "build_evaluator", "evaluator_class"]
@@ -53,8 +61,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model with raw logits: calibrations come from the evaluation."""
-        return super().build_model(without_calibration(cfg))
+        """The model with raw logits: calibrations come from the evaluation.
+
+        In a second stage, all that it does not train is frozen.
+        """
+        model = super().build_model(without_calibration(cfg))
+        stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
+        if stage is not None:
+            freeze(model, stage)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Detectron2's optimizer of what is trained."""
+        return super().build_optimizer(optimizer_config(cfg), model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
@@ -92,7 +112,14 @@ class Trainer(DefaultTrainer):
                 "the earlier one, add --resume.",
                 self.cfg.OUTPUT_DIR,
             )
+        goes_on = resume and self.checkpointer.has_checkpoint()
+        stage = get_second_stage(self.cfg.MODEL.LOGN.SECOND_STAGE)
+        if stage is None or not stage.renewed or goes_on:
+            super().resume_or_load(resume)
+            return
+        fresh = classifier_state(self.model)
         super().resume_or_load(resume)
+        restore_classifiers(self.model, fresh)
 
     def after_train(self) -> None:
         """As Detectron2's, which counts one iteration too many for a training that was finished."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core.calibration_registry import Classifier
 
 __all__ = ["TrainingClassCounts", "calibrations_from_config", "known_class_names", "logn_node"]
 
@@ -26,13 +29,14 @@ def logn_node(cfg: CfgNode) -> CfgNode:
 
 
 def calibrations_from_config(
-    cfg: CfgNode, num_stages: int
+    cfg: CfgNode, num_stages: int, classifiers: Sequence[Classifier] | None = None
 ) -> tuple[list[AffineCalibration | None], LogitStatistics | None]:
     """The calibration of each box predictor.
 
     Args:
         cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
         num_stages (int): S, 1 for heads without cascade.
+        classifiers (Sequence[Callable]): see `stage_calibrations`; None if there is no model yet.
 
     Returns:
         tuple[list, LogitStatistics]: S calibrations, each None where there is none; and the
@@ -61,6 +65,7 @@ def calibrations_from_config(
         num_stages=num_stages,
         statistics=statistics,
         counts=TrainingClassCounts(cfg),
+        classifiers=classifiers,
     )
     return list(calibrations), statistics
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, fold_cosine, fold_linear
 from .attach import Site, calibration_of, find_sites, release
 from .box_predictors import unwrapped
+from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
@@ -82,6 +83,7 @@ def fold(
         _assign(layer, parameters)
     for site in sites:
         release(site.owner)
+        merge_class_scales(site.classifier)
     return model
 
 
@@ -122,6 +124,7 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
         return cfg
     if parts_of_logn_d2(model):
         cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
+        cfg.MODEL.LOGN.SECOND_STAGE = ""  # scales that it learnt are in the weights now
         return cfg
     twins = {heads.__name__: twin for heads, twin in _TWINS.items()}
     cfg.MODEL.ROI_HEADS.NAME = twins.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
@@ -130,15 +133,14 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
 
 
 def _carried(site: Site) -> AffineCalibration:
-    calibration = calibration_of(site.owner)
-    if calibration is None:
+    if calibration_of(site.owner) is None:
         raise ValueError(
             "This model carries no calibration to fold. Attach one first, or give it to fold()."
         )
     check = getattr(site.owner, "weights_check", None)
     if check is not None:  # otherwise made before the first calibrated output
         check(site.owner)
-    return calibration
+    return calibration_of(site.owner)  # which may have been waiting for the weights
 
 
 def _one_for_each(
@@ -169,7 +171,8 @@ def _last_layer(predictor: nn.Module) -> nn.Linear:
         layer = layer[-1]
     # A subclass may do anything with the weights; what counts is that it does what Linear does.
     linear = getattr(type(layer), "forward", None) is nn.Linear.forward
-    if not (linear or isinstance(layer, CosineLinear)) or "weight" not in layer._parameters:
+    known = linear or isinstance(layer, (CosineLinear, ScaledLinear))
+    if not known or "weight" not in layer._parameters:
         raise ValueError(
             f"The classifier of this {type(predictor).__name__} ends in a {type(layer).__name__}; "
             "a calibration can be folded into a Linear or CosineLinear named cls_score, with plain "
@@ -198,8 +201,12 @@ def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tenso
             gain = (gain.double() * layer.gain.double()).to(gain.dtype)
         folded = {"gain": gain.to(layer.weight.device), "bias": bias.to(layer.weight.device)}
     else:
-        weight, bias = fold_linear(layer.weight, layer.bias, calibration)
+        scaled = isinstance(layer, ScaledLinear)
+        weight = layer.weight * layer.gain[:, None] if scaled else layer.weight
+        weight, bias = fold_linear(weight, layer.bias, calibration)
         folded = {"weight": weight, "bias": bias}
+        if scaled:
+            folded["gain"] = torch.ones_like(layer.gain)
     if not all(tensor.isfinite().all() for tensor in folded.values()):
         raise ValueError(
             f"Folding '{calibration.name}' gives weights that are not finite in "

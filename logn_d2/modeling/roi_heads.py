@@ -6,6 +6,7 @@ Shapes: N images, S cascade stages, K foreground classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,10 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..core import LogitStatistics
-from .box_predictors import predictor_fingerprint
+from ..core import CalibrationInputs, LogitStatistics, build_calibration
+from .box_predictors import classifier_reader, predictor_fingerprint
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
+from .class_scales import add_class_scales
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
@@ -137,7 +139,10 @@ def _replacements(
     cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
 ) -> list[LogNFastRCNNOutputLayers]:
     """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
-    calibrations, statistics = calibrations_from_config(cfg, len(predictors))
+    weights = _WeightsToCome(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    calibrations, statistics = calibrations_from_config(
+        cfg, len(predictors), [weights] * len(predictors)
+    )
     counts, replacements = TrainingClassCounts(cfg), []
     # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
     # that come after it, and with them what a seed stands for.
@@ -152,6 +157,12 @@ def _replacements(
                 weights_check=_weights_check(statistics, stage),
             )
             _copy_weights(predictor, replacement)
+            if weights.were_asked_for:
+                replacement.weights_check = _FromWeights(
+                    calibration.name, statistics, counts, stage
+                )
+            if cfg.MODEL.LOGN.SECOND_STAGE == "lws":
+                add_class_scales(replacement)
             replacements.append(replacement)
     return replacements
 
@@ -163,6 +174,45 @@ def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutp
         theirs.pop("cls_score.bias")
         theirs = {name: each for name, each in theirs.items() if each.shape == own[name].shape}
     replacement.load_state_dict({**own, **theirs})
+
+
+class _WeightsToCome:
+    """Stands for a classifier whose weights are loaded later; notes whether they are asked for."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.were_asked_for = False
+        self._columns = num_classes + 1
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        self.were_asked_for = True
+        return torch.ones(self._columns, 1), torch.zeros(self._columns)
+
+
+@dataclass(frozen=True)
+class _FromWeights:
+    """A weights check that makes the calibration of the weights that are there."""
+
+    text: str
+    statistics: LogitStatistics | None
+    counts: TrainingClassCounts
+    stage: int
+
+    def __call__(self, predictor: LogNFastRCNNOutputLayers) -> None:
+        stage_statistics = None
+        if self.statistics is not None:
+            _check_weights(self.statistics, self.stage, predictor)
+            stage_statistics = self.statistics.stages[self.stage]
+        calibration = build_calibration(
+            self.text,
+            CalibrationInputs(
+                predictor.num_classes,
+                stage_statistics,
+                self.counts,
+                classifier=classifier_reader(predictor),
+                stage_index=self.stage,
+            ),
+        )
+        predictor.calibration = calibration.to(next(predictor.parameters()).device)
 
 
 def _weights_check(statistics: LogitStatistics | None, stage: int) -> partial | None:

@@ -1,0 +1,85 @@
+"""One factor for each class on a classifier's weights: what learnable weight scaling learns.
+
+A cosine classifier has a place for such factors already, its ``gain``. A linear one becomes a
+`ScaledLinear`, which has the same name for them in the state dict.
+
+Shapes: R RoIs, D feature channels, C logit columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cosine import CosineLinear
+
+__all__ = ["ScaledLinear", "add_class_scales", "merge_class_scales"]
+
+
+class ScaledLinear(nn.Linear):
+    """``z_c = gain_c w_c x + b_c``.
+
+    Args:
+        in_features (int): D.
+        out_features (int): C.
+        bias (bool): whether there is b.
+
+    Example:
+        >>> layer = ScaledLinear(2, 1)
+        >>> plain = layer(torch.ones(1, 2)) - layer.bias
+        >>> _ = layer.gain.data.fill_(3.0)
+        >>> torch.allclose(layer(torch.ones(1, 2)), 3 * plain + layer.bias)
+        True
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.gain = nn.Parameter(torch.ones(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, D) features to (R, C) logits."""
+        return F.linear(x, self.weight * self.gain[:, None], self.bias)
+
+
+def add_class_scales(predictor: nn.Module) -> None:
+    """Gives the classifier of a box predictor factors that can be learnt, 1 for now, in place.
+
+    Args:
+        predictor (nn.Module): its ``cls_score`` is a Linear or `CosineLinear`.
+
+    Raises:
+        ValueError: another classifier.
+    """
+    layer = getattr(predictor, "cls_score", None)
+    if isinstance(layer, ScaledLinear):
+        return
+    if isinstance(layer, CosineLinear):
+        gain = torch.ones_like(layer.weight[:, 0]) if layer.gain is None else layer.gain
+        layer._buffers.pop("gain", None)
+        layer.gain = nn.Parameter(gain.detach().clone())
+        return
+    if type(layer) is not nn.Linear:
+        raise ValueError(
+            f"The classifier of this {type(predictor).__name__} is a {type(layer).__name__}; the "
+            "second stage 'lws' scales a Linear or CosineLinear named cls_score."
+        )
+    scaled = ScaledLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    scaled.weight, scaled.bias = layer.weight, layer.bias
+    predictor.cls_score = scaled.to(layer.weight.device, layer.weight.dtype)
+
+
+@torch.no_grad()
+def merge_class_scales(predictor: nn.Module) -> None:
+    """Multiplies the factors of a `ScaledLinear` into its weights: it is a plain Linear again.
+
+    Args:
+        predictor (nn.Module): changed in place; predictors with other classifiers stay as they are.
+    """
+    layer = getattr(predictor, "cls_score", None)
+    if not isinstance(layer, ScaledLinear):
+        return
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    linear.weight = nn.Parameter(layer.weight * layer.gain[:, None])
+    linear.bias = layer.bias
+    predictor.cls_score = linear.train(layer.training)
