@@ -23,6 +23,7 @@ from ..evaluation import LvisGroundTruth, evaluate_sweep, format_table, sweep
 from ..modeling import (
     LogNFastRCNNOutputLayers,
     attach,
+    check_calibratable,
     find_box_predictors,
     predictor_fingerprint,
 )
@@ -61,7 +62,7 @@ def check_head(model: nn.Module, name: str) -> None:
         name (str): MODEL.ROI_HEADS.NAME, for the message.
 
     Raises:
-        ValueError: they are not ours.
+        ValueError: they are not ours, or were trained with a loss whose logits can't be calibrated.
     """
     if not _is_ours(model):
         raise ValueError(
@@ -70,6 +71,7 @@ def check_head(model: nn.Module, name: str) -> None:
             "CascadeROIHeads, LogNRes5ROIHeads for Res5ROIHeads; the weights stay the same), or "
             "call logn_d2.attach(model, STATISTICS) in a script of your own."
         )
+    check_calibratable(model)
 
 
 def evaluate_calibrations(
@@ -104,7 +106,7 @@ def evaluate_calibrations(
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
-        if _is_ours(model) and kind == "lvis":
+        if calibrations[UNCALIBRATED] and kind == "lvis":
             found = _one_pass(cfg, model, dataset, calibrations, resume)
         else:
             found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator)
@@ -118,7 +120,7 @@ def _calibrations(
 ) -> Calibrations:
     """Name -> one calibration a stage."""
     text = calibration_name(cfg, statistics is not None)
-    if not text and not _is_ours(model):
+    if not text and not (_is_ours(model) and _is_calibratable(model)):
         return {UNCALIBRATED: ()}  # any model can be evaluated as it is
     check_head(model, cfg.MODEL.ROI_HEADS.NAME)
     predictors, num_classes = find_box_predictors(model), cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -196,6 +198,11 @@ def _is_ours(model: nn.Module) -> bool:
     except ValueError:  # a detector without any
         return False
     return all(isinstance(each, LogNFastRCNNOutputLayers) for each in predictors)
+
+
+def _is_calibratable(model: nn.Module) -> bool:
+    losses = (predictor.loss for predictor in find_box_predictors(model))
+    return all(loss is None or loss.calibratable for loss in losses)
 
 
 def _folder(cfg: CfgNode, dataset: str) -> str:

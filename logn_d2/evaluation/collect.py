@@ -24,6 +24,7 @@ import logn_d2
 from ..core import LogitStatistics
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
+from ..modeling.box_predictors import check_calibratable
 from ..modeling.recording import LogitRecorder, Recording
 from .early_stopping import StoppingLoader
 from .partial_statistics import PartialStatistics
@@ -95,12 +96,14 @@ def collect_statistics(
 
     Raises:
         NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
-        ValueError: settings that do not fit together, or an empty loader.
+        ValueError: settings that do not fit together, an empty loader, or a model trained with a
+            loss whose logits can't be calibrated.
 
     Example:
         >>> loader = functools.partial(build_statistics_loader, cfg)  # doctest: +SKIP
         >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
     """
+    check_calibratable(model)  # statistics of other logits are of no use
     description = LogitStatistics(
         stages=(),
         class_names=tuple(class_names or ()),

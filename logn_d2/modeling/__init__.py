@@ -2,6 +2,7 @@
 
 from .attach import Attachment, attach, calibration_of, detach
 from .box_predictors import (
+    check_calibratable,
     classifier_parameters,
     find_box_predictors,
     num_classes_of,
@@ -31,6 +32,7 @@ __all__ = [
     "attach",
     "calibration_of",
     "calibrations_from_config",
+    "check_calibratable",
     "classifier_parameters",
     "combine_stages",
     "detach",

@@ -70,7 +70,8 @@ def attach(
     Raises:
         FileNotFoundError: there is no such statistics file.
         ValueError: the model has no box predictor or has a calibration already, or this one does
-            not fit: other classes, stages, class names, or weights. The model is then as it was.
+            not fit: other classes, stages, class names, or weights, or a loss whose logits can't be
+            calibrated. The model is then as it was.
 
     Example:
         >>> import torch

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import classifier_fingerprint
+from ..core import ClassificationLoss, classifier_fingerprint
 from .cosine import CosineLinear
 
 __all__ = [
+    "check_calibratable",
     "classifier_parameters",
     "classifier_reader",
     "find_box_predictors",
@@ -64,6 +65,20 @@ def num_classes_of(predictor: nn.Module) -> int | None:
         return num_classes
     weight = getattr(getattr(predictor, "cls_score", None), "weight", None)
     return len(weight) - 1 if isinstance(weight, Tensor) else None
+
+
+def check_calibratable(model: nn.Module) -> None:
+    """Raises an error if the loss of a box predictor has logits that can't be calibrated.
+
+    Args:
+        model (nn.Module): a detector, or its RoI heads, or a box predictor.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    for module in unwrapped(model).modules():
+        if isinstance(module, ClassificationLoss):
+            module.check_calibratable()
 
 
 def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] | None:

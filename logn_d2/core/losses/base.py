@@ -178,9 +178,11 @@ class SigmoidLoss(ClassificationLoss):
         return self.num_classes + self.unused_column
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(R, K + 1) sigmoid of the logits, and 0 for background."""
-        foreground = logits[:, : self.num_classes].sigmoid()
-        return torch.cat([foreground, torch.zeros_like(foreground[:, :1])], dim=1)
+        """(R, K + 1) sigmoid of the logits; without the unused column 0 for background."""
+        scores = logits.sigmoid()
+        if self.unused_column:  # as Detectron2, which drops its score as well
+            return scores
+        return torch.cat([scores, torch.zeros_like(scores[:, :1])], dim=1)
 
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(R,) sum over the classes of `entries`."""
