@@ -54,6 +54,6 @@ setup(
     extras_require={
         "evaluation": EVALUATION,
         "plots": PLOTS,
-        "dev": [*EVALUATION, *PLOTS, *EXPORT, "hypothesis", "pytest", "ruff"],
+        "dev": [*EVALUATION, *PLOTS, *EXPORT, "hypothesis", "pytest", "ruff", "tidecv"],
     },
 )

@@ -219,7 +219,8 @@ def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.nda
         error = outcomes.is_kind(without)
         mended = error & (outcomes.target >= 0)
         kept, hit = kept & (mended | ~error), hit | mended
-        category = np.where(mended, matches.gt_category[outcomes.target], category)
+        category = category.copy()
+        category[mended] = matches.gt_category[outcomes.target[mended]]
     ap = _ranked_ap(matches, np.flatnonzero(kept), category, hit, left)
     # Nothing is left to be found where nothing was found: still 0.
     nothing_left = np.isnan(ap) & (_objects_per_class(outcomes, to_find) > 0)
