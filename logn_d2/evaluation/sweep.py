@@ -26,7 +26,7 @@ from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
 from .sweep_ranking import Calibrations
 from .sweep_runner import SweepRunner
 
-__all__ = ["sweep"]
+__all__ = ["evaluation_mode", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def sweep(
     """
     keep = None if store is None else StoreWriter(store, ground_truth)
     runner = SweepRunner(model, calibrations, average, ground_truth, keep)
-    with preserved_rng(), _evaluation_mode(model):
+    with preserved_rng(), evaluation_mode(model):
         first = loader_from(loader, 0)
         # How images are shared out decides which of them a chunk has.
         decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
@@ -128,7 +128,7 @@ class _Collector(DatasetEvaluator):
 
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode everywhere, and each module's own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

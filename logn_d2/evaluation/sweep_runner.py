@@ -40,7 +40,7 @@ from .sweep_ranking import (
     scaled,
 )
 
-__all__ = ["SweepRunner"]
+__all__ = ["SweepRunner", "raw_predictions"]
 
 # Detections whose masks are computed and pasted at a time. Ten calibrations may find thousands of
 # different ones in an image, whose bitmaps would take gigabytes; on a CPU, what fits into the cache
@@ -118,7 +118,7 @@ class SweepRunner:
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImagePredictions:
         """All calibrations' detections in N images."""
         recording = self._recorder(list(inputs))
-        raw = _raw_predictions(recording)
+        raw = raw_predictions(recording)
         calibrations = list(self._calibrations.values())
         unions = find_unions(raw, calibrations, self._average, self.selection)
         parts = self._complete(inputs, recording, unions)
@@ -179,7 +179,7 @@ def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool 
     return replace(found, detections=replace(found.detections, masks=masks))
 
 
-def _raw_predictions(recording: Recording) -> RawPredictions:
+def raw_predictions(recording: Recording) -> RawPredictions:
     """What ranking needs of the network's pass."""
     last = recording.stages[-1]
     return RawPredictions(

@@ -1,0 +1,103 @@
+"""Pictures of an image's detections side by side, for TensorBoard and the demo.
+
+Shapes: H x W pixels of the image, D detections.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+__all__ = ["class_color", "draw_side_by_side", "enlarged"]
+
+_GAP_PX = 8
+_CAPTION_PX = 32
+_CAPTION_POINTS = 13
+_GOLDEN_RATIO = 0.618034
+_LONG_SIDE_PX = 480
+
+
+def enlarged(pixels: np.ndarray) -> np.ndarray:
+    """The image, larger where class names would hide it; it is never made smaller.
+
+    Args:
+        pixels (ndarray): (H, W, 3) uint8.
+
+    Returns:
+        ndarray: the longer side has at least 480 pixels.
+    """
+    height, width = pixels.shape[:2]
+    scale = _LONG_SIDE_PX / max(height, width)
+    if scale <= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def draw_side_by_side(
+    pixels: np.ndarray,
+    sides: Sequence[tuple[str, Instances]],
+    class_names: Sequence[str],
+) -> np.ndarray:
+    """Draws each side's detections into a copy of the image, with a caption above.
+
+    A class has the same colour on all sides and in all pictures.
+
+    Args:
+        pixels (ndarray): (H, W, 3) uint8 RGB.
+        sides (Sequence[tuple[str, Instances]]): caption and detections at the image's size, from
+            left to right.
+        class_names (Sequence[str]): K names; a class without one is shown by its number.
+
+    Returns:
+        ndarray: (H + caption, all widths, 3) uint8 RGB.
+    """
+    height, width = pixels.shape[:2]
+    gap = np.full((height + _CAPTION_PX, _GAP_PX, 3), 255, dtype=np.uint8)
+    columns = []
+    for caption, instances in sides:
+        picture = _draw(pixels, instances, class_names)
+        columns += [gap, np.concatenate([_caption(caption, width), picture])]
+    return np.concatenate(columns[1:], axis=1)
+
+
+def class_color(index: int) -> tuple[float, float, float]:
+    """A strong colour (RGB in [0, 1]) for a class; neighbouring classes differ."""
+    return colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, 0.8, 0.95)
+
+
+def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) -> np.ndarray:
+    canvas = Visualizer(pixels)
+    classes = instances.pred_classes.tolist()
+    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    keypoints = instances.pred_keypoints if instances.has("pred_keypoints") else None
+    canvas.overlay_instances(
+        boxes=instances.pred_boxes,
+        labels=[
+            f"{_name(index, class_names)} {score:.0%}"
+            for index, score in zip(classes, instances.scores.tolist(), strict=True)
+        ],
+        masks=None if masks is None else list(masks),
+        keypoints=keypoints,
+        assigned_colors=[class_color(index) for index in classes],
+        alpha=0.35,
+    )
+    return canvas.get_output().get_image()
+
+
+def _name(index: int, class_names: Sequence[str]) -> str:
+    return class_names[index] if index < len(class_names) else f"class {index}"
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """(caption, W, 3) black on white."""
+    canvas = Visualizer(np.full((_CAPTION_PX, width, 3), 255, dtype=np.uint8))
+    canvas.output.ax.text(
+        6, _CAPTION_PX / 2, text, size=_CAPTION_POINTS, color="black", verticalalignment="center"
+    )
+    return canvas.get_output().get_image()
