@@ -222,7 +222,7 @@ def _run_pass(
             rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
         population = "proposals" if description.population == "proposals" else "sampled"
         images_before, start = collector.num_images, time.perf_counter()
-        recorder = LogitRecorder(model, population=population, seed=seed)
+        recorder = LogitRecorder(model, population=population, seed=seed, deltas=False)
         results = inference_on_dataset(_repeats_sampled_anew(recorder), rest, collector)
     seconds = time.perf_counter() - start
     statistics = results["statistics"]

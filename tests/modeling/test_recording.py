@@ -128,6 +128,37 @@ def test_nothing_after_the_last_logits_is_computed(name, population, monkeypatch
     LogitRecorder(model, population)(images(1))
 
 
+@pytest.mark.parametrize("population", POPULATIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_without_deltas_the_logits_are_the_same(name, population):
+    model = build(name)
+    last = find_box_predictors(model)[-1].bbox_pred
+    computed = []
+    last.register_forward_hook(lambda m, i, output: computed.append(output.shape[1]))
+    whole = LogitRecorder(model, population)(images(2))
+    assert computed.pop() > 0
+    without = LogitRecorder(model, population, deltas=False)(images(2))
+    assert computed == [0]
+    for one, other in zip(whole.stages, without.stages, strict=True):
+        assert torch.equal(one.logits, other.logits)
+    assert "forward" not in last.__dict__
+
+
+def test_a_predictor_with_its_own_forward_keeps_its_deltas():
+    model = sigmoid_model()
+    predictor = find_box_predictors(model)[-1]
+    forward = type(predictor).forward
+
+    class Own(type(predictor)):
+        def forward(self, x):
+            scores, deltas = forward(self, x)
+            return scores, deltas[:, :4] * 2
+
+    predictor.__class__ = Own
+    recording = LogitRecorder(model, deltas=False)(images(1))
+    assert recording.stages[-1].predictions[1].shape[1] == 4
+
+
 def test_sampled_rois_are_labelled_as_in_training():
     model = small_model("StandardROIHeads")
     (inputs,) = images(1)
