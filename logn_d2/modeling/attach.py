@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..core.affine import Background
 from .box_predictors import (
+    check_calibratable,
     classifier_reader,
     find_box_predictors,
     num_classes_of,
@@ -88,6 +89,7 @@ def attach(
         0
     """
     sites = find_sites(model)
+    check_calibratable(model)
     for site in sites:
         present = calibration_of(site.owner)
         if present is not None:

@@ -11,12 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..core import AffineCalibration, fold_cosine, fold_linear
+from ..core import AffineCalibration, ClassificationLoss, fold_cosine, fold_linear
+from ..core.losses import SoftmaxLoss
 from .attach import Site, calibration_of, find_sites, release
-from .box_predictors import unwrapped
+from .box_predictors import check_calibratable, unwrapped
 from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
+from .feature_memory import LogNMemoryROIHeads
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
 
 __all__ = ["fold", "parts_of_logn_d2", "plain_config"]
@@ -24,6 +26,7 @@ __all__ = ["fold", "parts_of_logn_d2", "plain_config"]
 # Without a calibration each is its Detectron2 parent, bit for bit and name for name.
 _TWINS = {
     LogNROIHeads: "StandardROIHeads",
+    LogNMemoryROIHeads: "StandardROIHeads",
     LogNRes5ROIHeads: "Res5ROIHeads",
     LogNCascadeROIHeads: "CascadeROIHeads",
 }
@@ -54,9 +57,9 @@ def fold(
         nn.Module: ``model``.
 
     Raises:
-        ValueError: no calibration, or another number of them or of classes; a classifier whose
-            logits are not those of a linear or cosine layer, or that shares its weights with
-            another layer. The model is then as it was.
+        ValueError: no calibration, or another number of them or of classes; a loss whose logits
+            can't be calibrated; a classifier whose logits are not those of a linear or cosine
+            layer, or that shares its weights with another layer. The model is then as it was.
         StatisticsError: the calibration in the model's config is of other weights.
 
     Example:
@@ -71,6 +74,7 @@ def fold(
         [5.0, 7.0, 0.0]
     """
     sites = find_sites(model)
+    check_calibratable(model)
     if calibrations is None:
         calibrations = [_carried(site) for site in sites]
     calibrations = _one_for_each(sites, calibrations)
@@ -84,6 +88,7 @@ def fold(
     for site in sites:
         release(site.owner)
         merge_class_scales(site.classifier)
+        _release_loss(site.owner)
     return model
 
 
@@ -123,6 +128,8 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
     if "LOGN" not in cfg.MODEL:
         return cfg
     if parts_of_logn_d2(model):
+        if not any(isinstance(module, ClassificationLoss) for module in model.modules()):
+            cfg.MODEL.LOGN.LOSS = ""
         cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
         cfg.MODEL.LOGN.SECOND_STAGE = ""  # scales that it learnt are in the weights now
         return cfg
@@ -224,6 +231,13 @@ def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
             setattr(layer, name, nn.Parameter(value))
         else:
             layer._parameters[name].copy_(value)
+
+
+def _release_loss(predictor: nn.Module) -> None:
+    """Removes a loss that has done its work: one whose scores are those of plain Detectron2."""
+    loss = getattr(predictor, "loss", None)
+    if isinstance(loss, SoftmaxLoss) and type(loss).scores is SoftmaxLoss.scores:
+        predictor.loss = None
 
 
 def _is_ours(module: nn.Module) -> bool:
