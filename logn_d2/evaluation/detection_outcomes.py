@@ -21,6 +21,7 @@ classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import LvisMatches, match_lvis
 from .lvis_matching import MATCHED, box_candidates, mask_candidates, match_and_mark
+from .lvis_result import group_members
 
 __all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
 
@@ -60,6 +62,12 @@ class DetectionOutcomes:
     target: np.ndarray
     found: np.ndarray
     missed: np.ndarray
+
+    @functools.cached_property
+    def members(self) -> dict[str, np.ndarray]:
+        """Indices of the classes of "all" and of each group."""
+        groups = group_members(self.matches.groups, self.matches.class_groups)
+        return {"all": np.arange(len(self.matches.class_names)), **groups}
 
     def is_kind(self, name: str) -> np.ndarray:
         """Tell which detections are of a kind, (D,) bool."""
@@ -93,7 +101,8 @@ def label_detections(
         DetectionOutcomes: of the detections that LVIS looks at.
 
     Raises:
-        ValueError: thresholds out of order, or detections of other ground truth.
+        ValueError: thresholds out of order, a group named "all", or detections of other ground
+            truth.
 
     Example:
         >>> truth = LvisGroundTruth.from_dict({
@@ -118,6 +127,8 @@ def label_detections(
         frequency_groups=frequency_groups,
         class_groups=class_groups,
     )
+    if "all" in group_members(matches.groups, matches.class_groups):
+        raise ValueError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)
     kind = np.where(outcome == MATCHED, _TP, UNLABELLED).astype(np.int8)
     false = np.flatnonzero((outcome == 0) & matches.counted[:, 0])

@@ -28,13 +28,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from .detection_outcomes import KINDS, UNLABELLED, DetectionOutcomes, label_detections
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import LvisMatches
 from .lvis_matching import MATCHED
+from .run_table import run_table
 
 __all__ = ["ERROR_TYPES", "ErrorAnalysis", "error_analysis", "error_table"]
 
@@ -160,9 +160,6 @@ def error_analysis(
         frequency_groups=frequency_groups,
         class_groups=class_groups,
     )
-    groups = outcomes.matches.result().members
-    if "all" in groups:
-        raise ValueError('A group is named "all", which stands for all classes. Rename it.')
     return ErrorAnalysis(
         iou_type=iou_type,
         foreground_iou=foreground_iou,
@@ -171,7 +168,7 @@ def error_analysis(
         mended={error: _class_ap(outcomes, without=error) for error in ERROR_TYPES},
         count={error: _class_count(outcomes, error) for error in ERROR_TYPES},
         num_gt=_objects_per_class(outcomes, outcomes.matches.gt_counted[:, 0]),
-        members={"all": np.arange(ground_truth.num_classes), **groups},
+        members=outcomes.members,
     )
 
 
@@ -185,21 +182,17 @@ def error_table(analyses: Mapping[str, ErrorAnalysis]) -> str:
     Returns:
         str: Markdown, in points of AP; a line for each run in each group that has objects.
     """
-    lines = []
-    groups = next(iter(analyses.values())).members if analyses else {}
-    for group in groups:
-        for name, analysis in analyses.items():
-            row = analysis.as_dict()[group]
-            if not row["classes"]:
-                continue
-            values = [row["AP"], *(row["gain"][error] for error in ERROR_TYPES)]
-            classes = f"{row['not_found']} of {row['classes']}"
-            lines.append([group, name, *(f"{value:.1f}" for value in values), classes])
-    headers = ["group", "run", "AP", *ERROR_TYPES, "not found"]
-    if list(analyses) == [""]:
-        headers, lines = [headers[0], *headers[2:]], [[line[0], *line[2:]] for line in lines]
-    align = ["right" if name in ("AP", "not found", *ERROR_TYPES) else "left" for name in headers]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
+
+    def cells(group: str, name: str) -> list[str] | None:
+        row = rows[name][group]
+        if not row["classes"]:
+            return None
+        values = [row["AP"], *(row["gain"][error] for error in ERROR_TYPES)]
+        return [*(f"{value:.1f}" for value in values), f"{row['not_found']} of {row['classes']}"]
+
+    groups = list(next(iter(rows.values()), ()))
+    return run_table(groups, list(rows), ["AP", *ERROR_TYPES, "not found"], cells)
 
 
 def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.ndarray:

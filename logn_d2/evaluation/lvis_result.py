@@ -18,7 +18,7 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
-__all__ = ["LvisResult", "class_members"]
+__all__ = ["LvisResult", "class_members", "group_members"]
 
 _AREA_NAMES = ("", "s", "m", "l")
 # lvis-api's names of the groups; these are in every result, if only as NaN.
@@ -99,19 +99,12 @@ class LvisResult:
     @property
     def group_names(self) -> tuple[str, ...]:
         """LVIS's r, c, f, or the names in `groups` in order of first class."""
-        names = () if self.groups is None else tuple(dict.fromkeys(self.groups.tolist()))
-        return _LVIS_GROUPS if set(names) <= set(_LVIS_GROUPS) else names
+        return _group_names(self.groups)
 
     @functools.cached_property
     def members(self) -> OrderedDict[str, np.ndarray]:
         """Indices of the classes of each group: of `groups`, then of `class_groups`."""
-        none = np.zeros(0, dtype=np.int64)
-        members = OrderedDict(
-            (name, none if self.groups is None else np.flatnonzero(self.groups == name))
-            for name in self.group_names
-        )
-        members.update(self.class_groups)
-        return members
+        return group_members(self.groups, self.class_groups)
 
     def as_dict(self) -> OrderedDict[str, float]:
         """Return `metrics` in percent without recall by area, as Detectron2 reports results."""
@@ -165,6 +158,32 @@ class LvisResult:
                 writer = csv.DictWriter(file, fieldnames=names)
                 writer.writeheader()
                 writer.writerows(rows)
+
+
+def group_members(
+    groups: np.ndarray | None, class_groups: Mapping[str, np.ndarray]
+) -> OrderedDict[str, np.ndarray]:
+    """Indices of the classes of each group.
+
+    Args:
+        groups (ndarray | None): (K,) group of each class.
+        class_groups (Mapping): further groups: name -> indices of their classes.
+
+    Returns:
+        OrderedDict: LVIS's r, c, f (or the names in `groups`), then `class_groups`.
+    """
+    none = np.zeros(0, dtype=np.int64)
+    members = OrderedDict(
+        (name, none if groups is None else np.flatnonzero(groups == name))
+        for name in _group_names(groups)
+    )
+    members.update(class_groups)
+    return members
+
+
+def _group_names(groups: np.ndarray | None) -> tuple[str, ...]:
+    names = () if groups is None else tuple(dict.fromkeys(groups.tolist()))
+    return _LVIS_GROUPS if set(names) <= set(_LVIS_GROUPS) else names
 
 
 def class_members(

@@ -1,0 +1,43 @@
+"""Text tables of one or several runs (such as before and after a calibration), group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
+
+__all__ = ["run_table"]
+
+
+def run_table(
+    groups: Sequence[str],
+    runs: Sequence[str],
+    headers: Sequence[str],
+    cells: Callable[[str, str], Sequence[str] | None],
+) -> str:
+    """Put the lines of a group's runs one below the other, in Markdown.
+
+    Args:
+        groups (Sequence[str]): names.
+        runs (Sequence[str]): names; without a column for them if there is one without a name.
+        headers (Sequence[str]): of the columns after group and run.
+        cells (Callable): from group and run to these columns, None for no line.
+
+    Example:
+        >>> print(run_table(["all", "r"], [""], ["AP"], lambda group, run: [group.upper()]))
+        | group   |   AP |
+        |:--------|-----:|
+        | all     |  ALL |
+        | r       |    R |
+    """
+    named = list(runs) != [""]
+    lines = []
+    for group in groups:
+        for run in runs:
+            row = cells(group, run)
+            if row is not None:
+                lines.append([group, *([run] if named else []), *row])
+    names = ["group", "run"] if named else ["group"]
+    align = ["left"] * len(names) + ["right"] * len(headers)
+    headers = [*names, *headers]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
