@@ -7,8 +7,9 @@ With integer weights the result is that of a data set in which each image occurs
 weight says, the copies of a detection one after another in the ranking. That is what a bootstrap
 over images needs: the matches stay, the weights change.
 
-Shapes: D detections, M of them with a candidate object, K foreground classes, A area ranges, T
-thresholds of IoU, E non-zero outcomes, S segments: (class, area, threshold) with an outcome.
+Shapes: D detections, Dk of class k, M of D with a candidate object, N images, B sets of weights, K
+foreground classes, A area ranges, T thresholds of IoU, E outcomes that matter in a class, S
+segments: (area, threshold) with an outcome. Where there is one set of weights, B is left out.
 """
 
 from __future__ import annotations
@@ -17,31 +18,10 @@ import numpy as np
 
 from .lvis_matching import MATCHED
 
-__all__ = ["Accumulator", "accumulate"]
+__all__ = ["Accumulator"]
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
-
-
-def accumulate(
-    category: np.ndarray,
-    counted: np.ndarray,
-    rows: np.ndarray,
-    outcome: np.ndarray,
-    num_gt: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of each class; see `Accumulator` for the first four arguments.
-
-    Args:
-        category (ndarray): (D,).
-        counted (ndarray): (D, A).
-        rows (ndarray): (M,).
-        outcome (ndarray): (M, A, T).
-        num_gt (ndarray): (K, A) objects to be found.
-
-    Returns:
-        tuple[ndarray, ndarray]: precision and recall, (A, T, K) each.
-    """
-    return Accumulator(category, counted, rows, outcome)(num_gt)
+_NEXT_RECALL = np.append(_RECALLS[1:], np.inf)
 
 
 class Accumulator:
@@ -52,30 +32,28 @@ class Accumulator:
         counted (ndarray): (D, A) bool, whether a detection is a false positive if unmatched.
         rows (ndarray): (M,) the detections with a candidate, ascending.
         outcome (ndarray): (M, A, T) int8 from `match`.
+        image (ndarray | None): (D,) index into the weights; None where none will be given.
     """
 
     def __init__(
-        self, category: np.ndarray, counted: np.ndarray, rows: np.ndarray, outcome: np.ndarray
+        self,
+        category: np.ndarray,
+        counted: np.ndarray,
+        rows: np.ndarray,
+        outcome: np.ndarray,
+        image: np.ndarray | None = None,
     ) -> None:
-        self._shape = num_areas, num_thresholds = outcome.shape[1:]
-        self._counted = np.ascontiguousarray(counted.T)
-        entry, area, threshold = np.nonzero(outcome)
-        hit = outcome[entry, area, threshold] == MATCHED
-        row = rows[entry]
-        segment = (category[row].astype(np.int64) * num_areas + area) * num_thresholds + threshold
-        # Stable: within a segment the best score stays first.
-        order = np.argsort(segment, kind="stable")
-        row, area, segment = row[order], area[order], segment[order]
-        self._row, self._hit = row, hit[order]
-        # Counted, and neither a true nor a false positive, or the other way round.
-        self._spared = counted[row, area].astype(np.int8) - self._hit
-        self._start = np.flatnonzero(np.diff(segment, prepend=-1))
-        self._size = np.diff(self._start, append=len(segment))
-        self._segment = segment[self._start]
-        length = len(category) + 1
-        first = np.searchsorted(category, self._segment // (num_areas * num_thresholds))
-        self._before = area[self._start] * length + first
-        self._after = area * length + row + 1
+        self._shape = outcome.shape[1:]
+        self._classes = {}
+        for k in np.unique(category[rows]).tolist():
+            first, last = np.searchsorted(category, [k, k + 1])
+            mine = slice(*np.searchsorted(rows, [first, last]))
+            self._classes[k] = _ClassOutcomes(
+                counted[first:last],
+                rows[mine] - first,
+                outcome[mine],
+                None if image is None else image[first:last],
+            )
 
     def __call__(
         self, num_gt: np.ndarray, weights: np.ndarray | None = None
@@ -83,65 +61,110 @@ class Accumulator:
         """Compute precision and recall.
 
         Args:
-            num_gt (ndarray): (K, A) objects to be found, each as often as its image counts.
-            weights (ndarray | None): (D,) how often the image of each detection counts, integers
-                of at least 0; None counts each once.
+            num_gt (ndarray): (B, K, A) objects to be found, each as often as its image counts.
+            weights (ndarray | None): (B, N) float64, how often each image counts, integers of at
+                least 0; None counts each once.
 
         Returns:
-            tuple[ndarray, ndarray]: mean precision over 101 recalls and recall, (A, T, K) each;
+            tuple[ndarray, ndarray]: mean precision over 101 recalls and recall, (B, A, T, K) each;
             NaN where no object is to be found.
         """
-        found = np.zeros((2, len(num_gt), *self._shape))
-        if len(self._start):
-            values = self._segments(num_gt.ravel(), weights)
-            found.reshape(2, -1)[:, self._segment] = values
-        found[:, num_gt == 0] = np.nan
-        precision, recall = found.transpose(0, 2, 3, 1)
-        return precision, recall
+        *sets, num_classes, _ = num_gt.shape
+        found = np.zeros((2, *sets, *self._shape, num_classes))
+        for k, outcomes in self._classes.items():
+            area, threshold = outcomes.segments
+            found[..., area, threshold, k] = outcomes.rates(num_gt[..., k, :], weights)
+        absent = (num_gt == 0).swapaxes(-1, -2)[..., None, :]
+        found[:, np.broadcast_to(absent, found.shape[1:])] = np.nan
+        return found[0], found[1]
 
-    def _segments(
+
+class _ClassOutcomes:
+    """What matters of the outcomes of one class.
+
+    Args:
+        counted (ndarray): (Dk, A) bool.
+        rows (ndarray): (m,) of these detections.
+        outcome (ndarray): (m, A, T).
+        image (ndarray | None): (Dk,).
+    """
+
+    def __init__(
+        self, counted: np.ndarray, rows: np.ndarray, outcome: np.ndarray, image: np.ndarray | None
+    ) -> None:
+        # Nothing is read after the last detection with a candidate.
+        length = rows[-1] + 1
+        self._image = None if image is None else image[:length]
+        self._counted = np.ascontiguousarray(counted[:length].T)
+        hit = outcome == MATCHED
+        # A detection that found an ignored object, and is ignored itself, changes nothing.
+        relevant = hit | ((outcome != 0) & counted[rows][:, :, None])
+        # By segment, and within one the best score first.
+        area, threshold, entry = np.nonzero(relevant.transpose(1, 2, 0))
+        self._row = rows[entry]
+        self._hit = hit[entry, area, threshold]
+        self._spared = counted[self._row, area]
+        self._seen = area * length + self._row
+        new = np.diff(area * outcome.shape[2] + threshold, prepend=-1) != 0
+        self._start = np.flatnonzero(new)
+        self._end = np.append(self._start[1:], len(new))[: len(self._start)] - 1
+        self._segment = np.cumsum(new) - 1
+        # Added to precisions, so that one pass goes over all segments, the last first.
+        self._floor = 2.0 * (len(self._start) - self._segment)
+        self.segments = area[self._start], threshold[self._start]
+
+    def rates(
         self, num_gt: np.ndarray, weights: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Precision and recall of each segment, (S,) each, from (K * A,) numbers of objects."""
-        start, size = self._start, self._size
+        """Mean precision and recall of each segment, (B, S) each.
+
+        Args:
+            num_gt (ndarray): (B, A) objects to be found.
+            weights (ndarray | None): (B, N) how often each image counts.
+        """
+        if not len(self._start):
+            nothing = np.zeros((*num_gt.shape[:-1], 0))
+            return nothing, nothing
         hits, false = self._hits_and_false(weights)
         # The summand is lvis-api's guard against 0 / 0; it moves the last digit, so it stays.
-        precision = np.where(self._hit, hits / (false + hits + np.spacing(1)), 0)
-        objects = np.maximum(num_gt[self._segment // self._shape[1]], 1)
-        recall = hits / np.repeat(objects, size)
-        # At how many of the 101 recalls precision is read up to and with each entry.
-        reached = np.searchsorted(_RECALLS, recall, side="right")
-        reached[hits == 0] = 0
-        previous = np.concatenate([[0], reached[:-1]])
-        previous[start] = 0
-        best = self._best_from_here_on(precision)
-        mean = np.add.reduceat((reached - previous) * best, start) / len(_RECALLS)
-        return mean, recall[start + size - 1]
+        precision = hits / (false + hits + np.spacing(1)) * self._hit
+        recall = hits / _take(np.maximum(num_gt, 1), self.segments[0][self._segment])
+        # At how many of the 101 recalls precision is read up to and with each entry, then at each.
+        reached = np.where(hits > 0, _recalls_reached(recall), 0)
+        reads = np.diff(reached, prepend=0)
+        reads[..., self._start] = reached[..., self._start]
+        level = precision + self._floor
+        best = np.maximum.accumulate(level[..., ::-1], axis=-1)[..., ::-1] - self._floor
+        mean = np.add.reduceat(reads * best, self._start, axis=-1) / len(_RECALLS)
+        return mean, recall[..., self._end]
 
     def _hits_and_false(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """True and false positives of the segment up to and with each entry, (E,) each."""
-        total, hits, spared = self._counted, self._hit, self._spared
-        if weights is not None:
-            of_entry = weights[self._row]
-            total, hits, spared = total * weights, hits * of_entry, spared * of_entry
-        seen = np.zeros((self._shape[0], self._counted.shape[1] + 1))
-        np.cumsum(total, axis=1, out=seen[:, 1:])
-        seen = seen.ravel()
-        seen = seen[self._after] - np.repeat(seen[self._before], self._size)
-        hits, spared = self._running_sum(hits), self._running_sum(spared)
-        return hits, seen - spared - hits
+        """True and false positives of the segment up to and with each entry, (B, E) each."""
+        if weights is None:
+            weights = np.ones(self._counted.shape[1])
+        else:
+            weights = _take(weights, self._image)
+        seen = np.cumsum(weights[..., None, :] * self._counted, axis=-1)
+        seen = _take(seen.reshape(*weights.shape[:-1], -1), self._seen)
+        of_entry = _take(weights, self._row)
+        hits = self._running_sum(of_entry * self._hit)
+        return hits, seen - self._running_sum(of_entry * self._spared)
 
     def _running_sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum of the segment's values up to and with each entry, (E,) float64."""
-        total = np.cumsum(values, dtype=np.float64)
-        base = total[self._start] - values[self._start]
-        return total - np.repeat(base, self._size)
+        """Sum of the segment's values up to and with each entry, (B, E)."""
+        total = np.cumsum(values, axis=-1)
+        return total - _take(total[..., self._start] - values[..., self._start], self._segment)
 
-    def _best_from_here_on(self, precision: np.ndarray) -> np.ndarray:
-        """Largest precision of the segment from each entry to its end, (E,)."""
-        # One pass over all segments, the last first: each starts above all that came before it.
-        floor = np.repeat(2.0 * np.arange(len(self._start), 0, -1), self._size)
-        level = (precision + floor)[::-1]
-        # The sum is rounded, so it only tells where the largest is.
-        place = np.where(np.maximum.accumulate(level) == level, np.arange(len(level)), 0)
-        return precision[::-1][np.maximum.accumulate(place)][::-1]
+
+def _recalls_reached(recall: np.ndarray) -> np.ndarray:
+    """How many of the 101 recalls are not above each (B, E) recall: a search, but quicker."""
+    place = (recall * (len(_RECALLS) - 1)).astype(np.intp)
+    # A product may be rounded to the next recall, or a recall to the product.
+    place += np.take(_NEXT_RECALL, place) <= recall
+    place -= np.take(_RECALLS, place) > recall
+    return place + 1
+
+
+def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Values at some positions of the last axis."""
+    return np.take(values, index, axis=-1)

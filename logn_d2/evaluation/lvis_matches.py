@@ -73,38 +73,61 @@ class LvisMatches:
 
     @functools.cached_property
     def _accumulator(self) -> Accumulator:
-        return Accumulator(self.category, self.counted, self.rows, self.outcome)
+        return Accumulator(self.category, self.counted, self.rows, self.outcome, self.image)
 
     def num_gt(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Count the objects that are to be found, (K, A) float64, as often as their images count.
+        """Count the objects that are to be found, as often as their images count.
 
         Args:
-            weights (ndarray | None): (N,) how often each image counts; None counts each once.
+            weights (ndarray | None): (N,) or (B, N) how often each image counts; None counts each
+                once.
+
+        Returns:
+            ndarray: (K, A) or (B, K, A) float64.
         """
-        objects, area = np.nonzero(self.gt_counted)
-        num_classes, num_areas = len(self.class_names), self.gt_counted.shape[1]
-        counts = np.bincount(
-            self.gt_category[objects] * num_areas + area,
-            weights=None if weights is None else weights[self.gt_image[objects]],
-            minlength=num_classes * num_areas,
-        )
-        return counts.astype(np.float64).reshape(num_classes, num_areas)
+        weights = np.ones(len(self.image_ids)) if weights is None else weights
+        order = np.argsort(self.gt_category, kind="stable")
+        counted = self.gt_counted[order]
+        of_object = np.take(weights, self.gt_image[order], axis=-1)
+        counts = np.zeros((*weights.shape[:-1], len(self.class_names), counted.shape[1]))
+        present, start = np.unique(self.gt_category[order], return_index=True)
+        for area in range(counted.shape[1] if len(start) else 0):
+            values = of_object * counted[:, area]
+            counts[..., present, area] = np.add.reduceat(values, start, axis=-1)
+        return counts
 
     def result(self, weights: np.ndarray | None = None) -> LvisResult:
         """Compute AP and recall; the first call sorts, others are quick.
 
         Args:
-            weights (ndarray | None): (N,) how often each image counts, integers of at least 0:
-                as if the data set held so many copies of it, the copies of a detection one after
+            weights (ndarray | None): (N,) how often each image counts, integers of at least 0: as
+                if the data set held so many copies of it, the copies of a detection one after
                 another in the ranking. None counts each image once.
 
         Returns:
             LvisResult: per class, per group and overall. A class whose objects are all in images
             of weight 0 has none, so it is left out of the means.
         """
+        if weights is not None:
+            return self.results(np.asarray(weights)[None])[0]
+        num_gt = self.num_gt()
+        return self._result(*self._accumulator(num_gt), num_gt)
+
+    def results(self, weights: np.ndarray) -> list[LvisResult]:
+        """Compute AP and recall for several sets of weights at once, which takes less time.
+
+        Args:
+            weights (ndarray): (B, N), see `result`.
+
+        Returns:
+            list[LvisResult]: B results.
+        """
+        weights = np.ascontiguousarray(weights, dtype=np.float64)
         num_gt = self.num_gt(weights)
-        of_detection = None if weights is None else np.asarray(weights, np.float64)[self.image]
-        precision, recall = self._accumulator(num_gt, of_detection)
+        found = zip(*self._accumulator(num_gt, weights), num_gt, strict=True)
+        return [self._result(*each) for each in found]
+
+    def _result(self, precision: np.ndarray, recall: np.ndarray, num_gt: np.ndarray) -> LvisResult:
         return LvisResult(
             iou_type=self.iou_type,
             max_dets=self.max_dets,

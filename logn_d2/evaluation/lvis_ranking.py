@@ -1,6 +1,6 @@
 """Which detections the LVIS rule looks at and in which order, and which objects count.
 
-Shapes: D detections, G objects, K foreground classes, A = 4 area ranges.
+Shapes: D detections, G objects, A = 4 area ranges.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from .lvis_matching import AREA_RANGES, box_candidates, mask_areas, mask_candida
 __all__ = [
     "CANDIDATES",
     "RankedDetections",
-    "count_objects",
     "federated_filter",
     "ignored_objects",
     "object_shapes",
@@ -110,15 +109,6 @@ def federated_filter(
         kept = kept[best_of_each_class(*columns, max_dets_per_class)]
     keys = _keys(ground_truth, detections, kept)
     return kept[ground_truth.is_listed(keys)]
-
-
-def count_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
-    """Count the objects of each class and area range that are to be found, (K, A) int64."""
-    counts = [
-        np.bincount(ground_truth.category[~column], minlength=ground_truth.num_classes)
-        for column in ignored_objects(ground_truth).T
-    ]
-    return np.stack(counts, axis=1)
 
 
 def ignored_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
