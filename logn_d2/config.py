@@ -47,6 +47,14 @@ def add_logn_config(cfg: CN) -> None:
     # Own data sets in LVIS or COCO form: a list of [name, json file, image folder].
     node.DATASETS = []
 
+    # Memory-augmented feature sampling of LOCE: MODEL.ROI_HEADS.NAME LogNMemoryROIHeads.
+    node.MEMORY = CN()
+    # RoIs that are remembered of each class, on each process (LOCE: 80).
+    node.MEMORY.CAPACITY = 80
+    # Classes drawn for each batch, and RoIs of each (LOCE: 8 and 4).
+    node.MEMORY.CLASSES = 8
+    node.MEMORY.SAMPLES = 4
+
     # The statistics pass.
     node.COLLECT = CN()
     # Gather statistics when training ends.

@@ -11,6 +11,7 @@ from .box_predictors import (
 from .build import calibrations_from_config
 from .cosine import CosineConv2d, CosineLinear, CosineMaskHead
 from .fast_rcnn import LogNFastRCNNOutputLayers
+from .feature_memory import FeatureMemory, LogNMemoryROIHeads
 from .folding import fold, parts_of_logn_d2, plain_config
 from .recording import LogitRecorder, Recording
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
@@ -22,8 +23,10 @@ __all__ = [
     "CosineConv2d",
     "CosineLinear",
     "CosineMaskHead",
+    "FeatureMemory",
     "LogNCascadeROIHeads",
     "LogNFastRCNNOutputLayers",
+    "LogNMemoryROIHeads",
     "LogNROIHeads",
     "LogNRes5ROIHeads",
     "LogitRecorder",

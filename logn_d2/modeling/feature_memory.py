@@ -1,0 +1,220 @@
+"""Memory-augmented feature sampling of LOCE (Feng, Zhong, Huang, ICCV 2021).
+
+Features of objects seen before are kept for each class, and a few join every batch of the box head,
+those of badly scored classes more often (https://github.com/fcjian/LOCE).
+
+Shapes: N images, R RoIs, B objects, M remembered RoIs, K foreground classes; pooled features
+(R, D, H, W).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from .build import logn_node
+from .recording import shadowed
+from .roi_heads import LogNROIHeads
+
+__all__ = ["FeatureMemory", "LogNMemoryROIHeads", "MemorySample", "jitter_boxes"]
+
+# Each coordinate of a jittered box moves by up to this part of the box's width or height.
+_JITTER = 1 / 6
+# Remembered boxes are kept in the frame of their object, which has this size: regression targets
+# depend on nothing else.
+_FRAME = 100.0
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """Remembered RoIs.
+
+    Attributes:
+        features (Tensor): (M, D, H, W) pooled features, without gradient.
+        labels (Tensor): (M,) int64 in [0, K).
+        boxes (Tensor): (M, 4) x0, y0, x1, y1 in the frame of their objects.
+    """
+
+    features: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def as_proposals(self) -> Instances:
+        """One image's labelled proposals, for the losses of a box predictor."""
+        proposals = Instances((int(_FRAME), int(_FRAME)))
+        objects = self.boxes.new_tensor([0.0, 0.0, _FRAME, _FRAME]).repeat(len(self), 1)
+        proposals.proposal_boxes, proposals.gt_boxes = Boxes(self.boxes), Boxes(objects)
+        proposals.gt_classes = self.labels
+        return proposals
+
+
+class FeatureMemory:
+    """The last RoIs of each class, kept on the CPU; each process has its own, no checkpoint has it.
+
+    Args:
+        num_classes (int): K.
+        capacity (int): RoIs of a class; older ones are forgotten. In float32, LVIS v1 with 80 RoIs
+            of 256 x 7 x 7 fills 4.8 GB.
+        generator (torch.Generator): of the drawing; None for PyTorch's own.
+    """
+
+    def __init__(
+        self, num_classes: int, capacity: int = 80, generator: torch.Generator | None = None
+    ) -> None:
+        self._rois: list[deque] = [deque(maxlen=capacity) for _ in range(num_classes)]
+        self._capacity = capacity
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rois))
+
+    def add(self, sample: MemorySample) -> None:
+        """Remembers RoIs, of each class at most the first ``capacity``."""
+        features, boxes = sample.features.detach().cpu(), sample.boxes.detach().cpu()
+        labels = sample.labels.cpu()
+        for label in labels.unique().tolist():
+            for index in (labels == label).nonzero()[: self._capacity, 0].tolist():
+                # Clones: a view would keep the whole batch in memory.
+                self._rois[label].append((features[index].clone(), boxes[index].clone()))
+
+    def draw(self, mean_score: Tensor, classes: int = 8, samples: int = 4) -> MemorySample | None:
+        """Draws classes in inverse proportion to their score, and RoIs of each, with replacement.
+
+        Args:
+            mean_score (Tensor): (K,) how well each class is scored, in [0, 1].
+            classes (int): draws of a class; one that nothing is remembered of is left out.
+            samples (int): RoIs for each of them.
+
+        Returns:
+            MemorySample: on the CPU, up to classes * samples RoIs; None if there are none.
+        """
+        weight = 1 / (mean_score.detach().cpu().double() + 1e-7)
+        drawn = torch.multinomial(weight, classes, replacement=True, generator=self._generator)
+        rois, labels = [], []
+        for label in drawn.tolist():
+            known = self._rois[label]
+            if known:
+                picks = torch.randint(len(known), (samples,), generator=self._generator)
+                rois += [known[pick] for pick in picks.tolist()]
+                labels += [label] * samples
+        if not rois:
+            return None
+        features, boxes = (torch.stack(each) for each in zip(*rois))
+        return MemorySample(features, torch.tensor(labels), boxes)
+
+
+def jitter_boxes(boxes: Tensor, amounts: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """16 boxes around each one: every combination of signs, the same amounts for all.
+
+    Args:
+        boxes (Tensor): (B, 4) x0, y0, x1, y1 in pixels.
+        amounts (Tensor): (16, 4) in [0, 1], how far of a sixth of the box each coordinate moves.
+        image_size (tuple[int, int]): height and width, at which boxes end.
+
+    Returns:
+        Tensor: (B, 16, 4).
+    """
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4).to(boxes)
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    moved = boxes[:, None] + signs * amounts.to(boxes) * _JITTER * size[:, None]
+    height, width = image_size
+    return moved.clamp(min=0).minimum(moved.new_tensor([width, height, width, height]))
+
+
+@ROI_HEADS_REGISTRY.register()
+class LogNMemoryROIHeads(LogNROIHeads):
+    """LogNROIHeads whose box head trains on remembered features too, with weight 1.
+
+    Classes are drawn by the mean scores of the loss "loce", and equally often with other losses.
+    Gradients of remembered features reach the box head and predictor alone. At test, and in a
+    statistics pass, these are LogNROIHeads.
+
+    Args:
+        memory (FeatureMemory): where features are kept.
+        memory_classes (int): classes drawn for each batch.
+        memory_samples (int): RoIs for each of them.
+        **kwargs: of StandardROIHeads.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        memory: FeatureMemory,
+        memory_classes: int = 8,
+        memory_samples: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.memory = memory
+        self.memory_classes = memory_classes
+        self.memory_samples = memory_samples
+        self._objects: list[Instances] = []
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        node = logn_node(cfg).MEMORY
+        return {
+            **super().from_config(cfg, input_shape),
+            "memory": FeatureMemory(cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.CAPACITY),
+            "memory_classes": node.CLASSES,
+            "memory_samples": node.SAMPLES,
+        }
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """The parent's; what the objects are is noted for the memory."""
+        self._objects = targets
+        return super().label_and_sample_proposals(proposals, targets)
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        # A statistics pass is in training mode too, but without gradients.
+        if not (self.training and torch.is_grad_enabled()):
+            return super()._forward_box(features, proposals)
+        objects, self._objects = self._objects, []
+        self._remember([features[name] for name in self.box_in_features], objects)
+        drawn = self.memory.draw(self._mean_score(), self.memory_classes, self.memory_samples)
+        if drawn is None:
+            return super()._forward_box(features, proposals)
+        pooler, device = self.box_pooler, features[self.box_in_features[0]].device
+        drawn = MemorySample(*(each.to(device) for each in vars(drawn).values()))
+
+        def pool(maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
+            pooled = pooler(maps, boxes[:-1])
+            return torch.cat([pooled, drawn.features.to(pooled)])
+
+        with shadowed(self, "box_pooler", pool):
+            return super()._forward_box(features, [*proposals, drawn.as_proposals()])
+
+    @torch.no_grad()
+    def _remember(self, maps: list[Tensor], objects: list[Instances]) -> None:
+        boxes, labels, relative = [], [], []
+        for each in objects:
+            each = each[each.gt_boxes.nonempty()]
+            around, amounts = each.gt_boxes.tensor, torch.rand(16, 4)
+            jittered = jitter_boxes(around, amounts, each.image_size)
+            size = (around[:, 2:] - around[:, :2]).repeat(1, 2)
+            corner = around[:, :2].repeat(1, 2)
+            relative.append(((jittered - corner[:, None]) / size[:, None] * _FRAME).flatten(0, 1))
+            labels.append(each.gt_classes.repeat_interleave(16))
+            boxes.append(Boxes(jittered.flatten(0, 1)))
+        if sum(map(len, labels)):
+            features = self.box_pooler(maps, boxes)
+            self.memory.add(MemorySample(features, torch.cat(labels), torch.cat(relative)))
+
+    def _mean_score(self) -> Tensor:
+        """(K,) of the loss, or the same for all."""
+        scores = getattr(getattr(self.box_predictor, "loss", None), "mean_score", None)
+        return torch.ones(self.num_classes) if scores is None else scores[: self.num_classes]
