@@ -154,7 +154,7 @@ def calibration_quality(
         iou_type (str): "bbox" or "segm".
         iou_threshold (float): overlap that finds an object.
         num_bins (int): B, all of the same width.
-        min_score (float): leave out detections with this score or a lower one. The many
+        min_score (float): leave out detections with a lower score. The many
             detections with hardly any score decide ECE where they are kept.
         max_dets (int): best detections of each image that are kept; negative keeps all.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
@@ -193,7 +193,7 @@ def calibration_quality(
     matches = outcomes.matches
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.maximum(np.searchsorted(edges, matches.score) - 1, 0)
-    labelled = (outcomes.kind != UNLABELLED) & (matches.score > min_score)
+    labelled = (outcomes.kind != UNLABELLED) & (matches.score >= min_score)
     shape = ground_truth.num_classes, num_bins
     place = matches.category * num_bins + bins
 
@@ -202,7 +202,7 @@ def calibration_quality(
         return np.bincount(place[chosen], weights, shape[0] * shape[1]).reshape(shape)
 
     count = total(labelled)
-    kept = detections.top_per_image_mask(max_dets) & (detections.score > min_score)
+    kept = detections.top_per_image_mask(max_dets) & (detections.score >= min_score)
     return CalibrationQuality(
         iou_type=iou_type,
         edges=edges,
