@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
 
 from ..core import (
     ClassCounts,
+    ClassificationLoss,
     LogitStatistics,
     StageStatistics,
     build_calibration,
@@ -26,6 +28,7 @@ __all__ = [
     "check_collection_settings",
     "check_datasets",
     "check_images",
+    "check_loss",
     "check_output_folder",
     "check_statistics",
     "check_weights",
@@ -126,6 +129,20 @@ def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None
         classifier=lambda: (ones[:, None], ones),
     )
     build_calibration(text, inputs)
+
+
+def check_loss(cfg: CfgNode, model: nn.Module) -> None:
+    """Checks that the loss that a config asks for is the one that the model trains with.
+
+    Raises:
+        ValueError: the model's heads don't know of it.
+    """
+    if cfg.MODEL.LOGN.LOSS and not any(isinstance(m, ClassificationLoss) for m in model.modules()):
+        raise ValueError(
+            f"MODEL.LOGN.LOSS is {cfg.MODEL.LOGN.LOSS}, but MODEL.ROI_HEADS.NAME is "
+            f"{cfg.MODEL.ROI_HEADS.NAME}, which has Detectron2's loss. Set LogNROIHeads, "
+            "LogNCascadeROIHeads or LogNRes5ROIHeads, or leave MODEL.LOGN.LOSS empty."
+        )
 
 
 def check_collection_settings(cfg: CfgNode) -> None:

@@ -23,6 +23,7 @@ from ..data.loader import training_images
 from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
 from ..evaluation import LVISFormEvaluator
 from .checkpoint import AtomicCheckpointer
+from .checks import check_loss
 from .evaluation import Results, calibration_name, check_head, evaluate_calibrations
 from .hooks import StatisticsHook
 from .second_stage import (
@@ -66,6 +67,7 @@ class Trainer(DefaultTrainer):
         In a second stage, all that it does not train is frozen.
         """
         model = super().build_model(without_calibration(cfg))
+        check_loss(cfg, model)
         stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is not None:
             freeze(model, stage)

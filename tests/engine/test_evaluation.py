@@ -160,3 +160,17 @@ def test_changed_annotations_are_passed_over_again(few_images, tmp_path):
         file.write(text + " ")
     collect(few_images, model, str(path), resume=True)
     assert path.stat().st_mtime_ns != written
+
+
+@pytest.mark.parametrize("loss", ["seesaw", "eql"])
+def test_heads_with_a_loss_are_evaluated(few_images, loss):
+    few_images.MODEL.LOGN.LOSS = loss
+    few_images.MODEL.LOGN.COLLECT.ENABLED = False
+    model = Trainer.build_model(few_images)
+    found = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    assert set(found) == {"uncalibrated/bbox", "uncalibrated/segm"}
+    assert found["uncalibrated/bbox"]["AP"] >= 0
+    if loss == "seesaw":
+        few_images.MODEL.LOGN.CALIBRATION = NORCAL
+        with pytest.raises(ValueError, match="SeesawLoss can't be calibrated"):
+            evaluate(few_images, model)

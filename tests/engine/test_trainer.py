@@ -114,3 +114,18 @@ def test_settings_of_a_pass_leave_out_what_has_no_effect(cfg):
     assert deciding_settings(cfg) == settings
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 7
     assert deciding_settings(cfg) != settings
+
+
+def test_a_loss_that_the_heads_do_not_know_is_refused(cfg):
+    cfg.MODEL.LOGN.LOSS = "seesaw"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    with pytest.raises(ValueError, match="LOSS is seesaw, but .* is StandardROIHeads"):
+        Trainer(cfg)
+
+
+def test_statistics_of_a_loss_without_calibrations_are_refused_before_training(cfg):
+    cfg.MODEL.LOGN.LOSS = "seesaw"
+    with pytest.raises(ValueError, match="COLLECT.ENABLED False"):
+        Trainer(cfg)
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    assert StatisticsHook not in kinds(Trainer(cfg))
