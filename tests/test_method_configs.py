@@ -1,0 +1,194 @@
+"""The rows of the paper's Table 1: every method's config says what it should, and trains."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.utils.events import EventStorage
+
+from logn_d2 import add_logn_config
+from logn_d2.config import config_file
+from logn_d2.core import LogitStatistics, parse_calibration
+from logn_d2.core.losses import parse_loss
+from logn_d2.data import draw_glyphs, register_glyphs
+from logn_d2.engine import Trainer
+from logn_d2.engine.second_stage import get_second_stage
+from logn_d2.evaluation import collect_from_config
+from logn_d2.modeling import calibrations_from_config
+
+CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
+LEAVES = {path for path in CONFIGS.rglob("*.yaml") if "Base" not in path.name}
+MODELS = sorted(path.name for path in LEAVES if path.parent == CONFIGS)
+METHODS = sorted(str(path.relative_to(CONFIGS)) for path in LEAVES if path.parent != CONFIGS)
+PAPER = ("eql", "eql_v2", "bags", "seesaw", "loce", "loga", "logn")
+LVIS = [name for name in MODELS if name.startswith("lvis_v1")]
+AFTER_TRAINING = ("loga", "logn")
+NUM_CLASSES = 12  # of the tiny glyphs
+SMALL = {
+    "DATASETS.TRAIN": ("lt_glyphs_tiny_train",),
+    "DATASETS.TEST": (),
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.ASPECT_RATIO_GROUPING": False,
+    "INPUT.MIN_SIZE_TRAIN": (48,),
+    "INPUT.MAX_SIZE_TRAIN": 48,
+    "MODEL.DEVICE": "cpu",
+    "MODEL.FPN.OUT_CHANNELS": 8,
+    "MODEL.PIXEL_STD": [64.0, 64.0, 64.0],
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.NUM_CLASSES": NUM_CLASSES,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 4,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.WEIGHTS": "",
+    "SOLVER.IMS_PER_BATCH": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    draw_glyphs(root, "tiny", num_workers=1)
+    register_glyphs(root)
+
+
+def load(path):
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def method_of(name):
+    return name.partition("/")[0]
+
+
+def first_stage_of(name):
+    """The config of the model that a method is trained, or calibrates."""
+    return name.partition("/")[2]
+
+
+def small(name, folder):
+    """The config with everything about it small but the method."""
+    cfg = load(CONFIGS / name)
+    cfg.merge_from_list([part for pair in SMALL.items() for part in pair])
+    cfg.MODEL.LOGN.STATISTICS = ""
+    cfg.OUTPUT_DIR = str(folder)
+    return cfg
+
+
+def test_every_row_of_the_paper_has_a_config():
+    expected = {f"{method}/{model}" for method in PAPER for model in LVIS}
+    assert len(LVIS) == 6 and expected <= set(METHODS)
+    glyphs = [name for name in MODELS if "glyphs_demo" in name]
+    assert {f"{method}/{model}" for method in PAPER for model in glyphs} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_leaf_is_a_diff(name):
+    lines = (CONFIGS / name).read_text().splitlines()
+    assert lines[0].startswith("# ") and len(lines) <= 8
+    assert lines[1].startswith(f"_BASE_: [../{first_stage_of(name)}, Base-")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_names_in_a_config_exist(name):
+    node = load(CONFIGS / name).MODEL.LOGN
+    if node.LOSS:
+        parse_loss(node.LOSS)
+    if node.CALIBRATION:
+        parse_calibration(node.CALIBRATION)
+    get_second_stage(node.SECOND_STAGE)
+    assert node.LOSS or node.CALIBRATION or node.SECOND_STAGE
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_data_model_and_sampler_are_those_of_its_model(name):
+    cfg, model = load(CONFIGS / name), load(CONFIGS / first_stage_of(name))
+    assert cfg.DATASETS == model.DATASETS and cfg.INPUT == model.INPUT
+    assert cfg.MODEL.RESNETS == model.MODEL.RESNETS and cfg.TEST == model.TEST
+    if method_of(name) not in ("crt", "lws"):
+        assert cfg.DATALOADER == model.DATALOADER
+    assert cfg.OUTPUT_DIR == model.OUTPUT_DIR.replace("output/", f"output/{method_of(name)}/")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_goes_on_from_a_model_names_its_files(name):
+    cfg, model = load(CONFIGS / name), load(CONFIGS / first_stage_of(name))
+    goes_on = cfg.MODEL.LOGN.SECOND_STAGE or method_of(name) in AFTER_TRAINING
+    weights = f"{model.OUTPUT_DIR}/model_final.pth"
+    assert cfg.MODEL.WEIGHTS == (weights if goes_on else model.MODEL.WEIGHTS)
+    statistics = f"{model.OUTPUT_DIR}/logn_stats.safetensors"
+    assert cfg.MODEL.LOGN.STATISTICS == (statistics if method_of(name) == "logn" else "")
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("bags", (8, 11, 12)), ("loce", (3, 5, 6))])
+def test_second_stages_of_the_paper_are_as_long_as_their_sources(method, epochs):
+    for name in LVIS:
+        solver = load(CONFIGS / method / name).SOLVER
+        steps = (*solver.STEPS, solver.MAX_ITER)
+        found = [step * solver.IMS_PER_BATCH / 99_388 for step in steps]
+        assert found == pytest.approx(epochs, abs=1e-3)
+
+
+def test_eql_spares_the_classes_that_its_source_spares():
+    _, options = parse_loss(load(CONFIGS / "eql" / LVIS[0]).MODEL.LOGN.LOSS)
+    # Its lambda is a share of the images with annotations, ours of all.
+    spared = {images for images in range(200) if images / 100_170 < options["threshold"]}
+    assert spared == {images for images in range(200) if images / 99_388 < 0.0011}
+
+
+def weights_of_first_stage(cfg, folder):
+    """A checkpoint that a second stage can begin from."""
+    cfg = cfg.clone()
+    cfg.MODEL.LOGN.LOSS = cfg.MODEL.LOGN.SECOND_STAGE = ""
+    path = folder / "first.pth"
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
+    return str(path)
+
+
+TRAINED = [
+    name
+    for name in METHODS
+    if name.endswith(("/lvis_v1_mask_rcnn_R_50_FPN.yaml", "cascade_mask_rcnn_R_101_FPN.yaml"))
+    and not name.startswith(AFTER_TRAINING)
+]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_method_takes_a_step(name, glyphs, tmp_path):
+    cfg = small(name, tmp_path)
+    if cfg.MODEL.LOGN.SECOND_STAGE:
+        cfg.MODEL.WEIGHTS = weights_of_first_stage(cfg, tmp_path)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    with EventStorage() as storage:
+        trainer.run_step()
+    losses = {key: value for key, (value, _) in storage.latest().items() if "loss" in key}
+    assert losses and all(torch.tensor(value).isfinite() for value in losses.values())
+    assert any(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("method", AFTER_TRAINING)
+@pytest.mark.parametrize("model", ["mask_rcnn_R_50_FPN", "cascade_mask_rcnn_R_101_FPN_rfs"])
+def test_calibration_is_made_and_used(method, model, glyphs, tmp_path):
+    cfg = small(f"{method}/lvis_v1_{model}.yaml", tmp_path)
+    cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = 2
+    cfg.MODEL.LOGN.COLLECT.AUGMENT = False
+    if method == "logn":
+        plain = cfg.clone()
+        plain.MODEL.LOGN.CALIBRATION = ""
+        path = tmp_path / "stats.safetensors"
+        collect_from_config(plain, Trainer.build_model(plain), path)
+        assert LogitStatistics.load(path).num_classes == NUM_CLASSES
+        cfg.MODEL.LOGN.STATISTICS = str(path)
+    stages = 3 if "cascade" in model else 1
+    calibrations, _ = calibrations_from_config(cfg, stages)
+    assert [each.num_classes for each in calibrations] == [NUM_CLASSES] * stages
+    assert not any(torch.equal(each.shift, torch.zeros(NUM_CLASSES)) for each in calibrations)
