@@ -23,7 +23,14 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, logn
+from logn_d2.core import (
+    LOSS_REGISTRY,
+    LogitMoments,
+    LogitStatistics,
+    StageStatistics,
+    build_loss,
+    logn,
+)
 from logn_d2.modeling import (
     CosineLinear,
     calibration_of,
@@ -34,6 +41,7 @@ from logn_d2.modeling import (
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "docs" / "your_project.md"
 FORMAT = ROOT / "docs" / "statistics_file.md"
+LOSSES = ROOT / "docs" / "losses.md"
 NAMES = ["axolotl", "bobsled", "cat"]
 SIZE = 64
 
@@ -203,10 +211,9 @@ def mine(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     }
 
 
-def run_section(title: str, mine: dict[str, Any]) -> list[dict[str, Any]]:
+def run_section(title: str, mine: dict[str, Any], page: Path = PROJECT) -> list[dict[str, Any]]:
     """Each block with the reader's names alone: an example must not lean on another."""
-    blocks = sections(PROJECT, "python")[title]
-    return [run_block(code, PROJECT, dict(mine)) for code in blocks]
+    return [run_block(code, page, dict(mine)) for code in sections(page, "python")[title]]
 
 
 def assert_calibrated(model: nn.Module) -> None:
@@ -301,6 +308,40 @@ def test_fold_and_export(mine):
     assert len(expected) and torch.equal(found.scores, expected.scores)
 
 
+def test_a_loss_by_config_by_argument_and_alone(mine):
+    by_config, by_argument, alone = run_section("Train with one", mine, LOSSES)
+    predictor = by_config["model"].roi_heads.box_predictor
+    assert isinstance(predictor.cls_score, CosineLinear)
+    assert predictor.cls_score.out_features == len(NAMES) + 2
+    groups = by_argument["predictor"].loss.groups()
+    assert sum(map(len, groups)) == len(NAMES)
+    assert alone["scores"].shape == (8, len(NAMES) + 1) and alone["logits"].grad.any()
+
+
+def test_a_loss_of_ones_own(mine, monkeypatch):
+    entries = dict(LOSS_REGISTRY._entries)
+    monkeypatch.setattr(LOSS_REGISTRY, "_entries", entries)
+    run_section("Add a method", mine, LOSSES)
+    logits, labels = mine["my_logits"], torch.arange(8) % 4
+    found = build_loss("smooth(smoothing=0.2)", len(NAMES))(logits, labels)
+    expected = nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_every_loss_is_in_the_table_with_what_it_is():
+    rows = {}
+    for line in LOSSES.read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 6 and cells[0].startswith("`"):
+            rows[cells[0].strip("`")] = cells
+    assert set(rows) == set(LOSS_REGISTRY)
+    for name, (_, _, outputs, state, _, calibrations) in rows.items():
+        loss = build_loss(name, 3)
+        assert outputs.startswith({4: "K + 1", 5: "K + 2", 9: "K + 2 + G"}[loss.num_outputs])
+        assert bool(state) == bool(loss.state_dict()), name
+        assert (calibrations == "yes") == loss.calibratable, name
+
+
 def test_statistics_file_is_read_without_logn_d2(mine, monkeypatch):
     expected = logn(LogitStatistics.load("logn_stats.safetensors").stages[0])(mine["my_logits"])
     monkeypatch.setitem(sys.modules, "logn_d2", None)
@@ -322,7 +363,7 @@ def test_format_page_names_everything_in_the_file(project):
 
 def _tool_commands() -> list[str]:
     commands = []
-    for page in (PROJECT, FORMAT):
+    for page in (PROJECT, FORMAT, LOSSES):
         for blocks in sections(page, "bash").values():
             joined = "\n".join(blocks).replace("\\\n", " ")
             commands += [line for line in joined.splitlines() if line.startswith("python tools/")]

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from logn_d2.core import LOSS_REGISTRY, AffineCalibration, ClassCounts, build_loss
+from logn_d2.data import class_counts
 from logn_d2.evaluation import collect_statistics
 from logn_d2.modeling import (
     CosineLinear,
@@ -318,3 +319,21 @@ def test_sigmoid_cross_entropy_is_detectron2s():
     ours.load_state_dict(theirs.state_dict())
     assert_same(detections(ours, images()), detections(theirs, images()))
     torch.testing.assert_close(step(ours)["loss_cls"], step(theirs)["loss_cls"])
+
+
+@pytest.mark.skipif(
+    "USE_FED_LOSS" not in get_cfg().MODEL.ROI_BOX_HEAD, reason="needs Detectron2 after 0.6"
+)
+def test_federated_class_weights_and_loss_are_detectron2s():
+    counted = [{"id": i, "image_count": n} for i, n in enumerate(IMAGES_OF_CLASS[:4])]
+    MetadataCatalog.get(DATASET).class_image_count = [*counted, {"id": 4, "image_count": 1}]
+    options = {"USE_SIGMOID_CE": True, "USE_FED_LOSS": True, "FED_LOSS_NUM_CLASSES": 2}
+    options = {f"MODEL__ROI_BOX_HEAD__{name}": value for name, value in options.items()}
+    theirs = model_with("", **options).roi_heads.box_predictor
+    ours = build_loss("federated(classes=2)", NUM_CLASSES, lambda: class_counts(DATASET))
+    assert torch.equal(ours.class_weights(), theirs.fed_loss_cls_weights.float())
+    # With as many labels as there are classes to take, none is drawn.
+    logits, labels = torch.randn(6, NUM_CLASSES + 1), torch.tensor([0, 3, 5, 3, 0, 5])
+    torch.testing.assert_close(
+        ours(logits, labels), theirs.sigmoid_cross_entropy_loss(logits, labels)
+    )
