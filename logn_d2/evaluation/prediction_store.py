@@ -151,7 +151,8 @@ class StoreWriter:
         metadata = {"format": FORMAT, "version": str(VERSION), "activation": self._activation}
         name = f"{self._digest}-{self._share}-{self._first:07d}-{self._batches:07d}.safetensors"
         with atomic_write(self.folder / name) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata)
+            # save_file would make a file that only its owner can read.
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
         self._first, self._bytes = self._batches, 0
         self._images, self._found = [], []
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from ..core import AffineCalibration
@@ -139,6 +140,11 @@ class StoredPredictions:
         return stored
 
     @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_ids)
+
+    @property
     def image_ids(self) -> np.ndarray:
         """(N,) int64, in the order of the pass."""
         ids = [_tensors(path, ("image",))["image"][:, 0].numpy() for path in self._shards]
@@ -221,12 +227,14 @@ def sweep_stored(
     on_device = [[copy.deepcopy(each).to(device) for each in s] for s in calibrations.values()]
     decisive = [stored.digest, list(calibrations), calibrations_digest(calibrations), average]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
-    writer = SweepWriter(list(calibrations), output_dir, digest)
+    writer, done, total = SweepWriter(list(calibrations), output_dir, digest), 0, stored.num_images
     for shard in stored.shards():
         masks = _KnownMasks(shard.found) if shard.found is not None else None
         for image in shard.images:
             union = _union(image, shard.activation, on_device, average, stored.selection)
             writer.add(_predictions(image, union, masks, ground_truth))
+        done += len(shard.images)
+        log_every_n_seconds(logging.INFO, f"Swept {done} of {total} images", n=5)
     return writer.finish()
 
 
