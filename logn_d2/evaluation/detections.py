@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 
 from logn_d2.core import atomic_write
 
@@ -26,7 +27,7 @@ from .rle_masks import RleMasks
 if TYPE_CHECKING:
     from detectron2.structures import Instances
 
-__all__ = ["Detections", "RleMasks", "best_of_each_class"]
+__all__ = ["Detections", "RleMasks", "best_of_each_class", "image_id_array"]
 
 _FORMAT_VERSION = 1
 
@@ -39,7 +40,7 @@ class Detections:
     scores the first counts as the better one, as in lvis-api.
 
     Args:
-        image_id (ndarray): (D,) int64, the data set's own image ids.
+        image_id (ndarray): (D,) the data set's own image ids, int64 or strings.
         category (ndarray): (D,) int32, contiguous class indices in [0, K).
         score (ndarray): (D,) float64.
         box (ndarray): (D, 4) float32 or float64, XYWH in pixels. The given precision is kept.
@@ -61,7 +62,7 @@ class Detections:
         box = np.asarray(self.box)
         box = box if box.dtype == np.float32 else box.astype(np.float64)
         columns = {
-            "image_id": np.asarray(self.image_id, dtype=np.int64),
+            "image_id": image_id_array(self.image_id),
             "category": np.asarray(self.category, dtype=np.int32),
             "score": np.asarray(self.score, dtype=np.float64),
             "box": box.reshape(-1, 4),
@@ -170,6 +171,19 @@ class Detections:
         kept = best_of_each_class(self.category, self.score, self.image_id, max_dets)
         return self if len(kept) == len(self) else self.take(kept)
 
+    def canonical(self) -> Detections:
+        """Sort by image, class, score (the best first), box, then mask.
+
+        Afterwards equal scores can't tell in which order the detections were given, as they do in
+        lvis-api: files that hold the same detections give the same AP.
+        """
+        columns = [-self.score, self.category, self.image_id]
+        columns = [*self.box.T[::-1], *columns]
+        if self.masks is not None:
+            counts = [rle["counts"] for rle in self.masks.to_dicts()]
+            columns = [np.unique(np.array(counts, dtype=bytes), return_inverse=True)[1], *columns]
+        return self.take(np.lexsort(columns))
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the columns by name: what `save` writes and processes exchange."""
         arrays = {name: getattr(self, name) for name in ("image_id", "category", "score", "box")}
@@ -253,21 +267,72 @@ class Detections:
         if not len(results):
             return cls.empty()
         index = {int(category_id): k for k, category_id in enumerate(category_ids)}
-        unknown = [r["category_id"] for r in results if r["category_id"] not in index]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(results)} results have a category id that the data set "
-                f"lacks, the first is {unknown[0]}. Are these the results of another data set?"
-            )
-        masks = None
+        _check_results(results, index)
+        masks = box = None
         if "segmentation" in results[0]:
-            masks = RleMasks.from_dicts(r["segmentation"] for r in results)
+            masks = RleMasks.from_dicts(result["segmentation"] for result in results)
+        if "bbox" in results[0]:
+            box = [result["bbox"] for result in results]
+        else:  # LVIS's own results of masks have no boxes
+            box = mask_util.toBbox(masks.to_dicts())
         return cls(
-            image_id=[r["image_id"] for r in results],
-            category=[index[r["category_id"]] for r in results],
-            score=[r["score"] for r in results],
-            box=[r["bbox"] for r in results],
+            image_id=[result["image_id"] for result in results],
+            category=[index[result["category_id"]] for result in results],
+            score=[result["score"] for result in results],
+            box=box,
             masks=masks,
+        )
+
+
+def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return image ids as int64, or as strings where they are strings.
+
+    Raises:
+        ValueError: they are neither, or some are integers and some are strings.
+
+    Example:
+        >>> image_id_array([2**40, 7]), image_id_array(["b", "a7"])
+        (array([1099511627776,             7]), array(['b', 'a7'], dtype='<U2'))
+    """
+    array = np.asarray(image_ids)
+    if not array.size:
+        return array.astype(np.int64)
+    mixed = array.dtype.kind == "U" and isinstance(image_ids, Sequence)
+    if mixed:
+        mixed = not all(isinstance(image_id, str) for image_id in image_ids)
+    if mixed or array.dtype.kind not in "iuU":
+        kinds = sorted({type(image_id).__name__ for image_id in array.tolist()})
+        if isinstance(image_ids, Sequence):
+            kinds = sorted({type(image_id).__name__ for image_id in image_ids})
+        raise ValueError(
+            f"Image ids are of type {', '.join(kinds)}, expected either integers or strings for "
+            "all, as in the annotations."
+        )
+    return array if array.dtype.kind == "U" else array.astype(np.int64)
+
+
+def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int]) -> None:
+    """Refuse a json that is not a list of results for these classes; name the first offender."""
+    first = results[0] if isinstance(results, Sequence) else None
+    if not isinstance(first, Mapping):
+        found = sorted(results) if isinstance(results, Mapping) else type(first).__name__
+        raise ValueError(
+            f"Expected a list of results in LVIS's (COCO's) format, found {found}. Were the "
+            "annotations given in place of the results?"
+        )
+    shapes = {"bbox", "segmentation"} & set(first) or {"bbox"}
+    needed = {"image_id", "category_id", "score", *shapes}
+    for number, result in enumerate(results):
+        if not needed <= result.keys():
+            raise ValueError(
+                f"Result number {number} of {len(results)} has {sorted(result)} and lacks "
+                f"{sorted(needed - result.keys())}. All results need the same fields."
+            )
+    unknown = [r["category_id"] for r in results if r["category_id"] not in index]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(results)} results have a category id that the data set "
+            f"lacks, the first is {unknown[0]}. Are these the results of another data set?"
         )
 
 

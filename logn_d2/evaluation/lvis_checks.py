@@ -51,6 +51,7 @@ def check_detections(ground_truth: LvisGroundTruth, detections: Detections, iou_
     """Refuse detections that can't be of this ground truth; name the first offender."""
     num_classes, source = ground_truth.num_classes, ground_truth.json_file or "the ground truth"
     category, box = detections.category, detections.box
+    _check_kind_of_ids(ground_truth, detections, source)
     _refuse(
         ~np.isin(detections.image_id, ground_truth.image_ids),
         *("image id", detections.image_id),
@@ -75,6 +76,17 @@ def check_detections(ground_truth: LvisGroundTruth, detections: Detections, iou_
     )
     if iou_type == "segm":
         _check_masks(ground_truth, detections, source)
+
+
+def _check_kind_of_ids(ground_truth: LvisGroundTruth, detections: Detections, source: str) -> None:
+    """Refuse "7" where 7 is meant."""
+    ids = (detections.image_id, ground_truth.image_ids)
+    if not all(map(len, ids)) or len({each.dtype.kind for each in ids}) == 1:
+        return
+    raise ValueError(
+        f"The first detection's image id is {ids[0][:1].tolist()[0]!r}, the first of {source} is "
+        f"{ids[1][:1].tolist()[0]!r}: one is a string and the other an integer. Write them alike."
+    )
 
 
 def _check_masks(ground_truth: LvisGroundTruth, detections: Detections, source: str) -> None:

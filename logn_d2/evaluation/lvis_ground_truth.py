@@ -24,7 +24,7 @@ import pycocotools.mask as mask_util
 
 from logn_d2.core import frequency_groups
 
-from .detections import RleMasks
+from .detections import RleMasks, image_id_array
 
 __all__ = ["LvisGroundTruth"]
 
@@ -40,7 +40,7 @@ class LvisGroundTruth:
     `iscrowd` is not looked at, as in lvis-api. Objects with area 0 are left out, as in lvis-api.
 
     Args:
-        image_ids (ndarray): (N,) int64, ascending.
+        image_ids (ndarray): (N,) int64 or strings, ascending.
         image_size (ndarray): (N, 2) int32, height and width in pixels; 0 where not given.
         category_ids (ndarray): (K,) int64, ascending; a class index is a position in it.
         class_names (tuple[str, ...]): K names.
@@ -142,6 +142,7 @@ class LvisGroundTruth:
         """
         source = json_file or "this data set"
         _check_sections(dataset, source)
+        image_id_array([image["id"] for image in dataset["images"]])
         images = sorted(dataset["images"], key=lambda image: image["id"])
         categories = sorted(dataset["categories"], key=lambda category: category["id"])
         image_ids = _unique_ids(images, "images", source)
@@ -218,8 +219,8 @@ def _check_sections(dataset: Any, source: str) -> None:
 
 
 def _unique_ids(entries: Sequence[Mapping[str, Any]], name: str, source: str) -> np.ndarray:
-    """Return the ids of entries that are sorted by them, (len(entries),) int64."""
-    ids = np.array([entry["id"] for entry in entries], dtype=np.int64)
+    """Return the ids of entries that are sorted by them, (len(entries),)."""
+    ids = image_id_array([entry["id"] for entry in entries])
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):
         raise ValueError(
@@ -248,7 +249,7 @@ def _known_annotations(
 ) -> tuple[list[Mapping[str, Any]], np.ndarray, np.ndarray]:
     """Return the annotations that count, sorted by key, with their image and class indices."""
     _unique_ids(sorted(annotations, key=lambda a: a["id"]), "annotations", source)
-    image_id = _column(annotations, "image_id", np.int64)
+    image_id = image_id_array([annotation["image_id"] for annotation in annotations])
     category_id = _column(annotations, "category_id", np.int64)
     known = np.isin(image_id, image_ids) & np.isin(category_id, category_ids)
     if not known.all():
