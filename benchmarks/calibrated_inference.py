@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -114,17 +115,18 @@ def check(sides: Mapping[str, nn.Module], features: Tensor, proposals: list[Inst
 
 def compare(
     what: str, run: Callable[[nn.Module], object], sides: Mapping[str, nn.Module],
-    rounds: int, device: str,
+    rounds: int, args: argparse.Namespace,
 ) -> None:  # fmt: skip
     """Prints one line: seconds without calibration, and the ratios of the other sides to it."""
     names = list(sides)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         run(sides[name])  # warms up
     for index in range(rounds):
         shift = index % len(names)  # so that none is always the first
         for name in names[shift:] + names[:shift]:
-            times[name].append(seconds(run, (sides[name],), device))
+            times[name].append(seconds(run, (sides[name],), args.device, clock))
     plain = times.pop(PLAIN)
     ratios = [spread([t / p for t, p in zip(each, plain)], 3) for each in times.values()]
     milliseconds = sorted(plain)[len(plain) // 2] * 1e3
@@ -167,7 +169,7 @@ def compare_box_heads(model: nn.Module, args: argparse.Namespace) -> None:
         "box head to detections": (detections, 1),
     }
     for what, (run, factor) in lines.items():
-        compare(what, run, sides, args.rounds * factor, args.device)
+        compare(what, run, sides, args.rounds * factor, args)
 
 
 def compare_images(model: nn.Module, image: Tensor, args: argparse.Namespace) -> None:
@@ -187,7 +189,7 @@ def compare_images(model: nn.Module, image: Tensor, args: argparse.Namespace) ->
         return model(inputs)
 
     what = f"whole model, {image.shape[1]} x {image.shape[2]}, {len(captured[0])} RoIs"
-    compare(what, run, sides, args.image_rounds, args.device)
+    compare(what, run, sides, args.image_rounds, args)
 
 
 @torch.no_grad()
@@ -202,6 +204,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of the box head")
     parser.add_argument("--image-rounds", type=int, default=5, help="of the whole model; 0: none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="not wall time: where other programs run too"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
     args = parser.parse_args()
