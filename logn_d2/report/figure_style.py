@@ -1,0 +1,164 @@
+"""What all figures have in common: colours, axes, titles, and how they become files.
+
+They are drawn for a web page: no background, and all lines and letters in one colour that
+`svg_data_uri` leaves to the page, so that they suit light and dark mode. What is compared differs
+by colour (Okabe and Ito's palette, safe for colour-blind readers) and by marker, line or hatch too,
+so that it can be told apart in grey.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from logn_d2.core import atomic_write
+
+__all__ = [
+    "ACCENT",
+    "BAR_STYLES",
+    "GROUP_COLORS",
+    "GROUP_MARKERS",
+    "INK",
+    "LINE_STYLES",
+    "legend",
+    "new_figure",
+    "percent",
+    "save_figure",
+    "style_axis",
+    "svg_data_uri",
+    "title",
+]
+
+# Stands for the page's text colour; occurs nowhere else.
+INK = "#010203"
+GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
+GROUP_MARKERS = {"r": "^", "c": "s", "f": "o"}
+ACCENT = "#0072B2"
+_SVG_STYLE = (
+    "<style>svg{color:#1b1f24}"
+    "@media screen and (prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"
+)
+
+BAR_STYLES: tuple[dict[str, Any], ...] = (
+    {"facecolor": "none", "edgecolor": INK, "hatch": "////", "linewidth": 1.0},
+    {"facecolor": ACCENT, "edgecolor": INK, "linewidth": 1.0},
+    {"facecolor": "#E69F00", "edgecolor": INK, "hatch": "..", "linewidth": 1.0},
+    {"facecolor": "#009E73", "edgecolor": INK, "hatch": "xx", "linewidth": 1.0},
+)
+"""Of runs in the order in which they are given: before, after, others."""
+
+LINE_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": INK, "linestyle": "--", "marker": "o", "markerfacecolor": "none"},
+    {"color": ACCENT, "linestyle": "-", "marker": "s"},
+    {"color": "#E69F00", "linestyle": "-.", "marker": "^"},
+    {"color": "#009E73", "linestyle": ":", "marker": "D"},
+)
+"""Likewise."""
+
+
+def new_figure(
+    width: float,
+    height: float,
+    *,
+    columns: int,
+    rows: int = 1,
+    widths: Sequence[float] | None = None,
+    share_y: bool | str = False,
+) -> tuple[Figure, list[Axes]]:
+    """Axes in the common style; no pyplot, so no global state.
+
+    Args:
+        width (float): of the figure in inches.
+        height (float): likewise.
+        columns (int): of axes.
+        rows (int): likewise.
+        widths (Sequence[float] | None): of the columns, in any unit.
+        share_y (bool or str): False, True for one scale for all, "row" or "col".
+
+    Returns:
+        tuple[Figure, list[Axes]]: axes row by row.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y, width_ratios=widths)
+    for axis in axes.flat:
+        style_axis(axis)
+    return figure, list(axes.flat)
+
+
+def style_axis(axis: Axes) -> None:
+    """Thin lines in the common colour, no frame, a faint grid behind the data."""
+    axis.spines[["top", "right"]].set_visible(False)
+    for spine in axis.spines.values():
+        spine.set_color(INK)
+    axis.tick_params(which="both", color=INK, labelcolor=INK, labelsize=9)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set(color=INK, fontsize=9.5)
+    axis.grid(True, color=INK, alpha=0.12, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def title(axis: Axes, text: str, note: str) -> None:
+    """A bold title with a plain note below it."""
+    axis.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK,
+                   pad=18 if note else 8)  # fmt: skip
+    if note:
+        axis.annotate(note, (0, 1), (0, 6), "axes fraction", textcoords="offset points",
+                      fontsize=9, color=INK)  # fmt: skip
+
+
+def legend(axis: Axes) -> None:
+    """A legend where there is anything to name."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK)
+        box.set_zorder(5)
+
+
+def percent(value: float, _: int | None = None) -> str:
+    """A share as people read it; takes a tick's position too, as matplotlib gives it."""
+    return f"{100 * value:.3g} %"
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> None:
+    """Write a figure for print or slides: on white, in near-black.
+
+    Args:
+        figure (Figure): any.
+        path (str or PathLike): the file, written whole or not at all; its ending decides the form:
+            .png, .svg or .pdf.
+        dpi (int): pixels per inch of a png.
+
+    Raises:
+        ValueError: another ending.
+    """
+    form = os.path.splitext(os.fspath(path))[1].lower().lstrip(".")
+    if form not in ("png", "svg", "pdf"):
+        raise ValueError(f"{os.fspath(path)} ends in {form!r}, expected .png, .svg or .pdf.")
+    # No date, so that the same data make the same file.
+    metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
+    with atomic_write(path) as temporary, _fixed_svg():
+        figure.savefig(temporary, format=form, dpi=dpi, facecolor="white", metadata=metadata)
+
+
+def svg_data_uri(figure: Figure) -> str:
+    """The figure as a ``data:`` address of an SVG image, the same bytes for the same data."""
+    buffer = io.BytesIO()
+    with _fixed_svg():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue().decode("utf-8").replace(INK, "currentColor")
+    head, tag, rest = text.partition("<defs>")
+    svg = f"{head}{_SVG_STYLE}{tag}{rest}"
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
+
+
+def _fixed_svg() -> contextlib.AbstractContextManager[None]:
+    """Letters become shapes, since nobody's fonts can be counted on, and names are not random."""
+    return matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "logn_d2"})
