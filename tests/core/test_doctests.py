@@ -8,6 +8,7 @@ import pkgutil
 import pytest
 
 import logn_d2.core
+import logn_d2.core.losses
 
 MODULES = [module.name for module in pkgutil.walk_packages(logn_d2.core.__path__, "logn_d2.core.")]
 
@@ -18,8 +19,9 @@ def test_examples_of(name):
     assert failures == 0
 
 
-def test_every_public_function_and_class_has_an_example():
-    things = {name: getattr(logn_d2.core, name) for name in logn_d2.core.__all__}
+@pytest.mark.parametrize("package", [logn_d2.core, logn_d2.core.losses], ids=lambda p: p.__name__)
+def test_every_public_function_and_class_has_an_example(package):
+    things = {name: getattr(package, name) for name in package.__all__}
     without = [
         name
         for name, thing in things.items()

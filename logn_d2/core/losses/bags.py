@@ -40,6 +40,14 @@ class BalancedGroupSoftmax(ClassificationLoss):
 
     Attributes:
         generator (torch.Generator): of the drawing; None for PyTorch's own.
+
+    Example:
+        >>> import numpy as np
+        >>> from logn_d2.core import ClassCounts
+        >>> counts = ClassCounts(("cat", "axolotl"), np.array([90, 1]), np.array([99, 1]), 100)
+        >>> loss = BalancedGroupSoftmax(2, counts=counts)
+        >>> loss.num_outputs, [group.tolist() for group in loss.groups()]
+        (8, [[1], [0], [], []])
     """
 
     needs_counts = True

@@ -31,6 +31,14 @@ class BalancedSoftmax(SoftmaxLoss):
         counts (ClassCounts): of the training set.
         count (str): what pi counts, "image" or "instance".
         tau (float): strength.
+
+    Example:
+        >>> import numpy as np
+        >>> from logn_d2.core import ClassCounts
+        >>> counts = ClassCounts(("cat", "axolotl"), np.array([90, 1]), np.array([99, 1]), 100)
+        >>> loss = BalancedSoftmax(2, counts=counts, count="instance")
+        >>> loss.training_logits(torch.zeros(1, 3)).exp()
+        tensor([[0.9900, 0.0100, 1.0000]])
     """
 
     needs_counts = True
@@ -67,6 +75,15 @@ class BalancedSigmoid(SigmoidLoss):
         counts (ClassCounts): of the training set.
         prior (float): probability that each class starts from.
         unused_column (bool): see `SigmoidLoss`.
+
+    Example:
+        >>> import numpy as np
+        >>> from logn_d2.core import ClassCounts
+        >>> counts = ClassCounts(("cat", "axolotl"), np.array([90, 1]), np.array([99, 1]), 100)
+        >>> loss = BalancedSigmoid(2, counts=counts)
+        >>> found = loss(torch.zeros(1, 3), torch.tensor([0]))  # -log 0.9 - log 0.99
+        >>> round(found.item(), 4)
+        0.1154
     """
 
     needs_counts = True

@@ -133,7 +133,12 @@ class ClassificationLoss(nn.Module):
 
 
 class SoftmaxLoss(ClassificationLoss):
-    """K + 1 outputs, background last; scores are their softmax, as in Detectron2."""
+    """K + 1 outputs, background last; scores are their softmax, as in Detectron2.
+
+    Example:
+        >>> SoftmaxLoss(num_classes=1).scores(torch.zeros(1, 2)).tolist()
+        [[0.5, 0.5]]
+    """
 
     @property
     def num_outputs(self) -> int:
@@ -165,6 +170,11 @@ class SigmoidLoss(ClassificationLoss):
         unused_column (bool): K + 1 outputs of which the last takes no part, as Detectron2's sigmoid
             heads have. Weights, statistics and calibrations then go with those of softmax heads.
             False for K outputs, as the methods' own repositories have.
+
+    Example:
+        >>> loss = SigmoidLoss(num_classes=1, prior=0.01, unused_column=False)
+        >>> loss.num_outputs, loss.scores(torch.zeros(1, 1)).tolist()
+        (1, [[0.5, 0.0]])
     """
 
     def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:

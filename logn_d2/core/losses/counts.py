@@ -69,7 +69,7 @@ class CountBuffers(nn.Module):
         """
         self._ensure_known()
         count = self.image_count.double().clamp(min=margin)
-        return torch.minimum(count, self.num_images - margin) / self.num_images
+        return torch.minimum(count, self.num_images.double() - margin) / self.num_images
 
     def _ensure_known(self) -> None:
         if self._known:

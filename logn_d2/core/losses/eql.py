@@ -29,6 +29,16 @@ class EqualizationLoss(SigmoidLoss):
             The source's f_c is among the images with annotations, ours among all images.
         prior (float): probability that each class starts from.
         unused_column (bool): see `SigmoidLoss`.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from logn_d2.core import ClassCounts
+        >>> counts = ClassCounts(("cat", "axolotl"), np.array([90, 1]), np.array([99, 1]), 100)
+        >>> loss = EqualizationLoss(2, counts=counts, threshold=0.05)
+        >>> logits = torch.zeros(1, 3, requires_grad=True)
+        >>> loss(logits, torch.tensor([0])).backward()  # a cat
+        >>> logits.grad.tolist()
+        [[-0.5, 0.0, 0.0]]
     """
 
     needs_counts = True

@@ -39,6 +39,12 @@ class EqualizationLossV2(ClassificationLoss):
     Attributes:
         positive_gradient (Tensor): (K,) float64 buffer.
         negative_gradient (Tensor): (K,) float64 buffer.
+
+    Example:
+        >>> loss = EqualizationLossV2(num_classes=1)
+        >>> _ = loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+        >>> round(loss.ratio.item(), 4)
+        1.0
     """
 
     positive_gradient: Tensor
@@ -95,10 +101,11 @@ class EqualizationLossV2(ClassificationLoss):
 
     @torch.no_grad()
     def _accumulate(self, logits: Tensor, positives: Tensor, weights: Tensor) -> None:
-        gradient = (weights * (logits.sigmoid() - positives.to(logits)).abs()).double()[:, :-1]
-        of_positives = gradient * positives[:, :-1]
-        sums = torch.stack([of_positives.sum(dim=0), (gradient - of_positives).sum(dim=0)])
-        positive, negative = sum_over_processes(sums)
+        # |s(z) - t| is s(-z) where t is 1.
+        gradient = weights * torch.where(positives, -logits, logits).sigmoid()
+        of_positives = torch.where(positives, gradient, 0.0).sum(dim=0)
+        sums = torch.stack([of_positives, torch.where(positives, 0.0, gradient).sum(dim=0)])
+        positive, negative = sum_over_processes(sums[:, :-1].double())
         self.positive_gradient += positive
         self.negative_gradient += negative
 

@@ -37,6 +37,16 @@ class FederatedLoss(SigmoidLoss):
 
     Attributes:
         generator (torch.Generator): of the drawing; None for PyTorch's own.
+
+    Example:
+        >>> import numpy as np
+        >>> from logn_d2.core import ClassCounts
+        >>> counts = ClassCounts(("cat", "axolotl"), np.array([90, 1]), np.array([99, 1]), 100)
+        >>> loss = FederatedLoss(2, counts=counts, classes=1)
+        >>> logits = torch.zeros(1, 3, requires_grad=True)
+        >>> loss(logits, torch.tensor([0])).backward()
+        >>> logits.grad.tolist()
+        [[-0.5, 0.0, 0.0]]
     """
 
     needs_counts = True

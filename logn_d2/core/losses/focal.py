@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from .base import SigmoidLoss, is_foreground
 from .registry import LOSS_REGISTRY
-from .sigmoid_cross_entropy import binary_cross_entropy
 
 __all__ = ["FocalLoss"]
 
@@ -63,9 +62,10 @@ class FocalLoss(SigmoidLoss):
         return self.roi_losses(logits, targets).sum() / positives
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
-        # (1 - p_t)^gamma by logarithms: a power of 0 has no gradient for gamma < 1.
-        log_missing = F.logsigmoid(torch.where(positives, -logits, logits))
-        entries = (self.gamma * log_missing).exp() * binary_cross_entropy(logits, positives)
+        signed = torch.where(positives, -logits, logits)
+        cross_entropy = F.softplus(signed)
+        # (1 - p_t)^gamma by its logarithm: a power of 0 has no gradient for gamma < 1.
+        entries = (self.gamma * (signed - cross_entropy)).exp() * cross_entropy
         if self.alpha >= 0:
             entries = torch.where(positives, self.alpha, 1 - self.alpha) * entries
         return entries

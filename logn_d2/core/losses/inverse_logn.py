@@ -37,6 +37,13 @@ class InverseLogN(SoftmaxLoss):
 
     Raises:
         ValueError: another word, or a momentum outside its range.
+
+    Example:
+        >>> loss = InverseLogN(num_classes=1, momentum=1.0)
+        >>> logits = torch.tensor([[2.0, 0.0], [6.0, 0.0]])
+        >>> _ = loss(logits, torch.tensor([0, 1]))
+        >>> loss.mean.tolist(), loss.var.tolist()
+        ([4.0, 0.0], [8.0, 0.0])
     """
 
     mean: Tensor

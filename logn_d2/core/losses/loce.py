@@ -31,6 +31,12 @@ class EquilibriumLoss(SoftmaxLoss):
 
     Attributes:
         mean_score (Tensor): (K + 1,) float64 buffer, m.
+
+    Example:
+        >>> loss = EquilibriumLoss(num_classes=1)
+        >>> _ = loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+        >>> [round(score, 3) for score in loss.mean_score.tolist()]
+        [0.059, 0.01]
     """
 
     needs_objects = True

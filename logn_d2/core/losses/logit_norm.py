@@ -33,6 +33,13 @@ class LogitNorm(SoftmaxLoss):
 
     Raises:
         ValueError: another word, or tau is not positive.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.tensor([[1.0, -2.0]]), torch.tensor([0])
+        >>> loss = LogitNorm(num_classes=1)
+        >>> torch.allclose(loss(logits, labels), loss(7 * logits, labels))
+        True
     """
 
     def __init__(
