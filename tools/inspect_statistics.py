@@ -9,6 +9,9 @@ Example:
     python tools/inspect_statistics.py logn_stats.safetensors --all --validate
     python tools/inspect_statistics.py early_stop.safetensors full_pass.safetensors
     python tools/inspect_statistics.py shard0.safetensors shard1.safetensors --merge all.safetensors
+    python tools/inspect_statistics.py import epoch_1.pth --output logn_stats.safetensors
+
+The last one takes the statistics out of a checkpoint of the released LogN code (import --help).
 
 Shapes: S cascade stages, C logit columns (K foreground classes and the background).
 """
@@ -16,6 +19,7 @@ Shapes: S cascade stages, C logit columns (K foreground classes and the backgrou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -26,7 +30,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from logn_d2.core import LogitStatistics, StageStatistics, StatisticsError
+from logn_d2.core import (
+    LogitStatistics,
+    StageStatistics,
+    StatisticsError,
+    import_batch_norm,
+    load_batch_norm,
+)
+from logn_d2.core.affine import foreground_columns
 from logn_d2.core.fingerprint import fingerprint_differences
 
 # Standard error of a mean, in standard deviations of the logit, above which a class is counted as
@@ -55,9 +66,62 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def import_checkpoint(argv: Sequence[str]) -> int:
+    """Writes and shows the statistics that a checkpoint of the released code holds."""
+    parser = argparse.ArgumentParser(
+        prog="inspect_statistics.py import", description=import_batch_norm.__doc__.split("\n")[0]
+    )
+    parser.add_argument("checkpoint", help="of the released code's fine-tuning")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the statistics file")
+    parser.add_argument(
+        "--class-names-from",
+        metavar="DATASET",
+        help="registered data set whose classes they are (default: as the checkpoint says)",
+    )
+    parser.add_argument("--momentum", type=float, default=5e-5, help="of the layer (default 5e-5)")
+    parser.add_argument(
+        "--debias", action="store_true", help="remove the share of the start values"
+    )
+    parser.add_argument("--images-per-batch", type=int, default=1, help="of a process (default 1)")
+    parser.add_argument("--rois-per-image", type=int, default=512, help="sampled (default 512)")
+    options = vars(parser.parse_args(argv))
+    path, output = options.pop("checkpoint"), options.pop("output")
+    dataset = options.pop("class_names_from")
+    try:
+        names = class_names_of(dataset) if dataset else None
+        datasets = (dataset,) if dataset else ()
+        statistics = load_batch_norm(path, names, datasets=datasets, **options)
+        statistics.save(output)
+    except (ValueError, OSError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 1
+    show(output, statistics, rows=10)
+    return 0
+
+
+def class_names_of(dataset: str) -> Sequence[str]:
+    """The classes of a registered data set, in the order of a model's logits.
+
+    Raises:
+        KeyError: it is not registered, or has no class names.
+    """
+    from detectron2.data import MetadataCatalog  # files are inspected without Detectron2
+
+    from logn_d2.data import register_glyphs
+
+    register_glyphs()
+    names = MetadataCatalog.get(dataset).get("thing_classes")
+    if not names:
+        raise KeyError(f"No data set '{dataset}' with class names is registered.")
+    return names
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was asked for; returns the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["import"]:
+        return import_checkpoint(argv[1:])
     args = parse_args(argv)
     rows = None if args.all else args.rows
     files = load(args.paths)
@@ -132,6 +196,12 @@ def _properties(statistics: LogitStatistics) -> Iterator[list[str]]:
             share = (error / stage.std)[stage.usable]
             many = int((share > NOISY).sum())
             yield [f"stage {index}", f"std error above {NOISY} std in {many} columns"]
+    if statistics.stop_at > 0:
+        reached = "reached" if statistics.reached else "not reached"
+        yield ["ended at error", f"{statistics.stop_at:g}, {reached}"]
+    with contextlib.suppress(StatisticsError):
+        error = f"{statistics.calibration_error():.4f}" if statistics.stages else "-"
+        yield ["calibration error", f"{error} (largest standard error of a LogN logit)"]
     for name, value in sorted(statistics.provenance.items()):
         yield [_escaped(name), _escaped(value if isinstance(value, str) else json.dumps(value))]
 
@@ -231,9 +301,12 @@ def _file_problems(statistics: LogitStatistics) -> Iterator[str]:
 
 
 def _stage_problems(statistics: LogitStatistics, stage: StageStatistics) -> Iterator[str]:
-    # A "positives" pass counts each RoI for one class only.
-    if statistics.population != "positives" and len(stage.count.unique()) > 1:
-        low, high = int(stage.count.min()), int(stage.count.max())
+    # A "positives" pass counts each RoI for one class only; an imported background is not known.
+    count = stage.count[foreground_columns(statistics.background)]
+    if statistics.estimator == "exact":
+        count = stage.count
+    if statistics.population != "positives" and len(count.unique()) > 1:
+        low, high = int(count.min()), int(count.max())
         yield f"columns were seen {low:,} to {high:,} times, but every RoI has all logits."
     # The file holds count and mean once, but both the variance and what it is computed from.
     if stage.moments is not None and not torch.allclose(

@@ -1,6 +1,7 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
 from .affine import AffineCalibration
+from .batch_norm_import import import_batch_norm, load_batch_norm
 from .calibration_error import logn_std_error
 from .calibration_grids import expand_grid
 from .calibration_registry import (
@@ -45,7 +46,9 @@ __all__ = [
     "fold_cosine",
     "fold_linear",
     "frequency_groups",
+    "import_batch_norm",
     "learned_scales",
+    "load_batch_norm",
     "logit_adjustment",
     "logn",
     "logn_std_error",

@@ -295,3 +295,61 @@ def test_wrong_command_lines_exit_with_2(arguments):
     with pytest.raises(SystemExit) as stopped:
         script.main(arguments)
     assert stopped.value.code == 2
+
+
+def released_checkpoint(folder: Path) -> str:
+    norm = torch.nn.BatchNorm1d(4, momentum=0.1, affine=False)
+    for logits in logits_of().float().chunk(10):
+        norm(logits)
+    state = {f"roi_head.bbox_head.bn.{name}": t for name, t in norm.state_dict().items()}
+    state["roi_head.bbox_head.bn.running_mean"][-1] = 0  # as evaluation leaves it
+    path = folder / "epoch_1.pth"
+    torch.save({"state_dict": state, "meta": {"CLASSES": CLASS_NAMES}}, path)
+    return str(path)
+
+
+def test_checkpoint_of_the_released_code_becomes_a_statistics_file(tmp_path, capsys):
+    output = str(tmp_path / "new" / "stats.safetensors")
+    arguments = ["import", released_checkpoint(tmp_path), "--output", output]
+    assert script.main([*arguments, "--momentum", "0.1", "--debias"]) == 0
+    text = capsys.readouterr().out
+    assert row_of(text, "estimator")[1] == "ema_debiased, momentum 0.1"
+    assert row_of(text, "images, RoIs")[1] == "10, 5,120"
+    assert row_of(text, "(background)")[1] == "0"
+    mean = LogitStatistics.load(output).stages[0].mean
+    torch.testing.assert_close(mean[:3], logits_of().mean(dim=0)[:3], rtol=0, atol=0.6)
+    assert script.main([output, "--validate"]) == 0
+
+
+def test_imported_classes_are_those_of_a_data_set(tmp_path, capsys):
+    from detectron2.data import MetadataCatalog
+
+    output = str(tmp_path / "stats.safetensors")
+    arguments = ["import", released_checkpoint(tmp_path), "--output", output]
+    MetadataCatalog.get("inspect_test_set").thing_classes = ["a", "b", "c"]
+    try:
+        assert script.main([*arguments, "--class-names-from", "inspect_test_set"]) == 0
+    finally:
+        MetadataCatalog.remove("inspect_test_set")
+    statistics = LogitStatistics.load(output)
+    assert (statistics.class_names, statistics.datasets) == (("a", "b", "c"), ("inspect_test_set",))
+    assert script.main([*arguments, "--class-names-from", "no_such_set"]) == 1
+    assert "No data set 'no_such_set' with class names is registered." in capsys.readouterr().err
+
+
+def test_checkpoint_without_statistics_is_an_error(tmp_path, capsys):
+    path, output = tmp_path / "epoch_1.pth", tmp_path / "stats.safetensors"
+    torch.save({"state_dict": {}}, path)
+    assert script.main(["import", str(path), "--output", str(output)]) == 1
+    assert "no statistics of logits" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_aim_and_error_of_a_pass_are_shown(tmp_path, capsys):
+    statistics = replace(statistics_of(logits_of()), stop_at=0.5).with_reached()
+    script.main([saved(tmp_path, "a", statistics)])
+    text = capsys.readouterr().out
+    assert (
+        row_of(text, "ended at error")[1] == f"0.5, {'' if statistics.reached else 'not '}reached"
+    )
+    assert row_of(text, "calibration error")[1].startswith(f"{statistics.calibration_error():.4f}")
