@@ -19,7 +19,12 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..modeling.box_predictors import num_classes_of, predictor_fingerprint, unwrapped
+from ..modeling.box_predictors import (
+    check_calibratable,
+    num_classes_of,
+    predictor_fingerprint,
+    unwrapped,
+)
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import RecordedStage
 from .lvis_ground_truth import LvisGroundTruth
@@ -75,6 +80,7 @@ class SweepRunner:
         self._roi_heads = getattr(unwrapped(model), "roi_heads", None)
         predictors = self._recorder.predictors
         check_average(average)
+        check_calibratable(model)
         check_calibrations(calibrations, [num_classes_of(each) for each in predictors])
         device = next(model.parameters()).device
         # Copies, since to() moves the module that it is called on.

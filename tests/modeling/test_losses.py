@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from logn_d2.core import LOSS_REGISTRY, AffineCalibration, ClassCounts, build_loss
 from logn_d2.data import class_counts
-from logn_d2.evaluation import collect_statistics
+from logn_d2.evaluation import collect_statistics, sweep
 from logn_d2.modeling import (
     CosineLinear,
     LogNFastRCNNOutputLayers,
@@ -250,6 +250,7 @@ def test_what_can_not_be_calibrated_says_so(name):
         lambda: attach(model, calibration),
         lambda: fold(model, calibration),
         lambda: collect_statistics(model, []),
+        lambda: sweep(model, [images()], {"uncalibrated": [calibration]}),
         lambda: model_with(name, MODEL__LOGN__CALIBRATION="temperature(temperature=2)"),
     ):
         with pytest.raises(ValueError, match="can't be calibrated: "):
