@@ -237,7 +237,7 @@ def _check_same(first: LvisMatches, second: LvisMatches) -> None:
             f"{len(first.gt_image)} objects against {len(second.image_ids)} and "
             f"{len(second.gt_image)}, or others). Match both with the same ground truth."
         )
-    names = [list(run.result().members) for run in (first, second)]
+    names = [list(run.members) for run in (first, second)]
     if names[0] != names[1]:
         raise ValueError(
             f"The runs have different groups: {names[0]} against {names[1]}. Give both the same "

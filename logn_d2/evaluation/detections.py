@@ -87,7 +87,9 @@ class Detections:
         return cls([], [], [], np.zeros((0, 4), dtype=np.float32))
 
     @classmethod
-    def from_instances(cls, instances: Sequence[Instances], image_ids: Sequence[int]) -> Detections:
+    def from_instances(
+        cls, instances: Sequence[Instances], image_ids: Sequence[int] | Sequence[str]
+    ) -> Detections:
         """Convert a detector's output.
 
         Args:
@@ -102,7 +104,7 @@ class Detections:
         if len(instances) != len(image_ids):
             raise ValueError(f"Got {len(instances)} predictions for {len(image_ids)} image ids.")
         return cls.concatenate(
-            [_one_image(preds, int(i)) for preds, i in zip(instances, image_ids, strict=True)]
+            [_one_image(preds, i) for preds, i in zip(instances, image_ids, strict=True)]
         )
 
     @classmethod
@@ -367,7 +369,7 @@ def best_of_each_class(
     return np.flatnonzero(keep)
 
 
-def _one_image(instances: Instances, image_id: int) -> Detections:
+def _one_image(instances: Instances, image_id: int | str) -> Detections:
     """Convert the predictions for one image."""
     box = instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32)
     # Width and height in float32: what detectron2 writes into its own result files.

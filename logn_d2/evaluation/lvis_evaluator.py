@@ -9,7 +9,6 @@ Shapes: K foreground classes. Results are in percent.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -27,7 +26,9 @@ from detectron2.utils.logger import create_small_table
 
 from logn_d2.core import atomic_write
 
-from .detections import Detections
+from .detection_store import BestOfEachClass, DetectionStore, MemoryStore, ShardStore
+from .detections import Detections, image_id_array
+from .fixed_ap import evaluate_fixed_ap
 from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_ground_truth import LvisGroundTruth
 
@@ -39,9 +40,11 @@ logger = logging.getLogger(__name__)
 class LVISFormEvaluator(DatasetEvaluator):
     """Evaluate boxes and masks by the LVIS rule.
 
-    With `output_dir` the evaluator writes `detections.npz` (see `Detections.load`), before it
-    evaluates, so that nothing is lost if the evaluation fails; then `per_class_bbox.csv` and
-    `per_class_segm.csv`; and `lvis_instances_results.json` if asked for.
+    With `output_dir` detections go to disk while inference runs, so memory does not grow with the
+    data set; with `resume` a killed pass goes on, see `resumable_inference`. The evaluator then
+    writes `detections.npz` (see `Detections.load`), before it evaluates, so that nothing is lost if
+    the evaluation fails; `per_class_bbox.csv` and `per_class_segm.csv`; and
+    `lvis_instances_results.json` if asked for.
 
     Args:
         dataset_name (str): a registered data set whose metadata has `json_file`.
@@ -50,14 +53,21 @@ class LVISFormEvaluator(DatasetEvaluator):
         output_dir (str | None): where files are written; None writes none.
         distributed (bool): collect the detections of all processes; False evaluates this one's.
         max_dets (int): best detections of each image that are kept (LVIS: 300).
+        max_dets_per_class (int | None): evaluate *fixed AP* in place of AP, with so many detections
+            of each class over all images (10,000) and no limit for an image. The results have
+            "AP-pooled" and so on as well. Only these detections are kept, in memory.
         engine (str): "fast", or "lvis" for lvis-api itself; see `evaluate_lvis`.
         class_names (Sequence[str] | None): classes whose AP is a result of its own ("AP-name").
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default as the json
             says.
+        class_groups (Mapping | None): further groups, see `evaluate_lvis`.
         write_json (bool): write `lvis_instances_results.json` for other tools, a large file.
+        resume (bool): keep what an interrupted pass has written to `output_dir`.
+        shard_size (int): images of a process between two files, which is what a killed pass loses.
 
     Raises:
-        ValueError: the metadata has no `json_file`, or a task does not exist.
+        ValueError: the metadata has no `json_file`, a task does not exist, or `resume` is asked for
+            where there is nothing on disk.
         FileNotFoundError: the json file does not exist.
     """
 
@@ -69,25 +79,56 @@ class LVISFormEvaluator(DatasetEvaluator):
         output_dir: str | os.PathLike[str] | None = None,
         distributed: bool = True,
         max_dets: int = 300,
+        max_dets_per_class: int | None = None,
         engine: str = "fast",
         class_names: Sequence[str] | None = None,
         frequency_groups: Sequence[str] | None = None,
+        class_groups: Mapping[str, Sequence[str | int]] | None = None,
         write_json: bool = False,
+        resume: bool = False,
+        shard_size: int = 500,
     ) -> None:
         self._metadata = MetadataCatalog.get(dataset_name)
         self._json_file = _json_file(self._metadata, dataset_name)
         self._tasks = None if tasks is None else _known_tasks(tasks)
         self._output_dir = None if output_dir is None else os.fspath(output_dir)
         self._distributed = distributed
-        self._options = dict(max_dets=max_dets, engine=engine, frequency_groups=frequency_groups)
+        self._limit = max_dets_per_class
+        self._groups = dict(frequency_groups=frequency_groups, class_groups=class_groups)
+        self._options = dict(max_dets=max_dets, engine=engine)
         self._class_names = tuple(class_names or ())
         self._write_json = write_json
-        self.reset()
+        if resume and (output_dir is None or max_dets_per_class is not None):
+            raise ValueError(
+                "resume=True needs output_dir, where an interrupted pass has left its detections, "
+                "and goes without max_dets_per_class, which keeps them in memory."
+            )
+        self._shards = dict(resume=resume, shard_size=shard_size, digest="pass")
+        self._store: DetectionStore | None = None
 
     def reset(self) -> None:
-        """Forget all predictions; called before a pass over the data set."""
-        # By image: an image that is processed twice counts once.
-        self._predictions: dict[int, Detections] = {}
+        """Forget all predictions, or go on with the interrupted pass; called before a pass."""
+        self._store = self._new_store()
+
+    def start(self, digest: str) -> int:
+        """Get ready for a pass that may go on with an interrupted one.
+
+        Args:
+            digest (str): of all that decides the detections; another one begins anew.
+
+        Returns:
+            int: batches of this process that are done already, for the loader to leave out.
+        """
+        self._shards["digest"] = digest
+        self.reset()
+        return self._store.num_batches
+
+    def _new_store(self) -> DetectionStore:
+        if self._limit is not None:
+            return BestOfEachClass(self._limit)
+        if self._output_dir is None:
+            return MemoryStore()
+        return ShardStore(os.path.join(self._output_dir, "shards"), **self._shards)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -105,10 +146,15 @@ class LVISFormEvaluator(DatasetEvaluator):
                     'expected "instances". LVISFormEvaluator evaluates instance detection; is '
                     "the model a detector, and in eval mode?"
                 )
-            image_id = int(image["image_id"])
-            self._predictions[image_id] = Detections.from_instances(
-                [output["instances"]], [image_id]
-            )
+        image_ids = [image["image_id"] for image in inputs]
+        instances = [output["instances"] for output in outputs]
+        self._opened().add(image_ids, Detections.from_instances(instances, image_ids))
+
+    def _opened(self) -> DetectionStore:
+        """The store; made on first use, so that an evaluator works without `reset` too."""
+        if self._store is None:
+            self.reset()
+        return self._store
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Evaluate what was processed; called after the pass, in all processes.
@@ -127,23 +173,38 @@ class LVISFormEvaluator(DatasetEvaluator):
         )
         detections = _to_json_classes(detections, self._metadata, ground_truth)
         self._write_detections(detections, ground_truth)
-        if not len(ground_truth):
-            logger.info("%s has no annotations: nothing to evaluate.", self._json_file)
-            return OrderedDict()
-        _warn_if_incomplete(detections, seen, ground_truth)
         results: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
-        for task in self._tasks or _possible_tasks(detections, ground_truth):
-            result = evaluate_lvis(ground_truth, detections, task, **self._options)
-            results[task] = result.as_dict()
-            logger.info("Evaluation results for %s:\n%s", task, create_small_table(results[task]))
-            results[task].update(self._chosen_classes(result))
-            self._write_per_class(result)
+        if len(ground_truth):
+            _warn_if_incomplete(detections, seen, ground_truth)
+            for task in self._tasks or _possible_tasks(detections, ground_truth):
+                results[task] = self._evaluate_task(task, detections, ground_truth)
+        else:
+            logger.info("%s has no annotations: nothing to evaluate.", self._json_file)
+        self._opened().clear()
         return results
+
+    def _evaluate_task(
+        self, task: str, detections: Detections, ground_truth: LvisGroundTruth
+    ) -> OrderedDict[str, float]:
+        """Metrics of boxes or masks in percent, with those of chosen classes."""
+        if self._limit is None:
+            result = evaluate_lvis(ground_truth, detections, task, **self._options, **self._groups)
+            metrics = result.as_dict()
+        else:
+            fixed = evaluate_fixed_ap(
+                ground_truth, detections, task, max_dets_per_class=self._limit, **self._groups
+            )
+            result, metrics = fixed.result, fixed.as_dict()
+        logger.info("Evaluation results for %s:\n%s", task, create_small_table(metrics))
+        metrics.update(self._chosen_classes(result))
+        if self._output_dir is not None:
+            result.to_csv(os.path.join(self._output_dir, f"per_class_{task}.csv"))
+        return metrics
 
     def _gather(self) -> tuple[Detections, np.ndarray] | None:
         """Detections and ids of all images in all processes; None except in the first."""
-        seen = np.array(list(self._predictions), dtype=np.int64)
-        mine = (Detections.concatenate(list(self._predictions.values())).to_arrays(), seen)
+        detections, seen = self._opened().load()
+        mine = (detections.to_arrays(), seen)
         if not self._distributed:
             return _merge([mine])
         comm.synchronize()
@@ -159,17 +220,6 @@ class LVISFormEvaluator(DatasetEvaluator):
             path = os.path.join(self._output_dir, "lvis_instances_results.json")
             with atomic_write(path) as temporary, open(temporary, "w") as file:
                 json.dump(detections.to_json_list(ground_truth.category_ids), file)
-
-    def _write_per_class(self, result: LvisResult) -> None:
-        """Write one line per class."""
-        if self._output_dir is None:
-            return
-        path = os.path.join(self._output_dir, f"per_class_{result.iou_type}.csv")
-        rows = result.per_class_rows()
-        with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
 
     def _chosen_classes(self, result: LvisResult) -> dict[str, float]:
         """AP of the classes named in `class_names`, in percent."""
@@ -230,16 +280,18 @@ def _merge(
     Returns:
         tuple[Detections, ndarray]: all detections, and the ids of all images, ascending.
     """
-    seen = np.zeros(0, dtype=np.int64)
-    kept = []
+    seen, kept = None, []
     for arrays, images in parts:
-        detections, again = Detections.from_arrays(arrays), np.intersect1d(images, seen)
+        detections = Detections.from_arrays(arrays)
+        again = [] if seen is None else np.intersect1d(images, seen)
         if len(again):
             # Samplers that pad the last batch hand out some images twice.
             detections = detections.take(~np.isin(detections.image_id, again))
         kept.append(detections)
-        seen = np.union1d(seen, images)
-    return Detections.concatenate(kept), seen
+        # Without images its type says nothing: ids may be strings.
+        if len(images):
+            seen = np.unique(images) if seen is None else np.union1d(seen, images)
+    return Detections.concatenate(kept), image_id_array([] if seen is None else seen)
 
 
 def _to_json_classes(
@@ -278,7 +330,7 @@ def _warn_if_incomplete(
     missing = np.setdiff1d(ground_truth.image_ids, seen)
     if len(missing):
         logger.warning(
-            "%d of %d images were not processed (the first is %d); their objects count as missed.",
+            "%d of %d images were not processed (the first is %s); their objects count as missed.",
             *(len(missing), ground_truth.num_images, missing[0]),
         )
     if not len(detections):

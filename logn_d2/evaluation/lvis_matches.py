@@ -11,6 +11,7 @@ foreground classes, A = 4 area ranges, T = 10 thresholds of IoU.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from .lvis_checks import check_detections, check_groups
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matching import match
 from .lvis_ranking import CANDIDATES, ignored_objects, object_shapes, rank_detections
-from .lvis_result import LvisResult, class_members
+from .lvis_result import LvisResult, class_members, group_members
 
 __all__ = ["LvisMatches", "match_lvis"]
 
@@ -70,6 +71,11 @@ class LvisMatches:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def members(self) -> OrderedDict[str, np.ndarray]:
+        """Indices of the classes of each group, see `LvisResult.members`."""
+        return group_members(self.groups, self.class_groups)
 
     @functools.cached_property
     def _accumulator(self) -> Accumulator:

@@ -143,21 +143,17 @@ class LvisResult:
         return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write `per_class_rows` as CSV, one line per class; AP is empty without objects.
+        """Write `per_class_rows` as CSV, one line per class; AP is nan without objects.
 
         Args:
             path (str or PathLike): the file; it is written whole or not at all.
         """
         names = ("class", "group", "num_gt", "AP", "AP50")
-        rows = [
-            {name: "" if value != value else value for name, value in row.items()}
-            for row in self.per_class_rows()
-        ]
         with atomic_write(path) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, fieldnames=names)
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(self.per_class_rows())
 
 
 def group_members(
