@@ -101,6 +101,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--save-predictions", metavar="FOLDER", help="keep raw logits and boxes for later sweeps"
     )
     parser.add_argument(
+        "--max-boxes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --save-predictions: keep only the boxes of so many best candidates of an image "
+        "under each calibration, which is enough for similar ones (default: all)",
+    )
+    parser.add_argument(
         "--predictions", metavar="FOLDER", help="sweep over what --save-predictions has kept"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
@@ -208,6 +216,7 @@ class NetworkSweep:
             resume=self._args.resume,
             settings=deciding_settings(self._cfg),
             store=store,
+            max_boxes=self._args.max_boxes,
             store_info={"data set": dataset, **self.provenance},
         )
 

@@ -5,7 +5,9 @@ and the masks of the detections that the sweep found. Logits and boxes keep the 
 gave them in. They are neither rounded nor cut to the best ones: a calibration may lift any class of
 any RoI, every logit is part of the softmax, and half precision would swap neighbours in the
 ranking. An image takes Ri * (S * (K + 1) + B) values, B = 4 for class-agnostic boxes and 4 K for
-others.
+others: 5 MB for 1,000 RoIs and 1,203 classes, and 19 MB more for boxes of each class. Those can be
+left out but for the best candidates. A later sweep then notices where another one could have been a
+detection, and ends with an error: what it finds is exact in any case.
 
 A folder holds ``predictions.json`` and shards, safetensors files of some batches each.
 
@@ -55,6 +57,8 @@ class StoreWriter:
     Args:
         folder (PathLike): where to; it is made.
         ground_truth (LvisGroundTruth): masks that its evaluation does not look at are left out.
+        max_boxes (int): of boxes of each class, keep only those of so many best candidates of an
+            image under each calibration of the sweep; 0 keeps all.
         shard_bytes (int): a shard is written when it holds more.
     """
 
@@ -62,10 +66,12 @@ class StoreWriter:
         self,
         folder: str | os.PathLike[str],
         ground_truth: LvisGroundTruth | None = None,
+        max_boxes: int = 0,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.folder = Path(folder)
         self._ground_truth = ground_truth
+        self.max_boxes = max_boxes
         self._shard_bytes = shard_bytes
         self._share = f"{comm.get_rank()}of{comm.get_world_size()}"
         self._digest, self._header = "", {}
@@ -108,6 +114,7 @@ class StoreWriter:
         inputs: Sequence[Mapping[str, Any]],
         raw: RawPredictions,
         parts: Sequence[ImagePredictions],
+        best: Sequence[Tensor] | None = None,
     ) -> None:
         """Adds one batch of N images.
 
@@ -115,6 +122,7 @@ class StoreWriter:
             inputs (Sequence[Mapping]): as the model takes them.
             raw (RawPredictions): of all images.
             parts (Sequence[ImagePredictions]): of each image.
+            best (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes to keep; None for all.
 
         Raises:
             ValueError: scores that are not a softmax or sigmoid of the logits.
@@ -122,12 +130,17 @@ class StoreWriter:
         self._check_activation(raw)
         counts = [len(boxes) for boxes in raw.boxes]
         logits = zip(*(stage.split(counts) for stage in raw.logits), strict=True)
-        rows = zip(inputs, raw.image_sizes, raw.boxes, logits, strict=True)
-        for image, image_size, boxes, stages in rows:
-            tensors = {f"logits{index}": each.cpu() for index, each in enumerate(stages)}
-            tensors["boxes"] = boxes.cpu()
+        rows = zip(inputs, raw.image_sizes, raw.boxes, logits, best or counts, strict=True)
+        for image, image_size, boxes, stages, chosen in rows:
+            tensors = {f"logits{index}": each for index, each in enumerate(stages)}
+            number = len(boxes)
+            if best is not None and boxes.shape[1] > 4:
+                tensors["box_index"] = chosen.flatten().nonzero()[:, 0].int()
+                boxes = boxes.reshape(-1, 4)[tensors["box_index"]]
+            tensors = {name: each.cpu() for name, each in {**tensors, "boxes": boxes}.items()}
             sizes = (*image_size, *output_size(image, image_size))
-            tensors["image"] = torch.tensor([[int(image["image_id"]), len(boxes), *sizes]])
+            columns = (int(image["image_id"]), number, len(boxes), *sizes)
+            tensors["image"] = torch.tensor([columns])
             self._images.append(tensors)
             self._bytes += sum(each.nbytes for each in tensors.values())
         for part in parts:

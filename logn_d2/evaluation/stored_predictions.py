@@ -47,13 +47,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _StoredImage:
-    """One image of a store: its logits S x (Ri, K + 1), boxes (Ri, 4 or K * 4) and sizes."""
+    """One image of a store.
+
+    Attributes:
+        image_id (int): which one.
+        logits (list[Tensor]): S tensors (Ri, K + 1).
+        boxes (Tensor): (Ri, 4 or K * 4); or (P, 4), those that are known of Ri * K.
+        box_index (Tensor): (P,) which ones; None where all are known.
+        image_size (tuple[int, int]): as the model saw it.
+        output_size (tuple[int, int]): of the image.
+    """
 
     image_id: int
     logits: list[Tensor]
     boxes: Tensor
+    box_index: Tensor | None
     image_size: tuple[int, int]
     output_size: tuple[int, int]
+
+    def all_boxes(self) -> tuple[Tensor, Tensor | None]:
+        """(Ri, 4 or K * 4) boxes, 0 where not known; and (Ri, K) bool, where they are."""
+        if self.box_index is None:
+            return self.boxes, None
+        rows, columns = self.logits[0].shape
+        boxes = self.boxes.new_zeros(rows * (columns - 1), 4)
+        boxes[self.box_index] = self.boxes
+        known = torch.zeros(len(boxes), dtype=torch.bool)
+        known[self.box_index] = True
+        return boxes.view(rows, -1), known.view(rows, -1)
 
 
 @dataclass(frozen=True)
@@ -214,7 +235,8 @@ def sweep_stored(
         SweepPredictions: of all images.
 
     Raises:
-        ValueError: calibrations or ground truth do not fit, or a file is damaged.
+        ValueError: calibrations or ground truth do not fit, a file is damaged, or a box is needed
+            that was not stored (``max_boxes`` of `sweep`).
 
     Example:
         >>> stored = StoredPredictions.load("output/predictions")  # doctest: +SKIP
@@ -247,11 +269,13 @@ def _union(
     selection: tuple[float, float, int],
 ) -> Union:
     device = calibrations[0][0].column_scale.device
+    boxes, known = image.all_boxes()
     raw = RawPredictions(
         logits=[each.to(device) for each in image.logits],
         scorers=[lambda logits: [ACTIVATIONS[activation](logits)]] * len(image.logits),
-        boxes=[image.boxes.to(device)],
+        boxes=[boxes.to(device)],
         image_sizes=[image.image_size],
+        known=None if known is None else [known.to(device)],
     )
     (union,) = find_unions(raw, calibrations, average, selection)
     return union
@@ -308,13 +332,17 @@ def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard
     rows = tensors["image"].tolist()
     counts = [row[1] for row in rows]
     stages = [tensors[f"logits{index}"].split(counts) for index in range(num_stages)]
-    boxes = tensors["boxes"].split(counts)
+    box_counts = [row[2] for row in rows]
+    boxes = tensors["boxes"].split(box_counts)
+    indices = (
+        tensors["box_index"].split(box_counts) if "box_index" in tensors else [None] * len(rows)
+    )
     columns = {stage.shape[1] for of_stage in stages for stage in of_stage}
     if not columns <= {num_classes + 1} or tensors["activation"] not in ACTIVATIONS:
         raise KeyError(f"{columns} columns, {tensors['activation']}")
     images = [
-        _StoredImage(row[0], list(logits), box, (row[2], row[3]), (row[4], row[5]))
-        for row, box, *logits in zip(rows, boxes, *stages, strict=True)
+        _StoredImage(row[0], list(logits), box, index, (row[3], row[4]), (row[5], row[6]))
+        for row, box, index, *logits in zip(rows, boxes, indices, *stages, strict=True)
     ]
     start = "found_"
     found = {k.removeprefix(start): v.numpy() for k, v in tensors.items() if k.startswith(start)}

@@ -43,6 +43,7 @@ def sweep(
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     store: str | os.PathLike[str] | None = None,
+    max_boxes: int = 0,
     store_info: Mapping[str, Any] | None = None,
 ) -> SweepPredictions:
     """Detections of a model under many calibrations, for little more than one inference pass.
@@ -70,6 +71,8 @@ def sweep(
         settings (Mapping): whatever else must be the same for that.
         store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
             other calibrations without the model; None stores nothing.
+        max_boxes (int): of boxes of each class, store only those of so many best candidates of an
+            image under each calibration, which is enough for similar ones; 0 stores all.
         store_info (Mapping): noted there, for people: data set, weights.
 
     Returns:
@@ -84,14 +87,14 @@ def sweep(
         >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
         >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
-    keep = None if store is None else StoreWriter(store, ground_truth)
+    keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
     runner = SweepRunner(model, calibrations, average, ground_truth, keep)
     with preserved_rng(), evaluation_mode(model):
         first = loader_from(loader, 0)
         # How images are shared out decides which of them a chunk has.
         decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
         if keep is not None:
-            decisive["store"] = str(keep.folder.resolve())
+            decisive["store"] = [str(keep.folder.resolve()), max_boxes]
         digest = pass_digest(model, first, decisive)
         options = {"chunk_size": chunk_size, "resume": resume}
         if keep is not None:

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..core import AffineCalibration
-from ..modeling.topk_inference import fast_rcnn_inference_exact
+from ..modeling.topk_inference import fast_rcnn_inference_exact, moving_limit
 from .detections import Detections, RleMasks
 from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import ImagePredictions
@@ -30,6 +30,7 @@ __all__ = [
     "Scaled",
     "Selection",
     "Union",
+    "best_candidates",
     "calibrations_digest",
     "check_average",
     "check_calibrations",
@@ -56,12 +57,14 @@ class RawPredictions:
         scorers (list[Scorer]): what each stage makes of logits.
         boxes (Sequence[Tensor]): N tensors (Ri, K * 4), or (Ri, 4) for class-agnostic boxes.
         image_sizes (Sequence[tuple[int, int]]): (height, width) of each, as the model sees it.
+        known (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes that are there; None for all.
     """
 
     logits: list[Tensor]
     scorers: list[Scorer]
     boxes: Sequence[Tensor]
     image_sizes: Sequence[tuple[int, int]]
+    known: Sequence[Tensor] | None = None
 
     def probabilities(
         self, calibrations: Sequence[AffineCalibration], average: str
@@ -134,13 +137,58 @@ def find_unions(
     average: str,
     selection: Selection,
 ) -> list[Union]:
-    """The detections of every calibration, for each of N images."""
+    """The detections of every calibration, for each of N images.
+
+    Raises:
+        ValueError: a box that may have a say in them is not there.
+    """
     found = []
     for stages in calibrations:
         probs = raw.probabilities(stages, average)
         instances, _ = fast_rcnn_inference_exact(raw.boxes, probs, raw.image_sizes, *selection)
+        for known, scores, each in zip(raw.known or (), probs, instances):
+            _check_known(known, scores[:, :-1], each, selection[0], stages[0].name)
         found.append(instances)
     return [Union.of(of_image) for of_image in zip(*found, strict=True)]
+
+
+def best_candidates(
+    raw: RawPredictions,
+    calibrations: Sequence[Sequence[AffineCalibration]],
+    average: str,
+    count: int,
+) -> list[Tensor]:
+    """N tensors (Ri, K) bool: the ``count`` best candidates under each of the calibrations."""
+    best: list[Tensor] = []
+    for stages in calibrations:
+        for index, scores in enumerate(raw.probabilities(stages, average)):
+            scores = scores[:, :-1]
+            chosen = torch.zeros_like(scores, dtype=torch.bool)
+            order = scores.flatten().topk(min(count, scores.numel()), sorted=False).indices
+            chosen.view(-1)[order] = True
+            best[index:] = [best[index] | chosen] if index < len(best) else [chosen]
+    return best
+
+
+def _check_known(
+    known: Tensor, scores: Tensor, found: Instances, threshold: float, name: str
+) -> None:
+    """Checks that boxes which are not there could have had no say in the detections.
+
+    Non-maximum suppression is greedy: a candidate with a lower score than all detections is none,
+    and suppresses none.
+    """
+    candidates = scores > threshold
+    unknown = candidates & ~known
+    # Where candidates are few, all of their boxes decide how the overlaps are rounded.
+    if int(candidates.count_nonzero()) * 4 > moving_limit(scores.device.type) and len(found):
+        unknown &= scores >= found.scores.min()
+    if unknown.any():
+        raise ValueError(
+            f"The boxes of {int(unknown.count_nonzero())} candidates of an image may be among the "
+            f"detections of '{name}', and are not stored. Name this calibration in the sweep that "
+            "stores, keep more boxes (--max-boxes), or all."
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from .sweep_ranking import (
     RawPredictions,
     Scaled,
     Union,
+    best_candidates,
     calibrations_digest,
     check_average,
     check_calibrations,
@@ -129,7 +130,9 @@ class SweepRunner:
         unions = find_unions(raw, calibrations, self._average, self.selection)
         parts = self._complete(inputs, recording, unions)
         if self._keep is not None:
-            self._keep.add(inputs, raw, parts)
+            limit = self._keep.max_boxes
+            best = best_candidates(raw, calibrations, self._average, limit) if limit else None
+            self._keep.add(inputs, raw, parts, best)
         return ImagePredictions.concatenate(parts)
 
     def _complete(

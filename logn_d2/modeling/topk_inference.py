@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-__all__ = ["fast_rcnn_inference_exact"]
+__all__ = ["fast_rcnn_inference_exact", "moving_limit"]
 
 # Candidates tried first, for each detection wanted, and at least.
 CANDIDATES_PER_DETECTION = 3
@@ -87,7 +87,7 @@ def _inference_of_image(
     candidates = scores > score_thresh
     total = int(candidates.count_nonzero())
     few = spacing = None
-    if 0 < total * 4 <= _moving_limit(boxes.device.type):
+    if 0 < total * 4 <= moving_limit(boxes.device.type):
         few = candidates.nonzero(as_tuple=True)
         spacing = _class_spacing(boxes, *few, image_shape)
     wanted = total if topk < 0 else max(CANDIDATES_PER_DETECTION * topk, MIN_CANDIDATES)
@@ -164,8 +164,12 @@ def _class_spacing(
 
 
 @lru_cache
-def _moving_limit(device_type: str) -> int:
-    """Coordinates up to which `torchvision.ops.batched_nms` moves boxes."""
+def moving_limit(device_type: str) -> int:
+    """Coordinates up to which `torchvision.ops.batched_nms` moves boxes.
+
+    Args:
+        device_type (str): "cpu" or "cuda".
+    """
     if device_type == "cpu":
         return 4000
     version = torchvision.__version__.split("+")[0].split(".")

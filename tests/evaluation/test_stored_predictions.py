@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from logn_d2.evaluation import (
     sweep_stored,
 )
 from logn_d2.evaluation.prediction_store import StoreWriter
+from logn_d2.evaluation.sweep_ranking import RawPredictions, find_unions
 from logn_d2.modeling.box_predictors import find_box_predictors
 
 from .small_detectors import (
@@ -102,6 +104,66 @@ def test_boxes_equal_those_of_the_network_for_calibrations_that_came_later(
     found = sweep_stored(StoredPredictions.load(tmp_path), named, average=average)
     assert_same_boxes(found, expected)
     assert len(expected.detections("drawn 0")) > NUM_IMAGES
+
+
+@pytest.mark.parametrize("head", [STANDARD, CASCADE])
+def test_few_boxes_are_enough_for_the_calibrations_of_the_sweep_that_stored(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path, head: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # As where candidates are many: the boxes of those that are left out have no say.
+    monkeypatch.setattr("logn_d2.evaluation.sweep_ranking.moving_limit", lambda device: 0)
+    model = models[head]
+    named = calibrations(len(find_box_predictors(model)))
+    expected = sweep(model, loader, named, store=tmp_path, max_boxes=100)
+    stored = StoredPredictions.load(tmp_path)
+    images = [image for shard in stored.shards() for image in shard.images]
+    few = [image.box_index is not None for image in images]
+    assert few == [head == STANDARD] * NUM_IMAGES  # class-agnostic boxes are few anyway
+    if head == STANDARD:
+        assert all(100 <= len(image.boxes) < 40 * NUM_CLASSES for image in images)
+    assert_same_boxes(sweep_stored(stored, named), expected)
+
+
+def test_a_box_that_is_needed_and_not_stored_is_an_error(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path
+) -> None:
+    some = {"drawn 0": calibrations()["drawn 0"]}
+    sweep(models[STANDARD], loader, some, store=tmp_path, max_boxes=20)
+    with pytest.raises(ValueError, match="not stored.*--max-boxes"):
+        sweep_stored(StoredPredictions.load(tmp_path), calibrations())
+
+
+def test_no_box_that_could_matter_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the check passes, nothing that unknown boxes could be changes what is found."""
+    monkeypatch.setattr("logn_d2.evaluation.sweep_ranking.moving_limit", lambda device: 0)
+    generator = torch.Generator().manual_seed(0)
+    identity = [[AffineCalibration.identity(3)]]
+    accepted = 0
+    for _ in range(60):
+        logits = torch.randn(12, 4, generator=generator) * 2
+        corner = torch.rand(12, 3, 2, generator=generator) * 30
+        boxes = torch.cat([corner, corner + 20], dim=2).flatten(1)
+        known = torch.rand(12, 3, generator=generator) < 0.7
+        known |= logits.softmax(dim=1)[:, :3] > 0.4
+        found = set()
+        for fill in (0.0, 5.0, 25.0, None):
+            other = boxes.view(12, 3, 4).clone()
+            if fill is not None:
+                other[~known] = torch.tensor([fill, fill, fill + 20, fill + 20])
+            softmax = [lambda logits: [logits.softmax(dim=1)]]
+            raw = RawPredictions([logits], softmax, [other.flatten(1)], [(60, 60)])
+            (union,) = find_unions(raw, identity, "probs", (0.01, 0.5, 6))
+            found.add((str(union.boxes.tolist()), str(union.scores)))
+            checked = replace(raw, known=[known])
+            try:
+                find_unions(checked, identity, "probs", (0.01, 0.5, 6))
+            except ValueError:
+                break
+        else:
+            accepted += 1
+            assert len(found) == 1
+    assert 0 < accepted < 60
 
 
 def test_masks_are_those_of_the_network_where_the_storing_sweep_found_them(
@@ -215,7 +277,9 @@ def test_a_killed_sweep_resumes_its_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = models[STANDARD]
-    monkeypatch.setattr(StoreWriter.__init__, "__defaults__", (None, 1))  # a shard for each image
+    monkeypatch.setattr(
+        StoreWriter.__init__, "__defaults__", (None, 0, 1)
+    )  # a shard for each image
     some = {"drawn 0": calibrations()["drawn 0"]}
     options = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store", "chunk_size": 2}
     with interrupted_after(3):
