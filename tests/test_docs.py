@@ -366,7 +366,11 @@ def _tool_commands() -> list[str]:
     for page in (PROJECT, FORMAT, LOSSES):
         for blocks in sections(page, "bash").values():
             joined = "\n".join(blocks).replace("\\\n", " ")
-            commands += [line for line in joined.splitlines() if line.startswith("python tools/")]
+            commands += [
+                line
+                for line in joined.splitlines()
+                if line.startswith(("python tools/", "python demo/"))
+            ]
     return commands
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 __all__ = ["class_color", "draw_side_by_side", "enlarged"]
 
 _GAP_PX = 8
-_CAPTION_PX = 32
-_CAPTION_POINTS = 13
+_CAPTION_PX = 28
+_CAPTION_POINTS = 11
 _GOLDEN_RATIO = 0.618034
 _LONG_SIDE_PX = 480
 
