@@ -1,0 +1,186 @@
+"""Rows of a table from one trained detector: statistics and calibrations, one inference pass.
+
+A run is the folder that a training has left: ``config.yaml`` and ``model_final.pth``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from torch import nn
+
+from ..core import AffineCalibration, LogitStatistics, stage_calibrations
+from ..data import class_counts
+from ..data.loader import build_evaluation_loader
+from ..evaluation import LvisGroundTruth, evaluate_sweep, sweep
+from ..modeling import find_box_predictors
+from ..modeling.box_predictors import classifier_reader
+from .checkpoint import load_weights
+from .config import load_config
+from .statistics import collect, deciding_settings, statistics_path, without_calibration
+from .trainer import Trainer
+
+__all__ = ["Row", "is_trained", "measure", "run_config"]
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        label (str): what the table calls it; of one table, each once.
+        calibration (str): see `logn_d2.core.parse_calibration`.
+        population (str): RoIs of the statistics; "" for the run's own (MODEL.LOGN.COLLECT).
+        estimator (str): of the statistics; "" for the run's own.
+        average (str): what a cascade averages, "probs" or "logits"; "" for the run's own.
+    """
+
+    label: str
+    calibration: str = "uncalibrated"
+    population: str = ""
+    estimator: str = ""
+    average: str = ""
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the calibration is made from logit statistics."""
+        return "logn" in self.calibration
+
+
+def is_trained(folder: str | os.PathLike[str]) -> bool:
+    """Whether a training has ended in this folder."""
+    return all((Path(folder) / name).is_file() for name in ("config.yaml", "model_final.pth"))
+
+
+def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a run, without calibration; its weights are those that it ended with.
+
+    Args:
+        folder (PathLike): the run.
+        opts (Sequence[str]): KEY VALUE pairs that override it.
+
+    Raises:
+        FileNotFoundError: no training has ended there.
+    """
+    folder = Path(folder)
+    if not is_trained(folder):
+        raise FileNotFoundError(
+            f"{folder} is no finished training: expected config.yaml and model_final.pth in it. "
+            f"Train it first: python train_net.py --config-file C.yaml OUTPUT_DIR {folder}"
+        )
+    own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
+    cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))
+    if not cfg.DATASETS.TEST:
+        raise ValueError(
+            f"DATASETS.TEST of {folder}/config.yaml is empty: add DATASETS.TEST NAMES."
+        )
+    cfg.freeze()
+    return cfg
+
+
+def measure(
+    cfg: CfgNode, rows: Sequence[Row], output: str | os.PathLike[str]
+) -> dict[str, Metrics]:
+    """Evaluates a run under many calibrations; all processes call it.
+
+    The network runs once over ``cfg.DATASETS.TEST[0]`` (once for each kind of cascade average), and
+    once over the training set for each kind of statistics. What is in ``output`` already, of the
+    same weights, data and settings, is used again.
+
+    Args:
+        cfg (CfgNode): see `run_config`.
+        rows (Sequence[Row]): what to evaluate.
+        output (PathLike): folder for statistics and detections.
+
+    Returns:
+        dict: label -> task -> metric -> percent, in the order of the rows; empty on all processes
+        but the first.
+
+    Raises:
+        ValueError: a label twice, or logits that can't be calibrated.
+    """
+    labels = [row.label for row in rows]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"Labels must differ, found {', '.join(sorted(labels))}.")
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+    calibrations = _calibrations(cfg, model, rows, Path(output))
+    own = cfg.MODEL.LOGN.CASCADE_AVERAGE
+    found: dict[str, Metrics] = {}
+    for average in sorted({row.average or own for row in rows}):
+        names = [row.label for row in rows if (row.average or own) == average]
+        chosen = {name: calibrations[name] for name in names}
+        found.update(_evaluate(cfg, model, chosen, average, Path(output) / f"sweep_{average}"))
+    return {label: found[label] for label in labels if label in found}
+
+
+def _evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    calibrations: dict[str, list[AffineCalibration]],
+    average: str,
+    folder: Path,
+) -> dict[str, Metrics]:
+    dataset = cfg.DATASETS.TEST[0]
+    truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
+    predictions = sweep(
+        model,
+        lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
+        calibrations,
+        average=average,
+        ground_truth=truth,
+        output_dir=folder,
+        resume=True,
+        settings=deciding_settings(cfg),
+    )
+    return evaluate_sweep(predictions, truth) if comm.is_main_process() else {}
+
+
+def _calibrations(
+    cfg: CfgNode, model: nn.Module, rows: Sequence[Row], output: Path
+) -> dict[str, list[AffineCalibration]]:
+    """Label -> one calibration for each box predictor."""
+    predictors = find_box_predictors(model)
+    gather = functools.cache(functools.partial(_statistics, cfg, model, output))
+    counts = functools.cache(functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)))
+    return {
+        row.label: stage_calibrations(
+            row.calibration,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            num_stages=len(predictors),
+            statistics=gather(row.population, row.estimator) if row.needs_statistics else None,
+            counts=counts,
+            classifiers=[classifier_reader(predictor) for predictor in predictors],
+        )
+        for row in rows
+    }
+
+
+def _statistics(
+    cfg: CfgNode, model: nn.Module, output: Path, population: str, estimator: str
+) -> LogitStatistics:
+    """Statistics of one kind, gathered once."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.LOGN.COLLECT
+    is_own = population in ("", node.POPULATION) and estimator in ("", node.ESTIMATOR)
+    node.POPULATION, node.ESTIMATOR = population or node.POPULATION, estimator or node.ESTIMATOR
+    if node.ESTIMATOR != "exact":
+        node.STOP_AT = 0.0  # the moving averages know no standard error
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"logn_stats_{node.POPULATION}_{node.ESTIMATOR}.safetensors"
+    theirs = Path(statistics_path(cfg))
+    if comm.is_main_process() and is_own and theirs.is_file() and not path.is_file():
+        shutil.copy(theirs, path)  # gathered when training ended; used if it is of these weights
+    comm.synchronize()
+    return collect(cfg, model, str(path), resume=True)

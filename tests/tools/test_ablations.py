@@ -1,0 +1,174 @@
+"""Ablations: one table each, one inference pass for all, and trainings that are used again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from logn_d2.data import draw_glyphs
+from logn_d2.engine import load_config
+from logn_d2.engine.experiments import Row, is_trained, measure, run_config
+from logn_d2.evaluation import SweepPredictions
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
+SMALL = (
+    *("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("INPUT.MIN_SIZE_TEST", "48", "INPUT.MAX_SIZE_TEST", "48"),
+    *("MODEL.LOGN.COLLECT.MAX_IMAGES", "6", "TEST.DETECTIONS_PER_IMAGE", "10"),
+)
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = ROOT / "tools" / "ablations.py"
+    spec = importlib.util.spec_from_file_location("ablations", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    root = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        draw_glyphs(root, "tiny", num_workers=1)
+        write_run(folder)
+        yield folder
+
+
+def write_run(folder: Path, *opts: str) -> None:
+    folder.mkdir()
+    cfg = load_config(CONFIG, [*SMALL, "OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu", *opts])
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if "cls_score.bias" in name:
+            torch.nn.init.normal_(parameter)
+    torch.save({"model": model.state_dict()}, folder / "model_final.pth")
+
+
+@pytest.fixture
+def a_run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def never(*args: object, **kwargs: object) -> None:
+    raise AssertionError("The network ran again.")
+
+
+def test_every_ablation_says_where_its_rows_come_from(tool):
+    for ablation in tool.ABLATIONS.values():
+        labels = [row.label for row in ablation.rows]
+        assert ablation.title and len(set(labels)) == len(labels) >= 2
+        assert bool(ablation.key) == bool(ablation.values)
+
+
+def test_tables_share_one_pass_and_a_repetition_needs_none(tool, a_run, capsys, monkeypatch):
+    names = ("components", "squared_std", "population")
+    assert tool.run(tool.parse_args([*names, str(a_run)])) == 0
+    text = capsys.readouterr().out
+    assert [tool.ABLATIONS[name].title in text for name in names] == [True] * 3
+    sweeps = [path.name for path in (a_run / "ablations").glob("sweep_*")]
+    assert sweeps == ["sweep_probs"]
+    names_of_sweep = SweepPredictions.load(a_run / "ablations" / "sweep_probs").names
+    assert len(names_of_sweep) == len(set(names_of_sweep)) == 8
+    numbers = json.loads((a_run / "ablations" / "ablations.json").read_text())
+    assert list(numbers) == list(names)
+    assert (a_run / "ablations" / "ablations.md").read_text().count("\n| ") == 5 + 3 + 3 + 3
+    monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", never)
+    assert tool.run(tool.parse_args([*names, str(a_run)])) == 0
+    assert json.loads((a_run / "ablations" / "ablations.json").read_text()) == numbers
+
+
+def test_cascade_ablation_is_left_out_where_there_is_no_cascade(tool, a_run, capsys):
+    assert tool.run(tool.parse_args(["squared_std", "cascade_average", str(a_run)])) == 0
+    assert "Left out" in capsys.readouterr().out
+    assert list(json.loads((a_run / "ablations" / "ablations.json").read_text())) == ["squared_std"]
+
+
+def test_averages_of_a_cascade_are_two_sweeps(trained, tmp_path):
+    folder = tmp_path / "cascade"
+    write_run(
+        folder,
+        *("MODEL.ROI_HEADS.NAME", "LogNCascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
+    )
+    rows = [Row(f"a {average}", average=average) for average in ("logits", "probs")]
+    found = measure(run_config(folder), rows, folder / "out")
+    assert list(found) == ["a logits", "a probs"]
+    scores = [
+        SweepPredictions.load(folder / "out" / f"sweep_{each}").detections(f"a {each}").score
+        for each in ("logits", "probs")
+    ]
+    assert not (scores[0][:5] == scores[1][:5]).all()
+
+
+def test_other_training_is_started_once_with_the_one_key_changed(tool, a_run, monkeypatch):
+    commands = []
+
+    def start(command: list[str]) -> object:
+        commands.append(command)
+        write_run(a_run.with_name("run_linear"), "MODEL.LOGN.CLASSIFIER", "linear")
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(tool.subprocess, "run", start)
+    monkeypatch.setattr(tool, "commit", lambda: "none")
+    for _ in range(2):
+        assert tool.run(tool.parse_args(["classifier", str(a_run)])) == 0
+    (command,) = commands
+    assert command[-2:] == ["MODEL.LOGN.CLASSIFIER", "linear"] and "--resume" in command
+    assert str(a_run.with_name("run_linear")) in command
+    tables = json.loads((a_run / "ablations" / "ablations.json").read_text())
+    assert list(tables["classifier"]) == [
+        *("linear, uncalibrated", "linear, LogN", "cosine, uncalibrated", "cosine, LogN")
+    ]
+
+
+def test_failed_training_is_an_error(tool, a_run, monkeypatch):
+    failed = type("Failed", (), {"returncode": 1})
+    monkeypatch.setattr(tool.subprocess, "run", lambda command: failed)
+    args = tool.parse_args(["sampler", str(a_run)])
+    with pytest.raises(ValueError, match=r"The training has failed; its log is .*log\.txt"):
+        tool.prepare(args)
+
+
+def test_several_runs_give_mean_and_spread(tool):
+    metrics = [{"bbox": {"AP": value, "APr": float("nan")}} for value in (10.0, 12.0)]
+    table = tool.format_rows({"LogN": metrics})
+    assert "11.0 ± 1.4" in table and "| - " in table.replace("     ", " ")
+    assert "10.0 |" in tool.format_rows({"LogN": metrics[:1]})
+
+
+def test_folder_without_a_training_is_named(tmp_path):
+    assert not is_trained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is no finished training: expected config.yaml"):
+        run_config(tmp_path)
+
+
+def test_arguments_are_names_and_runs(tool, capsys):
+    args = tool.parse_args(["beta", "a", "components", "b"])
+    assert args.names == ["beta", "components"] and args.runs == [Path("a"), Path("b")]
+    assert tool.parse_args(["all", "a"]).names == list(tool.ABLATIONS)
+    for wrong in (["beta"], ["a"]):
+        with pytest.raises(SystemExit):
+            tool.parse_args(wrong)
+    assert "name an ablation (components," in capsys.readouterr().err
+
+
+def test_labels_of_rows_must_differ(a_run):
+    with pytest.raises(ValueError, match="Labels must differ"):
+        measure(run_config(a_run), [Row("a"), Row("a", "logn")], a_run / "out")
