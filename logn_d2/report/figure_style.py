@@ -114,11 +114,15 @@ def title(axis: Axes, text: str, note: str) -> None:
                       fontsize=9, color=INK)  # fmt: skip
 
 
-def legend(axis: Axes) -> None:
-    """A legend where there is anything to name."""
+def legend(axis: Axes, above: bool = False) -> None:
+    """A legend where there is anything to name; above the axes where data may be anywhere."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK)
+        place: dict[str, Any] = {}
+        if above:
+            place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(labels)}
+            place |= {"borderaxespad": 0.2}
+        box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
         box.set_zorder(5)
 
 

@@ -1,0 +1,70 @@
+"""What each kind of error costs, before and after (the paper's Fig. 4 and appendix B.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis
+
+from .figure_style import BAR_STYLES, INK, legend, new_figure, title
+from .results import GROUPS
+from .summary import display_name
+
+__all__ = ["error_figure"]
+
+# The six kinds, then what all of them together cost: far more, so on a scale of its own.
+_KINDS, _TOGETHER = ERROR_TYPES[:6], ERROR_TYPES[6:]
+
+
+def error_figure(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
+    """Bars of the AP that each group would gain without a kind of error.
+
+    Args:
+        analyses (Mapping): name of a calibration -> its analysis, the uncalibrated one first; two
+            to four of one data set.
+
+    Returns:
+        Figure: a row for all classes and for each group that has objects.
+
+    Raises:
+        ValueError: none or more runs than can be told apart.
+    """
+    if not 1 <= len(analyses) <= len(BAR_STYLES):
+        raise ValueError(f"There are {len(analyses)} runs, expected 1 to {len(BAR_STYLES)}.")
+    rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
+    first = next(iter(rows.values()))
+    groups = [group for group in first if first[group]["classes"]] or ["all"]
+    widths = (len(_KINDS), len(_TOGETHER) + 0.5)
+    figure, axes = new_figure(
+        9.0, 0.7 + 1.9 * len(groups), columns=2, rows=len(groups), widths=widths, share_y="col"
+    )
+    for index, group in enumerate(groups):
+        of_group = {name: row[group] for name, row in rows.items()}
+        for axis, errors in zip(axes[2 * index : 2 * index + 2], (_KINDS, _TOGETHER), strict=True):
+            _bars(axis, errors, {name: row["gain"] for name, row in of_group.items()})
+        aps = " → ".join(f"{row['AP']:.1f}" for row in of_group.values())
+        title(axes[2 * index], GROUPS.get(group, group), f"AP {aps}")
+    title(axes[1], "all together", "FP: wrong detections; FN: missed objects")
+    axes[0].set_ylabel("AP gained without the error")
+    legend(axes[0], above=True)
+    return figure
+
+
+def _bars(axis: Axes, errors: tuple[str, ...], gains: Mapping[str, Mapping[str, float]]) -> None:
+    """Bars of all runs beside each other for each kind of error, with their numbers."""
+    position, width = np.arange(len(errors)), 0.8 / len(gains)
+    for side, (name, style) in enumerate(zip(gains, BAR_STYLES)):
+        heights = np.array([gains[name][error] for error in errors])
+        offset = (side - (len(gains) - 1) / 2) * width
+        bars = axis.bar(position + offset, np.nan_to_num(heights), 0.9 * width, **style)
+        bars.set_label(display_name(name))
+        axis.bar_label(
+            bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=8, color=INK
+        )
+    axis.set_xticks(position, errors)
+    axis.grid(False, axis="x")
+    axis.margins(y=0.16)
