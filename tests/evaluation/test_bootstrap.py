@@ -184,11 +184,38 @@ def test_rows_are_in_percent() -> None:
     assert "APr" in run.table() and "r/APs" in rows and "r/APs" not in run.table()
 
 
+def test_a_centred_interval_is_the_percentile_interval_moved_to_the_estimate() -> None:
+    dataset, detections = _random_run(11)
+    matches = _match(dataset, detections)
+    options = {"resamples": 60, "level": 0.8}
+    centred = bootstrap_lvis(matches, **options)
+    plain = bootstrap_lvis(matches, method="percentile", **options)
+    values = plain.samples["AP"]
+    np.testing.assert_allclose(plain.intervals["AP"], np.quantile(values, [0.1, 0.9]))
+    moved = np.quantile(values, [0.1, 0.9]) + plain.estimate["AP"] - values.mean()
+    np.testing.assert_allclose(centred.intervals["AP"], np.clip(moved, 0, 1))
+    low, high = centred.per_class_intervals
+    assert ((low <= high) | np.isnan(low)).all() and np.nanmin(low) >= 0 and np.nanmax(high) <= 1
+
+
+def test_resamples_lie_above_the_estimate_and_a_centred_interval_holds_it() -> None:
+    rng = np.random.default_rng(12)
+    dataset = random_lvis(rng, num_images=150, with_masks=False)
+    results = random_detections(rng, dataset, per_image=8, score_digits=9, with_masks=False)
+    ids = sorted(category["id"] for category in dataset["categories"])
+    run = bootstrap_lvis(_match(dataset, Detections.from_json_list(results, ids)), resamples=64)
+    assert run.samples["AP"].mean() > run.estimate["AP"]
+    low, high = run.intervals["AP"]
+    assert low < run.estimate["AP"] < high
+
+
 def test_impossible_requests_are_refused() -> None:
     matches = _match(one_image(), Detections.empty())
     for options in ({"resamples": 0}, {"level": 95}):
         with pytest.raises(ValueError, match="expected at least one resample, a level between"):
             bootstrap_lvis(matches, **options)
+    with pytest.raises(ValueError, match="method is 'bca'"):
+        bootstrap_lvis(matches, method="bca")
 
 
 def test_runs_that_can_not_be_compared_are_refused() -> None:
