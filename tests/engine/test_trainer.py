@@ -38,8 +38,9 @@ def test_model_gives_raw_logits_whatever_the_config_calibrates(cfg):
     assert cfg.MODEL.LOGN.CALIBRATION == "norcal(gamma=0.6)"
 
 
-def test_only_the_last_evaluation_is_calibrated(cfg, monkeypatch):
+def test_evaluations_are_calibrated_where_there_are_statistics(cfg, monkeypatch):
     cfg.MODEL.LOGN.CALIBRATION = "logn(beta=mean)"
+    cfg.MODEL.LOGN.VIS_IMAGES = 0
     calls = []
 
     def record(cfg, model, statistics, *, resume, **options):
@@ -51,9 +52,18 @@ def test_only_the_last_evaluation_is_calibrated(cfg, monkeypatch):
     trainer.resume_or_load(resume=True)
     trainer.iter = 14
     assert trainer._evaluate() == {"uncalibrated/bbox": {"AP": 1.0}}
+    trainer.statistics = "of iteration 14"
+    trainer._evaluate()
+    assert trainer.statistics is None  # the next iteration has other weights
     trainer.iter, trainer.statistics = 20, "gathered"
     trainer._evaluate()
-    assert calls == [("", None, False), ("logn(beta=mean)", "gathered", True)]
+    name = "logn(beta=mean)"
+    assert calls == [
+        ("", None, False),
+        (name, "of iteration 14", False),
+        (name, "gathered", True),
+    ]
+    assert trainer.statistics == "gathered"
 
 
 def test_failed_training_gathers_nothing(cfg):
@@ -62,7 +72,7 @@ def test_failed_training_gathers_nothing(cfg):
     collected = []
     trainer._collect = collected.append
     trainer._hooks = [h for h in trainer._hooks if not isinstance(h, StatisticsHook)]
-    trainer.register_hooks([StatisticsHook(lambda: collected.append("statistics"))])
+    trainer.register_hooks([StatisticsHook(0, lambda: collected.append("statistics"))])
 
     def fail():
         raise FloatingPointError("diverged")
@@ -125,7 +135,7 @@ def test_a_loss_that_the_heads_do_not_know_is_refused(cfg):
 
 def test_statistics_of_a_loss_without_calibrations_are_refused_before_training(cfg):
     cfg.MODEL.LOGN.LOSS = "seesaw"
-    with pytest.raises(ValueError, match="COLLECT.ENABLED False"):
+    with pytest.raises(ValueError, match="COLLECT.ENABLED to False"):
         Trainer(cfg)
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     assert StatisticsHook not in kinds(Trainer(cfg))

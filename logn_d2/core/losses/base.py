@@ -116,8 +116,8 @@ class ClassificationLoss(nn.Module):
         if obstacle:
             raise ValueError(
                 f"Logits of a classifier trained with {type(self).__name__} can't be calibrated: "
-                f"{obstacle}. Evaluate without calibration (no MODEL.LOGN.STATISTICS or "
-                "MODEL.LOGN.CALIBRATION; MODEL.LOGN.COLLECT.ENABLED False)."
+                f"{obstacle}. Do without calibration: set MODEL.LOGN.COLLECT.ENABLED to False and "
+                "leave MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION empty."
             )
 
     def _calibration_obstacle(self) -> str:
