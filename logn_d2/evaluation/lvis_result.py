@@ -18,7 +18,7 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
-__all__ = ["LvisResult", "class_members", "group_members"]
+__all__ = ["LvisResult", "class_members", "group_members", "write_csv"]
 
 _AREA_NAMES = ("", "s", "m", "l")
 # lvis-api's names of the groups; these are in every result, if only as NaN.
@@ -148,12 +148,16 @@ class LvisResult:
         Args:
             path (str or PathLike): the file; it is written whole or not at all.
         """
-        names = ("class", "group", "num_gt", "AP", "AP50")
-        with atomic_write(path) as temporary:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=names)
-                writer.writeheader()
-                writer.writerows(self.per_class_rows())
+        write_csv(path, self.per_class_rows())
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows (at least one) with the same columns; the file is written whole or not at all."""
+    with atomic_write(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def group_members(
