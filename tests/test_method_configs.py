@@ -1,5 +1,6 @@
 """The rows of the paper's Table 1: every method's config says what it should, and trains."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,10 @@ def test_calibration_is_made_and_used(method, model, glyphs, tmp_path):
     calibrations, _ = calibrations_from_config(cfg, stages)
     assert [each.num_classes for each in calibrations] == [NUM_CLASSES] * stages
     assert not any(torch.equal(each.shift, torch.zeros(NUM_CLASSES)) for each in calibrations)
+
+
+def test_docs_name_the_config_of_every_row():
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = {f"{folder}{name}" for folder in ("", *(f"{each}/" for each in PAPER)) for name in LVIS}
+    named = set(re.findall(r"`configs/(\S+lvis_v1\S+\.yaml|lvis_v1\S+\.yaml)`", text))
+    assert named == rows and len(rows) == 48
