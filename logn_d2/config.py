@@ -46,6 +46,9 @@ def add_logn_config(cfg: CN) -> None:
     node.CASCADE_AVERAGE = "probs"
     # Own data sets in LVIS or COCO form: a list of [name, json file, image folder].
     node.DATASETS = []
+    # Images of the first test set that TensorBoard shows at each calibrated evaluation while
+    # training, with detections before and after calibration; 0 for none.
+    node.VIS_IMAGES = 4
 
     # Memory-augmented feature sampling of LOCE: MODEL.ROI_HEADS.NAME LogNMemoryROIHeads.
     node.MEMORY = CN()
@@ -72,6 +75,9 @@ def add_logn_config(cfg: CN) -> None:
     node.COLLECT.REPEAT = True
     # Use at most this many images, drawn at random; 0 for all.
     node.COLLECT.MAX_IMAGES = 0
+    # At most this many for the evaluations before the end of training (TEST.EVAL_PERIOD), which
+    # need statistics of their own; 0 leaves those evaluations uncalibrated.
+    node.COLLECT.PERIODIC_IMAGES = 1000
     # End the pass when the standard error of the calibrated logits, which the statistics cause, is
     # at most this in every class; 0 passes over all images.
     node.COLLECT.STOP_AT = 0.0

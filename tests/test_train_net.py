@@ -137,7 +137,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(trained):
 
 def test_training_ends_with_statistics_then_both_evaluations_then_the_writers(trained):
     text = (trained / "resumed.txt").read_text()
-    places = [text.index(part) for part in ("Wrote the statistics", "AP of logn", "| logn ")]
+    places = [text.rindex(part) for part in ("Wrote the statistics", "AP of logn", "| logn ")]
     assert places == sorted(places)
     last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
     assert last["iteration"] == 20
@@ -150,27 +150,39 @@ def test_training_ends_with_statistics_then_both_evaluations_then_the_writers(tr
 
 
 def test_both_evaluations_are_one_pass(trained):
-    during, statistics, both = batches((trained / "resumed.txt").read_text())
-    assert (during, statistics, both) == (16, 40, 16)
+    # Statistics, then both sides of the evaluation: during training, and at its end.
+    assert batches((trained / "resumed.txt").read_text()) == [40, 16, 40, 16]
 
 
-def test_evaluation_during_training_is_uncalibrated(trained):
+def test_evaluation_during_training_has_both_names_too(trained):
     lines = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
     (during,) = (
         line for line in lines if "uncalibrated/bbox/AP" in line and line["iteration"] < 20
     )
     assert during["iteration"] == 14
-    assert not any(key.startswith("logn/") for key in during)
+    assert math.isfinite(during["logn/bbox/AP"])
 
 
-def test_tensorboard_has_both_names(trained):
+def test_tensorboard_has_both_names_statistics_and_pictures(trained):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tags = set()
-    for file in trained.glob("events.out.tfevents.*"):
-        tags.update(EventAccumulator(str(file)).Reload().Tags()["scalars"])
-    assert {"uncalibrated/bbox/AP", "logn/bbox/APr", "logn/segm/AP", "total_loss"} <= tags
+    def steps(kind, tag):
+        return [event.step for events in read for event in getattr(events, kind)(tag)]
+
+    files = sorted(trained.glob("events.out.tfevents.*"))
+    accumulators = [EventAccumulator(str(file)).Reload() for file in files]
+    read = [each for each in accumulators if "logn/bbox/AP" in each.Tags()["scalars"]]
+    tags = {kind: {tag for each in read for tag in each.Tags()[kind]} for kind in read[0].Tags()}
+    for metric in ("AP", "APr", "APc", "APf"):
+        for name in ("uncalibrated", "logn"):
+            assert steps("Scalars", f"{name}/bbox/{metric}") == [14, 20]
+    assert {"logn/segm/AP", "total_loss"} <= tags["scalars"]
+    assert tags["histograms"] == {f"logn_stats/stage0/{name}" for name in ("mean", "std")}
+    pictures = {tag for tag in tags["images"] if tag.startswith("before_after/")}
+    assert len(pictures) == 4
+    for tag in (*pictures, *tags["histograms"]):
+        assert steps("Images" if tag in pictures else "Histograms", tag) == [14, 20]
 
 
 def test_the_metrics_are_those_of_the_results_file(trained):

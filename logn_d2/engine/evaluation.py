@@ -31,7 +31,13 @@ from ..modeling.box_predictors import classifier_reader, unwrapped
 from ..modeling.build import known_class_names
 from .statistics import deciding_settings
 
-__all__ = ["Results", "calibration_name", "check_head", "evaluate_calibrations"]
+__all__ = [
+    "Results",
+    "calibration_name",
+    "check_head",
+    "evaluate_calibrations",
+    "make_calibrations",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +108,7 @@ def evaluate_calibrations(
         ValueError: the head can't be calibrated, or the statistics are not of this model.
     """
     model = unwrapped(model)
-    calibrations = _calibrations(cfg, model, statistics)
+    calibrations = make_calibrations(cfg, model, statistics)
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
@@ -115,10 +121,23 @@ def evaluate_calibrations(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def _calibrations(
+def make_calibrations(
     cfg: CfgNode, model: nn.Module, statistics: LogitStatistics | None
 ) -> Calibrations:
-    """Name -> one calibration a stage."""
+    """The calibrations that an evaluation compares.
+
+    Args:
+        cfg (CfgNode): MODEL.LOGN.CALIBRATION names one.
+        model (nn.Module): not wrapped.
+        statistics (LogitStatistics): of its weights, or None.
+
+    Returns:
+        dict: name -> one calibration for each stage, "uncalibrated" first; none for a model that
+        can only be evaluated as it is.
+
+    Raises:
+        ValueError: the head can't be calibrated, or the statistics are not of this model.
+    """
     text = calibration_name(cfg, statistics is not None)
     if not text and not (_is_ours(model) and _is_calibratable(model)):
         return {UNCALIBRATED: ()}  # any model can be evaluated as it is

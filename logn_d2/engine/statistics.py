@@ -18,7 +18,14 @@ from ..evaluation import collect_from_config
 from ..evaluation.resume import weights_digest
 from ..modeling.box_predictors import unwrapped
 
-__all__ = ["collect", "deciding_settings", "statistics_path", "without_calibration"]
+__all__ = [
+    "collect",
+    "deciding_settings",
+    "periodic_collection",
+    "periodic_statistics_path",
+    "statistics_path",
+    "without_calibration",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +33,20 @@ logger = logging.getLogger(__name__)
 def statistics_path(cfg: CfgNode) -> str:
     """Where a run writes its statistics file, unless told otherwise."""
     return os.path.join(cfg.OUTPUT_DIR, "logn_stats.safetensors")
+
+
+def periodic_statistics_path(cfg: CfgNode) -> str:
+    """Where the statistics of the latest evaluation before the end of training are."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", "logn_stats.safetensors")
+
+
+def periodic_collection(cfg: CfgNode) -> CfgNode:
+    """A copy of the config whose statistics pass is short enough for every evaluation."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    limits = (cfg.MODEL.LOGN.COLLECT.MAX_IMAGES, cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES)
+    cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = min(limit for limit in limits if limit > 0)
+    return cfg
 
 
 def without_calibration(cfg: CfgNode) -> CfgNode:
@@ -41,6 +62,7 @@ def deciding_settings(cfg: CfgNode) -> dict[str, CfgNode]:
     cfg = without_calibration(cfg)
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
     cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = cfg.MODEL.LOGN.VIS_IMAGES = 0
     return {"model": cfg.MODEL, "input": cfg.INPUT, "loader": cfg.DATALOADER}
 
 

@@ -1,4 +1,4 @@
-"""Detectron2's default trainer, with the statistics pass and both evaluations at its end."""
+"""Detectron2's default trainer, with the statistics pass and both evaluations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ from ..core import LogitStatistics
 from ..data.loader import training_images
 from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
 from ..evaluation import LVISFormEvaluator
+from ..modeling.box_predictors import unwrapped
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
-from .evaluation import Results, calibration_name, check_head, evaluate_calibrations
+from .evaluation import (
+    Results,
+    calibration_name,
+    check_head,
+    evaluate_calibrations,
+    make_calibrations,
+)
+from .events import ComparedImages, put_statistics
 from .hooks import StatisticsHook
 from .second_stage import (
     classifier_state,
@@ -33,7 +41,13 @@ from .second_stage import (
     optimizer_config,
     restore_classifiers,
 )
-from .statistics import collect, statistics_path, without_calibration
+from .statistics import (
+    collect,
+    periodic_collection,
+    periodic_statistics_path,
+    statistics_path,
+    without_calibration,
+)
 
 __all__ = ["Trainer", "build_evaluator", "evaluator_class"]
 
@@ -44,8 +58,9 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` that ends with logit statistics, and evaluates with and without them.
 
     Metrics of both are in TensorBoard and ``metrics.json`` as "uncalibrated/bbox/AP",
-    "logn/bbox/AP" and so on. Evaluations before the end (TEST.EVAL_PERIOD) have no statistics yet
-    and are uncalibrated.
+    "logn/bbox/AP" and so on. So are those of evaluations before the end (TEST.EVAL_PERIOD), which
+    use statistics of at most MODEL.LOGN.COLLECT.PERIODIC_IMAGES images. TensorBoard also has
+    histograms of the statistics, and pictures of MODEL.LOGN.VIS_IMAGES images.
 
     Args:
         cfg (CfgNode): with MODEL.LOGN.
@@ -55,6 +70,7 @@ class Trainer(DefaultTrainer):
         self.statistics: LogitStatistics | None = None
         self._resume = False
         self._last_eval_results: Results = {}
+        self._compared_images = ComparedImages(cfg)
         super().__init__(cfg)
         if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
             # Now, not after a day of training.
@@ -102,7 +118,9 @@ class Trainer(DefaultTrainer):
         (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if self.cfg.MODEL.LOGN.COLLECT.ENABLED:
-            hooks.insert(place, StatisticsHook(self._collect))
+            periodic = self.cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES > 0
+            period = self.cfg.TEST.EVAL_PERIOD if periodic else 0
+            hooks.insert(place, StatisticsHook(period, self._collect))
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -139,21 +157,43 @@ class Trainer(DefaultTrainer):
 
     def _collect(self) -> None:
         _share_buffers(self.model)
-        path = statistics_path(self.cfg)
-        self.statistics = collect(self.cfg, self.model, path, resume=self._resume)
+        if self._at_end:
+            cfg, path = self.cfg, statistics_path(self.cfg)
+        else:
+            cfg, path = periodic_collection(self.cfg), periodic_statistics_path(self.cfg)
+        self.statistics = collect(cfg, self.model, path, resume=self._resume and self._at_end)
+        if comm.is_main_process():
+            put_statistics(self.storage, self.statistics)
 
     def _evaluate(self) -> Results:
         _share_buffers(self.model)
-        at_end = self.iter >= self.max_iter
+        statistics = self.statistics
+        if not self._at_end:  # training is about to change the weights that these are of
+            self.statistics = None
+        awaited = self.cfg.MODEL.LOGN.COLLECT.ENABLED and statistics is None
+        calibrated = self._at_end or not awaited
+        cfg = self.cfg if calibrated else without_calibration(self.cfg)
         self._last_eval_results = evaluate_calibrations(
-            self.cfg if at_end else without_calibration(self.cfg),
+            cfg,
             self.model,
-            self.statistics,
+            statistics,
             build_evaluator=self.build_evaluator,
-            resume=self._resume and at_end,
+            resume=self._resume and self._at_end,
         )
+        if comm.is_main_process() and cfg.MODEL.LOGN.VIS_IMAGES > 0 and cfg.DATASETS.TEST:
+            self._show_images(cfg, statistics)
         # What there is nothing to measure for is no number, and JSON knows none for it.
         return _finite(self._last_eval_results)
+
+    def _show_images(self, cfg: CfgNode, statistics: LogitStatistics | None) -> None:
+        model = unwrapped(self.model)
+        calibrations = make_calibrations(cfg, model, statistics)
+        if len(calibrations) > 1:  # else there is no after
+            self._compared_images.put(self.storage, model, calibrations)
+
+    @property
+    def _at_end(self) -> bool:
+        return self.iter >= self.max_iter
 
 
 def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:

@@ -293,7 +293,8 @@ def _deciding_config(cfg: CfgNode) -> str:
     # Whatever weights are loaded, their digest is compared; a calibration leaves raw logits alone.
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
     cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
-    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = 0
+    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = 0
+    cfg.MODEL.LOGN.VIS_IMAGES = 0
     nodes = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TRAIN": cfg.DATASETS.TRAIN}
     nodes["SAMPLER"] = (cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD)
     return json.dumps(nodes, sort_keys=True, default=str)

@@ -1,0 +1,97 @@
+"""What TensorBoard shows of a training besides scalars: statistics, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..core import AffineCalibration, LogitStatistics
+from ..data.loader import build_evaluation_loader
+from ..evaluation.before_after import BeforeAfter, Shown
+from ..evaluation.side_by_side import draw_side_by_side, enlarged
+
+__all__ = ["ComparedImages", "put_statistics"]
+
+_BINS = 100
+# Scores say little while a model learns, so a fixed number of places is shown.
+_SHOWN = Shown(threshold=0.0, at_most=10, one_per_place=True)
+
+
+def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
+    """Adds histograms over classes of the logits' means and standard deviations.
+
+    Their names are "logn_stats/stage0/mean", "logn_stats/stage0/std" and so on. Classes without
+    usable statistics, and the background, are left out.
+
+    Args:
+        storage (EventStorage): of the training.
+        statistics (LogitStatistics): of the weights at this iteration; background last.
+    """
+    for index, stage in enumerate(statistics.stages):
+        usable = stage.usable[:-1]
+        if not usable.any():
+            continue
+        for name, values in (("mean", stage.mean), ("std", stage.std)):
+            classes = values[:-1][usable].float()
+            storage.put_histogram(f"logn_stats/stage{index}/{name}", classes, bins=_BINS)
+
+
+class ComparedImages:
+    """Adds pictures of some validation images, before and after calibration.
+
+    The images are drawn by MODEL.LOGN.COLLECT.SEED from the first data set of DATASETS.TEST, and
+    are the same at each iteration: "before_after/IMAGE_ID" shows what training changes.
+
+    Args:
+        cfg (CfgNode): MODEL.LOGN.VIS_IMAGES says how many.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+        self._images: list[dict[str, Any]] | None = None
+
+    def put(
+        self,
+        storage: EventStorage,
+        model: nn.Module,
+        calibrations: Mapping[str, Sequence[AffineCalibration]],
+    ) -> None:
+        """Draws and adds them; call it on one process.
+
+        Args:
+            storage (EventStorage): of the training.
+            model (nn.Module): it is left as it was.
+            calibrations (Mapping): the two names, before and after, and one calibration for each
+                stage.
+        """
+        if self._images is None:
+            self._images = self._choose()
+        before_name, after_name = calibrations
+        average = self._cfg.MODEL.LOGN.CASCADE_AVERAGE
+        compare = BeforeAfter(model, calibrations[after_name], average=average, shown=_SHOWN)
+        metadata = MetadataCatalog.get(self._cfg.DATASETS.TEST[0])
+        for image in self._images:
+            pixels = enlarged(read_image(image["file_name"], "RGB"))
+            size = {"height": pixels.shape[0], "width": pixels.shape[1]}
+            ((before, after),) = compare([{**image, **size}])
+            picture = draw_side_by_side(
+                pixels,
+                [(before_name, before), (after_name, after)],
+                metadata.get("thing_classes", ()),
+            )
+            channels_first = np.ascontiguousarray(picture.transpose(2, 0, 1))
+            storage.put_image(f"before_after/{image['image_id']}", channels_first)
+
+    def _choose(self) -> list[dict[str, Any]]:
+        images = build_evaluation_loader(self._cfg, self._cfg.DATASETS.TEST[0]).dataset
+        generator = torch.Generator().manual_seed(self._cfg.MODEL.LOGN.COLLECT.SEED % 2**63)
+        order = torch.randperm(len(images), generator=generator)
+        return [images[int(index)] for index in order[: self._cfg.MODEL.LOGN.VIS_IMAGES]]
