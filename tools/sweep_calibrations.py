@@ -228,7 +228,8 @@ class StoredSweep:
         self._stored = StoredPredictions.load(args.predictions)
         self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
         self.provenance = {**self._stored.info, "predictions": args.predictions}
-        self._calibrations = make_calibrations(cfg, args, self._stored.fingerprints)
+        known = (self._stored.fingerprints, self._stored.classifiers())
+        self._calibrations = make_calibrations(cfg, args, *known)
 
     def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
         """Predictions for a data set, which go to a folder."""

@@ -9,7 +9,8 @@ others: 5 MB for 1,000 RoIs and 1,203 classes, and 19 MB more for boxes of each 
 left out but for the best candidates. A later sweep then notices where another one could have been a
 detection, and ends with an error: what it finds is exact in any case.
 
-A folder holds ``predictions.json`` and shards, safetensors files of some batches each.
+A folder holds ``predictions.json``, the weights of the classifiers, which some calibrations are
+made from, and shards, safetensors files of some batches each.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages.
 """
@@ -35,11 +36,20 @@ from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import ImagePredictions
 from .sweep_ranking import RawPredictions, is_looked_at, output_size
 
-__all__ = ["ACTIVATIONS", "FORMAT", "MANIFEST", "VERSION", "StoreWriter"]
+__all__ = [
+    "ACTIVATIONS",
+    "CLASSIFIERS",
+    "FORMAT",
+    "MANIFEST",
+    "VERSION",
+    "StoreWriter",
+    "read_manifest",
+]
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "predictions.json"
+CLASSIFIERS = "classifiers.safetensors"
 FORMAT = "logn_d2 predictions"
 VERSION = 1
 
@@ -80,13 +90,21 @@ class StoreWriter:
         self._images: list[dict[str, Tensor]] = []
         self._found: list[Detections] = []
 
-    def open(self, digest: str, header: Mapping[str, Any], num_batches: int) -> None:
+    def open(
+        self,
+        digest: str,
+        header: Mapping[str, Any],
+        num_batches: int,
+        classifiers: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Makes the folder ready to go on after some batches of a pass.
 
         Args:
             digest (str): of everything that decides the predictions.
             header (Mapping): what `StoredPredictions` says of all images, as JSON can write it.
             num_batches (int): that this process has done.
+            classifiers (Mapping): "weight0" and "bias0" of the first stage and so on, as far as
+                they are known, for calibrations that are made from weights.
 
         Raises:
             ValueError: their predictions are not there.
@@ -96,6 +114,8 @@ class StoreWriter:
         if comm.is_main_process():
             self._remove_others()
             self._write_manifest()
+            tensors = {k: v.detach().cpu().clone() for k, v in (classifiers or {}).items()}
+            write_tensors(self.folder / CLASSIFIERS, tensors)
         comm.synchronize()
         done = 0
         for first, end, path in sorted(self._own_shards()):
@@ -161,11 +181,8 @@ class StoreWriter:
         }
         found = Detections.concatenate(self._found).to_arrays() if self._found else {}
         tensors.update({f"found_{k}": torch.from_numpy(np.array(v)) for k, v in found.items()})
-        metadata = {"format": FORMAT, "version": str(VERSION), "activation": self._activation}
         name = f"{self._digest}-{self._share}-{self._first:07d}-{self._batches:07d}.safetensors"
-        with atomic_write(self.folder / name) as temporary:
-            # save_file would make a file that only its owner can read.
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        write_tensors(self.folder / name, tensors, self._activation)
         self._first, self._bytes = self._batches, 0
         self._images, self._found = [], []
 
@@ -214,6 +231,14 @@ class StoreWriter:
         content = {"format": FORMAT, "version": VERSION, **self._header, "shards": shards}
         with atomic_write(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | None = "") -> None:
+    """Writes one file of a store."""
+    metadata = {"format": FORMAT, "version": str(VERSION), "activation": activation or ""}
+    with atomic_write(path) as temporary:
+        # save_file would make a file that only its owner can read.
+        temporary.write_bytes(safetensors.torch.save(dict(tensors), metadata))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ different detections in an image over all calibrations.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..core import AffineCalibration
 from .detections import Detections, RleMasks
 from .lvis_ground_truth import LvisGroundTruth
-from .prediction_store import ACTIVATIONS, FORMAT, MANIFEST, VERSION, read_manifest
+from .prediction_store import ACTIVATIONS, CLASSIFIERS, FORMAT, MANIFEST, VERSION, read_manifest
 from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
 from .sweep_ranking import (
     Calibrations,
@@ -152,10 +153,11 @@ class StoredPredictions:
             stored = cls(folder, manifest)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
-        missing = [path.name for path in stored._shards if not path.is_file()]
+        files = [*stored._shards, folder / CLASSIFIERS]
+        missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(stored._shards)} files of the predictions in '{folder}' "
+                f"{len(missing)} of {len(files)} files of the predictions in '{folder}' "
                 f"are missing, the first is {missing[0]}. Copy the whole folder."
             )
         return stored
@@ -170,6 +172,23 @@ class StoredPredictions:
         """(N,) int64, in the order of the pass."""
         ids = [_tensors(path, ("image",))["image"][:, 0].numpy() for path in self._shards]
         return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+
+    def classifiers(self) -> list[Callable[[], tuple[Tensor, Tensor | None]]]:
+        """For each stage a function that returns the classifier's weight and bias or None.
+
+        It raises a ValueError where the model had no such layer; see `stage_calibrations`.
+        """
+        tensors = _tensors(self.folder / CLASSIFIERS)
+
+        def read(index: int) -> tuple[Tensor, Tensor | None]:
+            if f"weight{index}" not in tensors:
+                raise ValueError(
+                    "This calibration is made from the classifier's weights, but the predictions "
+                    f"in '{self.folder}' are of a model without such a layer. Choose another one."
+                )
+            return tensors[f"weight{index}"], tensors.get(f"bias{index}")
+
+        return [functools.partial(read, index) for index in range(self.num_stages)]
 
     def check(self, ground_truth: LvisGroundTruth) -> None:
         """Checks that these are predictions for a data set.

@@ -103,7 +103,7 @@ def sweep(
         writer = SweepWriter(list(calibrations), output_dir, digest, **options)
         if keep is not None:
             header = {**runner.describe(), "info": dict(store_info or {})}
-            keep.open(digest, header, writer.num_batches)
+            keep.open(digest, header, writer.num_batches, runner.classifiers())
         rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
         collector, start = _Collector(writer, keep), time.perf_counter()
         predictions = inference_on_dataset(runner, rest, collector)["predictions"]

@@ -6,6 +6,7 @@ detections in an image over all calibrations.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ..modeling.box_predictors import (
     check_calibratable,
+    classifier_reader,
     num_classes_of,
     predictor_fingerprint,
     unwrapped,
@@ -109,6 +111,17 @@ class SweepRunner:
             "fingerprints": [each if each is None else each.tolist() for each in fingerprints],
             "calibrations": list(self._calibrations),
         }
+
+    def classifiers(self) -> dict[str, Tensor]:
+        """Weight and bias of each stage's classifier, as far as they are known."""
+        named: dict[str, Tensor] = {}
+        for index, predictor in enumerate(self._recorder.predictors):
+            with contextlib.suppress(ValueError):  # a head without such a layer
+                weight, bias = classifier_reader(predictor)()
+                named[f"weight{index}"] = weight
+                if bias is not None:
+                    named[f"bias{index}"] = bias
+        return named
 
     def settings(self) -> dict[str, Any]:
         """What decides the detections, besides weights and images."""

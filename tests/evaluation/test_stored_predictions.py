@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from logn_d2.core import AffineCalibration
+from logn_d2.core import AffineCalibration, stage_calibrations
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.evaluation import (
     StoredPredictions,
@@ -25,7 +25,11 @@ from logn_d2.evaluation import (
 )
 from logn_d2.evaluation.prediction_store import StoreWriter
 from logn_d2.evaluation.sweep_ranking import RawPredictions, find_unions
-from logn_d2.modeling.box_predictors import find_box_predictors
+from logn_d2.modeling.box_predictors import (
+    classifier_reader,
+    find_box_predictors,
+    predictor_fingerprint,
+)
 
 from .small_detectors import (
     NUM_CLASSES,
@@ -241,6 +245,22 @@ def test_stored_values_are_what_the_model_gave(folder: Path, loader: list) -> No
     assert stored.calibrations == ["drawn 0"]
 
 
+def test_calibrations_from_weights_need_no_model(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path
+) -> None:
+    predictors = find_box_predictors(models[CASCADE])
+    sweep(models[CASCADE], loader[:1], calibrations(3, count=0), store=tmp_path)
+    stored = StoredPredictions.load(tmp_path)
+    options = {"num_classes": NUM_CLASSES, "num_stages": 3}
+    readers = [classifier_reader(predictor) for predictor in predictors]
+    expected = stage_calibrations("tau_norm", classifiers=readers, **options)
+    found = stage_calibrations("tau_norm", classifiers=stored.classifiers(), **options)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.scale, other.scale) and torch.equal(one.shift, other.shift)
+    for predictor, fingerprint in zip(predictors, stored.fingerprints, strict=True):
+        assert torch.equal(predictor_fingerprint(predictor), fingerprint)
+
+
 def test_scores_that_are_no_function_of_the_logits_are_refused(
     loader: list, tmp_path: Path
 ) -> None:
@@ -287,7 +307,7 @@ def test_a_killed_sweep_resumes_its_store(
     with pytest.raises(ValueError, match="not whole.*--resume"):
         StoredPredictions.load(tmp_path / "store")
     # Two images are done; the third one's shard is there, but no chunk says so.
-    assert len(list((tmp_path / "store").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "store").glob("*-*.safetensors"))) == 3
     with count_passes(model) as passes:
         sweep(model, loader, some, resume=True, **options)
     assert len(passes) == NUM_IMAGES - 2
@@ -316,7 +336,8 @@ def test_a_store_replaces_the_one_that_was_there(
     for number, images in enumerate((loader, loader[:2])):
         named = {"drawn 0": calibrations()[f"drawn {number}"]}
         sweep(models[STANDARD], images, named, store=tmp_path)
-        assert len(list(tmp_path.glob("*.safetensors"))) == 2
+        names = {path.name for path in tmp_path.glob("*.safetensors")}
+        assert len(names) == 3 and {"mine.safetensors", "classifiers.safetensors"} < names
     assert len(StoredPredictions.load(tmp_path).image_ids) == 2
 
 
@@ -325,12 +346,12 @@ def test_a_store_replaces_the_one_that_was_there(
 
 def test_files_that_are_cut_off_or_gone_are_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "cut")
-    (shard,) = (tmp_path / "cut").glob("*.safetensors")
+    (shard,) = (tmp_path / "cut").glob("*-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{shard.name}' is not a whole file"):
         sweep_stored(StoredPredictions.load(tmp_path / "cut"), calibrations())
     shard.unlink()
-    with pytest.raises(ValueError, match=f"1 of 1 files .* missing, the first is {shard.name}"):
+    with pytest.raises(ValueError, match=f"1 of 2 files .* missing, the first is {shard.name}"):
         StoredPredictions.load(tmp_path / "cut")
     with pytest.raises(FileNotFoundError, match="--save-predictions"):
         StoredPredictions.load(tmp_path)
