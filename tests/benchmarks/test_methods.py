@@ -1,0 +1,151 @@
+"""The comparison of methods: what each trains with, and the table. Trainings are stand-ins."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from logn_d2.data import draw_glyphs
+from logn_d2.engine import Trainer
+from logn_d2.engine.checks import check_calibration
+from logn_d2.engine.runs import check_training
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = ROOT / "benchmarks" / "methods.py"
+    spec = importlib.util.spec_from_file_location("benchmark_methods", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _glyphs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("datasets")
+    draw_glyphs(root, "tiny", num_workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield
+
+
+def arguments(tool, tmp_path, *more):
+    return tool.parse_args(["--size", "tiny", "--output", str(tmp_path), *more])
+
+
+@pytest.fixture
+def trainings(tool, monkeypatch):
+    """Stand-ins for trainings: a model that has learnt nothing, and an evaluation."""
+    started = []
+
+    def start(command, **options):
+        path = Path(command[command.index("--config-file") + 1])
+        started.append(path.parent.name)
+        cfg = tool.load_config(path)
+        (path.parent / "config.yaml").write_text(path.read_text())
+        torch.manual_seed(cfg.SEED)
+        torch.save(
+            {"model": Trainer.build_model(cfg).state_dict()}, path.parent / "model_final.pth"
+        )
+        lines = [{"time": 0.5, "iteration": 1}, {"time": 0.5}, {"iteration": 2}]
+        (path.parent / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+        metrics = {"AP": 10.0 + cfg.SEED, "APr": None, "APc": 2.0, "APf": 3.0}
+        results = path.parent / "inference" / cfg.DATASETS.TEST[0] / "results.json"
+        results.parent.mkdir(parents=True)
+        rows = [{"calibration": "uncalibrated", "bbox": metrics}]
+        results.write_text(json.dumps({"rows": rows}))
+        return type("Done", (), {"returncode": 0})
+
+    def calibrate(job):
+        return {row.label: dict.fromkeys(tool.METRICS, 1.0) for row in tool.AFTER}
+
+    monkeypatch.setattr(tool.subprocess, "run", start)
+    monkeypatch.setattr(tool, "calibrate", calibrate)
+    return started
+
+
+def test_every_method_can_be_trained(tool, tmp_path):
+    args = arguments(tool, tmp_path, "--iterations", "12")
+    for name in tool.METHODS:
+        job = tool.make_job(args, "rfs", 3, name)
+        cfg = job.cfg.clone()
+        assert cfg.SEED == 3 and cfg.DATALOADER.REPEAT_THRESHOLD == 0.3
+        if cfg.MODEL.LOGN.SECOND_STAGE:
+            assert cfg.MODEL.WEIGHTS == str(job.first / "model_final.pth")
+            cfg.defrost()
+            cfg.MODEL.WEIGHTS = __file__  # any file
+        check_training(cfg, 1)
+        parameters, state = tool.sizes_of_model(job.cfg)
+        assert parameters > 0 and state >= 0
+
+
+def test_budgets_are_those_of_the_sources(tool, tmp_path):
+    args = arguments(tool, tmp_path, "--iterations", "400")
+    solvers = {name: tool.make_job(args, "random", 0, name).cfg.SOLVER for name in tool.METHODS}
+    first = solvers.pop(tool.CROSS_ENTROPY)
+    lengths = {"bags": 0.5, "loce": 0.25, "crt": 0.5, "lws": 0.5}
+    for name, solver in solvers.items():
+        assert first.MAX_ITER * lengths.get(name, 1) == solver.MAX_ITER
+        assert solver.IMS_PER_BATCH == first.IMS_PER_BATCH
+        assert first.BASE_LR * (0.5 if name == "bags" else 1) == solver.BASE_LR
+
+
+def test_only_the_class_aware_second_stages_have_another_sampler(tool, tmp_path):
+    args = arguments(tool, tmp_path)
+    for name in tool.METHODS:
+        sampler = tool.make_job(args, "random", 0, name).cfg.DATALOADER.SAMPLER_TRAIN
+        aware = name in ("crt", "lws")
+        assert sampler == ("ClassAwareTrainingSampler" if aware else "TrainingSampler")
+
+
+def test_calibrations_after_training_exist(tool):
+    for row in tool.AFTER:
+        check_calibration(row.calibration, 12, has_statistics=True)
+
+
+def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, trainings):
+    more = ("--seeds", "0", "2", "--samplers", "rfs", "--methods", "seesaw", "lws", "loce")
+    args = arguments(tool, tmp_path, *more)
+    tool.run(args, lambda text: None)
+    methods = ["cross_entropy", "seesaw", "lws", "loce"]
+    assert trainings == methods * 2
+    text = (tmp_path / "methods.md").read_text()
+    rows = {
+        cells[1]: cells[2:-1]
+        for cells in ([c.strip() for c in line.split("|")] for line in text.splitlines())
+        if len(cells) > 3
+    }
+    assert rows["cross-entropy"][:3] == ["2", "11.0 ± 1.4", "-"]
+    assert rows["cross-entropy"][-3:] == ["1.00 ± 0.00", "+0", "+0"]
+    assert rows["LogN"][-1] == "+24" and rows["NorCal, gamma 0.6"][-2] == "+0"
+    assert rows["LWS"][-3:] == ["1.50 ± 0.00", "+13", "+0"]
+    assert rows["LOCE"][-3] == "1.25 ± 0.00"
+    # 80 RoIs of 12 classes, 32 channels of 7 x 7 and 4 coordinates; 13 mean scores
+    assert rows["LOCE"][-1] == f"+{12 * 80 * (32 * 49 + 4) + 13:,}"
+    # one output more with its bias, and counts of 13 labels
+    assert rows["Seesaw loss"][-2:] == ["+65", "+13"]
+    tool.run(args, lambda text: None)
+    assert trainings == methods * 2
+
+
+def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
+    tool.train(tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy"))
+    args = arguments(tool, tmp_path, "--iterations", "7")
+    with pytest.raises(ValueError, match="has a run with other settings"):
+        tool.train(tool.make_job(args, "rfs", 0, "cross_entropy"))
+
+
+def test_failed_training_names_what_it_said(tool, tmp_path, monkeypatch):
+    failed = type("Failed", (), {"returncode": 1})
+    monkeypatch.setattr(tool.subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(ValueError, match=r"what it said is in .*terminal\.txt"):
+        tool.train(tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy"))
