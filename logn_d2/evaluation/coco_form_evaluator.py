@@ -72,7 +72,7 @@ class COCOFormEvaluator(COCOEvaluator):
         ids = range(len(self._names)) if mapping is None else sorted(mapping, key=mapping.get)
         members = class_members(class_groups or {}, self._names, list(ids))
         check_groups(self._groups, len(self._names), members)
-        self._members = group_members(self._groups, members) if self._has_groups(members) else {}
+        self._members = members if self._groups is None else group_members(self._groups, members)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Any]:
         """Evaluate as `COCOEvaluator`, then add "AP" with the name of each group."""
@@ -86,9 +86,6 @@ class COCOFormEvaluator(COCOEvaluator):
             )
             self._write(task, ap)
         return results
-
-    def _has_groups(self, members: Mapping[str, np.ndarray]) -> bool:
-        return self._groups is not None or bool(members)
 
     def _class_ap(self, metrics: Mapping[str, float]) -> np.ndarray:
         """AP of each class in percent, (K,)."""

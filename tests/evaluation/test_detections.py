@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logn_d2.evaluation.detections import Detections, RleMasks
+from logn_d2.evaluation.detections import Detections, RleMasks, best_of_each_class
 
 
 def _some(number: int, seed: int = 0, with_masks: bool = False) -> Detections:
@@ -183,3 +183,61 @@ def test_result_json_of_other_categories_is_refused() -> None:
     results = _some(12).to_json_list([5, 7, 11])
     with pytest.raises(ValueError, match="of 12 results have a category id .* the first is"):
         Detections.from_json_list(results, [5, 7])
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"images": [], "annotations": []}, r"found \['annotations', 'images'\]"),
+        ([[1, 2]], "found list"),
+        ([{"image_id": 1, "category_id": 5, "score": 1.0}], r"lacks \['bbox'\]"),
+        (
+            [
+                {"image_id": 1, "category_id": 5, "score": 1.0, "bbox": [0, 0, 1, 1]},
+                {"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1]},
+            ],
+            r"Result number 1 of 2 .* lacks \['score'\]",
+        ),
+    ],
+)
+def test_what_is_no_list_of_results_is_refused(results, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detections.from_json_list(results, [5])
+
+
+def test_results_of_masks_alone_get_the_boxes_of_their_masks() -> None:
+    whole = _some(6, with_masks=True)
+    results = whole.to_json_list([5, 7, 11])
+    for result in results:
+        del result["bbox"]
+    detections = Detections.from_json_list(results, [5, 7, 11])
+    np.testing.assert_array_equal(detections.box, mask_util.toBbox(whole.masks.to_dicts()))
+
+
+def test_image_ids_of_different_kinds_are_refused(tmp_path) -> None:
+    for ids in ([7, "7"], [7.5, 8.0]):
+        with pytest.raises(ValueError, match="expected either integers or strings"):
+            Detections(ids, [0, 0], [0.5, 0.5], np.zeros((2, 4)))
+    strings = Detections(["b", "a"], [0, 0], [0.5, 0.5], np.zeros((2, 4)))
+    strings.save(tmp_path / "strings.npz")
+    assert _same(Detections.load(tmp_path / "strings.npz"), strings)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 4)), max_size=40),
+    st.integers(-1, 6),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_best_of_each_class_are_kept(
+    entries: list[tuple[int, int, int]], max_dets: int
+) -> None:
+    category, image, score = np.array(entries, dtype=np.int64).reshape(-1, 3).T
+    detections = Detections(image, category, score, np.zeros((len(entries), 4)))
+    expected = set()
+    for k in set(category.tolist()):
+        mine = [i for i in range(len(entries)) if category[i] == k]
+        mine.sort(key=lambda i: (-score[i], image[i], i))
+        expected |= set(mine if max_dets < 0 else mine[:max_dets])
+    kept = best_of_each_class(category, score, image, max_dets)
+    assert kept.tolist() == sorted(expected)
+    assert len(detections.top_per_class(max_dets)) == len(expected)

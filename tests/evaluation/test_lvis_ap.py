@@ -279,6 +279,48 @@ def test_the_order_of_images_among_the_detections_does_not_matter() -> None:
         np.testing.assert_array_equal(result.precision, expected)
 
 
+def test_detections_in_any_order_are_the_same_once_they_are_sorted() -> None:
+    rng = np.random.default_rng(17)
+    dataset = random_lvis(rng)
+    truth = LvisGroundTruth.from_dict(dataset)
+    results = random_detections(rng, dataset, per_image=60, score_digits=1)
+    detections = Detections.from_json_list(results, truth.category_ids)
+    # Two of one image, class, score and box: only their masks differ.
+    detections.box[1], detections.score[1] = detections.box[0], detections.score[0]
+    detections.category[1] = detections.category[0]
+    detections.image_id[1] = detections.image_id[0]
+    detections.masks.size[1] = detections.masks.size[0]
+    given = set()
+    for iou_type in ("bbox", "segm"):
+        expected = evaluate_lvis(truth, detections.canonical(), iou_type, max_dets=20).precision
+        for _ in range(3):
+            shuffled = detections.take(rng.permutation(len(detections)))
+            result = evaluate_lvis(truth, shuffled.canonical(), iou_type, max_dets=20)
+            np.testing.assert_array_equal(result.precision, expected)
+            given.add(evaluate_lvis(truth, shuffled, iou_type, max_dets=20).metrics["AP"])
+    assert len(given) > 2
+
+
+@pytest.mark.parametrize("kind", [str, lambda image_id: 2**40 + image_id])
+def test_image_ids_may_be_strings_or_large(kind: Any) -> None:
+    rng = np.random.default_rng(18)
+    dataset = random_lvis(rng)
+    results = random_detections(rng, dataset, score_digits=9)
+    truth = LvisGroundTruth.from_dict(dataset)
+    detections = Detections.from_json_list(results, truth.category_ids)
+    expected = evaluate_lvis(truth, detections, "segm", max_dets=20)
+    for image in dataset["images"]:
+        image["id"] = kind(image["id"])
+    for entry in [*dataset["annotations"], *results]:
+        entry["image_id"] = kind(entry["image_id"])
+    truth = LvisGroundTruth.from_dict(dataset)
+    renamed = Detections.from_json_list(results, truth.category_ids)
+    result = evaluate_lvis(truth, renamed, "segm", max_dets=20)
+    np.testing.assert_allclose(result.precision, expected.precision, atol=1e-12)
+    with pytest.raises(ValueError, match="image id"):
+        evaluate_lvis(truth, detections)
+
+
 def test_inputs_are_not_changed_and_a_repeat_gives_the_same() -> None:
     rng = np.random.default_rng(14)
     dataset = random_lvis(rng)
@@ -306,6 +348,57 @@ def test_groups_come_from_frequency_then_image_count_then_the_caller() -> None:
     result = evaluate_lvis(truth, hit, frequency_groups=["few", "few", "many"])
     assert result.metrics["APfew"] == pytest.approx(1) and np.isnan(result.metrics["APmany"])
     assert "APr" not in result.metrics
+
+
+def test_groups_may_be_any_classes_and_have_numbers_of_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(19)
+    dataset = random_lvis(rng)
+    truth = LvisGroundTruth.from_dict(dataset)
+    detections = Detections.from_json_list(random_detections(rng, dataset), truth.category_ids)
+    wanted = {"odd": [truth.class_names[1], int(truth.category_ids[3])], "none": []}
+    result = evaluate_lvis(truth, detections, class_groups=wanted)
+    assert list(result.members) == ["r", "c", "f", "odd", "none"]
+    ap = result.per_class_ap
+    assert result.metrics["APodd"] == pytest.approx(np.nanmean(ap[[1, 3]]))
+    assert np.isnan(result.metrics["APnone"]) and "APodd" in result.as_dict()
+    plain = evaluate_lvis(truth, detections)
+    assert plain.metrics == {k: v for k, v in result.metrics.items() if k in plain.metrics}
+    # The numbers of a group are those of a data set that has no other class.
+    alone = evaluate_lvis(truth, detections, class_groups={"all": truth.class_names}).group_metrics
+    areas = [name for name in plain.metrics if not name.startswith(("APr", "APc", "APf"))]
+    np.testing.assert_equal(
+        {k: alone["all"][k] for k in areas}, {k: plain.metrics[k] for k in areas}
+    )
+    for area, name in enumerate(("", "s", "m", "l")):
+        expected = np.nanmean(result.precision[area][:, [1, 3]])
+        assert result.group_metrics["odd"][f"AP{name}"] == pytest.approx(expected, nan_ok=True)
+    assert "odd" in result.group_table()
+    result.to_csv(tmp_path / "classes.csv")
+    lines = (tmp_path / "classes.csv").read_text().splitlines()
+    assert lines[0] == "class,group,num_gt,AP,AP50" and len(lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"odd": ["unicorn", 99]}, r"'odd' has 2 of 2 classes .* the first is 'unicorn'"),
+        ({"odd": "class 1"}, "expected a list"),
+        ({"r": [1]}, "APr is the name of another number"),
+        ({"50": [1]}, "AP50 is the name of another number"),
+    ],
+)
+def test_impossible_groups_are_refused(groups: dict[str, Any], message: str) -> None:
+    truth = LvisGroundTruth.from_dict(one_image())
+    with pytest.raises(ValueError, match=message):
+        evaluate_lvis(truth, Detections.empty(), class_groups=groups)
+
+
+def test_a_name_of_several_classes_is_no_group() -> None:
+    dataset = one_image()
+    dataset["categories"][1]["name"] = "class 1"
+    truth = LvisGroundTruth.from_dict(dataset)
+    with pytest.raises(ValueError, match="'class 1', the name of several classes"):
+        evaluate_lvis(truth, Detections.empty(), class_groups={"odd": ["class 1"]})
 
 
 def test_groups_of_another_vocabulary_or_with_a_name_in_use_are_refused() -> None:
