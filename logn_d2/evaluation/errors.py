@@ -239,19 +239,15 @@ def _ranked_ap(
     columns = (matches.index, matches.image, -matches.score, category)
     order = kept[np.lexsort([column[kept] for column in columns])]
     rows = np.flatnonzero(hit[order])
-    outcome = np.zeros((len(rows), *matches.outcome.shape[1:]), dtype=np.int8)
-    counted = np.zeros((len(order), matches.counted.shape[1]), dtype=bool)
-    gt_counted = np.zeros_like(matches.gt_counted)
-    # Only the place that is read below: all sizes of objects, the first threshold.
-    outcome[:, 0, 0], counted[:, 0], gt_counted[:, 0] = MATCHED, True, to_find
     ranked = replace(
         matches,
         **{name: getattr(matches, name)[order] for name in ("index", "image", "score")},
         category=category[order],
-        counted=counted,
+        # One area range and one threshold.
+        counted=np.ones((len(order), 1), dtype=bool),
         rows=rows,
-        outcome=outcome,
-        gt_counted=gt_counted,
+        outcome=np.full((len(rows), 1, 1), MATCHED, dtype=np.int8),
+        gt_counted=to_find[:, None],
     )
     return ranked.result().per_class_ap50
 
