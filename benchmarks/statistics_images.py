@@ -251,7 +251,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", type=int, nargs="+", default=[50, 100, 200, 500, 1000, 2000], help="and all"
     )
     parser.add_argument("--passes", type=int, default=3, help="each with a seed of its own")
-    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.4, 0.2, 0.1, 0.05])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.2, 0.1, 0.05, 0.03])
     parser.add_argument("--period", type=int, default=100, help="images between two looks")
     parser.add_argument(
         "--calibrations", nargs="+", default=["logn", "logn_no_beta", "logn_mean", "logn_std"]

@@ -259,7 +259,9 @@ def check_equality(
     theirs.seen = [[] for _ in theirs.seen]
 
 
-def compare(ours: Callable, theirs: Callable, rounds: int, device: str) -> list[list[float]]:
+def compare(
+    ours: Callable, theirs: Callable, rounds: int, device: str, clock: Callable[[], float]
+) -> list[list[float]]:
     """Seconds of both sides in each round; which goes first alternates."""
     times = []
     for number in range(rounds):
@@ -267,7 +269,7 @@ def compare(ours: Callable, theirs: Callable, rounds: int, device: str) -> list[
         order = [0, 1] if number % 2 else [1, 0]
         found = [0.0, 0.0]
         for side in order:
-            found[side] = seconds(sides[side], device=device)
+            found[side] = seconds(sides[side], device=device, clock=clock)
         times.append(found)
     return times
 
@@ -275,9 +277,10 @@ def compare(ours: Callable, theirs: Callable, rounds: int, device: str) -> list[
 class Clock:
     """Seconds spent in parts of our pass, by name."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
         self.seconds: dict[str, float] = {}
         self._device = device
+        self._clock = clock
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The function, on the clock."""
@@ -285,21 +288,23 @@ class Clock:
         def run(*args: object, **kwargs: object) -> object:
             if self._device == "cuda":
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = self._clock()
             try:
                 return function(*args, **kwargs)
             finally:
                 if self._device == "cuda":
                     torch.cuda.synchronize()
-                elapsed = time.perf_counter() - start
+                elapsed = self._clock() - start
                 self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
         return run
 
 
-def split_of(model: nn.Module, loader: DataLoader, device: str) -> dict[str, float]:
+def split_of(
+    model: nn.Module, loader: DataLoader, device: str, clock: Callable[[], float]
+) -> dict[str, float]:
     """Seconds of each part of our pass over all images."""
-    clock, heads = Clock(device), model.roi_heads
+    watch, heads = Clock(device, clock), model.roi_heads
     single = [each for each in (heads.box_head, heads.box_predictor) if isinstance(each, nn.Module)]
     places = [
         ("backbone", model.backbone, "forward"),
@@ -310,17 +315,17 @@ def split_of(model: nn.Module, loader: DataLoader, device: str) -> dict[str, flo
     for module in single:
         parts = module if isinstance(module, nn.ModuleList) else [module]
         places += [("box head", part, "forward") for part in parts]
-    process = clock.timed("moments", LogitStatisticsCollector.process)
+    process = watch.timed("moments", LogitStatisticsCollector.process)
     dataset = loader.dataset
-    load = clock.timed("data", type(dataset).__getitem__)
+    load = watch.timed("data", type(dataset).__getitem__)
     with contextlib.ExitStack() as stack:
         for name, module, method in places:
-            timed = clock.timed(name, getattr(module, method))
+            timed = watch.timed(name, getattr(module, method))
             stack.enter_context(shadowed(module, method, timed))
         stack.enter_context(mock.patch.object(LogitStatisticsCollector, "process", process))
         stack.enter_context(mock.patch.object(type(dataset), "__getitem__", load))
-        total = seconds(collect_statistics, (model, loader), device)
-    return {**clock.seconds, "all else": total - sum(clock.seconds.values())}
+        total = seconds(collect_statistics, (model, loader), device, clock)
+    return {**watch.seconds, "all else": total - sum(watch.seconds.values())}
 
 
 def resident_bytes() -> int:
@@ -369,10 +374,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--objects", type=int, default=12, help="in an image (LVIS: 13)")
     parser.add_argument(
-        "--crowd", type=int, default=0, help="proposals that are put around objects (default 0)"
+        "--crowd",
+        type=int,
+        nargs="+",
+        default=[0, 150, 400],
+        metavar="N",
+        help="proposals put around objects, as a trained model's are; decides how many foreground "
+        "RoIs the mask branch gets (default 0 150 400)",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        default=time.perf_counter,
+        const=time.process_time,
+        help="measure CPU time, on a machine that others use too",
+    )
     parser.add_argument("--memory", action="store_true", help="only the memory of the state")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
     return parser.parse_args()
@@ -392,21 +411,23 @@ def benchmark(args: argparse.Namespace, folder: Path) -> None:
     training = training_loader(cfg, ours, records)
     plausible_norms(model, ours)
     theirs = ReleasedWay(cfg, model)
-    with crowded(model, args.crowd):
-        check_equality(model, theirs, ours, training)
-        times = compare(
-            lambda: collect_statistics(model, ours),
-            lambda: theirs(training),
-            args.rounds,
-            args.device,
-        )
-    own, their = (statistics.median(side) / len(records) for side in zip(*times))
-    ratios = [a / b for a, b in times]
-    print(f"RoIs of the last image: {theirs.rois}\n")
-    print("| released way s/image | ours s/image | ours / released (range) |")
-    print("|---|---|---|")
-    print(f"| {their:.3f} | {own:.3f} | {spread(ratios, 3)} |\n")
-    parts = split_of(model, ours, args.device)
+    rows = []
+    for number in args.crowd:
+        with crowded(model, number):
+            check_equality(model, theirs, ours, training)
+            times = compare(
+                lambda: collect_statistics(model, ours),
+                lambda: theirs(training),
+                args.rounds,
+                args.device,
+                args.clock,
+            )
+        own, their = (statistics.median(side) / len(records) for side in zip(*times))
+        ratios = spread([a / b for a, b in times], 3)
+        rows.append(f"| {theirs.rois} | {their:.3f} | {own:.3f} | {ratios} |")
+    print("\n| RoIs of the last image | released way s/image | ours s/image | ratio (range) |")
+    print("|---|---|---|---|", *rows, "", sep="\n")
+    parts = split_of(model, ours, args.device, args.clock)
     print("| part of ours | s/image | share |")
     print("|---|---|---|")
     for name, part in parts.items():
@@ -424,7 +445,7 @@ def main() -> None:
         return
     print(
         f"{args.images} images of {args.height} x {args.width} with {args.objects} objects, "
-        f"{args.rounds} rounds\n"
+        f"{args.rounds} rounds, {args.clock.__name__}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         benchmark(args, Path(folder))

@@ -46,7 +46,10 @@ NOISY = 0.2
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line arguments."""
+    """Command line arguments; those of "import" have a checkpoint."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["import"]:
+        return _parse_import(argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,8 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def import_checkpoint(argv: Sequence[str]) -> int:
-    """Writes and shows the statistics that a checkpoint of the released code holds."""
+def _parse_import(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="inspect_statistics.py import", description=import_batch_norm.__doc__.split("\n")[0]
     )
@@ -84,7 +86,12 @@ def import_checkpoint(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--images-per-batch", type=int, default=1, help="of a process (default 1)")
     parser.add_argument("--rois-per-image", type=int, default=512, help="sampled (default 512)")
-    options = vars(parser.parse_args(argv))
+    return parser.parse_args(argv)
+
+
+def import_checkpoint(args: argparse.Namespace) -> int:
+    """Writes and shows the statistics that a checkpoint of the released code holds."""
+    options = vars(args)
     path, output = options.pop("checkpoint"), options.pop("output")
     dataset = options.pop("class_names_from")
     try:
@@ -100,11 +107,7 @@ def import_checkpoint(argv: Sequence[str]) -> int:
 
 
 def class_names_of(dataset: str) -> Sequence[str]:
-    """The classes of a registered data set, in the order of a model's logits.
-
-    Raises:
-        KeyError: it is not registered, or has no class names.
-    """
+    """The classes of a registered data set, in the order of a model's logits."""
     from detectron2.data import MetadataCatalog  # files are inspected without Detectron2
 
     from logn_d2.data import register_glyphs
@@ -119,10 +122,9 @@ def class_names_of(dataset: str) -> Sequence[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was asked for; returns the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["import"]:
-        return import_checkpoint(argv[1:])
     args = parse_args(argv)
+    if "checkpoint" in args:
+        return import_checkpoint(args)
     rows = None if args.all else args.rows
     files = load(args.paths)
     if len(files) < len(args.paths):
@@ -302,9 +304,8 @@ def _file_problems(statistics: LogitStatistics) -> Iterator[str]:
 
 def _stage_problems(statistics: LogitStatistics, stage: StageStatistics) -> Iterator[str]:
     # A "positives" pass counts each RoI for one class only; an imported background is not known.
-    count = stage.count[foreground_columns(statistics.background)]
-    if statistics.estimator == "exact":
-        count = stage.count
+    foreground = foreground_columns(statistics.background)
+    count = stage.count if statistics.estimator == "exact" else stage.count[foreground]
     if statistics.population != "positives" and len(count.unique()) > 1:
         low, high = int(count.min()), int(count.max())
         yield f"columns were seen {low:,} to {high:,} times, but every RoI has all logits."
