@@ -176,7 +176,8 @@ def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
-    command = [sys.executable, SCRIPT, *arguments(folder, "two", "--num-processes", "2")]
+    more = ("--num-processes", "2", "--save-predictions", f"{folder}/store_of_two")
+    command = [sys.executable, SCRIPT, *arguments(folder, "two", *more)]
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -194,6 +195,11 @@ def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> Non
         right = right.take(np.argsort(right.image_id, kind="stable"))
         np.testing.assert_array_equal(left.image_id, right.image_id)
         np.testing.assert_allclose(left.score, right.score, rtol=1e-4)
+    later = arguments(folder, "from_two", "--predictions", f"{folder}/store_of_two")[:-2]
+    assert tool.run(tool.parse_args(later)) == 0
+    found, expected = (Results.load(folder / n / "results.json") for n in ("from_two", "two"))
+    for row in expected.rows:
+        np.testing.assert_equal(found.row(row.calibration).tasks, row.tasks)
 
 
 @pytest.mark.parametrize(
