@@ -30,6 +30,7 @@ from logn_d2.core import atomic_write
 from logn_d2.data import draw_glyphs
 from logn_d2.engine import Trainer, load_config, short_errors
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
+from logn_d2.evaluation import format_spread
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("AP", "APr", "APc", "APf")
@@ -250,16 +251,8 @@ class Table:
         runs, times = self._scores[sampler][label], self._times[sampler][label]
         base = self._sizes[METHODS[CROSS_ENTROPY].title]
         more = [mine - theirs for mine, theirs in zip(self._sizes[label], base)]
-        scores = [_spread([run[metric] for run in runs], ".1f") for metric in METRICS]
-        return [label, str(len(runs)), *scores, _spread(times, ".2f"), *(f"{m:+,}" for m in more)]
-
-
-def _spread(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None and value == value]
-    if not known:
-        return "-"
-    spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{spread}"
+        scores = [format_spread([run[metric] for run in runs]) for metric in METRICS]
+        return [label, str(len(runs)), *scores, format_spread(times, 2), *(f"{m:+,}" for m in more)]
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:

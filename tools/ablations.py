@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from tabulate import tabulate
 from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.core import atomic_write
 from logn_d2.engine import launch, load_config, short_errors
 from logn_d2.engine.experiments import Metrics, Row, is_trained, measure, run_config
+from logn_d2.evaluation import format_table
 from logn_d2.report.provenance import commit, machine
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
@@ -263,35 +262,20 @@ def key_of(row: Row) -> str:
     return " ".join(part for part in parts if part)
 
 
-def format_rows(rows: Mapping[str, Sequence[Metrics]]) -> str:
-    """A table with box and mask AP; of several runs mean and standard deviation."""
-    tasks = [task for task in ("bbox", "segm") if all(task in m for r in rows.values() for m in r)]
-    metrics = ("AP", "APr", "APc", "APf")
-    names = {"bbox": "box", "segm": "mask"}
-    headers = ["", *(f"{names[t]} {m}" if m == "AP" else m for t in tasks for m in metrics)]
-    lines = [
-        [label, *(_cell([run[t].get(m) for run in runs]) for t in tasks for m in metrics)]
-        for label, runs in rows.items()
-    ]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    if not known:
-        return "-"
-    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.1f}{spread}"
-
-
 def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, list[Metrics]]]) -> None:
     """Prints the tables and writes them, with the numbers beside them."""
     runs = ", ".join(map(str, args.runs))
     lines = [f"# Ablations of {runs}", "", f"Commit {commit()}, {machine()['cpu']}.", ""]
     for name, rows in tables.items():
         command = f"python tools/ablations.py {name} {' '.join(map(str, args.runs))}"
-        lines += [f"## {ABLATIONS[name].title}", "", f"`{command}`", "", format_rows(rows), ""]
+        lines += [
+            f"## {ABLATIONS[name].title}",
+            "",
+            f"`{command}`",
+            "",
+            format_table(rows, title=""),
+            "",
+        ]
     print("\n".join(lines))
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "ablations.md") as temporary:

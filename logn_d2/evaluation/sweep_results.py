@@ -1,26 +1,20 @@
-"""What the calibrations of a sweep reach, and the table that shows it."""
+"""What the calibrations of a sweep reach."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-
-from tabulate import tabulate
+from collections.abc import Mapping, Sequence
 
 from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_ground_truth import LvisGroundTruth
+from .score_table import Scores
 from .sweep_predictions import SweepPredictions
 from .sweep_ranking import is_looked_at
 
-__all__ = ["best_of_grid", "evaluate_sweep", "format_table", "sweep_results"]
+__all__ = ["best_of_grid", "evaluate_sweep", "sweep_results"]
 
 logger = logging.getLogger(__name__)
-
-_TITLES = {"bbox": "box", "segm": "mask"}
-_METRICS = ("AP", "APr", "APc", "APf")
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def sweep_results(
@@ -77,7 +71,7 @@ def evaluate_sweep(
     }
 
 
-def best_of_grid(rows: Metrics, members: Sequence[str]) -> str:
+def best_of_grid(rows: Mapping[str, Scores], members: Sequence[str]) -> str:
     """The calibration of a grid with the highest box AP; the first one of equals.
 
     A parameter that is chosen on the images that it is evaluated on promises too much: choose it on
@@ -98,39 +92,3 @@ def best_of_grid(rows: Metrics, members: Sequence[str]) -> str:
         return -math.inf if math.isnan(ap) else ap
 
     return max(members, key=box_ap)
-
-
-def format_table(rows: Metrics, marked: Collection[str] = ()) -> str:
-    """One text table of AP, APr, APc and APf for boxes and masks.
-
-    Args:
-        rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
-        marked (Collection[str]): names that get a star.
-
-    Returns:
-        str: one line for each calibration, in the given order; "-" where there is nothing to find.
-
-    Example:
-        >>> metrics = {"AP": 20.0, "APr": 10.04, "APc": 20.0, "APf": float("nan")}
-        >>> print(format_table({"logn": {"bbox": metrics}}))
-        | calibration   |   box AP |   APr |   APc |   APf |
-        |:--------------|---------:|------:|------:|------:|
-        | logn          |     20.0 |  10.0 |  20.0 |     - |
-    """
-    tasks = [task for task in _TITLES if any(task in by_task for by_task in rows.values())]
-    headers = ["calibration"]
-    for task in tasks:
-        headers += [f"{_TITLES[task]} AP", *_METRICS[1:]]
-    lines = [
-        [
-            f"{name} *" if name in marked else name,
-            *(_cell(by_task.get(task, {}).get(m)) for task in tasks for m in _METRICS),
-        ]
-        for name, by_task in rows.items()
-    ]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"

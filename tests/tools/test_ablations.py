@@ -146,13 +146,6 @@ def test_failed_training_is_an_error(tool, a_run, monkeypatch):
         tool.prepare(args)
 
 
-def test_several_runs_give_mean_and_spread(tool):
-    metrics = [{"bbox": {"AP": value, "APr": float("nan")}} for value in (10.0, 12.0)]
-    table = tool.format_rows({"LogN": metrics})
-    assert "11.0 ± 1.4" in table and "| - " in table.replace("     ", " ")
-    assert "10.0 |" in tool.format_rows({"LogN": metrics[:1]})
-
-
 def test_folder_without_a_training_is_named(tmp_path):
     assert not is_trained(tmp_path)
     with pytest.raises(FileNotFoundError, match="is no finished training: expected config.yaml"):

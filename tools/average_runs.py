@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Mean and standard deviation of several runs: each calibration that all of them evaluated.
+
+A run is the folder of tools/demo.py or train_net.py, or a results.json itself. Give runs that
+differ in their seed alone.
+
+Example:
+    python tools/average_runs.py output/seed0 output/seed1 output/seed2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from logn_d2.engine import short_errors
+from logn_d2.evaluation import format_table
+
+Scores = dict[str, dict[str, float]]
+
+
+def read_rows(run: Path) -> dict[str, Scores]:
+    """Scores of each calibration.
+
+    Raises:
+        FileNotFoundError: there are no results.
+        ValueError: there are those of several data sets, or they are none of ours.
+    """
+    files = [run] if run.is_file() else sorted(run.glob("results.json"))
+    files = files or sorted(run.glob("inference/*/results.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{run} has no results.json: expected the folder of a finished run of tools/demo.py or "
+            "train_net.py."
+        )
+    if len(files) > 1:
+        names = ", ".join(str(path) for path in files)
+        raise ValueError(f"{run} has results on several data sets: give one of {names}.")
+    try:
+        rows = json.loads(files[0].read_text("utf-8"))["rows"]
+        return {row.pop("calibration"): row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{files[0]} is not a file of results: expected json with 'rows', each with its "
+            f"'calibration' ({type(error).__name__}: {error})."
+        ) from None
+
+
+def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
+    """Calibration -> its scores in each run, for those that all runs have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    if not common:
+        found = "; ".join(", ".join(run) for run in runs)
+        raise ValueError(f"No calibration is in all runs; they have: {found}.")
+    return {name: [run[name] for run in runs] for name in common}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    args = parser.parse_args(argv)
+    with short_errors():
+        table = average([read_rows(run) for run in args.runs])
+    print(f"{len(args.runs)} runs, in percent: mean ± standard deviation.\n")
+    print(format_table(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
