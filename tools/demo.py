@@ -26,14 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from demo_run import SAMPLERS, Run, open_run
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from PIL import Image
 
 from logn_d2.core import LogitStatistics, stage_calibrations
 from logn_d2.data import class_counts, draw_glyphs
@@ -42,7 +40,6 @@ from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import Trainer, short_errors
 from logn_d2.engine import collect as collect_statistics
 from logn_d2.evaluation import (
-    Detections,
     LvisResult,
     format_table,
     sweep,
@@ -51,10 +48,10 @@ from logn_d2.evaluation import (
 from logn_d2.modeling.recording import LogitRecorder
 from logn_d2.report import (
     ClassInfo,
-    ReportInputs,
     ResultRow,
     Results,
-    make_gallery,
+    make_report,
+    open_runs,
     summarise,
     write_report,
 )
@@ -153,10 +150,7 @@ def evaluate(run: Run) -> None:
         output_dir=run.output / "sweep",
         resume=True,
     )
-    scores = sweep_results(predictions, run.truth())
-    for name in (BASELINE, SUBJECT):
-        predictions.detections(name).save(run.detections(name))
-    make_results(run, scores).save(run.results)
+    make_results(run, sweep_results(predictions, run.truth())).save(run.results)
 
 
 def make_results(run: Run, scores: dict[str, dict[str, LvisResult]]) -> Results:
@@ -216,6 +210,7 @@ def provenance(run: Run) -> dict[str, Any]:
             "estimator": statistics.estimator,
             "sampler": statistics.sampler,
         },
+        "foreground_share": run.journal.get("foreground_share"),
         "seconds": {name: run.seconds(name) for name in PHASES if run.finished(name)},
         "machine": machine(),
         "versions": versions(),
@@ -225,27 +220,15 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def report(run: Run) -> None:
-    """Makes the page; the provenance now has the times of all phases."""
-    results = Results.load(run.results)
-    provenance = {**results.provenance, "seconds": {name: run.seconds(name) for name in PHASES}}
-    files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(run.val_set)}
-    gallery = make_gallery(
-        run.truth(),
-        Detections.load(run.detections(BASELINE)),
-        Detections.load(run.detections(SUBJECT)),
-        lambda image_id: np.asarray(Image.open(files[image_id]).convert("RGB")),
-        results.classes.labels,
-        names=(BASELINE, SUBJECT),
-    )
-    inputs = ReportInputs(
-        results=dataclasses.replace(results, provenance=provenance),
-        statistics=LogitStatistics.load(run.statistics),
-        gallery=gallery,
-        foreground_share=run.journal.get("foreground_share"),
-        calibration=SUBJECT,
+    """Makes the page from what the other phases have left."""
+    page = make_report(
+        open_runs([str(run.output)]),
+        focus=SUBJECT,
+        command=shlex.join(["python", "tools/report.py", str(run.output), "--output", "FILE"]),
         title=f"LogN on LT-Glyphs, size {run.size}",
     )
-    write_report(run.report, inputs)
+    write_report(run.report, page)
+    run.journal["summary"] = summarise(page.comparison)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,9 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_done(run, "evaluate"):
         results = Results.load(run.results)
         table = format_table({row.calibration: row.tasks for row in results.rows})
-        say("\n".join(["", table, "", *summarise(results, SUBJECT), ""]))
+        say(f"\n{table}\n")
     if is_done(run, "report"):
-        say(f"Report: {run.report}")
+        say("\n".join([*run.journal["summary"], "", f"Report: {run.report}"]))
     return 0
 
 

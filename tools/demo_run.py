@@ -110,10 +110,6 @@ class Run:
         """The page."""
         return self.output / "report.html"
 
-    def detections(self, calibration: str) -> Path:
-        """The detections that the gallery shows."""
-        return self.output / f"detections_{calibration}.npz"
-
     @property
     def train_set(self) -> str:
         """Registered name."""

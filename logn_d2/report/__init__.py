@@ -1,19 +1,30 @@
-"""Figures and the HTML report, made from result files; nothing else here needs matplotlib."""
+"""Figures and the HTML report, made from what runs have left."""
 
+from .comparison import Comparison, Settings, compare
 from .gallery import Gallery, GalleryEntry, make_gallery
-from .page import ReportInputs, build_report, write_report
+from .make import make_report
+from .page import Report, build_report, write_report
 from .results import ClassInfo, ResultRow, Results
-from .summary import summarise
+from .run_folder import Run, RunFolder, open_runs
+from .summary import headline, summarise
 
 __all__ = [
     "ClassInfo",
+    "Comparison",
     "Gallery",
     "GalleryEntry",
-    "ReportInputs",
+    "Report",
     "ResultRow",
     "Results",
+    "Run",
+    "RunFolder",
+    "Settings",
     "build_report",
+    "compare",
+    "headline",
     "make_gallery",
+    "make_report",
+    "open_runs",
     "summarise",
     "write_report",
 ]

@@ -1,10 +1,11 @@
-"""Style and script of the report; both live in the page, which loads nothing."""
+"""Style of the report; it lives in the page, which loads nothing."""
 
 from __future__ import annotations
 
-__all__ = ["SCRIPT", "STYLE"]
+__all__ = ["STYLE"]
 
 STYLE = """
+@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 :root { color-scheme: light dark; --page: #fff; --panel: #f6f7f9; --ink: #1b1f24;
   --soft: #59626d; --line: #d5dae0; --accent: #005d92; --best: #e3f1fa; }
 @media screen and (prefers-color-scheme: dark) {
@@ -13,7 +14,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main, header, footer { max-width: 62rem; margin: 0 auto; padding: 0 1.25rem; }
+main, header, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .5rem; padding-top: .6rem;
@@ -62,6 +63,21 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
 .pair img { width: 100%; border-radius: .25rem; }
 .pair span { font-size: .85rem; color: var(--soft); }
+@media screen {
+  .pair.slider { display: block; position: relative; overflow: hidden; border-radius: .25rem; }
+  .pair.slider .after { position: absolute; inset: 0;
+    clip-path: inset(0 0 0 calc(var(--cut) * 1%)); }
+  .pair.slider::after { content: ""; position: absolute; top: 0; bottom: 0; width: 3px;
+    left: calc(var(--cut) * 1% - 1.5px); background: #fff; box-shadow: 0 0 0 1px #000; }
+  .pair.slider span { display: none; } }
+.cut { display: flex; flex-wrap: wrap; justify-content: space-between; font-size: .85rem; }
+.cut input { width: 100%; margin: .3rem 0 0; accent-color: var(--accent); }
+.find { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: baseline;
+  margin: .8rem 0 .5rem; }
+.find input, .find select { font: inherit; color: inherit; background: var(--page);
+  border: 1px solid var(--soft); border-radius: .3rem; padding: .2rem .5rem; max-width: 100%; }
+input:focus-visible, select:focus-visible, a:focus-visible, summary:focus-visible {
+  outline: 2px solid var(--accent); outline-offset: 2px; }
 .swatch { display: inline-block; width: 1.9em; height: 1.2em; vertical-align: -.2em;
   background: #555; margin-right: .4em; outline: 2px solid; outline-offset: -3px; }
 .key { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
@@ -76,39 +92,9 @@ footer { padding-bottom: 3rem; }
   th, td { padding: .3rem .4rem; } .lead { font-size: 1.08rem; }
   .stuck tbody th, .stuck thead tr:first-child th:first-child { position: sticky; left: 0;
     background: var(--page); white-space: normal; min-width: 7rem; } }
-@media print { nav, th button::after { display: none; } .tall, .scroll { overflow: visible;
-  max-height: none; } .wide img { min-width: 0; } figure, tr { break-inside: avoid; }
+@media print { nav, .cut, .find, th button::after { display: none; }
+  .tall, .scroll { overflow: visible; max-height: none; } .wide img { min-width: 0; }
+  figure, tr { break-inside: avoid; }
   body { font-size: 10pt; } h2 { break-after: avoid; } .tall thead th { position: static; }
   .gallery { grid-template-columns: 1fr 1fr; } .swatch, td.best { print-color-adjust: exact; } }
-"""
-
-SCRIPT = """
-// Without this script the tables are the same, in the order in which they were written.
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
-  const key = (row, column) => row.cells[column].dataset.sort ?? row.cells[column].textContent;
-  const compare = (a, b) => {
-    const [x, y] = [Number(a), Number(b)];
-    if (a === "" || b === "") return (a === "") - (b === "");
-    return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
-  };
-  heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
-    button.addEventListener("click", () => {
-      const rising = head.getAttribute("aria-sort") === "descending";
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      const rows = [...table.tBodies[0].rows];
-      rows.sort((a, b) => {
-        const [x, y] = [key(a, column), key(b, column)];
-        // Empty cells stay last whichever way the others go.
-        return x === "" || y === "" || rising ? compare(x, y) : compare(y, x);
-      });
-      table.tBodies[0].append(...rows);
-    });
-  });
-}
 """

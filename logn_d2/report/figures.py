@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .analysis import Change, spearman
+from .analysis import spearman
+from .comparison import Value
 from .figure_style import (
     ACCENT,
-    BAR_STYLES,
     GROUP_COLORS,
     GROUP_MARKERS,
     INK,
@@ -28,12 +28,10 @@ from .figure_style import (
     svg_data_uri,
     title,
 )
-from .results import GROUPS, METRICS, TASKS
-from .summary import display_name, format_value
+from .results import GROUPS, METRICS
 
 __all__ = [
     "change_figure",
-    "group_figure",
     "logit_figure",
     "prior_figure",
     "svg_data_uri",
@@ -100,42 +98,11 @@ def prior_figure(
     return figure
 
 
-def group_figure(
-    before: Mapping[str, Mapping[str, float]],
-    after: Mapping[str, Mapping[str, float]],
-    names: tuple[str, str] = ("Uncalibrated", "LogN"),
-) -> Figure:
-    """Bars of AP for each group, before and after.
+def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "boxes") -> Figure:
+    """How each run changes the AP of each group, with intervals.
 
     Args:
-        before (Mapping): task -> metric -> percent; NaN draws no bar.
-        after (Mapping): likewise.
-        names (tuple[str, str]): of both, for the legend.
-    """
-    figure, axes = new_figure(9.0, 3.4, columns=len(before), share_y=True)
-    position = np.arange(len(METRICS))
-    for axis, task in zip(axes, before, strict=True):
-        for side, (values, style) in enumerate(zip((before, after), BAR_STYLES)):
-            heights = np.array([values[task][metric] for metric in METRICS])
-            bars = axis.bar(position + (side - 0.5) * 0.38, np.nan_to_num(heights), 0.34, **style)
-            bars.set_label(names[side])
-            axis.bar_label(
-                bars, [format_value(height) for height in heights],
-                padding=2, fontsize=8.5, color=INK,
-            )  # fmt: skip
-        axis.set_xticks(position, ["all", *GROUPS.values()])
-        axis.grid(False, axis="x")
-        axis.margins(y=0.14)
-        title(axis, f"AP of {TASKS[task]}", "")
-    legend(axes[0])
-    return figure
-
-
-def change_figure(changes: Mapping[str, Mapping[str, Change]], what: str = "boxes") -> Figure:
-    """How each calibration changes the AP of each group, with 95 % intervals over classes.
-
-    Args:
-        changes (Mapping): calibration -> metric -> change; the first is drawn on top.
+        changes (Mapping): run -> metric -> difference in points; the first is drawn on top.
         what (str): of what the AP is.
     """
     figure, axes = new_figure(9.0, 1.5 + 0.42 * len(changes), columns=len(METRICS), share_y=True)
@@ -146,14 +113,13 @@ def change_figure(changes: Mapping[str, Mapping[str, Change]], what: str = "boxe
         axis.axvline(0, color=INK, linewidth=1)
         for row, change in zip(rows, (entry[metric] for entry in changes.values()), strict=True):
             if not math.isnan(change.low):
-                axis.plot(
-                    [change.low, change.high], [row, row], color=color, linewidth=2, alpha=0.5
-                )
+                ends = [change.low, change.high]
+                axis.plot(ends, [row, row], color=INK, linewidth=1.6, solid_capstyle="butt")
             axis.plot(
-                change.delta, row, marker, color=color, markersize=7,
+                change.value, row, marker, color=color, markersize=7,
                 markeredgecolor=INK, markeredgewidth=0.6,
             )  # fmt: skip
-        axis.set_yticks(rows, [display_name(name) for name in changes])
+        axis.set_yticks(rows, list(changes))
         axis.set_ylim(len(changes) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         title(axis, metric, GROUPS.get(group, "all"))

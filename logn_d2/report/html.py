@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["Html", "element", "join", "raw_element", "table"]
 
-_VOID = ("img", "meta", "br", "hr", "col")
+_VOID = ("img", "meta", "link", "br", "hr", "col")
 
 
 class Html(str):

@@ -4,7 +4,7 @@
 
 - ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
   at least AP, APr, APc and APf for each task, in percent; ``null`` where no class has objects;
-- ``provenance``: whatever says where the numbers come from; shown as it is;
+- ``provenance``, optional: whatever says where the numbers come from; shown as it is;
 - ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
 
 Shapes: K foreground classes.
@@ -201,7 +201,7 @@ class Results:
         Raises:
             ValueError: a field is missing or unknown; the message says which.
         """
-        _check_keys("The result file", content, required=("rows", "provenance"), known=_SECTIONS)
+        _check_keys("The result file", content, required=("rows",), known=_SECTIONS)
         classes = content.get("classes")
         if classes is not None:
             _check_keys("classes", classes, required=_CLASS_FIELDS, known=_CLASS_FIELDS)
@@ -213,7 +213,7 @@ class Results:
             for name, tasks in content.get("class_ap", {}).items()
         }
         rows = tuple(_read_row(index, row) for index, row in enumerate(content["rows"]))
-        return cls(rows, content["provenance"], classes, class_ap)
+        return cls(rows, content.get("provenance", {}), classes, class_ap)
 
 
 def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:

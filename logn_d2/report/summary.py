@@ -1,14 +1,24 @@
-"""What the numbers say, in words. Every sentence follows from the printed numbers alone."""
+"""What the numbers say, in words: every sentence follows from a `Comparison` alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .analysis import Change, ap_change
-from .results import BASELINE, METRICS, TASKS, Results
+from .results import BASELINE, METRICS, TASKS
 
-__all__ = ["display_name", "format_change", "format_value", "summarise"]
+if TYPE_CHECKING:
+    from .comparison import Comparison, Value
+
+__all__ = [
+    "display_name",
+    "format_change",
+    "format_interval",
+    "format_value",
+    "headline",
+    "summarise",
+]
 
 _NAMES = {
     BASELINE: "Uncalibrated",
@@ -28,8 +38,7 @@ _PARTS = {
     "logn_beta": "the shift by beta",
 }
 _WHOLE = "logn"
-_WITHOUT_BETA = "logn_no_beta"
-_SCOPES = {"AP": "AP over all classes", "APr": "AP of the rare classes (APr)"}
+_HEADLINE = ("APr", "AP")
 
 
 def display_name(calibration: str) -> str:
@@ -45,9 +54,9 @@ def display_name(calibration: str) -> str:
     return f"{title}, {options}" if options else title
 
 
-def format_value(value: float) -> str:
-    """A metric with one decimal, or a dash where there is nothing to measure."""
-    return "–" if math.isnan(value) else f"{value:.1f}"
+def format_value(value: float, decimals: int = 1) -> str:
+    """A number with a real minus, or a dash where there is nothing to measure."""
+    return "–" if math.isnan(value) else f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def format_change(delta: float) -> str:
@@ -57,126 +66,125 @@ def format_change(delta: float) -> str:
     return "±0.0" if round(delta, 1) == 0 else f"{delta:+.1f}".replace("-", "−")
 
 
-def summarise(results: Results, calibration: str = _WHOLE) -> list[str]:
-    """Sentences about one calibration, the most important first.
+def format_interval(value: Value) -> str:
+    """The ends of an interval in brackets; empty where there is none.
 
-    Args:
-        results (Results): with a row of the calibration.
-        calibration (str): what the report is about.
+    Example:
+        >>> from logn_d2.report.comparison import Value
+        >>> format_interval(Value(0.8, -0.24, 1.96))
+        '[−0.2, 2.0]'
+    """
+    if math.isnan(value.low):
+        return ""
+    # Adding 0 makes 0.0 of -0.0.
+    low, high = (format_value(round(end, 1) + 0.0) for end in (value.low, value.high))
+    return f"[{low}, {high}]"
+
+
+def headline(comparison: Comparison) -> str:
+    """The result in one sentence, for boxes: "LogN: APr +4.1 [2.9, 5.2], AP +0.8 [...]"."""
+    task = comparison.tasks[0]
+    figures = comparison.figures[comparison.focus.name, task]
+    said = [_said(metric, figures.difference(metric)) for metric in _HEADLINE]
+    return (
+        f"{comparison.focus.name} against {comparison.baseline.name}, {TASKS[task]}: "
+        f"{', '.join(part for part in said if part) or 'nothing to measure'}."
+    )
+
+
+def summarise(comparison: Comparison) -> list[str]:
+    """Sentences about the run in focus.
 
     Returns:
-        list[str]: plain text. The first sentence can stand alone.
-
-    Raises:
-        KeyError: the results have no such row.
+        list[str]: plain text, the headline first.
     """
-    task = results.tasks[0]
     sentences = [
-        _lead(results, calibration, task),
-        *(_other_task(results, calibration, other) for other in results.tasks[1:]),
-        _parts(results, task) if calibration == _WHOLE else "",
-        _without_beta(results, task) if calibration == _WHOLE else "",
-        _better(results, calibration, task),
-        _certainty(results, calibration, task),
+        headline(comparison),
+        *(_verdict(comparison, task) for task in comparison.tasks[:1]),
+        *(_other_task(comparison, task) for task in comparison.tasks[1:]),
+        _parts(comparison),
+        _better(comparison),
+        _certainty(comparison),
     ]
     return [sentence for sentence in sentences if sentence]
 
 
-def _lead(results: Results, calibration: str, task: str) -> str:
-    changes = {metric: ap_change(results, calibration, task, metric) for metric in ("APr", "AP")}
-    said = [_verb_phrase(_SCOPES[metric], change) for metric, change in changes.items()]
-    verdict = _verdict(changes["APr"].delta, changes["AP"].delta)
-    others = " and ".join(
-        f"{metric} {format_change(ap_change(results, calibration, task, metric).delta)}"
-        for metric in ("APc", "APf")
-    )
-    return (
-        f"On this data {display_name(calibration)} {verdict}: for {TASKS[task]} it {said[0]} and "
-        f"{said[1]}, with {others}."
-    )
-
-
-def _verdict(rare: float, whole: float) -> str:
-    """What the signs of both changes amount to; NaN counts as no change."""
-    rare, whole = (0.0 if math.isnan(delta) else delta for delta in (rare, whole))
-    if rare == whole == 0:
-        return "changes nothing that one decimal shows"
-    if rare >= 0 and whole >= 0:
-        return "helps"
-    if rare <= 0 and whole <= 0:
-        return "does harm"
-    return (
-        "helps the rare classes at the others' cost" if rare > 0 else "helps all but rare classes"
-    )
-
-
-def _verb_phrase(scope: str, change: Change) -> str:
-    if math.isnan(change.delta):
-        return f"leaves open the {scope}, which this data can't measure"
-    if change.delta == 0:
-        return f"leaves the {scope} at {change.after:.1f}"
-    verb = "raises" if change.delta > 0 else "lowers"
-    return f"{verb} the {scope} from {change.before:.1f} to {change.after:.1f}"
-
-
-def _other_task(results: Results, calibration: str, task: str) -> str:
-    changes = ((metric, ap_change(results, calibration, task, metric)) for metric in METRICS)
-    said = ", ".join(f"{metric} {format_change(change.delta)}" for metric, change in changes)
-    return f"For {TASKS[task]} the changes are {said}."
-
-
-def _parts(results: Results, task: str) -> str:
-    """Which of the three parts of LogN moves AP, largest gain first."""
-    known = {row.calibration for row in results.rows}
-    deltas = {
-        text: ap_change(results, part, task, "AP").delta
-        for part, text in _PARTS.items()
-        if part in known
-    }
-    deltas = {text: delta for text, delta in deltas.items() if not math.isnan(delta)}
-    if len(deltas) < 2:
+def _said(metric: str, change: Value) -> str:
+    if math.isnan(change.value):
         return ""
-    ranked = sorted(deltas.items(), key=lambda item: -item[1])
-    listed = [f"{text} ({format_change(delta)} AP)" for text, delta in ranked]
-    if ranked[0][1] <= 0:
+    return f"{metric} {format_change(change.value)} {format_interval(change)}".rstrip()
+
+
+def _verdict(comparison: Comparison, task: str) -> str:
+    """What goes up and down beyond the choice of images, and what the images can't tell."""
+    figures = comparison.figures[comparison.focus.name, task]
+    up, down, open_ = [], [], []
+    for metric in METRICS:
+        change = figures.difference(metric)
+        if not math.isnan(change.low):
+            where = up if change.low > 0 else down if change.high < 0 else open_
+            where.append(metric)
+    said = [f"raises {_join(up)}"] if up else []
+    said += [f"lowers {_join(down)}"] if down else []
+    if not up and not down:
+        said = ["changes nothing that the choice of images could not explain"]
+    text = f"On this data {comparison.focus.name} {' and '.join(said)}."
+    if open_ and (up or down):
+        text += f" These images leave open how {_join(open_)} changes."
+    return text
+
+
+def _other_task(comparison: Comparison, task: str) -> str:
+    figures = comparison.figures[comparison.focus.name, task]
+    said = [_said(metric, figures.difference(metric)) for metric in METRICS]
+    said = [part for part in said if part]
+    return f"For {TASKS[task]}: {', '.join(said)}." if said else ""
+
+
+def _parts(comparison: Comparison) -> str:
+    """Which of the three parts of LogN moves AP, largest gain first."""
+    focus, task = comparison.focus, comparison.tasks[0]
+    if focus.calibration != _WHOLE:
+        return ""
+    gains = [
+        (comparison.figures[run.name, task].difference("AP").value, _PARTS[run.calibration])
+        for run in comparison.runs[1:]
+        if run.calibration in _PARTS and run.folder is focus.folder
+    ]
+    ranked = sorted((gain for gain in gains if not math.isnan(gain[0])), key=lambda gain: -gain[0])
+    if len(ranked) < 2:
+        return ""
+    listed = [f"{text} ({format_change(delta)} AP)" for delta, text in ranked]
+    if ranked[0][0] <= 0:
         return f"None of its parts raises AP alone: {_join(listed)}."
     return f"Of its parts alone the largest contribution is {listed[0]}, then {_join(listed[1:])}."
 
 
-def _without_beta(results: Results, task: str) -> str:
-    if _WITHOUT_BETA not in {row.calibration for row in results.rows}:
-        return ""
-    row = results.row(_WITHOUT_BETA)
-    ap, rare = (format_value(row.value(task, metric)) for metric in ("AP", "APr"))
-    return f"Without beta it reaches {ap} AP and {rare} APr."
-
-
-def _better(results: Results, calibration: str, task: str) -> str:
-    """Which other calibrations have a higher AP or APr."""
-    said = []
-    for metric in ("AP", "APr"):
-        reached = results.row(calibration).value(task, metric)
-        rivals = [(row.value(task, metric), row.calibration) for row in results.rows]
-        better = sorted(((v, n) for v, n in rivals if v > reached), key=lambda item: -item[0])
-        listed = [f"{display_name(name)} ({value:.1f})" for value, name in better]
-        said.append(f"More {metric}: {_join(listed) or 'nothing compared here'}.")
+def _better(comparison: Comparison) -> str:
+    """Which other runs have a higher AP or APr."""
+    said, task = [], comparison.tasks[0]
+    values = {
+        metric: {
+            r.name: comparison.figures[r.name, task].value(metric).value for r in comparison.runs
+        }
+        for metric in ("AP", "APr")
+    }
+    for metric, reached in values.items():
+        own = reached[comparison.focus.name]
+        better = sorted((n for n in reached if reached[n] > own), key=lambda n: -reached[n])
+        if not math.isnan(own):
+            listed = [f"{name} ({reached[name]:.1f})" for name in better]
+            said.append(
+                f"More {metric} than its {own:.1f}: {_join(listed) or 'nothing compared here'}."
+            )
     return " ".join(said)
 
 
-def _certainty(results: Results, calibration: str, task: str) -> str:
-    """How far the changes could be chance of the classes; another training is another matter."""
-    said = []
-    for metric in ("AP", "APr"):
-        change = ap_change(results, calibration, task, metric)
-        if not math.isnan(change.low):
-            bounds = f"{format_change(change.low)} to {format_change(change.high)} for {metric}"
-            chance = " (which includes no change)" if change.low <= 0 <= change.high else ""
-            said.append(bounds + chance)
-    if not said:
-        return ""
+def _certainty(comparison: Comparison) -> str:
     return (
-        f"Had the classes been drawn otherwise, the change would lie within {_join(said)} "
-        "(95 % bootstrap interval); this is one training, another seed can differ by more."
+        f"In brackets: 95\u00a0% intervals from {comparison.settings.resamples:,} resamples of the "
+        f"{comparison.truth.num_images:,} validation images, the same resamples for all runs. They "
+        "do not cover another training, whose figures can differ by more."
     )
 
 

@@ -1,164 +1,180 @@
-"""The tables of the report."""
+"""The tables of figures: every run, every metric, with intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from logn_d2.evaluation.errors import ERROR_TYPES
+from logn_d2.evaluation.score_threshold import ThresholdSuggestion
 
+from .comparison import COLUMNS, FIXED, Comparison, Value
 from .html import Html, element, join, table
-from .results import BASELINE, GROUPS, METRICS, TASKS, ClassInfo, ResultRow, Results
-from .summary import display_name, format_change, format_value
+from .results import GROUPS, TASKS
+from .run_folder import Run
+from .summary import format_change, format_interval, format_value
 
-__all__ = ["class_table", "fact_table", "metric_table", "result_table"]
+__all__ = [
+    "change_table",
+    "error_table",
+    "fact_table",
+    "figure_table",
+    "quality_table",
+    "threshold_table",
+]
 
 
-_TASK_TITLES = {"bbox": "Box AP", "segm": "Mask AP"}
-_DECIMALS = {"Images": 0, "Objects": 0, "Logit mean": 2, "Logit std": 2}
-
-
-def result_table(results: Results) -> Html:
-    """AP, APr, APc, APf of every calibration; the best of each column has a star."""
-    columns = [(task, metric) for task in results.tasks for metric in METRICS]
-    best = {column: _best(results, *column) for column in columns}
-    head = [
-        [
-            element("th", "Calibration", scope="col", rowspan=2),
-            *(
-                element("th", TASKS[task].capitalize(), scope="colgroup", colspan=len(METRICS))
-                for task in results.tasks
-            ),
-        ],
-        [element("th", metric, scope="col") for _, metric in columns],
-    ]
+def figure_table(comparison: Comparison, task: str) -> Html:
+    """All metrics of all runs; the best of each column has a star."""
+    values = {
+        run.name: {m: comparison.figures[run.name, task].value(m) for m in COLUMNS}
+        for run in comparison.runs
+    }
+    best = {m: _best([row[m].value for row in values.values()]) for m in COLUMNS}
     body = [
-        [
-            element("th", display_name(row.calibration), scope="row", title=row.calibration),
-            *(_result_cell(results, row, *column, best[column]) for column in columns),
-        ]
-        for row in results.rows
+        [_run_head(run), *(_figure_cell(values[run.name][m], best[m]) for m in COLUMNS)]
+        for run in comparison.runs
     ]
     caption = (
-        "Average precision in percent over all, rare, common and frequent classes (AP, APr, APc, "
-        "APf), with the change against the uncalibrated detector. ★ marks the best of a column."
+        f"Average precision of {TASKS[task]} in percent, with 95\u00a0% intervals: over all "
+        "classes (AP), at an IoU of 0.5 and 0.75, over rare, common and frequent classes (APr, "
+        f"APc, APf); average recall (AR); and {FIXED}, which keeps the best 10,000 detections of "
+        f"each class instead of {_kept(comparison)} of each image. ★ marks the best of a column."
     )
-    return table(caption, head, body, class_="stuck")
+    return table(caption, [_heads(COLUMNS)], body, class_="stuck", id=f"figures-{task}")
 
 
-def _result_cell(results: Results, row: ResultRow, task: str, metric: str, best: float) -> Html:
-    value = row.value(task, metric)
-    content = [format_value(value)]
-    is_best = value == best
+def _kept(comparison: Comparison) -> str:
+    limit = comparison.settings.max_dets
+    return "all" if limit < 0 else f"the best {limit}"
+
+
+def _figure_cell(value: Value, best: float) -> Html:
+    content = [format_value(value.value)]
+    is_best = round(value.value, 1) == best
     if is_best:
         # In front, so that the decimal points stay below each other.
         content.insert(0, element("span", "★ ", aria_label="best", role="img"))
-    if row.calibration != BASELINE:
-        delta = value - results.row(BASELINE).value(task, metric)
-        content.append(element("small", format_change(delta)))
+    content.append(_small_interval(value))
     return element("td", *content, class_="best" if is_best else None)
 
 
-def _best(results: Results, task: str, metric: str) -> float:
-    values = [row.value(task, metric) for row in results.rows]
-    known = [value for value in values if not math.isnan(value)]
+def _best(values: Sequence[float]) -> float:
+    known = [round(value, 1) for value in values if not math.isnan(value)]
     # Where all are equal nothing is best.
     return max(known) if len(set(known)) > 1 else math.nan
 
 
-def metric_table(results: Results) -> Html:
-    """All other metrics of the evaluation; empty where there are none."""
-    columns = [
-        (task, metric)
-        for task in results.tasks
-        for metric in results.rows[0].tasks[task]
-        if metric not in METRICS and all(metric in row.tasks[task] for row in results.rows)
-    ]
-    if not columns:
-        return Html("")
-    head = [
-        [
-            element("th", "Calibration", scope="col"),
-            *(element("th", f"{metric}, {TASKS[task]}", scope="col") for task, metric in columns),
-        ]
-    ]
+def change_table(comparison: Comparison, task: str) -> Html:
+    """What each run has more than the baseline."""
     body = [
         [
-            element("th", display_name(row.calibration), scope="row"),
-            *(element("td", format_value(row.value(*column))) for column in columns),
-        ]
-        for row in results.rows
-    ]
-    caption = (
-        "AP at an IoU of 0.5 and 0.75; AP of small, medium and large objects (s, m, l); average "
-        "recall (AR). In percent."
-    )
-    return table(caption, head, body, class_="stuck")
-
-
-def class_table(
-    classes: ClassInfo,
-    class_ap: Mapping[str, Mapping[str, np.ndarray]],
-    calibration: str,
-    mean: np.ndarray | None = None,
-    std: np.ndarray | None = None,
-) -> Html:
-    """One row for each class, most training images first; sorted by a click on a heading.
-
-    Args:
-        classes (ClassInfo): K classes.
-        class_ap (Mapping): calibration -> task -> (K,) percent; may be empty.
-        calibration (str): compared with the uncalibrated detector.
-        mean (ndarray): (K,) of the raw logit, or None.
-        std (ndarray): (K,), or None.
-    """
-    numbers = {"Images": classes.image_count, "Objects": classes.instance_count}
-    if mean is not None and std is not None:
-        numbers |= {"Logit mean": mean, "Logit std": std}
-    numbers |= _ap_columns(class_ap, calibration)
-    head = [[element("th", name, scope="col") for name in ("Class", "Group", *numbers)]]
-    body = [
-        [
-            element("th", _class_text(classes, index), scope="row"),
-            element("td", GROUPS[classes.groups[index]]),
+            _run_head(run),
             *(
-                _number_cell(float(values[index]), _DECIMALS.get(name, 1), "change" in name)
-                for name, values in numbers.items()
+                _change_cell(comparison.figures[run.name, task].difference(metric))
+                for metric in COLUMNS
             ),
         ]
-        for index in np.argsort(-classes.image_count, kind="stable").tolist()
+        for run in comparison.runs[1:]
     ]
     caption = (
-        "Training images and objects of each class, its raw logit, and its AP before and after "
-        f"{display_name(calibration)}."
+        f"Difference to {comparison.baseline.name} for {TASKS[task]}, in points, from unrounded "
+        "figures. ▲ and ▼: the whole 95\u00a0% interval is above or below 0."
     )
-    return element("div", table(caption, head, body, class_="sortable"), class_="tall")
+    return table(caption, [_heads(COLUMNS)], body, class_="stuck", id=f"changes-{task}")
 
 
-def _ap_columns(
-    class_ap: Mapping[str, Mapping[str, np.ndarray]], calibration: str
-) -> dict[str, np.ndarray]:
-    """Title -> (K,), for the tasks whose AP is known before and after."""
-    columns = {}
-    for task in TASKS:
-        if all(task in class_ap.get(name, {}) for name in (BASELINE, calibration)):
-            before, after = class_ap[BASELINE][task], class_ap[calibration][task]
-            titles = [f"{_TASK_TITLES[task]} {name}" for name in ("before", "after", "change")]
-            columns |= dict(zip(titles, (before, after, after - before), strict=True))
-    return columns
+def _change_cell(change: Value) -> Html:
+    sure = "▲ " if change.low > 0 else "▼ " if change.high < 0 else ""
+    words = {"▲ ": "interval above 0", "▼ ": "interval below 0"}
+    mark = [element("span", sure, aria_label=words[sure], role="img")] if sure else []
+    return element("td", *mark, format_change(change.value), _small_interval(change))
 
 
-def _class_text(classes: ClassInfo, index: int) -> str:
-    name, label = classes.names[index], classes.labels[index]
-    return name.replace("_", " ") if label == name else f"{label} {name.replace('_', ' ')}"
+def _small_interval(value: Value) -> Html:
+    text = format_interval(value)
+    return element("small", text) if text else Html("")
 
 
-def _number_cell(value: float, decimals: int, is_change: bool) -> Html:
-    if math.isnan(value):
-        return element("td", "–", data_sort="")
-    text = f"{value:+.{decimals}f}" if is_change else f"{value:,.{decimals}f}"
-    return element("td", text.replace("-", "−"), data_sort=f"{value:.4g}")
+def error_table(comparison: Comparison, task: str) -> Html:
+    """AP50 that each kind of error costs, before and after, group by group."""
+    analyses = {run.name: comparison.errors[run.name, task] for run in comparison.pair}
+    body = []
+    for group in ("all", *GROUPS):
+        for name, analysis in analyses.items():
+            row = analysis.as_dict().get(group)
+            if row is None or not row["classes"]:
+                continue
+            gains = (element("td", format_value(row["gain"][error])) for error in ERROR_TYPES)
+            body.append([
+                element("th", f"{GROUPS.get(group, 'all')}, {name}", scope="row"),
+                element("td", format_value(row["AP"])),
+                *gains,
+                element("td", f"{row['not_found']} of {row['classes']}"),
+            ])  # fmt: skip
+    caption = (
+        f"AP at an IoU of 0.5 for {TASKS[task]}, and what it would gain without each kind of error "
+        "(TIDE): wrong class, badly placed, both, duplicate, background, missed object; then all "
+        "false positives and all false negatives. Last: classes of which no object was found."
+    )
+    heads = _heads(("AP50", *ERROR_TYPES, "Not found"), first="Classes, run")
+    return table(caption, [heads], body, class_="stuck", id=f"errors-{task}")
+
+
+def quality_table(comparison: Comparison) -> Html:
+    """How far scores of boxes can be taken for probabilities, for all runs."""
+    groups = ("all", *GROUPS)
+    body = []
+    for run in comparison.runs:
+        quality = comparison.quality[run.name]
+        row = quality.as_dict()["all"]
+        shares = [row["precision"], row["score"], *(quality.ece(group) for group in groups)]
+        cells = (element("td", format_value(100 * share)) for share in shares)
+        body.append([_run_head(run), element("td", f"{row['labelled']:,}"), *cells])
+    caption = (
+        "Boxes whose class is verified for their image: how many are right (precision), their mean "
+        "score, and the expected calibration error (ECE) over all classes and in each group, in "
+        "percent. Calibrations of logits are made for ranking; a lower ECE is not their aim."
+    )
+    errors = (f"ECE, {GROUPS.get(group, group)}" for group in groups)
+    heads = _heads(("Boxes", "Precision", "Mean score", *errors))
+    return table(caption, [heads], body, class_="stuck", id="quality")
+
+
+def threshold_table(comparison: Comparison) -> Html:
+    """The score threshold that keeps the number of boxes, for each run and the focus's groups."""
+    old = comparison.settings.score_threshold
+    body = []
+    for run in comparison.runs[1:]:
+        first, *groups = comparison.thresholds[run.name]
+        body.append(_threshold_row(run.name, first))
+        if run is comparison.focus:
+            names = (f"{run.name}, {GROUPS.get(each.group, each.group)}" for each in groups)
+            body += [_threshold_row(*pair) for pair in zip(names, groups, strict=True)]
+    caption = (
+        f"Boxes in an image with a score above {old:g} before ({comparison.baseline.name}) and "
+        "after, and the threshold that keeps as many as before. A threshold for each group keeps "
+        "each group's share, which takes back part of what the calibration is for."
+    )
+    names = ("Before", f"After, above {old:g}", "New threshold", "After, above it")
+    return table(caption, [_heads(names)], body, class_="stuck", id="thresholds")
+
+
+def _threshold_row(name: str, each: ThresholdSuggestion) -> list[Html]:
+    cells = (
+        *(f"{each.per_image:.2f}", f"{each.same_score_per_image:.2f}"),
+        *(f"{each.new_score:.3f}", f"{each.new_per_image:.2f}"),
+    )
+    return [element("th", name, scope="row"), *(element("td", cell) for cell in cells)]
+
+
+def _heads(names: Sequence[str], first: str = "Run") -> list[Html]:
+    return [element("th", name, scope="col") for name in (first, *names)]
+
+
+def _run_head(run: Run) -> Html:
+    return element("th", run.name, scope="row", title=f"{run.folder.path}: {run.calibration}")
 
 
 def fact_table(caption: str, facts: Mapping[str, Any]) -> Html:

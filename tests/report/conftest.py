@@ -1,18 +1,29 @@
-"""Made-up results, statistics and images for the report: plain data, no detector."""
+"""Run folders, results and images for the report: no detector runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from logn_d2.core import LogitStatistics, StageStatistics, frequency_groups
+from logn_d2.core import frequency_groups
 from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.report import ClassInfo, Gallery, ResultRow, Results, make_gallery
+from logn_d2.report import (
+    ClassInfo,
+    Gallery,
+    Report,
+    ResultRow,
+    Results,
+    build_report,
+    make_gallery,
+)
+
+from .read_page import Page
+from .small_runs import SmallRuns, make_small_runs, small_report
 
 CALIBRATIONS = (
     "uncalibrated",
@@ -81,36 +92,6 @@ def make_results() -> Callable[..., Results]:
 @pytest.fixture
 def results(make_results: Callable[..., Results]) -> Results:
     return make_results()
-
-
-@pytest.fixture
-def make_statistics() -> Callable[[Results], LogitStatistics]:
-    """A function that makes statistics for the classes of given results."""
-
-    def make(results: Results, num_stages: int = 1) -> LogitStatistics:
-        count = results.classes.image_count
-        generator = np.random.default_rng(5)
-        noise = generator.normal(0, 0.2, (2, len(count)))
-        mean = np.append(-6 + 0.8 * np.log(count) + noise[0], 3.0)
-        std = np.append(1 + 0.2 * np.log(count) + np.abs(noise[1]), 2.0)
-        stage = StageStatistics(
-            mean=torch.from_numpy(mean),
-            var=torch.from_numpy(std**2),
-            count=torch.full((len(count) + 1,), 5000),
-        )
-        return LogitStatistics(
-            stages=(stage,) * num_stages,
-            class_names=results.classes.names,
-            num_images=100,
-            num_rois=5000,
-        )
-
-    return make
-
-
-@pytest.fixture
-def statistics(results: Results, make_statistics: Callable) -> LogitStatistics:
-    return make_statistics(results)
 
 
 def read_image(image_id: int) -> np.ndarray:
@@ -185,3 +166,35 @@ def gallery(
     truth: LvisGroundTruth, detections: tuple[Detections, Detections], results: Results
 ) -> Gallery:
     return make_gallery(truth, *detections, read_image, results.classes.labels)
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
+    """A sweep over a small data set."""
+    return make_small_runs(tmp_path_factory.mktemp("runs"), "report_val")
+
+
+@pytest.fixture(scope="session")
+def report(small_runs: SmallRuns) -> Report:
+    """The report of that sweep."""
+    return small_report(small_runs, command="python tools/report.py run --output <page>")
+
+
+@pytest.fixture(scope="session")
+def page_text(report: Report) -> str:
+    """Its page."""
+    return build_report(report)
+
+
+@pytest.fixture(scope="session")
+def page(page_text: str) -> Page:
+    """What the page holds."""
+    return Page(page_text)
+
+
+@pytest.fixture
+def page_file(page_text: str, tmp_path: Path) -> Path:
+    """The page as a file."""
+    path = tmp_path / "report.html"
+    path.write_text(page_text, encoding="utf-8")
+    return path

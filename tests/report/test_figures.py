@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from logn_d2.report import Results
-from logn_d2.report.analysis import Change, label_prior
+from logn_d2.report.analysis import label_prior
+from logn_d2.report.comparison import Value
 from logn_d2.report.figures import (
     change_figure,
-    group_figure,
     logit_figure,
     prior_figure,
     svg_data_uri,
@@ -65,18 +65,10 @@ def test_prior_figure_draws_with_and_without_the_share(
     _svg(figure)
 
 
-def test_group_figure_labels_every_bar_with_its_number() -> None:
-    values = {"bbox": dict(zip(METRICS, (10.0, math.nan, 12.3, 30.04), strict=True))}
-    figure = group_figure(values, values)
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["10.0", "–", "12.3", "30.0"] * 2
-    _svg(figure)
-
-
 def test_change_figure_draws_what_can_be_measured() -> None:
     changes = {
-        "logn": {metric: Change(1.0, 2.0, 0.5, 1.5) for metric in METRICS},
-        "norcal(gamma=0.6)": {metric: Change(math.nan, math.nan) for metric in METRICS},
+        "LogN": {metric: Value(1.0, 0.5, 1.5) for metric in METRICS},
+        "NorCal, gamma 0.6": {metric: Value(math.nan) for metric in METRICS},
     }
     figure = change_figure(changes)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]

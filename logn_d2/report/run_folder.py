@@ -1,0 +1,270 @@
+"""What a run has left behind: detections of each calibration, statistics, where they come from.
+
+A run is a folder of train_net.py, tools/sweep_calibrations.py or tools/demo.py, and a calibration
+in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that it has.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from logn_d2.core import LogitStatistics
+from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.sweep_predictions import SweepPredictions
+
+from .results import BASELINE, Results
+from .summary import display_name
+
+__all__ = ["Run", "RunFolder", "open_runs"]
+
+_SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
+_STATISTICS = "logn_stats.safetensors"
+# Of a folder's calibrations these are named first: the baseline, and what the page is about.
+_FIRST = (BASELINE, "logn")
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """A folder with the predictions for one data set.
+
+    Attributes:
+        path (Path): as the user named it.
+        predictions (Path): the folder in it with sweep.json or detections.npz.
+        dataset (str): registered name of the evaluated data set.
+        train_sets (tuple[str, ...]): registered names; empty if not known.
+        results (Results): of results.json; None where there is none.
+        config (dict): of config.yaml; empty where there is none.
+    """
+
+    path: Path
+    predictions: Path
+    dataset: str
+    train_sets: tuple[str, ...] = ()
+    results: Results | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], dataset: str | None = None) -> RunFolder:
+        """Finds what is in a folder.
+
+        Args:
+            path (PathLike): of the run.
+            dataset (str): registered name; None takes it from the run.
+
+        Raises:
+            FileNotFoundError: there are no predictions.
+            ValueError: there are those of several data sets, or nobody says of which one.
+        """
+        path = Path(path)
+        predictions = _find_predictions(path, dataset)
+        config = _read_config(path)
+        results = _find_results(predictions, path)
+        name = dataset or _dataset_name(predictions, config, results)
+        if name is None:
+            raise ValueError(
+                f"'{path}' does not say of which data set its predictions are: there is neither a "
+                "results.json that names it nor a config.yaml. Give --dataset NAME."
+            )
+        train_sets = tuple(config.get("DATASETS", {}).get("TRAIN", ()))
+        return cls(path, predictions, name, train_sets, results, config)
+
+    @property
+    def calibrations(self) -> tuple[str, ...]:
+        """Those whose detections are here, the uncalibrated one first, then LogN."""
+        if self._sweep is None:
+            return (BASELINE,)
+        names = self._sweep.names
+        first = [name for name in _FIRST if name in names]
+        return (*first, *(name for name in names if name not in first))
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the numbers come from, as far as the run says."""
+        known = {} if self.results is None else dict(self.results.provenance)
+        model = self.config.get("MODEL", {})
+        if "weights" not in known and model.get("WEIGHTS"):
+            known["weights"] = model["WEIGHTS"]
+        return known
+
+    @functools.cached_property
+    def statistics(self) -> LogitStatistics | None:
+        """Those that the run calibrated with; None where there are none."""
+        named = self.provenance.get("statistics")
+        named = named if isinstance(named, str) else ""
+        named = named or self.config.get("MODEL", {}).get("LOGN", {}).get("STATISTICS", "")
+        for path in (Path(named) if named else None, self.path / _STATISTICS):
+            if path is not None and path.is_file():
+                return LogitStatistics.load(path)
+        return None
+
+    def detections(self, calibration: str) -> Detections:
+        """The detections with a calibration.
+
+        Raises:
+            KeyError: the run has no such calibration; the message lists those that it has.
+        """
+        if calibration not in self.calibrations:
+            known = ", ".join(self.calibrations)
+            raise KeyError(f"'{self.path}' has no calibration '{calibration}'. It has: {known}.")
+        if self._sweep is None:
+            return Detections.load(self.predictions / _DETECTIONS)
+        return self._sweep.detections(calibration)
+
+    def has_masks(self, calibration: str) -> bool:
+        """Whether all masks that an evaluation looks at are there."""
+        return self._sweep is None or not self._sweep.missing_masks(calibration)
+
+    @functools.cached_property
+    def _sweep(self) -> SweepPredictions | None:
+        found = (self.predictions / _SWEEP).is_file()
+        return SweepPredictions.load(self.predictions) if found else None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One of the things that a report compares.
+
+    Attributes:
+        name (str): what the report calls it; no two runs of a report have the same.
+        calibration (str): as written, for example "norcal(gamma=0.6)".
+        folder (RunFolder): where it is.
+    """
+
+    name: str
+    calibration: str
+    folder: RunFolder
+
+    @functools.cached_property
+    def detections(self) -> Detections:
+        """All detections, with masks if there are any."""
+        return self.folder.detections(self.calibration)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks can be evaluated."""
+        return self.detections.masks is not None and self.folder.has_masks(self.calibration)
+
+
+def open_runs(texts: Sequence[str], dataset: str | None = None) -> list[Run]:
+    """Finds runs by what a user writes.
+
+    Args:
+        texts (Sequence[str]): ``FOLDER`` or ``FOLDER:CALIBRATION``.
+        dataset (str): registered name of the evaluated data set; None takes it from the runs.
+
+    Returns:
+        list[Run]: in the order of the texts, each once.
+
+    Raises:
+        FileNotFoundError: a folder without predictions.
+        KeyError: a calibration that a folder does not have.
+        ValueError: runs of different data sets, or fewer than two of them.
+    """
+    folders: dict[str, RunFolder] = {}
+    found: dict[tuple[str, str], RunFolder] = {}
+    for text in texts:
+        path, calibration = _split(text)
+        key = os.path.realpath(path)
+        folder = folders.setdefault(key, RunFolder.open(path, dataset))
+        for name in (calibration,) if calibration else folder.calibrations:
+            if name not in folder.calibrations:
+                folder.detections(name)  # says which ones there are
+            found[key, name] = folder
+    _check_same_data(list(found.values()))
+    if len(found) < 2:
+        raise ValueError(
+            f"{', '.join(texts)}: that is one run, and a report compares at least two. Evaluate "
+            "with a calibration as well, or name another run."
+        )
+    return list(_named(found))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Folder and calibration, "" for all; either may hold a colon."""
+    if os.path.isdir(text):
+        return text, ""
+    for place in (place for place, letter in enumerate(text) if letter == ":"):
+        if os.path.isdir(text[:place]):
+            return text[:place], text[place + 1 :]
+    raise FileNotFoundError(
+        f"There is no folder '{text.partition(':')[0]}'. Name a folder that train_net.py, "
+        "tools/sweep_calibrations.py or tools/demo.py has written, or FOLDER:CALIBRATION."
+    )
+
+
+def _named(found: Mapping[tuple[str, str], RunFolder]) -> Iterator[Run]:
+    """Runs whose names tell them apart."""
+    several = len({key for key, _ in found}) > 1
+    short = Counter(Path(key).name for key in {key for key, _ in found})
+    for (key, calibration), folder in found.items():
+        name, place = display_name(calibration), Path(key).name
+        if several:
+            name = f"{place if short[place] == 1 else folder.path}: {name}"
+        yield Run(name, calibration, folder)
+
+
+def _check_same_data(folders: Sequence[RunFolder]) -> None:
+    for folder in folders[1:]:
+        if folder.dataset != folders[0].dataset:
+            raise ValueError(
+                f"'{folders[0].path}' was evaluated on {folders[0].dataset}, '{folder.path}' on "
+                f"{folder.dataset}. Only runs on the same images can be compared; name the data "
+                "set that all were evaluated on with --dataset."
+            )
+
+
+def _find_predictions(path: Path, dataset: str | None) -> Path:
+    """The folder with the predictions."""
+    inference = path / "inference"
+    below = sorted(inference.glob("*")) if inference.is_dir() else []
+    if dataset is not None:
+        below = [folder for folder in below if folder.name in (dataset, "sweep")]
+    places = [path, path / "sweep", inference]
+    places += [each for folder in below for each in (folder / "sweep", folder)]
+    found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"'{path}' has no predictions (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
+            "them with train_net.py --eval-only, tools/sweep_calibrations.py or tools/demo.py."
+        )
+    if len(found) > 1 and dataset is None:
+        listed = ", ".join(str(place.relative_to(path)) for place in found)
+        raise ValueError(f"'{path}' has several predictions: {listed}. Choose with --dataset NAME.")
+    return found[-1]
+
+
+def _find_results(*places: Path) -> Results | None:
+    for place in (places[0], places[0].parent, *places[1:]):
+        if (place / "results.json").is_file():
+            return Results.load(place / "results.json")
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Of config.yaml, which Detectron2 writes into a training's folder."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        return {}
+    content = CfgNode.load_yaml_with_base(str(file))
+    return content if isinstance(content, dict) else {}
+
+
+def _dataset_name(
+    predictions: Path, config: Mapping[str, Any], results: Results | None
+) -> str | None:
+    """Of the evaluated data set: as the folder is called, else as the results or the config say."""
+    for folder in (predictions, *predictions.parents[:2]):
+        if folder.parent.name == "inference":
+            return folder.name
+    provenance = {} if results is None else results.provenance
+    named = provenance.get("data set")
+    tested = config.get("DATASETS", {}).get("TEST", ())
+    return named if isinstance(named, str) else next(iter(tested), None)

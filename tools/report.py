@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Compare runs in one HTML file that needs nothing else.
+
+A RUN is a folder that train_net.py, tools/sweep_calibrations.py or tools/demo.py has written, or
+FOLDER:CALIBRATION for one calibration of it. The first run is the baseline of all differences.
+Everything is computed anew from the stored detections and the annotations; no network runs.
+
+Example:
+    python tools/report.py output/sweep --output report.html
+    python tools/report.py output/a:uncalibrated output/a:logn output/b:logn --output report.html
+    python tools/report.py output/sweep "--focus=norcal(gamma=0.6)" --output report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from logn_d2.data import register_glyphs, register_lvis_form
+from logn_d2.engine import load_config, short_errors
+from logn_d2.report import Settings, headline, make_report, open_runs, write_report
+
+logger = logging.getLogger("logn_d2.report")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Settings()
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER or FOLDER:CALIBRATION")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the page")
+    parser.add_argument(
+        "--focus",
+        metavar="CALIBRATION",
+        help="what figures and pictures show beside the baseline (default: the second run, which "
+        "is logn where a folder has it)",
+    )
+    parser.add_argument("--dataset", help="registered name of the evaluated data set")
+    parser.add_argument("--config-file", help="registers data sets (default: the runs' own config)")
+    parser.add_argument("--annotations", metavar="FILE", help="json of a set nobody registers")
+    parser.add_argument("--images", metavar="FOLDER", default="", help="of the --annotations")
+    parser.add_argument("--title", default="", help="of the page")
+    parser.add_argument(
+        "--pictures", type=int, default=16, help="images in the gallery (default: 16)"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=default.resamples, help="of the images, for intervals "
+        f"(default: {default.resamples:,})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the resamples")
+    parser.add_argument(
+        "--max-dets", type=int, default=default.max_dets, help="detections of an image that count "
+        f"(default: {default.max_dets}, as LVIS says; -1 for all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--score-threshold", type=float, default=default.score_threshold,
+        help=f"that the baseline is used with (default: {default.score_threshold})",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def register(args: argparse.Namespace) -> str | None:
+    """Registers what the runs may need; returns the data set's name where it is given."""
+    register_glyphs()
+    folders = (Path(text.partition(":")[0]) for text in args.runs)
+    configs = [path for folder in folders for path in folder.glob("config.yaml")]
+    for path in dict.fromkeys([args.config_file] if args.config_file else configs):
+        load_config(path)
+    if args.annotations:
+        name = args.dataset or Path(args.annotations).stem
+        register_lvis_form(name, args.annotations, args.images, check_images=0, replace=True)
+        return name
+    return args.dataset
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the page; returns the exit code."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    start = time.perf_counter()
+    with short_errors():
+        dataset = register(args)
+        report = make_report(
+            open_runs(args.runs, dataset),
+            focus=args.focus,
+            settings=Settings(args.resamples, args.seed, args.max_dets, args.score_threshold),
+            pictures=args.pictures,
+            command=shlex.join(["python", "tools/report.py", *(argv or sys.argv[1:])]),
+            title=args.title,
+        )
+        write_report(args.output, report)
+    print(headline(report.comparison))
+    seconds, size = time.perf_counter() - start, Path(args.output).stat().st_size / 2**20
+    print(f"{args.output}: {size:.1f} MB, made in {seconds:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
