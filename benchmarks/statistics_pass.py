@@ -368,7 +368,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", help="default: R50-FPN of the paper, K = 1,203")
-    parser.add_argument("--images", type=int, default=6, help="in a round")
+    parser.add_argument("--images", type=int, default=3, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
