@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -19,7 +20,14 @@ from torch import nn
 from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
-from ..evaluation import LvisGroundTruth, evaluate_sweep, format_table, sweep
+from ..evaluation import (
+    LVISFormEvaluator,
+    LvisGroundTruth,
+    format_table,
+    resumable_inference,
+    sweep,
+    sweep_results,
+)
 from ..modeling import (
     LogNFastRCNNOutputLayers,
     attach,
@@ -91,7 +99,7 @@ def evaluate_calibrations(
     """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the one that is asked for.
 
     For data sets in LVIS's form the network runs once. Each data set's results are written to
-    OUTPUT_DIR/inference/DATASET/results.json.
+    OUTPUT_DIR/inference/DATASET/results.json, and AP of each class of these to CSV files beside it.
 
     Args:
         cfg (CfgNode): the model's config; MODEL.LOGN.CALIBRATION names the calibration.
@@ -115,7 +123,7 @@ def evaluate_calibrations(
         if calibrations[UNCALIBRATED] and kind == "lvis":
             found = _one_pass(cfg, model, dataset, calibrations, resume)
         else:
-            found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator)
+            found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator, resume)
         if comm.is_main_process():
             results[dataset] = _report(cfg, dataset, found)
     return next(iter(results.values())) if len(results) == 1 else results
@@ -187,7 +195,16 @@ def _one_pass(
     )
     if not comm.is_main_process():
         return {}
-    return evaluate_sweep(predictions, ground_truth, tasks)
+    results = sweep_results(predictions, ground_truth, tasks)
+    for name, by_task in results.items():
+        for task, result in by_task.items():
+            # Calibrations are written like calls: norcal(gamma=0.6).
+            file_name = re.sub(r"[^\w.=,()+-]", "_", f"per_class_{task}_{name}.csv")
+            result.to_csv(os.path.join(_folder(cfg, dataset), file_name))
+    return {
+        name: {task: dict(result.as_dict()) for task, result in by_task.items()}
+        for name, by_task in results.items()
+    }
 
 
 def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
@@ -200,14 +217,24 @@ def _one_pass_each(
     dataset: str,
     calibrations: Calibrations,
     build_evaluator: BuildEvaluator,
+    resume: bool,
 ) -> dict[str, Metrics]:
     """The same for evaluators that know nothing of sweeps."""
     results = {}
     for name, stages in calibrations.items():
         evaluator = build_evaluator(cfg, dataset)
         with attach(model, list(stages)) if stages else nullcontext():
-            loader = build_detection_test_loader(cfg, dataset)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            if isinstance(evaluator, LVISFormEvaluator):
+                results[name] = resumable_inference(
+                    model,
+                    functools.partial(_loader, cfg, dataset),
+                    evaluator,
+                    settings={"calibration": name, **deciding_settings(cfg)},
+                    resume=resume,
+                )
+            else:
+                loader = build_detection_test_loader(cfg, dataset)
+                results[name] = inference_on_dataset(model, loader, evaluator)
     return results
 
 

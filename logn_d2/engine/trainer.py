@@ -6,22 +6,24 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
 from ..core import LogitStatistics
+from ..data import check_same_classes
 from ..data.loader import training_images
 from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
-from ..evaluation import LVISFormEvaluator
+from ..evaluation import COCOFormEvaluator, LVISFormEvaluator, training_groups
 from ..modeling.box_predictors import unwrapped
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
@@ -106,7 +108,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """See `build_evaluator`."""
-        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, output_dir, cfg.DATASETS.TRAIN)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; before its evaluation the statistics, and ours in its place."""
@@ -196,17 +199,36 @@ class Trainer(DefaultTrainer):
         return self.iter >= self.max_iter
 
 
-def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str, output_dir: str, train_datasets: Sequence[str] = ()
+) -> DatasetEvaluator:
     """The evaluator that a data set's metadata ask for.
 
     Args:
         dataset_name (str): a registered data set.
         output_dir (str): where it writes its files.
+        train_datasets (Sequence[str]): their images tell rare from frequent classes where the data
+            set itself does not; where they are missing there are no such groups.
 
     Raises:
         ValueError: neither LVIS's nor COCO's form.
     """
-    return evaluator_class(dataset_name)(dataset_name, output_dir=output_dir)
+    kind, options = evaluator_class(dataset_name), {}
+    if kind is COCOFormEvaluator:
+        options["frequency_groups"] = _groups_of_training(dataset_name, train_datasets)
+    return kind(dataset_name, output_dir=output_dir, **options)
+
+
+def _groups_of_training(dataset_name: str, train_datasets: Sequence[str]) -> np.ndarray | None:
+    """Group of each class; None where the training sets are missing or of other classes."""
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    try:
+        for train in train_datasets:
+            check_same_classes(train, dataset_name)
+        return training_groups(train_datasets) if train_datasets and names else None
+    except (AttributeError, KeyError, OSError, ValueError) as error:
+        logger.info("No AP by groups of training images for %s: %s", dataset_name, error)
+        return None
 
 
 def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
@@ -216,7 +238,7 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
         ValueError: neither LVIS's nor COCO's form.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    classes = {"lvis": LVISFormEvaluator, "coco": COCOEvaluator}
+    classes = {"lvis": LVISFormEvaluator, "coco": COCOFormEvaluator}
     if kind not in classes:
         raise ValueError(
             f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "

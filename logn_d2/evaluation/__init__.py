@@ -1,7 +1,7 @@
 """Passes over a data set: logit statistics, LVIS AP, and sweeps over calibrations."""
 
-from .calibration_quality import CalibrationQuality, calibration_quality, calibration_table
 from .bootstrap import BootstrapResult, bootstrap_difference, bootstrap_lvis
+from .calibration_quality import CalibrationQuality, calibration_quality, calibration_table
 from .coco_form_evaluator import COCOFormEvaluator, training_groups
 from .collect import collect_from_config, collect_statistics
 from .detections import Detections, RleMasks
@@ -10,6 +10,8 @@ from .fixed_ap import FixedApResult, detection_limits, evaluate_fixed_ap, pooled
 from .lvis_ap import LvisResult, evaluate_lvis
 from .lvis_evaluator import LVISFormEvaluator
 from .lvis_ground_truth import LvisGroundTruth
+from .lvis_matches import LvisMatches, match_lvis
+from .resumable_inference import resumable_inference
 from .score_table import format_spread, format_table
 from .score_threshold import (
     ThresholdCurve,
@@ -17,8 +19,6 @@ from .score_threshold import (
     ap_against_threshold,
     suggest_threshold,
 )
-from .lvis_matches import LvisMatches, match_lvis
-from .resumable_inference import resumable_inference
 from .statistics_collector import LogitStatisticsCollector
 from .stored_predictions import StoredPredictions, sweep_stored
 from .sweep import sweep

@@ -64,12 +64,14 @@ class COCOFormEvaluator(COCOEvaluator):
         super().__init__(dataset_name, output_dir=output_dir, **kwargs)
         self._group_folder = output_dir
         metadata = MetadataCatalog.get(dataset_name)
-        self._names = _different(metadata.thing_classes, dataset_name)
+        self._names = _different(metadata.get("thing_classes", ()), dataset_name)
         if frequency_groups is None and train_datasets is not None:
             frequency_groups = training_groups(train_datasets)
         self._groups = None if frequency_groups is None else np.asarray(frequency_groups)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-        ids = range(len(self._names)) if mapping is None else sorted(mapping, key=mapping.get)
+        ids = range(len(self._names))
+        if mapping is not None and self._names:
+            ids = sorted(mapping, key=mapping.get)
         members = class_members(class_groups or {}, self._names, list(ids))
         check_groups(self._groups, len(self._names), members)
         self._members = members if self._groups is None else group_members(self._groups, members)
@@ -84,7 +86,8 @@ class COCOFormEvaluator(COCOEvaluator):
             results[task].update(
                 (f"AP{name}", _mean(ap[members])) for name, members in self._members.items()
             )
-            self._write(task, ap)
+            if len(ap):
+                self._write(task, ap)
         return results
 
     def _class_ap(self, metrics: Mapping[str, float]) -> np.ndarray:

@@ -110,16 +110,19 @@ class LVISFormEvaluator(DatasetEvaluator):
         """Forget all predictions, or go on with the interrupted pass; called before a pass."""
         self._store = self._new_store()
 
-    def start(self, digest: str) -> int:
+    def start(self, digest: str, resume: bool | None = None) -> int:
         """Get ready for a pass that may go on with an interrupted one.
 
         Args:
             digest (str): of all that decides the detections; another one begins anew.
+            resume (bool | None): in place of what the evaluator was told when it was made.
 
         Returns:
             int: batches of this process that are done already, for the loader to leave out.
         """
         self._shards["digest"] = digest
+        if resume is not None:
+            self._shards["resume"] = resume
         self.reset()
         return self._store.num_batches
 

@@ -21,6 +21,7 @@ def resumable_inference(
     evaluator: LVISFormEvaluator,
     *,
     settings: Mapping[str, Any] | None = None,
+    resume: bool | None = None,
 ) -> dict[str, Any]:
     """Run `inference_on_dataset` without the batches that an interrupted pass has done.
 
@@ -31,6 +32,7 @@ def resumable_inference(
             loading them.
         evaluator (LVISFormEvaluator): with `output_dir`, and `resume=True` to go on.
         settings (Mapping): what else decides the detections, such as thresholds.
+        resume (bool | None): go on with an interrupted pass; None as the evaluator was told.
 
     Returns:
         dict: the evaluator's results.
@@ -43,5 +45,5 @@ def resumable_inference(
     whole = loader_from(loader, 0)
     # How images are shared out decides which of them a process has.
     decisive = {"processes": comm.get_world_size(), **(settings or {})}
-    done = evaluator.start(pass_digest(model, whole, decisive))
+    done = evaluator.start(pass_digest(model, whole, decisive), resume)
     return inference_on_dataset(model, loader_from(loader, done) if done else whole, evaluator)
