@@ -20,6 +20,7 @@ _CAPTION_PX = 28
 _CAPTION_POINTS = 11
 _GOLDEN_RATIO = 0.618034
 _LONG_SIDE_PX = 480
+_MASK_OPACITY = 0.45
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
@@ -72,22 +73,41 @@ def class_color(index: int) -> tuple[float, float, float]:
 
 
 def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) -> np.ndarray:
-    canvas = Visualizer(pixels)
     classes = instances.pred_classes.tolist()
-    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    colors = [class_color(index) for index in classes]
+    if instances.has("pred_masks"):
+        pixels = _blended(pixels, instances.pred_masks.numpy(), colors)
+    canvas = Visualizer(pixels)
     keypoints = instances.pred_keypoints if instances.has("pred_keypoints") else None
     canvas.overlay_instances(
         boxes=instances.pred_boxes,
         labels=[
-            f"{_name(index, class_names)} {score:.0%}"
+            f"{_name(index, class_names)} {_percent(score)}"
             for index, score in zip(classes, instances.scores.tolist(), strict=True)
         ],
-        masks=None if masks is None else list(masks),
         keypoints=keypoints,
-        assigned_colors=[class_color(index) for index in classes],
-        alpha=0.35,
+        assigned_colors=colors,
     )
     return canvas.get_output().get_image()
+
+
+def _blended(
+    pixels: np.ndarray, masks: np.ndarray, colors: Sequence[tuple[float, float, float]]
+) -> np.ndarray:
+    """The image with masks (D, H, W) in their colours.
+
+    The visualizer draws a polygon for each connected part, of which a model that has hardly been
+    trained gives hundreds: that took twice as long as all the rest.
+    """
+    blended = pixels.astype(np.float32)
+    for mask, color in zip(masks, colors, strict=True):
+        blended[mask] += _MASK_OPACITY * (255 * np.array(color, np.float32) - blended[mask])
+    return blended.round().astype(np.uint8)
+
+
+def _percent(score: float) -> str:
+    """Calibrated scores are often small."""
+    return f"{score:.0%}" if score >= 0.1 else f"{score:.1%}"
 
 
 def _name(index: int, class_names: Sequence[str]) -> str:
