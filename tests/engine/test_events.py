@@ -98,7 +98,7 @@ def test_periodic_passes_have_no_more_images_than_the_last(
 def trained(
     cfg: CfgNode, folder: Path, images: int
 ) -> tuple[dict[str, torch.Tensor], EventStorage]:
-    """State and events of a training of three iterations."""
+    """State and events of a training of two iterations."""
     cfg = cfg.clone()
     folder.mkdir()
     cfg.OUTPUT_DIR = str(folder)
@@ -113,7 +113,7 @@ def trained(
 
 def test_calibrated_evaluations_leave_the_training_as_it_is(cfg: CfgNode, tmp_path: Path) -> None:
     cfg.MODEL.MASK_ON = False
-    cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, 3, ()
+    cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, 2, ()
     cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = 4
     cfg.MODEL.LOGN.VIS_IMAGES = 1
     with_them, storage = trained(cfg, tmp_path / "with", 2)
