@@ -1,5 +1,6 @@
 """Evaluation in one pass, in one pass each, and of heads that are not ours."""
 
+import csv
 import json
 import math
 
@@ -110,6 +111,15 @@ def test_results_file_has_null_for_what_can_not_be_measured(few_images):
     for metric, value in results["uncalibrated/bbox"].items():
         assert row["bbox"][metric] == (None if math.isnan(value) else value)
     assert None in row["bbox"].values()
+
+
+def test_every_class_is_in_a_file(few_images):
+    results = evaluate(few_images, Trainer.build_model(few_images))
+    folder = f"{few_images.OUTPUT_DIR}/inference/few_lvis"
+    with open(f"{folder}/per_class_bbox_uncalibrated.csv", newline="") as file:
+        ap = np.array([float(row["AP"]) for row in csv.DictReader(file)])
+    assert len(ap) == few_images.MODEL.ROI_HEADS.NUM_CLASSES
+    np.testing.assert_allclose(np.nanmean(ap), results["uncalibrated/bbox"]["AP"])
 
 
 def test_several_data_sets_have_their_own_results(few_images):
