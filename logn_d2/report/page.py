@@ -27,6 +27,7 @@ from .sections import (
     prior_section,
     results_section,
     scores_section,
+    study_section,
 )
 from .summary import summarise
 from .tables import fact_table
@@ -135,6 +136,8 @@ def _sections(report: Report) -> Iterator[_Section]:
         (mean, std), *_ = foreground(first)
         prior = prior_section(comparison, first, _foreground_share(report.folders))
         yield _Section("prior", "What the model leans to", prior)
+    studies = [folder.statistics_study for folder in report.folders if folder.statistics_study]
+    yield _Section("statistics", "How many images the statistics need", study_section(studies))
     yield _Section("classes", "Every class", [class_table(comparison, mean, std)])
     yield _Section("provenance", "How these numbers were made", _provenance(report))
 

@@ -7,6 +7,7 @@ in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that i
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from .summary import display_name
 __all__ = ["Run", "RunFolder", "open_runs"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
-_STATISTICS = "logn_stats.safetensors"
+_STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
 # Of a folder's calibrations these are named first: the baseline, and what the page is about.
 _FIRST = (BASELINE, "logn")
 
@@ -104,6 +105,12 @@ class RunFolder:
             if path is not None and path.is_file():
                 return LogitStatistics.load(path)
         return None
+
+    @functools.cached_property
+    def statistics_study(self) -> Mapping[str, Any] | None:
+        """What benchmarks/statistics_images.py has found; None where it was not run."""
+        path = self.path / _STUDY
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def detections(self, calibration: str) -> Detections:
         """The detections with a calibration.

@@ -6,7 +6,8 @@ Shapes: K foreground classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,10 +21,11 @@ from .figure_style import svg_data_uri
 from .figures import change_figure, logit_figure, prior_figure
 from .figures_errors import error_figure
 from .figures_groups import interval_figure
+from .figures_images import images_figure
 from .figures_scores import reliability_figure, score_figure, threshold_figure
 from .html import Html, element
 from .results import METRICS, TASKS
-from .summary import format_change, format_interval, format_value
+from .summary import display_name, format_change, format_interval, format_value
 from .tables import change_table, error_table, figure_table, quality_table, threshold_table
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "prior_section",
     "results_section",
     "scores_section",
+    "study_section",
 ]
 
 
@@ -149,6 +152,28 @@ def prior_section(
     )
     alt = f"Label distribution and the model's prior. {said}"
     return [element("p", said), figure(drawn, alt, caption)]
+
+
+def study_section(studies: Iterable[Mapping[str, Any]]) -> list[Html]:
+    """How many images the statistics need, where that was measured."""
+    content = []
+    for study in studies:
+        rows, passes = study["by_images"], study["passes"]
+        said = "; ".join(
+            f"{row['images']:,} images: "
+            + ", ".join(
+                f"{display_name(name)} {format_value(row[name]['AP']['mean'])}"
+                for name in study["calibrations"]
+            )
+            for row in rows
+        )
+        caption = (
+            f"AP of boxes with the statistics of so many images, {passes} passes that see the "
+            "images in another order. Lines: means; bars: from the least to the largest."
+        )
+        alt = f"Curves of AP and APr against images. Mean AP at {said}."
+        content.append(figure(images_figure(study), alt, caption))
+    return content
 
 
 def _signed(value: float) -> str:

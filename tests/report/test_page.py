@@ -60,6 +60,19 @@ def test_without_statistics_and_pictures_their_sections_are_left_out(report: Rep
     assert "Logit mean" not in page.tables["class-table"][0]
 
 
+def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(report: Report) -> None:
+    assert sections.study_section([]) == []
+    values = {"mean": 21.25, "min": 20.0, "max": 22.0}
+    rows = [
+        {"images": images, "logn": {metric: values for metric in ("AP", "APr")}}
+        for images in (100, 5000)
+    ]
+    baseline = {"AP": 20.0, "APr": float("nan")}
+    study = {"passes": 3, "calibrations": ["logn"], "uncalibrated": baseline, "by_images": rows}
+    (section,) = sections.study_section([study])
+    assert "3 passes" in section and "Mean AP at 100 images: LogN 21.2; 5,000 images" in section
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_boxes_alone_are_shown_as_such(report: Report) -> None:
     comparison = report.comparison

@@ -1,0 +1,56 @@
+"""AP against the number of images in the statistics pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from .figure_style import INK, LINE_STYLES, legend, new_figure, title
+from .results import GROUPS
+from .summary import display_name
+
+__all__ = ["images_figure"]
+
+_SHOWN = ("AP", "APr")
+_BASELINE = "uncalibrated"
+
+
+def images_figure(study: Mapping[str, Any]) -> Figure:
+    """What is reached with the statistics of so many images, over several passes.
+
+    Args:
+        study (Mapping): what benchmarks/statistics_images.py writes: "passes", "calibrations",
+            "uncalibrated" (metric -> percent) and "by_images", rows with "images" and, for each
+            calibration, metric -> "mean", "min" and "max" over passes, in percent.
+
+    Returns:
+        Figure: AP and APr; lines are means, bars reach from the least to the largest.
+    """
+    figure, axes = new_figure(9.0, 3.6, columns=len(_SHOWN))
+    rows = study["by_images"]
+    images = np.array([row["images"] for row in rows])
+    names = study["calibrations"][: len(LINE_STYLES) - 1]
+    for axis, metric in zip(axes, _SHOWN, strict=True):
+        axis.axhline(
+            study[_BASELINE][metric], label=display_name(_BASELINE), color=INK, linewidth=1
+        )
+        for name, style in zip(names, LINE_STYLES[1:]):
+            mean, low, high = (
+                np.array([row[name][metric][part] for row in rows], dtype=float)
+                for part in ("mean", "min", "max")
+            )
+            axis.errorbar(
+                images, mean, [mean - low, high - mean], label=display_name(name), markersize=4.5,
+                linewidth=1.3, capsize=3, **style,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("images in the statistics pass")
+        title(axis, metric, GROUPS.get(metric.removeprefix("AP"), "all"))
+    legend(axes[0])
+    return figure
