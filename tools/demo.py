@@ -81,14 +81,14 @@ ROUGHLY = {
         "train": "15 min",
         "collect": "4 min",
         "evaluate": "2 min",
-        "report": "5 s",
+        "report": "40 s",
     },
     "lvis": {
         "draw": "30 min",
         "train": "hours",
         "collect": "10 min",
         "evaluate": "20 min",
-        "report": "1 min",
+        "report": "minutes",
     },
 }
 

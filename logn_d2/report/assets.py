@@ -49,10 +49,13 @@ td { white-space: nowrap; }
 td small { display: block; color: var(--soft); line-height: 1.2; }
 td.best { background: var(--best); font-weight: 700; }
 td.best small { font-weight: 400; }
-.tall { max-height: 32rem; overflow: auto; border: 1px solid var(--line); border-radius: .4rem; }
-.tall table { margin: 0; }
+.tall .scroll { max-height: max(30rem, 80vh); overflow: auto; border: 1px solid var(--line);
+  border-radius: .4rem; }
+.tall table { margin: 0; border-collapse: separate; border-spacing: 0; }
 .tall caption { padding: .5rem .6rem; }
-.tall thead th { position: sticky; top: 0; background: var(--page); }
+.tall thead th { position: sticky; top: 0; z-index: 1; background: var(--page); min-width: 5.2rem; }
+.tall tbody th, .tall thead th:first-child { position: sticky; left: 0; background: var(--page); }
+.tall thead th:first-child { z-index: 2; }
 th button { all: unset; cursor: pointer; text-decoration: underline dotted; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " ▲"; }
@@ -93,8 +96,8 @@ footer { padding-bottom: 3rem; }
   .stuck tbody th, .stuck thead tr:first-child th:first-child { position: sticky; left: 0;
     background: var(--page); white-space: normal; min-width: 7rem; } }
 @media print { nav, .cut, .find, th button::after { display: none; }
-  .tall, .scroll { overflow: visible; max-height: none; } .wide img { min-width: 0; }
+  .scroll, .tall .scroll { overflow: visible; max-height: none; } .wide img { min-width: 0; }
   figure, tr { break-inside: avoid; }
-  body { font-size: 10pt; } h2 { break-after: avoid; } .tall thead th { position: static; }
+  body { font-size: 10pt; } h2 { break-after: avoid; } .tall th { position: static !important; }
   .gallery { grid-template-columns: 1fr 1fr; } .swatch, td.best { print-color-adjust: exact; } }
 """

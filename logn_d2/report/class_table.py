@@ -42,10 +42,10 @@ def class_table(
     columns = [
         _Column("Images", classes.image_count, 0),
         _Column("Objects", classes.instance_count, 0),
-        *_ap_columns(comparison),
     ]
     if mean is not None and std is not None:
         columns += [_Column("Logit mean", mean, 2), _Column("Logit std", std, 2)]
+    columns += _ap_columns(comparison)
     titles = ("Class", "Group", *(column.title for column in columns))
     head = [element("th", title, scope="col") for title in titles]
     body = [
@@ -57,25 +57,31 @@ def class_table(
         for index in np.argsort(-classes.image_count, kind="stable").tolist()
     ]
     caption = (
-        "Every class: training images and objects, AP of each run, the difference of "
-        f"{comparison.focus.name} to {comparison.baseline.name}, and mean and standard deviation "
-        "of its raw logit. A dash: no object in the validation set."
+        "Every class: training images and objects, mean and standard deviation of its raw logit, "
+        f"AP of each run, and the difference of {comparison.focus.name} to "
+        f"{comparison.baseline.name}. A dash: no object in the validation set."
     )
     found = table(caption, [head], body, class_="sortable", id="class-table")
     return element("div", found, class_="tall")
 
 
 def _ap_columns(comparison: Comparison) -> list[_Column]:
-    """Boxes of all runs, masks of baseline and focus, and how the focus differs."""
+    """Baseline, focus and their difference, then the boxes of all other runs."""
     columns = []
     for task in comparison.tasks:
-        runs = comparison.runs if task == comparison.tasks[0] else comparison.pair
-        ap = {run.name: comparison.figures[run.name, task].class_ap for run in runs}
-        title = _TASK_TITLES[task]
-        columns += [_Column(f"{title}, {name}", values) for name, values in ap.items()]
-        before, after = (ap[run.name] for run in comparison.pair)
-        columns.append(_Column(f"{title}, difference", after - before, signed=True))
-    return columns
+        title, pair = _TASK_TITLES[task], comparison.pair
+        before, after = (comparison.figures[run.name, task].class_ap for run in pair)
+        columns += [
+            _Column(f"{title}, {pair[0].name}", before),
+            _Column(f"{title}, {pair[1].name}", after),
+            _Column(f"{title}, difference", after - before, signed=True),
+        ]
+    first = comparison.tasks[0]
+    return columns + [
+        _Column(f"{_TASK_TITLES[first]}, {run.name}", comparison.figures[run.name, first].class_ap)
+        for run in comparison.runs
+        if run not in comparison.pair
+    ]
 
 
 def _class_text(classes: ClassInfo, index: int) -> str:

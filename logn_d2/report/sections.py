@@ -117,8 +117,8 @@ def logits_section(comparison: Comparison, statistics: Mapping[str, LogitStatist
             caption = (
                 f"{which}Each marker is a class: mean and standard deviation of its raw logit over "
                 f"{each.num_rois:,} RoIs of {each.num_images:,} training images, after Fig. 2 of "
-                "the paper. Where both rise with the number of images, frequent classes win by "
-                "their logits' scale alone: that is what LogN takes away."
+                "the paper. Where both rise with the number of images, frequent classes have the "
+                "larger logits whatever is in the image: that is what LogN takes away."
             )
             rho = [_signed(spearman(classes.image_count, values)) for values in (mean, std)]
             alt = (
