@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import shutil
@@ -38,7 +37,8 @@ from logn_d2.modeling import (
     predictor_fingerprint,
 )
 
-ROOT = Path(__file__).parents[1]
+from .load_script import ROOT, load_script
+
 PROJECT = ROOT / "docs" / "your_project.md"
 FORMAT = ROOT / "docs" / "statistics_file.md"
 LOSSES = ROOT / "docs" / "losses.md"
@@ -377,10 +377,7 @@ def _tool_commands() -> list[str]:
 @pytest.mark.parametrize("command", _tool_commands())
 def test_commands_have_arguments_that_the_tools_know(command):
     _, path, *arguments = shlex.split(command, comments=True)
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
+    script = load_script(path)
     # A shell would put the files in the place of the pattern.
     script.parse_args([each for argument in arguments for each in _expanded(argument)])
 

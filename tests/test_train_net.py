@@ -1,7 +1,6 @@
 """train_net.py as people run it: from the command line, killed, resumed, in two processes."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
@@ -22,7 +21,8 @@ from logn_d2.core import LogitStatistics
 from logn_d2.data import draw_glyphs
 from logn_d2.evaluation import SweepPredictions
 
-ROOT = Path(__file__).parents[1]
+from .load_script import ROOT, load_script
+
 CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 # After 20 iterations a calibrated score may be anything.
 EVERY_SCORE = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
@@ -277,9 +277,7 @@ def train_net(environment, monkeypatch):
     """The script as a module, for runs that need no process of their own."""
     for key in ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(key, environment[key])
-    specification = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_script("train_net.py")
     with logging_restored():
         yield module
 

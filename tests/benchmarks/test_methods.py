@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,17 +14,12 @@ from logn_d2.engine import Trainer
 from logn_d2.engine.checks import check_calibration
 from logn_d2.engine.runs import check_training
 
-ROOT = Path(__file__).parents[2]
+from ..load_script import load_script
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    path = ROOT / "benchmarks" / "methods.py"
-    spec = importlib.util.spec_from_file_location("benchmark_methods", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/methods.py")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,8 +19,9 @@ from logn_d2.engine.comparison import SideBySide
 from logn_d2.evaluation import collect_statistics
 
 from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
+from ..load_script import ROOT, load_script
 
-SCRIPT = Path(__file__).parents[2] / "demo" / "demo.py"
+SCRIPT = ROOT / "demo" / "demo.py"
 THRESHOLD = "0.9"  # few detections: drawing is what takes time
 # Two sides, with their captions, of an image of 48 x 64 that is enlarged.
 PICTURE = (28 + 360, 480 + 8 + 480)
@@ -29,10 +29,7 @@ PICTURE = (28 + 360, 480 + 8 + 480)
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("logn_d2_demo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("demo/demo.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +16,8 @@ from logn_d2.engine import load_config
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.evaluation import SweepPredictions
 
-ROOT = Path(__file__).parents[2]
+from ..load_script import ROOT, load_script
+
 CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 SMALL = (
     *("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
@@ -29,12 +28,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    path = ROOT / "tools" / "ablations.py"
-    spec = importlib.util.spec_from_file_location("ablations", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/ablations.py")
 
 
 @pytest.fixture(scope="module")

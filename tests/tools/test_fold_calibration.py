@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -31,7 +29,8 @@ from logn_d2.config import add_logn_config
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics
 from logn_d2.modeling import LogitRecorder, find_box_predictors, predictor_fingerprint
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "fold_calibration.py"
+from ..load_script import load_script
+
 NUM_CLASSES = 5
 HEADS = ["LogNROIHeads", "LogNRes5ROIHeads", "LogNCascadeROIHeads"]
 
@@ -52,15 +51,7 @@ for config, image, output in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3])
 """
 
 
-def _load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fold_calibration", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _load_script()
+script = load_script("tools/fold_calibration.py")
 
 
 def tiny_config(head: str) -> CfgNode:

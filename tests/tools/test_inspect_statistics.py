@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "inspect_statistics.py"
+from ..load_script import load_script
+
 CLASS_NAMES = ("axolotl", "bob|sled", "cat")
 
 
-def _load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inspect_statistics", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _load_script()
+script = load_script("tools/inspect_statistics.py")
 
 
 def moments_of(logits: torch.Tensor, clusters: int) -> LogitMoments:

@@ -14,23 +14,15 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from ..load_script import load_script
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
 
 
-def _load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _load_script()
+script = load_script("tools/install_detectron2.py")
 
 
 def _is_our_build() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,17 +19,15 @@ from logn_d2.evaluation import SweepPredictions, collect_statistics
 from logn_d2.report import Results
 
 from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
+from ..load_script import ROOT, load_script
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "sweep_calibrations.py"
+SCRIPT = ROOT / "tools" / "sweep_calibrations.py"
 NAME = "sweep_tool_test_set"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sweep_calibrations", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/sweep_calibrations.py")
 
 
 def write_json(folder: Path) -> Path:
