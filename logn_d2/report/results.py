@@ -1,10 +1,10 @@
-"""The result file of a comparison of calibrations: what the report is made from.
+"""The result file of a comparison of calibrations: its numbers, for people and other programs.
 
 `results.json` holds:
 
 - ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
   at least AP, APr, APc and APf for each task, in percent; ``null`` where no class has objects;
-- ``provenance``, optional: whatever says where the numbers come from; shown as it is;
+- ``provenance``, optional: whatever says where the numbers come from; the report shows it;
 - ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
 
 Shapes: K foreground classes.
@@ -27,7 +27,7 @@ from logn_d2.core import atomic_write
 __all__ = ["BASELINE", "GROUPS", "METRICS", "TASKS", "ClassInfo", "ResultRow", "Results"]
 
 BASELINE = "uncalibrated"
-"""The calibration that the others are compared with."""
+"""The calibration that every comparison has."""
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
@@ -49,14 +49,6 @@ class ResultRow:
 
     calibration: str
     tasks: Mapping[str, Mapping[str, float]]
-
-    def value(self, task: str, metric: str) -> float:
-        """A metric in percent, rounded to the one decimal that is printed.
-
-        All that the report says (changes, winners) follows from the printed numbers, so that a
-        reader who subtracts them finds the same.
-        """
-        return round(self.tasks[task][metric], 1)
 
 
 @dataclass(frozen=True)
@@ -114,8 +106,8 @@ class Results:
         names = [row.calibration for row in self.rows]
         if BASELINE not in names:
             raise ValueError(
-                f"The results are of {', '.join(names) or 'no calibration'}; the report compares "
-                f"with '{BASELINE}'. Evaluate that as well."
+                f"The results are of {', '.join(names) or 'no calibration'}; they need "
+                f"'{BASELINE}' to compare with. Evaluate that as well."
             )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

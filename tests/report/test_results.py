@@ -40,7 +40,7 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
     Results((ResultRow("uncalibrated", {"bbox": metrics}),)).save(tmp_path / "r.json")
     text = (tmp_path / "r.json").read_text()
     assert "null" in text and "NaN" not in text
-    assert math.isnan(Results.load(tmp_path / "r.json").row("uncalibrated").value("bbox", "APr"))
+    assert math.isnan(Results.load(tmp_path / "r.json").row("uncalibrated").tasks["bbox"]["APr"])
 
 
 @pytest.mark.parametrize(
