@@ -17,6 +17,8 @@ __all__ = ["images_figure"]
 
 _SHOWN = ("AP", "APr")
 _BASELINE = "uncalibrated"
+# Factor between the bars of two calibrations, which else hide each other.
+_APART = 1.04
 
 
 def images_figure(study: Mapping[str, Any]) -> Figure:
@@ -38,13 +40,13 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
         axis.axhline(
             study[_BASELINE][metric], label=display_name(_BASELINE), color=INK, linewidth=1
         )
-        for name, style in zip(names, LINE_STYLES[1:]):
+        for side, (name, style) in enumerate(zip(names, LINE_STYLES[1:])):
             mean, low, high = (
                 np.array([row[name][metric][part] for row in rows], dtype=float)
                 for part in ("mean", "min", "max")
             )
             axis.errorbar(
-                images, mean, [mean - low, high - mean], label=display_name(name), markersize=4.5,
+                images * _APART**side, mean, [mean - low, high - mean], label=display_name(name), markersize=4.5,
                 linewidth=1.3, capsize=3, **style,
             )  # fmt: skip
         axis.set_xscale("log")
