@@ -46,8 +46,8 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
                 for part in ("mean", "min", "max")
             )
             axis.errorbar(
-                images * _APART**side, mean, [mean - low, high - mean], label=display_name(name), markersize=4.5,
-                linewidth=1.3, capsize=3, **style,
+                images * _APART**side, mean, [mean - low, high - mean], label=display_name(name),
+                markersize=4.5, linewidth=1.3, capsize=3, **style,
             )  # fmt: skip
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

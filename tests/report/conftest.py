@@ -20,6 +20,7 @@ from logn_d2.report import (
     Results,
     build_report,
     make_gallery,
+    sections,
 )
 
 from .read_page import Page
@@ -198,3 +199,9 @@ def page_file(page_text: str, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
     path.write_text(page_text, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, which take most of the time."""
+    monkeypatch.setattr(sections, "svg_data_uri", lambda figure: "data:,")

@@ -20,6 +20,7 @@ FEW = Settings(resamples=3)
 PAGE = Path(__file__).parents[2] / "docs" / "report.md"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_python_example_runs(
     small_runs: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

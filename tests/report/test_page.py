@@ -18,12 +18,6 @@ from .read_page import Page
 MAX_BYTES = 10 * 2**20
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without figures, which take most of the time."""
-    monkeypatch.setattr(sections, "svg_data_uri", lambda figure: "data:,")
-
-
 def _with_comparison(report: Report, **changes: object) -> Report:
     return dataclasses.replace(report, comparison=dataclasses.replace(report.comparison, **changes))
 

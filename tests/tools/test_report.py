@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from logn_d2.report import sections
+
 from ..report.read_page import Page
 from ..report.small_runs import SmallRuns, make_small_runs
 
@@ -28,8 +30,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
 
 
 def test_one_command_writes_the_page_and_says_the_result(
-    tool: ModuleType, runs: SmallRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tool: ModuleType,
+    runs: SmallRuns,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # What takes most of the time has tests of its own.
+    monkeypatch.setattr(sections, "svg_data_uri", lambda figure: "data:,")
     path = tmp_path / "report.html"
     wanted = [f"{runs.folder}:{name}" for name in ("uncalibrated", "logn_mean", "logn")]
     options = ["--resamples", "5", "--pictures", "0"]
