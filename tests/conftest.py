@@ -1,5 +1,8 @@
 """Settings that all tests share."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -9,3 +12,12 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 # The same examples in every run, and no limit that a busy machine can break.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """For models that are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

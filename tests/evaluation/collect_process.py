@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_detectors import draw_images, register, small_config, small_model
+from small_detectors import CASCADE, draw_images, register, small_config, small_model
 
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config
 
@@ -32,7 +32,7 @@ def main(
 
     LogitStatisticsCollector.process = process_and_die
     register(draw_images(Path(folder)))
-    cfg = small_config("CascadeROIHeads", MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=2)
+    cfg = small_config(CASCADE, MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=2)
     cfg.merge_from_list(opts)
     if world_size > 1:
         rendezvous = f"file://{folder}/rendezvous"

@@ -6,6 +6,8 @@ The scripts that tests start as processes of their own import this file too.
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from logn_d2.config import add_logn_config
 NUM_CLASSES = 4
 CLASS_NAMES = ["common", "usual", "seldom", "rare"]
 TRAIN = "small_detectors_train"
+STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
 
 
 def draw_images(folder: Path, count: int = 10) -> list[dict]:
@@ -57,7 +60,7 @@ def register(records: list[dict], name: str = TRAIN) -> None:
     MetadataCatalog.get(name).thing_classes = CLASS_NAMES
 
 
-def small_config(head: str = "StandardROIHeads", **options: object) -> CfgNode:
+def small_config(head: str = STANDARD, **options: object) -> CfgNode:
     """R-18-FPN with few channels; options have "__" for the dots of a key."""
     cfg = get_cfg()
     add_logn_config(cfg)
@@ -111,3 +114,10 @@ def small_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
         elif "mask_head" in name and "bias" not in name:
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def start_process(folder: Path, output: Path, *arguments: object) -> subprocess.Popen:
+    """Starts `collect_process.py`, which says what the arguments are."""
+    script = Path(__file__).with_name("collect_process.py")
+    command = [sys.executable, script, folder, output, *arguments]
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)

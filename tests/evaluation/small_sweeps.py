@@ -16,7 +16,6 @@ from logn_d2.evaluation.sweep_runner import SweepRunner
 
 from .small_detectors import CLASS_NAMES, NUM_CLASSES
 
-STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
 NUM_IMAGES = 5
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -19,29 +17,9 @@ from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config, collect_statistics
 from logn_d2.evaluation.early_stopping import StoppingLoader
 
-from .small_detectors import TRAIN, draw_images, register, small_config, small_model
+from .small_detectors import CASCADE, TRAIN, small_config, small_model, start_process
 
-CASCADE = "CascadeROIHeads"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_set(folder: Path) -> list[dict]:
-    records = draw_images(folder)
-    register(records)
-    return records
+pytestmark = pytest.mark.usefixtures("data_set")
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +106,6 @@ def test_batches_of_several_images_stop_after_the_batch_that_is_due(
     assert found.num_images == 4
 
 
-def start_process(folder: Path, output: Path, *numbers: object) -> subprocess.Popen:
-    script = Path(__file__).with_name("collect_process.py")
-    command = [sys.executable, script, folder, output, *numbers]
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-
-
 def options(stop_at: float, period: int) -> list[str]:
     prefix = "MODEL.LOGN.COLLECT"
     return [f"{prefix}.STOP_AT", str(stop_at), f"{prefix}.STOP_PERIOD", str(period)]
@@ -146,13 +118,13 @@ def stopping_config(stop_at: float, period: int, checkpoint_period: int = 2):
 
 
 def test_two_processes_stop_where_one_does(
-    model: nn.Module, folder: Path, errors: dict[int, float], tmp_path: Path
+    model: nn.Module, image_folder: Path, errors: dict[int, float], tmp_path: Path
 ) -> None:
     """An odd period: at a look, one process has an image more than the other."""
     tolerance = (errors[3] + min(errors[6], errors[3])) / 2
     output = tmp_path / "two.safetensors"
     numbers = (2, 0, *options(tolerance, 3))
-    processes = [start_process(folder, output, rank, *numbers) for rank in range(2)]
+    processes = [start_process(image_folder, output, rank, *numbers) for rank in range(2)]
     one = collect_from_config(stopping_config(tolerance, 3), model, tmp_path / "one.safetensors")
     for process in processes:
         _, text = process.communicate(timeout=300)

@@ -7,7 +7,6 @@ import logging
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,46 +26,17 @@ from logn_d2.modeling.attach import attach
 from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
 
 from .small_detectors import (
+    CASCADE,
     CLASS_NAMES,
     NUM_CLASSES,
+    STANDARD,
     TRAIN,
-    draw_images,
-    register,
     small_config,
     small_model,
+    start_process,
 )
 
-STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_set(folder: Path) -> list[dict]:
-    records = draw_images(folder)
-    register(records)
-    return records
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, nn.Module]:
-    return {head: small_model(small_config(head)) for head in (STANDARD, CASCADE)}
-
-
-@pytest.fixture
-def model(models: dict[str, nn.Module]) -> nn.Module:
-    return models[STANDARD]
+pytestmark = pytest.mark.usefixtures("data_set")
 
 
 def few(count: int = 4, **options: object) -> CfgNode:
@@ -300,12 +270,6 @@ def test_moving_averages_of_several_processes_are_those_of_the_first(
 # Several processes, interruptions
 
 
-def start_process(folder: Path, output: Path, *numbers: int) -> subprocess.Popen:
-    script = Path(__file__).with_name("collect_process.py")
-    command = [sys.executable, script, folder, output, *numbers]
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-
-
 def finish(process: subprocess.Popen) -> int:
     _, errors = process.communicate(timeout=300)
     assert process.returncode in (0, -signal.SIGKILL), errors
@@ -313,10 +277,10 @@ def finish(process: subprocess.Popen) -> int:
 
 
 def test_two_processes_gather_what_one_does(
-    models: dict[str, nn.Module], folder: Path, tmp_path: Path
+    models: dict[str, nn.Module], image_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "two.safetensors"
-    processes = [start_process(folder, output, rank, 2, 0) for rank in range(2)]
+    processes = [start_process(image_folder, output, rank, 2, 0) for rank in range(2)]
     one = collect_from_config(small_config(CASCADE), models[CASCADE], tmp_path / "one.safetensors")
     assert [finish(process) for process in processes] == [0, 0]
     for path in (output, Path(f"{output}.rank0"), Path(f"{output}.rank1")):
@@ -325,10 +289,13 @@ def test_two_processes_gather_what_one_does(
 
 
 def test_a_killed_process_resumes_with_the_same_numbers(
-    models: dict[str, nn.Module], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    models: dict[str, nn.Module],
+    image_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = tmp_path / "killed.safetensors"
-    process = start_process(folder, output, 0, 1, 7)
+    process = start_process(image_folder, output, 0, 1, 7)
     cfg = small_config(CASCADE, MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=2)
     whole = collect_from_config(cfg, models[CASCADE], tmp_path / "whole.safetensors")
     assert finish(process) == -signal.SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,18 +30,9 @@ from logn_d2.modeling.box_predictors import (
     predictor_fingerprint,
 )
 
-from .small_detectors import (
-    NUM_CLASSES,
-    TRAIN,
-    draw_images,
-    register,
-    small_config,
-    small_model,
-)
+from .small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
 from .small_sweeps import (
-    CASCADE,
     NUM_IMAGES,
-    STANDARD,
     assert_equal,
     calibrations,
     count_passes,
@@ -50,20 +40,7 @@ from .small_sweeps import (
     interrupted_after,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    records = draw_images(tmp_path_factory.mktemp("images"), NUM_IMAGES)
-    register(records)
-    yield records
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, nn.Module]:
-    return {head: small_model(small_config(head)) for head in (STANDARD, CASCADE)}
+pytestmark = pytest.mark.usefixtures("data_set")
 
 
 @pytest.fixture(scope="module")

@@ -31,18 +31,9 @@ from logn_d2.evaluation.sweep_runner import SweepRunner
 from logn_d2.modeling import attach
 from logn_d2.modeling.box_predictors import find_box_predictors
 
-from .small_detectors import (
-    NUM_CLASSES,
-    TRAIN,
-    draw_images,
-    register,
-    small_config,
-    small_model,
-)
+from .small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
 from .small_sweeps import (
-    CASCADE,
     NUM_IMAGES,
-    STANDARD,
     assert_equal,
     calibrations,
     count_passes,
@@ -50,30 +41,7 @@ from .small_sweeps import (
     interrupted_after,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    records = draw_images(tmp_path_factory.mktemp("images"), NUM_IMAGES)
-    register(records)
-    return records
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, nn.Module]:
-    return {head: small_model(small_config(head)) for head in (STANDARD, CASCADE)}
-
-
-@pytest.fixture
-def model(models: dict[str, nn.Module]) -> nn.Module:
-    return models[STANDARD]
+pytestmark = pytest.mark.usefixtures("data_set")
 
 
 @pytest.fixture(scope="module")
