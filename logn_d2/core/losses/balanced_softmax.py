@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SigmoidLoss, SoftmaxLoss, is_foreground
-from .counts import CountBuffers, Counted, CountsSource
+from .base import SoftmaxLoss, is_foreground
+from .counts import CountBuffers, Counted, CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
@@ -63,7 +63,7 @@ class BalancedSoftmax(SoftmaxLoss):
 
 
 @LOSS_REGISTRY.register("balanced_sigmoid")
-class BalancedSigmoid(SigmoidLoss):
+class BalancedSigmoid(CountedSigmoidLoss):
     """Balanced softmax for detectors, which is one of sigmoids.
 
     Sigmoid cross-entropy of ``z_c - log((1 - f_c) / f_c)`` for foreground RoIs, and of z itself for
@@ -85,19 +85,6 @@ class BalancedSigmoid(SigmoidLoss):
         >>> round(found.item(), 4)
         0.1154
     """
-
-    needs_counts = True
-
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        counts: CountsSource = None,
-        prior: float = 0.001,
-        unused_column: bool = True,
-    ) -> None:
-        super().__init__(num_classes, prior=prior, unused_column=unused_column)
-        self.counts = CountBuffers(num_classes, counts)
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
         # At 0 and at 1 the offset would be infinite.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..frequency import ClassCounts
+from .base import SigmoidLoss
 
-__all__ = ["CountBuffers", "Counted", "CountsSource"]
+__all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource"]
 
 CountsSource = ClassCounts | Callable[[], ClassCounts] | None
 Counted = Literal["image", "instance"]
@@ -93,3 +94,27 @@ class CountBuffers(nn.Module):
         self.image_count.copy_(torch.as_tensor(counts.image_count))
         self.instance_count.copy_(torch.as_tensor(counts.instance_count))
         self.num_images.fill_(counts.num_images)
+
+
+class CountedSigmoidLoss(SigmoidLoss):
+    """A `SigmoidLoss` whose costs depend on the class counts of the training set.
+
+    Args:
+        num_classes (int): K.
+        counts (ClassCounts): of the training set.
+        prior (float): probability that each class starts from.
+        unused_column (bool): see `SigmoidLoss`.
+    """
+
+    needs_counts = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: CountsSource = None,
+        prior: float = 0.001,
+        unused_column: bool = True,
+    ) -> None:
+        super().__init__(num_classes, prior=prior, unused_column=unused_column)
+        self.counts = CountBuffers(num_classes, counts)

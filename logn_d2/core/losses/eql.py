@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import SigmoidLoss, is_foreground
-from .counts import CountBuffers, CountsSource
+from .base import is_foreground
+from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
@@ -16,7 +16,7 @@ __all__ = ["EqualizationLoss"]
 
 
 @LOSS_REGISTRY.register("eql")
-class EqualizationLoss(SigmoidLoss):
+class EqualizationLoss(CountedSigmoidLoss):
     """Sigmoid cross-entropy in which objects of other classes don't count against a rare class.
 
     ``w_ic = 1 - 1[y_i is foreground] 1[f_c < threshold] (1 - 1[y_i = c])``, where f_c is the share
@@ -41,8 +41,6 @@ class EqualizationLoss(SigmoidLoss):
         [[-0.5, 0.0, 0.0]]
     """
 
-    needs_counts = True
-
     def __init__(
         self,
         num_classes: int,
@@ -52,8 +50,7 @@ class EqualizationLoss(SigmoidLoss):
         prior: float = 0.001,
         unused_column: bool = True,
     ) -> None:
-        super().__init__(num_classes, prior=prior, unused_column=unused_column)
-        self.counts = CountBuffers(num_classes, counts)
+        super().__init__(num_classes, counts=counts, prior=prior, unused_column=unused_column)
         self.threshold = threshold
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:

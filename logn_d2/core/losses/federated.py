@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SigmoidLoss
-from .counts import CountBuffers, CountsSource
+from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
@@ -20,7 +19,7 @@ __all__ = ["FederatedLoss"]
 
 
 @LOSS_REGISTRY.register("federated")
-class FederatedLoss(SigmoidLoss):
+class FederatedLoss(CountedSigmoidLoss):
     """Binary cross-entropy over the batch's own classes and some that are drawn, divided by R.
 
     Each step has its own classes: the labels of the batch, background among them, filled up to
@@ -49,8 +48,6 @@ class FederatedLoss(SigmoidLoss):
         [[-0.5, 0.0, 0.0]]
     """
 
-    needs_counts = True
-
     def __init__(
         self,
         num_classes: int,
@@ -61,8 +58,7 @@ class FederatedLoss(SigmoidLoss):
         prior: float = 0.5,
         unused_column: bool = True,
     ) -> None:
-        super().__init__(num_classes, prior=prior, unused_column=unused_column)
-        self.counts = CountBuffers(num_classes, counts)
+        super().__init__(num_classes, counts=counts, prior=prior, unused_column=unused_column)
         self.classes = classes
         self.power = power
         self.generator: torch.Generator | None = None
