@@ -16,6 +16,13 @@ NUM_CLASSES = 5
 CLASS_NAMES = tuple("abcde")
 CHANNELS = 16
 
+PARENTS = {
+    "LogNROIHeads": "StandardROIHeads",
+    "LogNCascadeROIHeads": "CascadeROIHeads",
+    "LogNRes5ROIHeads": "Res5ROIHeads",
+}
+"""Our heads, and those of Detectron2 that each is made of."""
+
 
 class SmallBackbone(Backbone):
     """Two levels, of strides 8 and 16, with the names that the heads' defaults ask for."""

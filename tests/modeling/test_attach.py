@@ -35,6 +35,7 @@ from logn_d2.modeling.attach import find_sites
 from .small_models import (
     CLASS_NAMES,
     NUM_CLASSES,
+    PARENTS,
     assert_same,
     detections,
     images,
@@ -42,13 +43,8 @@ from .small_models import (
     statistics_of,
 )
 
-HEADS = {
-    "StandardROIHeads": "LogNROIHeads",
-    "CascadeROIHeads": "LogNCascadeROIHeads",
-    "Res5ROIHeads": "LogNRes5ROIHeads",
-}
+HEADS = {parent: head for head, parent in PARENTS.items()}
 NO_MASKS = {"MODEL__MASK_ON": False}
-OURS = list(HEADS.values())
 
 
 def model_of(head: str, seed: int = 0) -> nn.Module:
@@ -101,7 +97,7 @@ def test_attaching_equals_our_heads_with_the_same_statistics(head, tmp_path):
     assert not torch.equal(found[0]["scores"], uncalibrated[0]["scores"])
 
 
-@pytest.mark.parametrize("head", [*HEADS, *OURS])
+@pytest.mark.parametrize("head", [*HEADS, *PARENTS])
 def test_detaching_restores_the_model(head):
     model = model_of(head)
     before = detections(model, images())
@@ -114,7 +110,7 @@ def test_detaching_restores_the_model(head):
     assert [dict(module._modules) for module in model.modules()] == children
 
 
-@pytest.mark.parametrize("head", [*HEADS, *OURS])
+@pytest.mark.parametrize("head", [*HEADS, *PARENTS])
 def test_checkpoints_do_not_change(head):
     model = model_of(head)
     before = model.state_dict()

@@ -18,18 +18,13 @@ from logn_d2.modeling import (
 
 from .small_models import (
     NUM_CLASSES,
+    PARENTS,
     assert_same,
     detections,
     images,
     small_config,
     small_model,
 )
-
-HEADS = [
-    ("LogNROIHeads", "StandardROIHeads"),
-    ("LogNRes5ROIHeads", "Res5ROIHeads"),
-    ("LogNCascadeROIHeads", "CascadeROIHeads"),
-]
 
 
 def calibrations_of(model: nn.Module) -> list[AffineCalibration]:
@@ -43,7 +38,7 @@ def calibrations_of(model: nn.Module) -> list[AffineCalibration]:
     ]
 
 
-@pytest.mark.parametrize(("head", "twin"), HEADS)
+@pytest.mark.parametrize(("head", "twin"), PARENTS.items())
 def test_config_of_a_folded_linear_model_names_nothing_of_logn_d2(head, twin):
     cfg = small_config(head, MODEL__LOGN__STATISTICS="stats.safetensors")
     model = small_model(head)

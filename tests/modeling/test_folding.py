@@ -25,6 +25,7 @@ from logn_d2.modeling import (
 from .small_models import (
     CHANNELS,
     NUM_CLASSES,
+    PARENTS,
     assert_same,
     detections,
     images,
@@ -32,9 +33,6 @@ from .small_models import (
     small_model,
     statistics_of,
 )
-
-HEADS = ["LogNROIHeads", "LogNRes5ROIHeads", "LogNCascadeROIHeads"]
-TWINS = ["StandardROIHeads", "Res5ROIHeads", "CascadeROIHeads"]
 
 
 def calibrations_of(model: nn.Module, text: str = "logn") -> list[AffineCalibration]:
@@ -82,7 +80,7 @@ def assert_close(left: list[dict], right: list[dict], tolerance: float = 1e-5) -
 
 
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PARENTS)
 def test_folded_model_detects_what_the_calibrated_one_does(head, classifier):
     model = small_model(head, MODEL__LOGN__CLASSIFIER=classifier)
     calibrations = calibrations_of(model)
@@ -156,7 +154,7 @@ def test_identity_changes_nothing(classifier):
     assert torch.equal(layer(x)[0], before)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PARENTS)
 def test_calibration_that_the_model_carries_is_not_applied_twice(head):
     model = small_model(head)
     calibrations = calibrations_of(model)
@@ -167,7 +165,7 @@ def test_calibration_that_the_model_carries_is_not_applied_twice(head):
     assert_close(detections(carrying, images()), expected)
 
 
-@pytest.mark.parametrize(("head", "twin"), list(zip(HEADS, TWINS)))
+@pytest.mark.parametrize(("head", "twin"), PARENTS.items())
 def test_folded_linear_model_is_a_plain_detectron2_model(head, twin):
     model = small_model(head)
     calibrations = calibrations_of(model)
@@ -178,9 +176,8 @@ def test_folded_linear_model_is_a_plain_detectron2_model(head, twin):
     assert_same(detections(plain, images()), detections(model, images()))
 
 
-@pytest.mark.parametrize("twin", TWINS)
-def test_model_that_never_knew_logn_d2_folds_alike(twin):
-    head = HEADS[TWINS.index(twin)]
+@pytest.mark.parametrize(("head", "twin"), PARENTS.items())
+def test_model_that_never_knew_logn_d2_folds_alike(head, twin):
     plain, ours = small_model(twin), small_model(head)
     calibrations = calibrations_of(plain)
     fold(plain, calibrations)
@@ -280,7 +277,7 @@ def test_parameters_stay_the_same_objects():
     assert all(parameter.requires_grad for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("head", [*HEADS, *TWINS])
+@pytest.mark.parametrize("head", [*PARENTS, *PARENTS.values()])
 def test_attached_calibration_is_folded_and_removed(head):
     model = small_model(head)
     attach(model, statistics_of(model), calibration="logn(beta=mean)")

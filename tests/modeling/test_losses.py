@@ -30,6 +30,7 @@ from logn_d2.modeling import (
 from .small_models import (
     CLASS_NAMES,
     NUM_CLASSES,
+    PARENTS,
     assert_same,
     detections,
     images,
@@ -40,7 +41,6 @@ from .small_models import (
 NAMES = sorted(LOSS_REGISTRY)
 IMAGES_OF_CLASS = [30, 12, 5, 1, 0]
 DATASET = "counted_in_test_losses"
-HEADS = ["LogNROIHeads", "LogNCascadeROIHeads", "LogNRes5ROIHeads"]
 
 
 def _records() -> list[dict]:
@@ -93,7 +93,7 @@ def step(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PARENTS)
 def test_every_head_trains_and_detects_with_every_loss(head, name):
     model = model_with(name, head)
     losses = step(model)
@@ -109,7 +109,7 @@ def test_every_head_trains_and_detects_with_every_loss(head, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("head", HEADS[:2])
+@pytest.mark.parametrize("head", list(PARENTS)[:2])
 def test_every_loss_trains_a_cosine_classifier(head, name):
     model = model_with(name, head, MODEL__LOGN__CLASSIFIER="cosine")
     assert step(model)
@@ -117,7 +117,7 @@ def test_every_loss_trains_a_cosine_classifier(head, name):
     assert classifiers and all(each.weight.grad.any() for each in classifiers)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PARENTS)
 def test_cross_entropy_by_name_is_detectron2s_own(head):
     ours, theirs = model_with("cross_entropy", head), model_with("", head)
     assert list(ours.state_dict()) == list(theirs.state_dict())

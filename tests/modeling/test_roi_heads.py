@@ -20,6 +20,7 @@ from logn_d2.modeling import CosineLinear, LogNFastRCNNOutputLayers
 from .small_models import (
     CLASS_NAMES,
     NUM_CLASSES,
+    PARENTS,
     assert_same,
     detections,
     images,
@@ -28,11 +29,6 @@ from .small_models import (
     statistics_of,
 )
 
-PARENTS = {
-    "LogNROIHeads": "StandardROIHeads",
-    "LogNCascadeROIHeads": "CascadeROIHeads",
-    "LogNRes5ROIHeads": "Res5ROIHeads",
-}
 CALIBRATED = {"MODEL__MASK_ON": False}
 
 
