@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +9,14 @@ import pytest
 
 from logn_d2.report import sections
 
+from ..load_script import load_script
 from ..report.read_page import Page
 from ..report.small_runs import SmallRuns, make_small_runs
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_tool", ROOT / "tools" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/report.py")
 
 
 @pytest.fixture(scope="module")
