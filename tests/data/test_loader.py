@@ -19,7 +19,6 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
@@ -27,21 +26,11 @@ from logn_d2.config import add_logn_config
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader, training_images
 from logn_d2.data.rng import preserved_rng, seed_rng
 
+from ..evaluation.small_detectors import annotation
+
 NAME = "loader_test_set"
 NUM_CLASSES = 4
 COMMON, RARE = 0, 3
-
-
-def annotation(category: int, box: list[float], **fields: object) -> dict:
-    x0, y0, x1, y1 = box
-    polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    return {
-        "bbox": box,
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": category,
-        "segmentation": polygon,
-        **fields,
-    }
 
 
 def draw_records(folder: Path, count: int = 12) -> list[dict]:

@@ -35,19 +35,22 @@ def draw_images(folder: Path, count: int = 10) -> list[dict]:
         path = folder / f"{index}.png"
         Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
         second = 3 if index == 2 else 1 + index % 2
-        objects = [_object(0, [4.0, 6.0, 34.0, 40.0]), _object(second, [20.0, 10.0, 60.0, 30.0])]
+        objects = [annotation(0, [4.0, 6.0, 34.0, 40.0])]
+        objects.append(annotation(second, [20.0, 10.0, 60.0, 30.0]))
         record = {"file_name": str(path), "image_id": 100 + index, "height": 48, "width": 64}
         records.append({**record, "annotations": [] if index == 5 else objects})
     return records
 
 
-def _object(category: int, box: list[float]) -> dict:
+def annotation(category: int, box: list[float], **fields: object) -> dict:
+    """An object that fills its box, given as its corners; further fields as they are."""
     x0, y0, x1, y1 = box
     return {
         "bbox": box,
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": category,
         "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        **fields,
     }
 
 
