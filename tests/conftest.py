@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,3 +22,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A datasets root that holds LT-Glyphs tiny. Read only: tests that change files copy it."""
+    from logn_d2.data import draw_glyphs
+
+    root = tmp_path_factory.mktemp("datasets")
+    draw_glyphs(root, "tiny", num_workers=1)
+    return root

@@ -12,7 +12,7 @@ from logn_d2 import add_logn_config
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics, parse_calibration
 from logn_d2.core.losses import parse_loss
-from logn_d2.data import draw_glyphs, register_glyphs
+from logn_d2.data import register_glyphs
 from logn_d2.engine import Trainer
 from logn_d2.engine.second_stage import get_second_stage
 from logn_d2.evaluation import collect_from_config
@@ -53,10 +53,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def glyphs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    draw_glyphs(root, "tiny", num_workers=1)
-    register_glyphs(root)
+def glyphs(tiny_root):
+    register_glyphs(tiny_root)
 
 
 def load(path):

@@ -18,7 +18,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from logn_d2.core import LogitStatistics
-from logn_d2.data import draw_glyphs
 from logn_d2.evaluation import SweepPredictions
 
 from .load_script import ROOT, load_script
@@ -32,15 +31,13 @@ OFTEN = ("MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4")
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
+def environment(tiny_root):
     """Where the drawn data are; one thread, so that sums have one order in every run."""
-    root = tmp_path_factory.mktemp("datasets")
-    draw_glyphs(root, "tiny", num_workers=1)
     hidden = {"LOGN_D2_DEBUG", "CUDA_VISIBLE_DEVICES"}
     kept = {key: value for key, value in os.environ.items() if key not in hidden}
     return {
         **kept,
-        "DETECTRON2_DATASETS": str(root),
+        "DETECTRON2_DATASETS": str(tiny_root),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",  # the runs are of the CPU wherever the tests run
     }

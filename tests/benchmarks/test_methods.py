@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from logn_d2.data import draw_glyphs
 from logn_d2.engine import Trainer
 from logn_d2.engine.checks import check_calibration
 from logn_d2.engine.runs import check_training
@@ -23,11 +22,9 @@ def tool() -> ModuleType:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _glyphs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("datasets")
-    draw_glyphs(root, "tiny", num_workers=1)
+def _glyphs(tiny_root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
+        patch.setenv("DETECTRON2_DATASETS", str(tiny_root))
         yield
 
 

@@ -1,19 +1,17 @@
-"""A small drawn data set and its config."""
+"""The tiny drawn data set, registered, and its config."""
 
 import pytest
 from detectron2.config import get_cfg
 
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
-from logn_d2.data import draw_glyphs, register_glyphs
+from logn_d2.data import register_glyphs
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    folder = draw_glyphs(root, "tiny", num_workers=1)
-    register_glyphs(root)
-    return folder
+def tiny_folder(tiny_root):
+    register_glyphs(tiny_root)
+    return tiny_root / "lt_glyphs" / "tiny"
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from logn_d2.data import draw_glyphs
 from logn_d2.engine import load_config
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.evaluation import SweepPredictions
@@ -32,13 +31,11 @@ def tool() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt nothing."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    root = tmp_path_factory.mktemp("datasets")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        draw_glyphs(root, "tiny", num_workers=1)
+        patch.setenv("DETECTRON2_DATASETS", str(tiny_root))
         write_run(folder)
         yield folder
 
