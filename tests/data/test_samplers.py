@@ -131,13 +131,12 @@ def test_other_samplers_are_left_to_detectron2(name):
 def test_repetitions_are_what_the_sampler_draws(name):
     data = records([[0], [0, 1], [0], [1, 2], [2]])
     cfg = config(name, threshold=0.9)
-    sampler = build_training_sampler(cfg, data)
-    if sampler is None:
-        loader = build_detection_train_loader(
-            cfg, dataset=data, mapper=lambda record: record, sampler=None
-        )
-        sampler = loader.dataset.sampler
-    drawn = Counter(first(sampler, 20_000))
+    data = [{**each, "index": index, "width": 2, "height": 1} for index, each in enumerate(data)]
+    cfg.SOLVER.IMS_PER_BATCH = 100
+    loader = build_detection_train_loader(
+        cfg, dataset=data, mapper=dict, sampler=build_training_sampler(cfg, data)
+    )
+    drawn = Counter(record["index"] for batch in first(loader, 200) for record in batch)
     expected = repetitions(cfg, data)
     share = torch.tensor([drawn[index] / 20_000 for index in range(len(data))])
     torch.testing.assert_close(share, expected / expected.sum(), atol=0.01, rtol=0)
