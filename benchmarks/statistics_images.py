@@ -40,8 +40,9 @@ from logn_d2.core import (
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import load_config
 from logn_d2.engine.checkpoint import load_weights
-from logn_d2.engine.statistics import deciding_settings, without_calibration
+from logn_d2.engine.statistics import without_calibration
 from logn_d2.evaluation import LvisGroundTruth, collect_statistics, evaluate_sweep, sweep
+from logn_d2.evaluation.resume import deciding_settings
 from logn_d2.modeling import find_box_predictors
 from logn_d2.modeling.box_predictors import predictor_fingerprint
 

@@ -181,8 +181,8 @@ def training_images(cfg: CfgNode) -> list[Record]:
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:
         raise ValueError(
-            "DATASETS.TRAIN is empty, so there is nothing to gather statistics from. Name the data "
-            "set that the model was trained on."
+            "DATASETS.TRAIN is empty, so there are no training images. Name the data set that the "
+            "model is trained on."
         )
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     try:
@@ -196,9 +196,8 @@ def training_images(cfg: CfgNode) -> list[Record]:
         )
     except AssertionError as error:
         raise ValueError(
-            f"The training set {', '.join(names)} can't be used for statistics: {error} Check "
-            "DATASETS.TRAIN, and DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images "
-            "without annotations."
+            f"The training set {', '.join(names)} can't be used: {error} Check DATASETS.TRAIN, and "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images without annotations."
         ) from error
 
 

@@ -17,8 +17,13 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
-from ..data import class_counts
+from ..core import (
+    AffineCalibration,
+    ClassCounts,
+    LogitStatistics,
+    atomic_write,
+    stage_calibrations,
+)
 from ..data.loader import build_evaluation_loader
 from ..evaluation import (
     LVISFormEvaluator,
@@ -28,6 +33,7 @@ from ..evaluation import (
     sweep,
     sweep_results,
 )
+from ..evaluation.resume import deciding_settings
 from ..modeling import (
     LogNFastRCNNOutputLayers,
     attach,
@@ -37,9 +43,10 @@ from ..modeling import (
 )
 from ..modeling.box_predictors import classifier_reader, unwrapped
 from ..modeling.build import known_class_names
-from .statistics import deciding_settings
 
 __all__ = [
+    "UNCALIBRATED",
+    "Calibrations",
     "Results",
     "calibration_name",
     "check_head",
@@ -91,7 +98,7 @@ def check_head(model: nn.Module, name: str) -> None:
 def evaluate_calibrations(
     cfg: CfgNode,
     model: nn.Module,
-    statistics: LogitStatistics | None,
+    calibrations: Calibrations,
     *,
     build_evaluator: BuildEvaluator,
     resume: bool = False,
@@ -102,21 +109,17 @@ def evaluate_calibrations(
     OUTPUT_DIR/inference/DATASET/results.json, and AP of each class of these to CSV files beside it.
 
     Args:
-        cfg (CfgNode): the model's config; MODEL.LOGN.CALIBRATION names the calibration.
+        cfg (CfgNode): the model's config.
         model (nn.Module): gives raw logits, weights loaded.
-        statistics (LogitStatistics): of these weights; None to do without.
+        calibrations (Mapping): see `make_calibrations`.
         build_evaluator (Callable): (cfg, data set name) -> evaluator, for other forms.
         resume (bool): go on with an interrupted pass.
 
     Returns:
         dict: "NAME/TASK" to metrics in percent; for several data sets one such dict each. Empty on
         all processes but the first.
-
-    Raises:
-        ValueError: the head can't be calibrated, or the statistics are not of this model.
     """
     model = unwrapped(model)
-    calibrations = make_calibrations(cfg, model, statistics)
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
@@ -130,14 +133,19 @@ def evaluate_calibrations(
 
 
 def make_calibrations(
-    cfg: CfgNode, model: nn.Module, statistics: LogitStatistics | None
+    cfg: CfgNode,
+    model: nn.Module,
+    statistics: LogitStatistics | None,
+    counts: Callable[[], ClassCounts],
 ) -> Calibrations:
     """The calibrations that an evaluation compares.
 
     Args:
         cfg (CfgNode): MODEL.LOGN.CALIBRATION names one.
-        model (nn.Module): not wrapped.
-        statistics (LogitStatistics): of its weights, or None.
+        model (nn.Module): gives raw logits, weights loaded.
+        statistics (LogitStatistics): of its weights; None to do without.
+        counts (Callable): returns the class counts of the training set, for calibrations that need
+            them.
 
     Returns:
         dict: name -> one calibration for each stage, "uncalibrated" first; none for a model that
@@ -146,7 +154,7 @@ def make_calibrations(
     Raises:
         ValueError: the head can't be calibrated, or the statistics are not of this model.
     """
-    text = calibration_name(cfg, statistics is not None)
+    model, text = unwrapped(model), calibration_name(cfg, statistics is not None)
     if not text and not (_is_ours(model) and _is_calibratable(model)):
         return {UNCALIBRATED: ()}  # any model can be evaluated as it is
     check_head(model, cfg.MODEL.ROI_HEADS.NAME)
@@ -165,7 +173,7 @@ def make_calibrations(
             num_classes=num_classes,
             num_stages=len(predictors),
             statistics=statistics,
-            counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
+            counts=counts,
             classifiers=[classifier_reader(predictor) for predictor in predictors],
         )
         for name in (UNCALIBRATED, text)

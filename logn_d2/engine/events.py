@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..core import AffineCalibration, LogitStatistics
 from ..data.loader import build_evaluation_loader
 from ..evaluation.before_after import BeforeAfter, Shown
 from ..evaluation.side_by_side import draw_side_by_side, enlarged
+from .evaluation import UNCALIBRATED
 
 __all__ = ["ComparedImages", "put_statistics"]
 
@@ -62,21 +63,21 @@ class ComparedImages:
         self,
         storage: EventStorage,
         model: nn.Module,
-        calibrations: Mapping[str, Sequence[AffineCalibration]],
+        name: str,
+        calibrations: Sequence[AffineCalibration],
     ) -> None:
         """Draws and adds them; call it on one process.
 
         Args:
             storage (EventStorage): of the training.
             model (nn.Module): it is left as it was.
-            calibrations (Mapping): the two names, before and after, and one calibration for each
-                stage.
+            name (str): what the pictures call the calibration.
+            calibrations (Sequence[AffineCalibration]): it, for each stage.
         """
         if self._images is None:
             self._images = self._choose()
-        before_name, after_name = calibrations
         average = self._cfg.MODEL.LOGN.CASCADE_AVERAGE
-        compare = BeforeAfter(model, calibrations[after_name], average=average, shown=_SHOWN)
+        compare = BeforeAfter(model, calibrations, average=average, shown=_SHOWN)
         metadata = MetadataCatalog.get(self._cfg.DATASETS.TEST[0])
         for image in self._images:
             pixels = enlarged(read_image(image["file_name"], "RGB"))
@@ -84,7 +85,7 @@ class ComparedImages:
             ((before, after),) = compare([{**image, **size}])
             picture = draw_side_by_side(
                 pixels,
-                [(before_name, before), (after_name, after)],
+                [(UNCALIBRATED, before), (name, after)],
                 metadata.get("thing_classes", ()),
             )
             channels_first = np.ascontiguousarray(picture.transpose(2, 0, 1))

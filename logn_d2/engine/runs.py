@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import LogitStatistics
+from ..modeling.build import TrainingClassCounts
 from .checkpoint import load_weights
 from .checks import (
     check_calibration,
@@ -20,7 +21,7 @@ from .checks import (
     check_statistics,
     check_weights,
 )
-from .evaluation import Results, calibration_name, evaluate_calibrations
+from .evaluation import Results, calibration_name, evaluate_calibrations, make_calibrations
 from .second_stage import check_second_stage
 from .statistics import collect
 from .trainer import Trainer, evaluator_class
@@ -139,12 +140,10 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
     """
     model = _model(cfg, last_checkpoint)
     path = cfg.MODEL.LOGN.STATISTICS
+    statistics = check_statistics(cfg, path) if path else None
+    calibrations = make_calibrations(cfg, model, statistics, TrainingClassCounts(cfg))
     return evaluate_calibrations(
-        cfg,
-        model,
-        check_statistics(cfg, path) if path else None,
-        build_evaluator=Trainer.build_evaluator,
-        resume=resume,
+        cfg, model, calibrations, build_evaluator=Trainer.build_evaluator, resume=resume
     )
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from ..core import LogitStatistics, StatisticsError
 from ..evaluation import collect_from_config
-from ..evaluation.resume import weights_digest
+from ..evaluation.resume import deciding_settings, weights_digest
 from ..modeling.box_predictors import unwrapped
 
 __all__ = [
     "collect",
-    "deciding_settings",
+    "is_current",
     "periodic_collection",
     "periodic_statistics_path",
     "statistics_path",
@@ -57,15 +57,6 @@ def without_calibration(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def deciding_settings(cfg: CfgNode) -> dict[str, CfgNode]:
-    """The parts of the config that a pass over data depends on, besides weights and images."""
-    cfg = without_calibration(cfg)
-    cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
-    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = cfg.MODEL.LOGN.VIS_IMAGES = 0
-    return {"model": cfg.MODEL, "input": cfg.INPUT, "loader": cfg.DATALOADER}
-
-
 def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) -> LogitStatistics:
     """Gathers statistics and writes the statistics file.
 
@@ -93,6 +84,11 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
     return statistics
 
 
+def is_current(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> bool:
+    """Whether a statistics file is what `collect` would write: it then need not be repeated."""
+    return _finished(os.fspath(path), _run_digest(cfg, unwrapped(model))) is not None
+
+
 def _finished(path: str, digest: str) -> LogitStatistics | None:
     try:
         statistics = LogitStatistics.load(path)
@@ -105,7 +101,7 @@ def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
     """A hash of all that the numbers follow from; of more, where that is simpler."""
     files = [_stamp(MetadataCatalog.get(name).get("json_file")) for name in cfg.DATASETS.TRAIN]
     content = {
-        **deciding_settings(cfg),
+        **deciding_settings(cfg, collects=True),
         "weights": weights_digest(model),
         "data": [cfg.DATASETS.TRAIN, files],
     }

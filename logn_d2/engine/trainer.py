@@ -25,9 +25,12 @@ from ..data.loader import training_images
 from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
 from ..evaluation import COCOFormEvaluator, LVISFormEvaluator, training_groups
 from ..modeling.box_predictors import unwrapped
+from ..modeling.build import TrainingClassCounts
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
 from .evaluation import (
+    UNCALIBRATED,
+    Calibrations,
     Results,
     calibration_name,
     check_head,
@@ -73,6 +76,7 @@ class Trainer(DefaultTrainer):
         self._resume = False
         self._last_eval_results: Results = {}
         self._compared_images = ComparedImages(cfg)
+        self._counts = TrainingClassCounts(cfg)
         super().__init__(cfg)
         if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
             # Now, not after a day of training.
@@ -176,23 +180,24 @@ class Trainer(DefaultTrainer):
         awaited = self.cfg.MODEL.LOGN.COLLECT.ENABLED and statistics is None
         calibrated = self._at_end or not awaited
         cfg = self.cfg if calibrated else without_calibration(self.cfg)
+        calibrations = make_calibrations(cfg, self.model, statistics, self._counts)
         self._last_eval_results = evaluate_calibrations(
             cfg,
             self.model,
-            statistics,
+            calibrations,
             build_evaluator=self.build_evaluator,
             resume=self._resume and self._at_end,
         )
         if comm.is_main_process() and cfg.MODEL.LOGN.VIS_IMAGES > 0 and cfg.DATASETS.TEST:
-            self._show_images(cfg, statistics)
+            self._show_images(calibrations)
         # What there is nothing to measure for is no number, and JSON knows none for it.
         return _finite(self._last_eval_results)
 
-    def _show_images(self, cfg: CfgNode, statistics: LogitStatistics | None) -> None:
-        model = unwrapped(self.model)
-        calibrations = make_calibrations(cfg, model, statistics)
-        if len(calibrations) > 1:  # else there is no after
-            self._compared_images.put(self.storage, model, calibrations)
+    def _show_images(self, calibrations: Calibrations) -> None:
+        names = [name for name in calibrations if name != UNCALIBRATED]
+        for name in names:  # one, or none: then there is no after
+            after = calibrations[name]
+            self._compared_images.put(self.storage, unwrapped(self.model), name, after)
 
     @property
     def _at_end(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -28,7 +27,7 @@ from ..modeling.box_predictors import check_calibratable
 from ..modeling.recording import LogitRecorder, Recording
 from .early_stopping import StoppingLoader
 from .partial_statistics import PartialStatistics
-from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from .resume import BatchLoader, LoaderFactory, deciding_settings, loader_from, pass_digest
 from .statistics_collector import LogitStatisticsCollector
 
 __all__ = ["collect_from_config", "collect_statistics"]
@@ -181,7 +180,7 @@ def collect_from_config(
         checkpoint=output,
         period=collect.CHECKPOINT_PERIOD,
         resume=resume,
-        settings={"config": _deciding_config(cfg)},
+        settings=deciding_settings(cfg, collects=True),
     )
     if comm.is_main_process():
         statistics.save(output)
@@ -284,17 +283,3 @@ def _versions() -> dict[str, str]:
         "detectron2": detectron2.__version__,
         "logn_d2": logn_d2.__version__,
     }
-
-
-def _deciding_config(cfg: CfgNode) -> str:
-    """The part of the config that decides which numbers the pass ends with."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    # Whatever weights are loaded, their digest is compared; a calibration leaves raw logits alone.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = ""
-    cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
-    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = 0
-    cfg.MODEL.LOGN.VIS_IMAGES = 0
-    nodes = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TRAIN": cfg.DATASETS.TRAIN}
-    nodes["SAMPLER"] = (cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD)
-    return json.dumps(nodes, sort_keys=True, default=str)

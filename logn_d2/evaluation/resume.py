@@ -9,15 +9,46 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
-__all__ = ["BatchLoader", "LoaderFactory", "loader_from", "pass_digest", "weights_digest"]
+__all__ = [
+    "BatchLoader",
+    "LoaderFactory",
+    "deciding_settings",
+    "loader_from",
+    "pass_digest",
+    "weights_digest",
+]
 
 BatchLoader = Iterable[Sequence[Mapping[str, Any]]]
 """What `inference_on_dataset` takes: batches of mapped images, with a length."""
 
 LoaderFactory = Callable[[int], BatchLoader]
 """A function from the number of batches that are done already to a loader of the others."""
+
+
+def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgNode]:
+    """The parts of a config that a pass over data depends on, besides weights and images.
+
+    Args:
+        cfg (CfgNode): a config with MODEL.LOGN.
+        collects (bool): whether the pass gathers statistics, which MODEL.LOGN.COLLECT is about.
+
+    Returns:
+        dict: for `pass_digest` and the like; an older Detectron2 lacks some keys.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.LOGN
+    # Whatever weights are loaded, their digest is compared; a calibration leaves raw logits alone.
+    cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = node.STATISTICS = node.CALIBRATION = ""
+    cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = 0
+    if collects:
+        node.COLLECT.CHECKPOINT_PERIOD = node.COLLECT.PERIODIC_IMAGES = 0
+    else:
+        del node["COLLECT"]
+    return {"model": cfg.MODEL, "input": cfg.INPUT, "loader": cfg.DATALOADER}
 
 
 def weights_digest(model: nn.Module) -> str:

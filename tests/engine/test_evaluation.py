@@ -12,9 +12,10 @@ from detectron2.evaluation import DatasetEvaluator
 from logn_d2.core import LogitStatistics
 from logn_d2.data import register_lvis_form
 from logn_d2.engine import Trainer, collect
-from logn_d2.engine.evaluation import evaluate_calibrations
+from logn_d2.engine.evaluation import evaluate_calibrations, make_calibrations
 from logn_d2.evaluation import SweepPredictions, sweep
 from logn_d2.modeling import find_box_predictors
+from logn_d2.modeling.build import TrainingClassCounts
 
 NORCAL = "norcal(gamma=0.6)"
 
@@ -58,7 +59,8 @@ class Scores(DatasetEvaluator):
 
 def evaluate(cfg, model, statistics=None, **options):
     options = {"build_evaluator": Scores, **options}
-    return evaluate_calibrations(cfg, model, statistics, **options)
+    calibrations = make_calibrations(cfg, model, statistics, TrainingClassCounts(cfg))
+    return evaluate_calibrations(cfg, model, calibrations, **options)
 
 
 def test_one_pass_says_what_the_calibrated_model_says(few_images):

@@ -13,9 +13,9 @@ from detectron2.evaluation import COCOEvaluator
 from logn_d2.data import class_counts
 from logn_d2.engine import Trainer
 from logn_d2.engine.hooks import StatisticsHook
-from logn_d2.engine.statistics import deciding_settings
 from logn_d2.engine.trainer import build_evaluator
 from logn_d2.evaluation import LVISFormEvaluator
+from logn_d2.evaluation.resume import deciding_settings
 
 
 def kinds(trainer):
@@ -48,6 +48,11 @@ def test_evaluations_are_calibrated_where_there_are_statistics(cfg, monkeypatch)
         return {"uncalibrated/bbox": {"AP": 1.0, "APr": math.nan}}
 
     monkeypatch.setattr("logn_d2.engine.trainer.evaluate_calibrations", record)
+    # What is made of the statistics is told by what it is made of.
+    monkeypatch.setattr(
+        "logn_d2.engine.trainer.make_calibrations",
+        lambda cfg, model, statistics, counts: statistics,
+    )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.iter = 14
@@ -64,6 +69,31 @@ def test_evaluations_are_calibrated_where_there_are_statistics(cfg, monkeypatch)
         (name, "gathered", True),
     ]
     assert trainer.statistics == "gathered"
+
+
+def test_all_evaluations_of_a_training_count_the_classes_once(cfg, monkeypatch):
+    cfg.MODEL.LOGN.CALIBRATION = "norcal(gamma=0.6)"
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    cfg.MODEL.LOGN.VIS_IMAGES = 1
+    counted, shown, evaluated = [], [], []
+    monkeypatch.setattr(
+        "logn_d2.data.class_counts", lambda names: counted.append(names) or class_counts(names)
+    )
+
+    def record(cfg, model, calibrations, **options):
+        evaluated.append(calibrations)
+        return {}
+
+    monkeypatch.setattr("logn_d2.engine.trainer.evaluate_calibrations", record)
+    trainer = Trainer(cfg)
+    trainer._compared_images.put = lambda storage, model, name, after: shown.append((name, after))
+    trainer.storage = None
+    for trainer.iter in (14, 20):
+        trainer._evaluate()
+    assert counted == [cfg.DATASETS.TRAIN]
+    assert [name for name, _ in shown] == ["norcal(gamma=0.6)"] * 2
+    for (name, after), calibrations in zip(shown, evaluated, strict=True):
+        assert list(calibrations) == ["uncalibrated", name] and calibrations[name] is after
 
 
 def test_failed_training_gathers_nothing(cfg):
@@ -120,10 +150,29 @@ def test_settings_of_a_pass_leave_out_what_has_no_effect(cfg):
     settings = deciding_settings(cfg)
     cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.WEIGHTS = "other"
     cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 3
+    cfg.MODEL.LOGN.COLLECT.STOP_AT = 0.5  # an evaluation has its statistics already
     cfg.SOLVER.BASE_LR = 1.0
     assert deciding_settings(cfg) == settings
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 7
     assert deciding_settings(cfg) != settings
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.LOGN.COLLECT.STOP_AT", 0.5),
+        ("DATALOADER.REPEAT_THRESHOLD", 0.5),
+        ("DATALOADER.REPEAT_SQRT", False),
+        ("INPUT.MIN_SIZE_TEST", 33),
+    ],
+)
+def test_settings_of_a_statistics_pass_have_what_it_gathers_and_how_images_repeat(cfg, key, value):
+    cfg.DATALOADER.REPEAT_SQRT = True  # a key of newer releases of Detectron2
+    settings = deciding_settings(cfg, collects=True)
+    cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = 3
+    assert deciding_settings(cfg, collects=True) == settings
+    cfg.merge_from_list([key, value])
+    assert deciding_settings(cfg, collects=True) != settings
 
 
 def test_a_loss_that_the_heads_do_not_know_is_refused(cfg):
