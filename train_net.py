@@ -21,7 +21,6 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from logn_d2 import add_logn_config
 from logn_d2.engine import (
@@ -153,20 +152,15 @@ def run(args: argparse.Namespace) -> int:
         cfg = setup(args)
         num_processes = placement(cfg, args)
         check(cfg, args, num_processes * args.num_machines)
-        try:
-            launch(
-                main,
-                num_processes,
-                device=cfg.MODEL.DEVICE,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
-        except ProcessExitedException as error:
-            if error.exit_code != 1:  # with 1 it has said why
-                print(f"error: {error}", file=sys.stderr)
-            return 1
+        launch(
+            main,
+            num_processes,
+            device=cfg.MODEL.DEVICE,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
     return 0
 
 

@@ -28,11 +28,18 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.core import atomic_write
 from logn_d2.engine import launch, load_config, short_errors
-from logn_d2.engine.experiments import Metrics, Row, is_trained, measure, run_config
+from logn_d2.engine.experiments import (
+    Metrics,
+    Row,
+    check_same_training,
+    has_begun,
+    is_trained,
+    measure,
+    run_config,
+)
 from logn_d2.evaluation import format_table
 from logn_d2.report.provenance import commit, machine
 
@@ -72,7 +79,7 @@ ABLATIONS = {
         ),
     ),
     "beta": Ablation(
-        "Choice of beta (paper Table 3)",
+        "Choice of beta (paper Table 3, as we read it)",
         (
             Row("beta -4", "logn(beta=-4)"),
             Row("beta -12", "logn(beta=-12)"),
@@ -156,6 +163,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, default=1)
     parser.add_argument("--num-processes", type=int, default=1, help="processes on the CPU")
     args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args.command = shlex.join(["python", "tools/ablations.py", *given])
     known = [*ABLATIONS, "all"]
     args.runs = [Path(each) for each in args.names if each not in known]
     args.names = [each for each in args.names if each in known]
@@ -173,15 +182,17 @@ def train(config_file: Path | str, output: Path, args: argparse.Namespace, *opts
     """Trains, from the last checkpoint if there is one, unless a training has ended there.
 
     Raises:
-        ValueError: the training has failed.
+        ValueError: the training has failed, or the one that is there has other settings.
     """
+    # Statistics and evaluation are made here, for all rows at once.
+    keys = ["OUTPUT_DIR", str(output), "MODEL.LOGN.COLLECT.ENABLED", "False", *args.opts, *opts]
+    if has_begun(output):
+        check_same_training(output, load_config(config_file, keys))
     if is_trained(output):
         return
     command = [sys.executable, str(TRAIN_NET), "--config-file", str(config_file), "--resume"]
     command += ["--num-gpus", str(args.num_gpus), "--num-processes", str(args.num_processes)]
-    # Statistics and evaluation are made here, for all rows at once.
-    command += ["OUTPUT_DIR", str(output), "MODEL.LOGN.COLLECT.ENABLED", "False"]
-    command += [*args.opts, *opts]
+    command += keys
     print(f"Training {output}: {shlex.join(command)}", flush=True)
     if subprocess.run(command).returncode:
         raise ValueError(f"The training has failed; its log is {output}/log.txt.")
@@ -265,17 +276,10 @@ def key_of(row: Row) -> str:
 def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, list[Metrics]]]) -> None:
     """Prints the tables and writes them, with the numbers beside them."""
     runs = ", ".join(map(str, args.runs))
-    lines = [f"# Ablations of {runs}", "", f"Commit {commit()}, {machine()['cpu']}.", ""]
+    lines = [f"# Ablations of {runs}", "", f"`{args.command}`", ""]
+    lines += [f"Commit {commit()}, {machine()['cpu']}.", ""]
     for name, rows in tables.items():
-        command = f"python tools/ablations.py {name} {' '.join(map(str, args.runs))}"
-        lines += [
-            f"## {ABLATIONS[name].title}",
-            "",
-            f"`{command}`",
-            "",
-            format_table(rows, title=""),
-            "",
-        ]
+        lines += [f"## {ABLATIONS[name].title}", "", format_table(rows, title=""), ""]
     print("\n".join(lines))
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "ablations.md") as temporary:
@@ -312,10 +316,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"Left out, as {args.runs[0]} has no cascade: {', '.join(skipped)}")
         device = run_config(args.runs[0]).MODEL.DEVICE
         count = args.num_processes if device == "cpu" else args.num_gpus
-        try:
-            launch(main, count, device=device, args=(args,))
-        except ProcessExitedException as error:  # which has said why
-            return error.exit_code
+        launch(main, count, device=device, args=(args,))
     return 0
 
 

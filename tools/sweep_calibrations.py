@@ -33,7 +33,6 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
-from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.core import AffineCalibration, expand_grid, stage_calibrations
 from logn_d2.data import class_counts
@@ -47,7 +46,7 @@ from logn_d2.engine.checks import (
     check_statistics,
     check_weights,
 )
-from logn_d2.engine.statistics import deciding_settings, without_calibration
+from logn_d2.engine.statistics import without_calibration
 from logn_d2.evaluation import (
     LvisGroundTruth,
     StoredPredictions,
@@ -58,6 +57,7 @@ from logn_d2.evaluation import (
     sweep,
     sweep_stored,
 )
+from logn_d2.evaluation.resume import deciding_settings
 from logn_d2.modeling.box_predictors import (
     classifier_reader,
     find_box_predictors,
@@ -299,10 +299,7 @@ def run(args: argparse.Namespace) -> int:
         cfg = setup(args)
         check(cfg, args)
         num_processes = args.num_processes if cfg.MODEL.DEVICE == "cpu" else args.num_gpus
-        try:
-            launch(main, num_processes, device=cfg.MODEL.DEVICE, args=(args,))
-        except ProcessExitedException as error:  # which has said why
-            return error.exit_code
+        launch(main, num_processes, device=cfg.MODEL.DEVICE, args=(args,))
     return 0
 
 

@@ -49,7 +49,8 @@ class CalibrationInputs:
 
     Attributes:
         num_classes (int): K.
-        stage (StageStatistics): statistics of this classifier, or None.
+        stage (StageStatistics): statistics of this classifier, a function that returns them (called
+            only when they are needed: gathering takes a pass over the training set), or None.
         counts (ClassCounts): class counts of the training set, a function that returns them (called
             only when they are needed: counting LVIS takes a while), or None.
         background (str): where the background column is.
@@ -64,7 +65,7 @@ class CalibrationInputs:
     """
 
     num_classes: int
-    stage: StageStatistics | None = None
+    stage: StageStatistics | Callable[[], StageStatistics] | None = None
     counts: ClassCounts | Callable[[], ClassCounts] | None = None
     background: Background = "last"
     classifier: Classifier | None = None
@@ -113,7 +114,7 @@ class CalibrationInputs:
                 "This calibration needs logit statistics: give the file of --collect-stats with "
                 "--stats PATH or MODEL.LOGN.STATISTICS."
             )
-        return self.stage
+        return self.stage() if callable(self.stage) else self.stage
 
 
 CALIBRATION_REGISTRY: Registry = Registry("calibration")
@@ -279,7 +280,7 @@ def stage_calibrations(
     *,
     num_classes: int,
     num_stages: int = 1,
-    statistics: LogitStatistics | None = None,
+    statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
     background: Background = "last",
     classifiers: Sequence[Classifier] | None = None,
@@ -290,7 +291,8 @@ def stage_calibrations(
         text (str): see `parse_calibration`.
         num_classes (int): K.
         num_stages (int): S.
-        statistics (LogitStatistics): S stages; None for calibrations that need none.
+        statistics (LogitStatistics): S stages, or a function that returns them, called only where
+            they are needed; None for calibrations that need none.
         counts (ClassCounts): of the training set, or a function that returns them, or None.
         background (str): where the background column is.
         classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
@@ -308,15 +310,22 @@ def stage_calibrations(
         >>> [calibration.name for calibration in calibrations]
         ['uncalibrated', 'uncalibrated']
     """
-    stages: Sequence[StageStatistics | None] = [None] * num_stages
-    if statistics is not None:
-        statistics.check(num_classes=num_classes, num_stages=num_stages)
-        if statistics.background != background:
+
+    def check(found: LogitStatistics) -> Sequence[StageStatistics]:
+        found.check(num_classes=num_classes, num_stages=num_stages)
+        if found.background != background:
             raise ValueError(
-                f"The statistics have the background column '{statistics.background}', this head "
+                f"The statistics have the background column '{found.background}', this head "
                 f"'{background}'. Collect them again with this head, or give its background=."
             )
-        stages = statistics.stages
+        return found.stages
+
+    stages: Sequence[Any] = [None] * num_stages
+    if callable(statistics):
+        read = functools.cache(lambda: check(statistics()))
+        stages = [lambda index=index: read()[index] for index in range(num_stages)]
+    elif statistics is not None:
+        stages = check(statistics)
     if callable(counts):
         counts = functools.cache(counts)  # count once, not once a stage
     return [

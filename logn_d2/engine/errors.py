@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 __all__ = ["DEBUG_VARIABLE", "short_errors"]
 
@@ -23,11 +24,15 @@ USER_ERRORS = (ValueError, KeyError, OSError)
 def short_errors(log_file: str | None = None) -> Iterator[None]:
     """Ends the program with exit code 1 and one message where a user's mistake raises.
 
+    So it does around `launch` when one of its processes ends, which says why where it can: not when
+    a signal ends it.
+
     Args:
         log_file (str): gets the traceback; None writes it nowhere.
 
     Raises:
-        SystemExit: instead of ValueError, KeyError and OSError (FileNotFoundError, a full disk).
+        SystemExit: instead of ValueError, KeyError and OSError (FileNotFoundError, a full disk),
+            and of a ProcessExitedException.
     """
     try:
         yield
@@ -43,6 +48,16 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {text}\n({type(error).__name__}; {where})", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    except ProcessExitedException as error:
+        if error.exit_code != 1:  # with 1 the process has come through here and has said why
+            print(f"error: {error}{_memory_hint(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def _memory_hint(error: ProcessExitedException) -> str:
+    if error.signal_name != "SIGKILL":
+        return ""
+    return ". Systems do that when memory runs out: use fewer processes, or a smaller batch."
 
 
 def _write_traceback(log_file: str | None) -> str:

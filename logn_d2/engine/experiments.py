@@ -11,24 +11,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import AffineCalibration, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..evaluation import LvisGroundTruth, evaluate_sweep, sweep
+from ..evaluation.resume import deciding_settings
 from ..modeling import find_box_predictors
 from ..modeling.box_predictors import classifier_reader
 from .checkpoint import load_weights
 from .config import load_config
-from .statistics import collect, deciding_settings, statistics_path, without_calibration
+from .statistics import collect, is_current, statistics_path, without_calibration
 from .trainer import Trainer
 
-__all__ = ["Row", "is_trained", "measure", "run_config"]
+__all__ = ["Row", "check_same_training", "has_begun", "is_trained", "measure", "run_config"]
 
 Metrics = dict[str, dict[str, float]]
 
@@ -51,15 +53,58 @@ class Row:
     estimator: str = ""
     average: str = ""
 
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether the calibration is made from logit statistics."""
-        return "logn" in self.calibration
+
+# Keys that leave a training's weights as they are.
+_WITHOUT_EFFECT = (
+    *("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
+    *("MODEL.LOGN.VIS_IMAGES", "MODEL.LOGN.STATISTICS", "MODEL.LOGN.CALIBRATION"),
+    *("MODEL.LOGN.COLLECT.ENABLED", "MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD"),
+    "MODEL.LOGN.COLLECT.PERIODIC_IMAGES",
+)
+
+
+def has_begun(folder: str | os.PathLike[str]) -> bool:
+    """Whether there is a training in this folder, ended or not, that another could go on with."""
+    folder = Path(folder)
+    begun = (folder / "config.yaml").is_file() and (folder / "last_checkpoint").is_file()
+    return begun or is_trained(folder)
 
 
 def is_trained(folder: str | os.PathLike[str]) -> bool:
     """Whether a training has ended in this folder."""
     return all((Path(folder) / name).is_file() for name in ("config.yaml", "model_final.pth"))
+
+
+def check_same_training(folder: str | os.PathLike[str], cfg: CfgNode) -> None:
+    """Checks that the training in a folder is the one that is asked for.
+
+    Args:
+        folder (PathLike): see `has_begun`.
+        cfg (CfgNode): what is asked for.
+
+    Raises:
+        ValueError: they differ in keys that a training depends on, or its tables.
+    """
+    found, wanted = _flat(load_config(Path(folder) / "config.yaml")), _flat(cfg)
+    keys = sorted({*found, *wanted} - set(_WITHOUT_EFFECT))
+    other = [key for key in keys if found.get(key) != wanted.get(key)]
+    if other:
+        each = "; ".join(f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in other)
+        raise ValueError(
+            f"The training in {folder} has other settings than the one that is asked for: {each}. "
+            "Give it the same, name it as RUN, or move its folder away."
+        )
+
+
+def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
@@ -95,7 +140,8 @@ def measure(
 
     The network runs once over ``cfg.DATASETS.TEST[0]`` (once for each kind of cascade average), and
     once over the training set for each kind of statistics. What is in ``output`` already, of the
-    same weights, data and settings, is used again.
+    same weights, data and settings, is used again: statistics by all rows, detections by a call
+    with the same rows. Other rows need another pass over ``cfg.DATASETS.TEST[0]``.
 
     Args:
         cfg (CfgNode): see `run_config`.
@@ -158,7 +204,7 @@ def _calibrations(
             row.calibration,
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             num_stages=len(predictors),
-            statistics=gather(row.population, row.estimator) if row.needs_statistics else None,
+            statistics=functools.partial(gather, row.population, row.estimator),
             counts=counts,
             classifiers=[classifier_reader(predictor) for predictor in predictors],
         )
@@ -175,12 +221,14 @@ def _statistics(
     node = cfg.MODEL.LOGN.COLLECT
     is_own = population in ("", node.POPULATION) and estimator in ("", node.ESTIMATOR)
     node.POPULATION, node.ESTIMATOR = population or node.POPULATION, estimator or node.ESTIMATOR
-    if node.ESTIMATOR != "exact":
-        node.STOP_AT = 0.0  # the moving averages know no standard error
+    if node.ESTIMATOR != "exact" or node.POPULATION == "positives":
+        node.STOP_AT = 0.0  # these have no standard error
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"logn_stats_{node.POPULATION}_{node.ESTIMATOR}.safetensors"
-    theirs = Path(statistics_path(cfg))
-    if comm.is_main_process() and is_own and theirs.is_file() and not path.is_file():
-        shutil.copy(theirs, path)  # gathered when training ended; used if it is of these weights
+    theirs = statistics_path(cfg)  # gathered when training ended
+    if comm.is_main_process() and is_own and not is_current(cfg, model, path):
+        if is_current(cfg, model, theirs):
+            with atomic_write(path) as temporary:
+                shutil.copyfile(theirs, temporary)
     comm.synchronize()
     return collect(cfg, model, str(path), resume=True)

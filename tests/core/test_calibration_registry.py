@@ -208,3 +208,37 @@ def test_mistakes_in_a_group_without_classes_are_found():
 def test_a_grid_is_not_one_calibration(text):
     with pytest.raises(ValueError, match=r"is a grid of \d calibrations.*norcal\(gamma=0.2\)"):
         parse_calibration(text)
+
+
+STATISTICS = LogitStatistics((make_stage(0), make_stage(1)), NAMES)
+
+
+def test_statistics_are_asked_for_where_a_calibration_needs_them_and_once(monkeypatch):
+    entries = {
+        "mine": lambda inputs: logn(inputs.statistics(), beta="none"),
+        "my_logn": lambda inputs: CALIBRATION_REGISTRY.get("uncalibrated")(inputs),
+    }
+    monkeypatch.setattr(
+        CALIBRATION_REGISTRY, "_entries", {**CALIBRATION_REGISTRY._entries, **entries}
+    )
+    asked = []
+
+    def gather():
+        asked.append("statistics")
+        return STATISTICS
+
+    options = {"num_classes": 3, "num_stages": 2}
+    for name in ("uncalibrated", "my_logn", "temperature(temperature=2)"):
+        stage_calibrations(name, statistics=gather, **options)
+    assert asked == []
+    for name in ("mine", "logn"):
+        asked.clear()
+        lazy = stage_calibrations(name, statistics=gather, **options)
+        assert asked == ["statistics"]
+        for one, other in zip(lazy, stage_calibrations(name, statistics=STATISTICS, **options)):
+            assert torch.equal(one.scale, other.scale) and torch.equal(one.shift, other.shift)
+
+
+def test_statistics_that_are_asked_for_late_are_checked_too():
+    with pytest.raises(StatisticsError):
+        stage_calibrations("logn", num_classes=3, num_stages=1, statistics=lambda: STATISTICS)

@@ -1,6 +1,7 @@
 """One message and exit code 1 for a user's mistake; a traceback for ours."""
 
 import pytest
+from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.engine.errors import DEBUG_VARIABLE, short_errors
 
@@ -38,3 +39,24 @@ def test_debug_variable_lets_the_error_through(monkeypatch):
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(TypeError), short_errors():
         raise TypeError("ours")
+
+
+@pytest.mark.parametrize(
+    ("code", "signal", "said"),
+    [(1, None, ""), (7, None, "exit code 7"), (-9, "SIGKILL", "memory"), (-11, "SIGSEGV", "ended")],
+)
+def test_a_process_that_ends_without_a_word_is_reported(capsys, code, signal, said):
+    how = f"signal {signal}" if signal else f"exit code {code}"
+    error = ProcessExitedException(
+        f"process 1 ended with {how}",
+        error_index=1,
+        error_pid=2,
+        exit_code=code,
+        signal_name=signal,
+    )
+    with pytest.raises(SystemExit) as stopped, short_errors():
+        raise error
+    text = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert said in text and bool(text) == bool(said)
+    assert how in text or code == 1

@@ -11,7 +11,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from logn_d2.engine import load_config
+from logn_d2.core import CALIBRATION_REGISTRY, StatisticsError
+from logn_d2.engine import Trainer, collect, load_config, statistics_path
+from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.evaluation import SweepPredictions
 
@@ -79,7 +81,9 @@ def test_tables_share_one_pass_and_a_repetition_needs_none(tool, a_run, capsys, 
     assert len(names_of_sweep) == len(set(names_of_sweep)) == 8
     numbers = json.loads((a_run / "ablations" / "ablations.json").read_text())
     assert list(numbers) == list(names)
-    assert (a_run / "ablations" / "ablations.md").read_text().count("\n| ") == 5 + 3 + 3 + 3
+    page = (a_run / "ablations" / "ablations.md").read_text()
+    assert page.count("\n| ") == 5 + 3 + 3 + 3
+    assert f"`python tools/ablations.py components squared_std population {a_run}`" in page
     monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", never)
     assert tool.run(tool.parse_args([*names, str(a_run)])) == 0
     assert json.loads((a_run / "ablations" / "ablations.json").read_text()) == numbers
@@ -129,6 +133,19 @@ def test_other_training_is_started_once_with_the_one_key_changed(tool, a_run, mo
     ]
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_training_with_other_settings_is_not_used_again(tool, a_run, ended):
+    other = a_run.with_name("run_linear")
+    write_run(other, "MODEL.LOGN.CLASSIFIER", "linear", "SOLVER.MAX_ITER", "7")
+    if not ended:
+        (other / "model_final.pth").rename(other / "model_0000004.pth")
+        (other / "last_checkpoint").write_text("model_0000004.pth")
+    options = ["SOLVER.MAX_ITER", "8", "DATALOADER.NUM_WORKERS", "3"]
+    args = tool.parse_args(["classifier", str(a_run), "--opts", *options])
+    with pytest.raises(ValueError, match=r"settings .*: SOLVER.MAX_ITER is 7, not 8\."):
+        tool.prepare(args)
+
+
 def test_failed_training_is_an_error(tool, a_run, monkeypatch):
     failed = type("Failed", (), {"returncode": 1})
     monkeypatch.setattr(tool.subprocess, "run", lambda command: failed)
@@ -156,3 +173,42 @@ def test_arguments_are_names_and_runs(tool, capsys):
 def test_labels_of_rows_must_differ(a_run):
     with pytest.raises(ValueError, match="Labels must differ"):
         measure(run_config(a_run), [Row("a"), Row("a", "logn")], a_run / "out")
+
+
+def test_rows_gather_the_statistics_that_they_need_and_no_others(a_run, monkeypatch):
+    asked = []
+
+    def gather(cfg, model, path, **options):
+        asked.append(Path(path).name)
+        raise StatisticsError("not here")
+
+    monkeypatch.setattr("logn_d2.engine.experiments.collect", gather)
+    monkeypatch.setattr("logn_d2.engine.experiments.sweep", lambda *args, **options: args[2])
+    monkeypatch.setattr(
+        "logn_d2.engine.experiments.evaluate_sweep", lambda found, truth: dict.fromkeys(found, {})
+    )
+    known = CALIBRATION_REGISTRY._entries
+    entries = {
+        "like_logn": lambda inputs: known["uncalibrated"](inputs),
+        "mine": lambda inputs: known["logn"](inputs),
+    }
+    monkeypatch.setattr(CALIBRATION_REGISTRY, "_entries", {**known, **entries})
+    cfg, output = run_config(a_run), a_run / "out"
+    assert list(measure(cfg, [Row("a"), Row("b", "like_logn")], output)) == ["a", "b"]
+    assert asked == []
+    with pytest.raises(StatisticsError, match="not here"):
+        measure(cfg, [Row("a", "mine", population="proposals")], output)
+    assert asked == ["logn_stats_proposals_exact.safetensors"]
+
+
+def test_statistics_of_the_training_replace_a_file_that_is_not_usable(a_run, monkeypatch):
+    cfg, path = run_config(a_run), a_run / "out" / "logn_stats_sampled_exact.safetensors"
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+    collect(cfg, model, statistics_path(cfg))
+    path.parent.mkdir()
+    path.write_bytes(b"half a copy")
+    monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", never)
+    monkeypatch.setattr("logn_d2.engine.experiments._evaluate", lambda *args: {"a": {}})
+    assert measure(cfg, [Row("a", "logn")], path.parent) == {"a": {}}
+    assert path.read_bytes() == Path(statistics_path(cfg)).read_bytes()
