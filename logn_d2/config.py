@@ -79,7 +79,7 @@ def add_logn_config(cfg: CN) -> None:
     # need statistics of their own; 0 leaves those evaluations uncalibrated.
     node.COLLECT.PERIODIC_IMAGES = 1000
     # End the pass when the standard error of the calibrated logits, which the statistics cause, is
-    # at most this in every class; 0 passes over all images.
+    # at most this in every class; 0 passes over all images, as "positives" and moving averages do.
     node.COLLECT.STOP_AT = 0.0
     # Images of all processes between two looks at that error.
     node.COLLECT.STOP_PERIOD = 100

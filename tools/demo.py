@@ -77,11 +77,11 @@ SHARE_IMAGES = 200
 ROUGHLY = {
     "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
     "demo": {
-        "draw": "1 min",
-        "train": "15 min",
-        "collect": "4 min",
-        "evaluate": "2 min",
-        "report": "40 s",
+        "draw": "20 s",
+        "train": "11 min",
+        "collect": "3 min",
+        "evaluate": "90 s",
+        "report": "1 min",
     },
     "lvis": {
         "draw": "30 min",

@@ -42,7 +42,8 @@ def logn_std_error(stage: StageStatistics, *, background: Background = "last") -
 
     Returns:
         Tensor: (K,) float64, in units of the calibrated logit. Infinite for classes seen in fewer
-        than two images, 0 for those whose logit never varies: LogN leaves them as they are.
+        than two images, 0 for those whose logit never varies: LogN leaves them as they are. An
+        image counts for all classes unless the population is "positives".
 
     Raises:
         StatisticsError: moving averages, or exact statistics of a release that did not keep what

@@ -258,6 +258,13 @@ def _check_description(description: LogitStatistics) -> None:
             "error for exact statistics, or 0 to pass over all images. Moving averages have no "
             "standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
         )
+    if description.stop_at > 0 and population == "positives":
+        raise ValueError(
+            f"stop_at is {description.stop_at} with the population positives: expected 0. A class "
+            "without positives in two images has no standard error, and rare classes would let the "
+            "pass run to its end. Set MODEL.LOGN.COLLECT.STOP_AT to 0, or POPULATION to sampled, "
+            "where every image speaks for every class."
+        )
     if estimator != "exact" and population == "positives":
         raise ValueError(
             "Moving averages of positives do not exist: an image has none for most classes. Set "

@@ -226,7 +226,14 @@ def test_loaders_in_the_data_sets_order_are_refused(model: nn.Module) -> None:
         assert collect_statistics(model, loader, population="proposals").num_images == 10
 
 
-@pytest.mark.parametrize("settings", [{"stop_at": -0.1}, {"stop_at": 0.1, "estimator": "ema"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stop_at": -0.1},
+        {"stop_at": 0.1, "estimator": "ema"},
+        {"stop_at": 0.1, "population": "positives"},
+    ],
+)
 def test_impossible_aims_are_errors(model: nn.Module, images: list, settings: dict) -> None:
     with pytest.raises(ValueError, match="stop_at is"):
         collect_statistics(model, images, **settings)
