@@ -6,13 +6,13 @@ foreground, then the groups, each with "others" first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ClassificationLoss, is_foreground
+from .base import ClassificationLoss, check_number, is_foreground
 from .counts import CountBuffers, CountsSource
 from .registry import LOSS_REGISTRY
 
@@ -62,11 +62,12 @@ class BalancedGroupSoftmax(ClassificationLoss):
     ) -> None:
         super().__init__(num_classes)
         self.counts = CountBuffers(num_classes, counts)
+        _check_edges(edges)
+        check_number("others_ratio", others_ratio, "[0, inf)")
         self.edges = tuple(edges)
         self.others_ratio = others_ratio
         self.generator: torch.Generator | None = None
-        if list(self.edges) != sorted(set(self.edges)):
-            raise ValueError(f"edges are {self.edges}, expected ascending numbers of instances.")
+        self._divided: tuple[Hashable, list[tuple[Tensor, Tensor]]] | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -79,39 +80,54 @@ class BalancedGroupSoftmax(ClassificationLoss):
         Raises:
             ValueError: the class counts are not known.
         """
-        count = self.counts.of("instance")
-        edges = torch.tensor(self.edges, dtype=count.dtype, device=count.device)
-        group = torch.bucketize(count, edges, right=True)
-        return [(group == index).nonzero().flatten() for index in range(len(self.edges) + 1)]
+        return [classes for classes, _ in self._placed_groups()]
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1): ``softmax_group(z)_c P(foreground)``, and ``P(background)``."""
         background, foreground = logits[:, :2].softmax(dim=1).split(1, dim=1)
         parts = list(self._parts(logits))
-        scores = [part.softmax(dim=1)[:, 1:] * foreground for part, _ in parts]
-        place = torch.cat([classes for _, classes in parts]).argsort()
+        scores = [part.softmax(dim=1)[:, 1:] * foreground for part, _, _ in parts]
+        place = torch.cat([classes for _, classes, _ in parts]).argsort()
         return torch.cat([torch.cat(scores, dim=1)[:, place], background], dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
         foreground = is_foreground(targets, self.num_classes)
         total = F.cross_entropy(logits[:, :2], foreground.long(), reduction="sum")
         total = total / max(len(targets), 1)
-        for part, classes in self._parts(logits):
-            place = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=targets.device)
-            place[classes] = torch.arange(1, len(classes) + 1, device=targets.device)
+        for part, _, place in self._parts(logits):
             labels = place[targets]
             chosen = self._choose(labels > 0)
             losses = F.cross_entropy(part[chosen], labels[chosen], reduction="sum")
             total = total + losses / max(len(chosen), 1)
         return total
 
-    def _parts(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each group's logits, "others" first, and its classes."""
+    def _parts(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each group's logits, "others" first, its classes, and their places among them."""
         start = 2
-        for classes in self.groups():
+        for classes, place in self._placed_groups():
             end = start + 1 + len(classes)
-            yield logits[:, start:end], classes
+            yield logits[:, start:end], classes, place
             start = end
+
+    def _placed_groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Each group's classes, and (K + 1,) the place of each label in it, 0 where it is not."""
+        count = self.counts.of("instance")
+        # Dividing waits for the GPU, and need not do so in each step.
+        key = self.counts.version, count.device
+        if self._divided is None or self._divided[0] != key:
+            self._divided = key, self._divide(count)
+        return self._divided[1]
+
+    def _divide(self, count: Tensor) -> list[tuple[Tensor, Tensor]]:
+        edges = torch.tensor(self.edges, dtype=count.dtype, device=count.device)
+        group = torch.bucketize(count, edges, right=True)
+        divided = []
+        for index in range(len(self.edges) + 1):
+            classes = (group == index).nonzero().flatten()
+            place = count.new_zeros(self.num_classes + 1, dtype=torch.int64)
+            place[classes] = torch.arange(1, len(classes) + 1, device=count.device)
+            divided.append((classes, place))
+        return divided
 
     def _choose(self, members: Tensor) -> Tensor:
         """The RoIs in a group's loss: its members and some others; none without members."""
@@ -122,3 +138,11 @@ class BalancedGroupSoftmax(ClassificationLoss):
 
     def _calibration_obstacle(self) -> str:
         return "each group of classes has a softmax of its own"
+
+
+def _check_edges(edges: Sequence[int]) -> None:
+    is_list = isinstance(edges, Sequence) and not isinstance(edges, str)
+    for edge in edges if is_list else ():
+        check_number("one of the edges", edge, "[0, inf)")
+    if not is_list or list(edges) != sorted(set(edges)):
+        raise ValueError(f"edges are {edges!r}, expected a list of ascending numbers of instances.")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SoftmaxLoss, is_foreground
-from .counts import CountBuffers, Counted, CountedSigmoidLoss, CountsSource
+from .base import SoftmaxLoss, check_number, is_foreground
+from .counts import CountBuffers, Counted, CountedSigmoidLoss, CountsSource, check_counted
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
@@ -53,6 +53,8 @@ class BalancedSoftmax(SoftmaxLoss):
     ) -> None:
         super().__init__(num_classes)
         self.counts = CountBuffers(num_classes, counts)
+        check_counted(count)
+        check_number("tau", tau, "(-inf, inf)")
         self.count = count
         self.tau = tau
 

@@ -7,6 +7,8 @@ with K for background, probabilities in [0, 1].
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ __all__ = [
     "ClassificationLoss",
     "SigmoidLoss",
     "SoftmaxLoss",
+    "check_number",
     "is_foreground",
     "log_odds",
     "one_hot",
@@ -54,8 +57,7 @@ class ClassificationLoss(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1.")
+        check_number("num_classes", num_classes, "[1, inf)", whole=True)
         self.num_classes = num_classes
 
     @property
@@ -83,14 +85,19 @@ class ClassificationLoss(nn.Module):
             return self.loss(wide(logits), targets, objects)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Class probabilities as the method defines them at test.
+        """Class probabilities as the method defines them, in at least float32.
 
         Args:
-            logits (Tensor): (R, C).
+            logits (Tensor): (R, C) of any floating type.
 
         Returns:
             Tensor: (R, K + 1), background last. Rows need not sum to 1.
         """
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.probabilities(wide(logits))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) what `scores` computes."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
@@ -145,7 +152,7 @@ class SoftmaxLoss(ClassificationLoss):
         """K + 1."""
         return self.num_classes + 1
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1) softmax of the logits."""
         return F.softmax(logits, dim=-1)
 
@@ -179,6 +186,8 @@ class SigmoidLoss(ClassificationLoss):
 
     def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:
         super().__init__(num_classes)
+        if not isinstance(unused_column, bool):
+            raise ValueError(f"unused_column is {unused_column!r}, expected True or False.")
         self.unused_column = unused_column
         self.initial_bias = log_odds(prior)
 
@@ -187,7 +196,7 @@ class SigmoidLoss(ClassificationLoss):
         """K + 1, or K without the unused column."""
         return self.num_classes + self.unused_column
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1) sigmoid of the logits; without the unused column 0 for background."""
         scores = logits.sigmoid()
         if self.unused_column:  # as Detectron2, which drops its score as well
@@ -216,9 +225,36 @@ class SigmoidLoss(ClassificationLoss):
         return "" if self.unused_column else "calibrations need K + 1 columns (unused_column=True)"
 
 
+def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
+    """Checks a value that a person has written.
+
+    Args:
+        name (str): of the option, for the error message.
+        value (Any): what was given for it.
+        interval (str): where it must be, for example "[0, 1)"; square brackets contain their end.
+        whole (bool): whether it must be an integer.
+
+    Raises:
+        ValueError: no number, or outside the interval.
+
+    Example:
+        >>> check_number("momentum", 0.9, "[0, 1)")
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not low <= value <= high
+        or (value == low and interval[0] == "(")
+        or (value == high and interval[-1] == ")")
+    ):
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} is {value!r}, expected {kind} in {interval}.")
+
+
 def is_foreground(targets: Tensor, num_classes: int) -> Tensor:
-    """(R,) bool, whether the label is one of the K classes."""
-    return (targets >= 0) & (targets < num_classes)
+    """(R,) bool, whether the label, in [0, K], is one of the K classes."""
+    return targets < num_classes
 
 
 def log_odds(prior: float) -> float:
@@ -227,8 +263,7 @@ def log_odds(prior: float) -> float:
     Raises:
         ValueError: no probability between 0 and 1.
     """
-    if not 0 < prior < 1:
-        raise ValueError(f"prior is {prior}, expected a probability between 0 and 1.")
+    check_number("prior", prior, "(0, 1)")
     return math.log(prior / (1 - prior))
 
 

@@ -6,7 +6,7 @@ Shapes: K foreground classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from ..frequency import ClassCounts
 from .base import SigmoidLoss
 
-__all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource"]
+__all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource", "check_counted"]
 
 CountsSource = ClassCounts | Callable[[], ClassCounts] | None
 Counted = Literal["image", "instance"]
+
+
+def check_counted(counted: str) -> None:
+    """Raises a ValueError if it is neither "image" nor "instance"."""
+    if counted not in ("image", "instance"):
+        raise ValueError(f"count is {counted!r}, expected 'image' or 'instance'.")
 
 
 class CountBuffers(nn.Module):
@@ -27,6 +33,9 @@ class CountBuffers(nn.Module):
         num_classes (int): K.
         source (ClassCounts): the counts; or a function that returns them, called when they are
             needed and no checkpoint has brought them; or None.
+
+    Attributes:
+        version (int): rises whenever the counts may have changed.
 
     Raises:
         ValueError: counts of another number of classes.
@@ -43,6 +52,7 @@ class CountBuffers(nn.Module):
         self.register_buffer("num_images", torch.zeros((), dtype=torch.int64))
         self._source = source
         self._known = False
+        self.version = 0
         if isinstance(source, ClassCounts):
             self._fill(source)
 
@@ -52,8 +62,7 @@ class CountBuffers(nn.Module):
         Raises:
             ValueError: they are not known, or another word.
         """
-        if counted not in ("image", "instance"):
-            raise ValueError(f"count is {counted!r}, expected 'image' or 'instance'.")
+        check_counted(counted)
         self._ensure_known()
         count = self.image_count if counted == "image" else self.instance_count
         # A class without training data would have an infinite offset.
@@ -72,6 +81,19 @@ class CountBuffers(nn.Module):
         count = self.image_count.double().clamp(min=margin)
         return torch.minimum(count, self.num_images.double() - margin) / self.num_images
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Counts anew when the counts are next needed, whatever a checkpoint says.
+
+        Nothing is forgotten without a source of other counts.
+        """
+        if self._source is None:
+            return
+        self._known = False
+        self.version += 1
+        for buffer in self.buffers():
+            buffer.zero_()
+
     def _ensure_known(self) -> None:
         if self._known:
             return
@@ -81,7 +103,7 @@ class CountBuffers(nn.Module):
                     "This loss needs the class counts of the training set: give counts=, or load "
                     "a checkpoint that was trained with this loss."
                 )
-            self._fill(self._source())
+            self._fill(self._source() if callable(self._source) else self._source)
         self._known = True
 
     @torch.no_grad()
@@ -94,6 +116,11 @@ class CountBuffers(nn.Module):
         self.image_count.copy_(torch.as_tensor(counts.image_count))
         self.instance_count.copy_(torch.as_tensor(counts.instance_count))
         self.num_images.fill_(counts.num_images)
+        self.version += 1
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.version += 1
+        super()._load_from_state_dict(*args)
 
 
 class CountedSigmoidLoss(SigmoidLoss):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import is_foreground
+from .base import check_number, is_foreground
 from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -51,6 +51,7 @@ class EqualizationLoss(CountedSigmoidLoss):
         unused_column: bool = True,
     ) -> None:
         super().__init__(num_classes, counts=counts, prior=prior, unused_column=unused_column)
+        check_number("threshold", threshold, "[0, 1]")
         self.threshold = threshold
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:

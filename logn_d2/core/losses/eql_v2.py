@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import ClassificationLoss, log_odds, one_hot
+from .base import ClassificationLoss, check_number, log_odds, one_hot
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -60,6 +60,9 @@ class EqualizationLossV2(ClassificationLoss):
         prior: float = 0.001,
     ) -> None:
         super().__init__(num_classes)
+        check_number("gamma", gamma, "[0, inf)")
+        check_number("mu", mu, "(-inf, inf)")
+        check_number("alpha", alpha, "[0, inf)")
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha
@@ -79,7 +82,7 @@ class EqualizationLossV2(ClassificationLoss):
         ratio = positive / (negative + EPSILON)
         return torch.where(positive + negative > 0, ratio, NO_GRADIENT_YET)
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1): ``sigmoid(z_c) (1 - sigmoid(z_bg))``, and ``sigmoid(z_bg)``."""
         background = logits[:, -1:]
         foreground = logits[:, :-1].sigmoid() * (-background).sigmoid()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .base import check_number
 from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -59,6 +60,8 @@ class FederatedLoss(CountedSigmoidLoss):
         unused_column: bool = True,
     ) -> None:
         super().__init__(num_classes, counts=counts, prior=prior, unused_column=unused_column)
+        check_number("classes", classes, "[0, inf)", whole=True)
+        check_number("power", power, "(-inf, inf)")
         self.classes = classes
         self.power = power
         self.generator: torch.Generator | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import SigmoidLoss, is_foreground
+from .base import SigmoidLoss, check_number, is_foreground
 from .registry import LOSS_REGISTRY
 
 __all__ = ["FocalLoss"]
@@ -47,8 +47,8 @@ class FocalLoss(SigmoidLoss):
         unused_column: bool = True,
     ) -> None:
         super().__init__(num_classes, prior=prior, unused_column=unused_column)
-        if gamma < 0 or alpha > 1:
-            raise ValueError(f"gamma is {gamma}, alpha {alpha}; expected gamma >= 0, alpha <= 1.")
+        check_number("gamma", gamma, "[0, inf)")
+        check_number("alpha", alpha, "(-inf, 1]")
         if divide_by not in ("rois", "positives"):
             raise ValueError(f"divide_by is {divide_by!r}, expected 'rois' or 'positives'.")
         self.gamma = gamma

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SoftmaxLoss
+from .base import SoftmaxLoss, check_number
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -28,7 +28,7 @@ class InverseLogN(SoftmaxLoss):
         num_classes (int): K.
         columns (str): "foreground" leaves background as it is, "all" treats it as a class.
         beta (str): what is taken off the foreground: "none" for 0, or "min", the smallest mean of a
-            class. Of the paper's two variants, the first helps and the second hurts.
+            class. As we read the paper, the first helps and the second hurts.
         momentum (float): of the moving averages, in (0, 1].
 
     Attributes:
@@ -62,8 +62,7 @@ class InverseLogN(SoftmaxLoss):
             raise ValueError(f"columns is {columns!r}, expected 'foreground' or 'all'.")
         if beta not in ("none", "min"):
             raise ValueError(f"beta is {beta!r}, expected 'none' or 'min'.")
-        if not 0 < momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected a value in (0, 1].")
+        check_number("momentum", momentum, "(0, 1]")
         self.columns = columns
         self.beta = beta
         self.momentum = momentum

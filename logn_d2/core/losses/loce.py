@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SoftmaxLoss, is_foreground
+from .base import SoftmaxLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -51,8 +51,9 @@ class EquilibriumLoss(SoftmaxLoss):
         initial_score: float = 0.01,
     ) -> None:
         super().__init__(num_classes)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}, expected a value in [0, 1).")
+        check_number("momentum", momentum, "[0, 1)")
+        check_number("background_score", background_score, "(0, 1]")  # their logarithms are taken
+        check_number("initial_score", initial_score, "(0, 1]")
         self.momentum = momentum
         scores = torch.full((num_classes + 1,), initial_score, dtype=torch.float64)
         scores[-1] = background_score

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import SoftmaxLoss, wide
+from .base import SoftmaxLoss, check_number
 from .registry import LOSS_REGISTRY
 
 __all__ = ["LogitNorm"]
@@ -32,7 +32,7 @@ class LogitNorm(SoftmaxLoss):
             the length of raw logits is arbitrary.
 
     Raises:
-        ValueError: another word, or tau is not positive.
+        ValueError: another word, or a value outside its range.
 
     Example:
         >>> import torch
@@ -53,8 +53,8 @@ class LogitNorm(SoftmaxLoss):
         super().__init__(num_classes)
         if test_scores not in ("normalized", "raw"):
             raise ValueError(f"test_scores is {test_scores!r}, expected 'normalized' or 'raw'.")
-        if tau <= 0:
-            raise ValueError(f"tau is {tau}, expected a positive number.")
+        check_number("tau", tau, "(0, inf)")
+        check_number("eps", eps, "(0, inf)")
         self.tau = tau
         self.eps = eps
         self.test_scores = test_scores
@@ -63,11 +63,11 @@ class LogitNorm(SoftmaxLoss):
         """(R, K + 1) logits of length 1 / tau."""
         return logits / (self.tau * (logits.norm(dim=-1, keepdim=True) + self.eps))
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1) softmax of the normalised or of the raw logits."""
         if self.test_scores == "raw":
             return F.softmax(logits, dim=-1)
-        return F.softmax(self.training_logits(wide(logits)), dim=-1).to(logits.dtype)
+        return F.softmax(self.training_logits(logits), dim=-1)
 
     def _calibration_obstacle(self) -> str:
         if self.test_scores == "raw":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ClassificationLoss, is_foreground
+from .base import ClassificationLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -52,6 +52,9 @@ class SeesawLoss(ClassificationLoss):
         self, num_classes: int, *, p: float = 0.8, q: float = 2.0, eps: float = 0.01
     ) -> None:
         super().__init__(num_classes)
+        check_number("p", p, "[0, inf)")
+        check_number("q", q, "[0, inf)")
+        check_number("eps", eps, "(0, 1]")
         self.p = p
         self.q = q
         self.eps = eps
@@ -62,7 +65,7 @@ class SeesawLoss(ClassificationLoss):
         """K + 2."""
         return self.num_classes + 2
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1): ``softmax(z)_c P(foreground)``, and ``P(background)``."""
         classes, objectness = self._split(logits)
         foreground, background = objectness.softmax(dim=-1).split(1, dim=-1)

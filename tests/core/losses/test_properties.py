@@ -121,8 +121,10 @@ def test_autocast_computes_in_float32(text, dtype):
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(narrow.requires_grad_(), targets, objects)
-    assert value.dtype == torch.float32
+        scores = loss.scores(narrow)
+    assert value.dtype == scores.dtype == torch.float32
     assert value.item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(scores, loss.scores(narrow.float()), rtol=0, atol=0)
     value.backward()
     assert narrow.grad.isfinite().all()
 
@@ -190,6 +192,16 @@ def test_counts_are_asked_for_when_they_are_needed(name):
         build_loss(name, 4, COUNTS)
 
 
+def test_groups_follow_the_counts_that_are_loaded():
+    loss, other = make("bags"), make("bags")
+    step = batch(loss, 8)
+    loss(*step)
+    other.counts.instance_count[:] = torch.tensor([8, 5000, 200])
+    loss.load_state_dict(other.state_dict())
+    assert [group.tolist() for group in loss.groups()] == [[0], [], [2], [1]]
+    assert torch.equal(loss.scores(step[0]), other.scores(step[0]))
+
+
 def test_sums_of_gradients_that_cancel_stay_exact():
     # A million steps of a class that is not there: float32 would stand still at 2 ** 24 parts.
     loss = make("eql_v2")
@@ -214,6 +226,24 @@ def test_unknown_names_and_options_list_the_known_ones():
     ("text", "message"),
     [
         ("focal(gamma=-1)", "gamma is -1"),
+        ("focal(gamma=abc)", "gamma is 'abc', expected a number"),
+        ("focal(alpha=1.5)", "alpha is 1.5"),
+        ("focal(unused_column=no)", "True or False"),
+        ("loce(background_score=0)", "background_score is 0"),
+        ("loce(initial_score=2)", "initial_score is 2"),
+        ("bags(others_ratio=-1)", "others_ratio is -1"),
+        ("bags(edges=10)", "edges are 10"),
+        ("bags(edges=[10, x])", "edges is 'x'|Can't read"),
+        ("seesaw(eps=0)", "eps is 0"),
+        ("seesaw(p=abc)", "p is 'abc'"),
+        ("seesaw(q=True)", "q is True"),
+        ("eql(threshold=foo)", "threshold is 'foo'"),
+        ("eql(threshold=1e999)", "threshold is inf"),
+        ("eql_v2(gamma=none)", "gamma is 'none'"),
+        ("federated(classes=x)", "classes is 'x', expected a whole number"),
+        ("federated(classes=1.5)", "classes is 1.5"),
+        ("balanced_softmax(count=foo)", "'image' or 'instance'"),
+        ("balanced_softmax(tau=1e999)", "tau is inf"),
         ("focal(divide_by=classes)", "'rois' or 'positives'"),
         ("eql(prior=1)", "prior is 1"),
         ("eql_v2(prior=0)", "prior is 0"),
