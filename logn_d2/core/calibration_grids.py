@@ -14,7 +14,9 @@ __all__ = ["MAX_GRID", "expand_grid"]
 MAX_GRID = 1000
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\s*:\s*({_NUMBER})\s*:\s*({_NUMBER})")
+_QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'"
+# What is quoted is found first, so that no range is seen in it.
+_RANGE = re.compile(rf"{_QUOTED}|({_NUMBER})\s*:\s*({_NUMBER})\s*:\s*({_NUMBER})")
 
 
 def expand_grid(text: str) -> tuple[str, ...]:
@@ -69,7 +71,9 @@ def _expanded(spelled: str, text: str) -> Iterator[str]:
 
 
 def _listed(match: re.Match[str]) -> str:
-    """The range as a list."""
+    """The range as a list; quoted text as it is."""
+    if match[1] is None:
+        return match[0]
     start, stop, step = map(Decimal, match.groups())  # 0.2 + 0.4 is 0.6 here
     if step == 0 or (stop - start) / step < 0:
         raise ValueError(

@@ -238,12 +238,12 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
         ('logn', {'beta': 'mean', 'std_power': 2})
     """
     grid = expand_grid(text)
-    if grid != (text,):
+    if len(grid) > 1:
         raise ValueError(
             f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
             f"{grid[0]}. A sweep (tools/sweep_calibrations.py) compares all of a grid."
         )
-    name, options = parse_call(text, "calibration", "norcal(gamma=0.6)")
+    name, options = parse_call(grid[0], "calibration", "norcal(gamma=0.6)")
     CALIBRATION_REGISTRY.get(name)
     return name, options
 

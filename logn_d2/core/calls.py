@@ -35,7 +35,7 @@ def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]
         if isinstance(node, ast.Call):
             return _name_and_options(node)
         raise ValueError("neither a name nor a call")
-    except (SyntaxError, ValueError):
+    except (RecursionError, SyntaxError, TypeError, ValueError):
         raise ValueError(
             f"Can't read the {kind} {text!r}. Write a name or a call with keywords, for example "
             f"{example}."

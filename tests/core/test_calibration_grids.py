@@ -10,7 +10,17 @@ from logn_d2.core.calibration_grids import MAX_GRID
 
 @pytest.mark.parametrize(
     "text",
-    ["logn", " logn ", "norcal(gamma=0.6)", "logn(beta=mean)", "norcal(gamma=", "[1, 2]", ""],
+    [
+        "logn",
+        " logn ",
+        "norcal(gamma=0.6)",
+        "logn(beta=mean)",
+        "norcal(gamma=",
+        "[1, 2]",
+        "",
+        "lws(checkpoint='a/1:10:-2/m.pth')",
+        'lws(checkpoint="b\'1:2:1")',
+    ],
 )
 def test_a_text_without_list_or_range_is_as_it_was(text):
     assert expand_grid(text) == (text,)
@@ -34,6 +44,15 @@ def test_lists_and_ranges_give_their_values_exactly(values, expected):
     assert [parse_calibration(text) for text in texts] == [
         ("norcal", {"gamma": value}) for value in expected
     ]
+
+
+def test_a_list_of_one_value_is_one_calibration():
+    assert parse_calibration("norcal(gamma=[0.5])") == ("norcal", {"gamma": 0.5})
+
+
+def test_a_range_beside_quoted_text_is_a_grid():
+    found = expand_grid("lws(checkpoint='1:2:1', tau=1:2:1)")
+    assert found == ("lws(checkpoint='1:2:1', tau=1)", "lws(checkpoint='1:2:1', tau=2)")
 
 
 def test_several_lists_are_multiplied_and_the_first_varies_slowest():

@@ -55,6 +55,7 @@ def test_names_and_calls_are_read(text, name, options):
         "core.logn", "logn()()", "logn(**options)", "logn(beta=open('x'))", "[logn]", "0",
         "groups(rare=logn(1))", "groups(rare=open('x').read())",
         "logn\n2", "logn(beta=x.y)", "norcal(gamma=0.6", "logn(beta=1, beta=2)",
+        "norcal(gamma={[1]: 2})",
     ],
 )  # fmt: skip
 def test_other_texts_are_errors_that_show_the_form(text):
@@ -81,7 +82,7 @@ def test_every_known_name_can_be_built(tmp_path):
     weight = torch.ones(4, 2)
     inputs = CalibrationInputs(3, make_stage(), COUNTS, classifier=lambda: (weight, None))
     path = tmp_path / "lws.pth"
-    torch.save({"model": {"cls_score.gain": torch.ones(4)}}, path)
+    torch.save({"model": {"cls_score.class_scale": torch.ones(4)}}, path)
     needed = {"norcal": "gamma=0.6", "class_balanced": "gamma=0.9", "temperature": "temperature=2"}
     needed["groups"], needed["lws"] = "rare=logn", f"checkpoint={str(path)!r}"
     for name in CALIBRATION_REGISTRY:
