@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,8 +17,9 @@ from .affine import AffineCalibration, Background, foreground_columns
 
 __all__ = ["SCALE_KEY", "learned_scales", "lws"]
 
-# The classifier's factor for each column, in a detector's state dict.
-SCALE_KEY = "cls_score.gain"
+# The classifier's learnt factor for each column, in a detector's state dict. Not its "gain", which
+# a folded calibration has left there.
+SCALE_KEY = "cls_score.class_scale"
 
 
 def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
@@ -37,13 +40,22 @@ def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
         >>> learned_scales("output/lws/model_final.pth")[0].shape  # doctest: +SKIP
         torch.Size([1204])
     """
+    path = os.path.abspath(path)
+    found = os.stat(path)
+    return list(_scales(path, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=8)  # each stage of a cascade asks, and each calibration of a sweep
+def _scales(path: str, changed: int, size: int) -> tuple[Tensor, ...]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: of a large file, only what is looked at is read.
+        mapped = zipfile.is_zipfile(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"The checkpoint {path} can't be read ({error}).") from error
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
     # One predictor, or box_predictor.0 to .2 of a cascade.
-    scales = [state[name] for name in sorted(state) if name.endswith(SCALE_KEY)]
+    scales = tuple(state[name].clone() for name in sorted(state) if name.endswith(SCALE_KEY))
     if not scales:
         raise ValueError(
             f"The checkpoint {path} has no {SCALE_KEY}, which the second stage 'lws' learns. Train "

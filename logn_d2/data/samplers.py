@@ -191,7 +191,7 @@ TRAINING_SAMPLERS: dict[str, Callable[[CfgNode, Sequence[Record]], Sampler]] = {
 
 
 def _classes(record: Record) -> set[int]:
-    return {a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)}
+    return {a["category_id"] for a in record.get("annotations", ()) if not a.get("iscrowd", 0)}
 
 
 def _endless_shuffle(values: Tensor, generator: torch.Generator) -> Iterator[int]:

@@ -17,6 +17,7 @@ from ..core import (
     LogitStatistics,
     StageStatistics,
     build_calibration,
+    build_loss,
     parse_calibration,
 )
 from ..core.calibration_registry import CalibrationInputs
@@ -29,6 +30,7 @@ __all__ = [
     "check_datasets",
     "check_images",
     "check_loss",
+    "check_loss_options",
     "check_output_folder",
     "check_statistics",
     "check_weights",
@@ -129,6 +131,21 @@ def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None
         classifier=lambda: (ones[:, None], ones),
     )
     build_calibration(text, inputs)
+
+
+def check_loss_options(text: str, num_classes: int) -> None:
+    """Checks that a loss exists, and has the options that are given with values that it can take.
+
+    Args:
+        text (str): for example "seesaw(p=0.8)"; "" for Detectron2's own.
+        num_classes (int): K.
+
+    Raises:
+        KeyError: unknown name.
+        ValueError: wrong options or values.
+    """
+    if text:
+        build_loss(text, num_classes)
 
 
 def check_loss(cfg: CfgNode, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from .checks import (
     check_collection_settings,
     check_datasets,
     check_images,
+    check_loss_options,
     check_output_folder,
     check_statistics,
     check_weights,
@@ -59,6 +60,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         )
     text = calibration_name(cfg, node.COLLECT.ENABLED)
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED)
+    check_loss_options(node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     check_collection_settings(cfg)
     check_second_stage(cfg)
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])

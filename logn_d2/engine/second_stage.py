@@ -1,6 +1,5 @@
-"""Second stages of decoupled training: which part of a trained detector is trained on, and how.
+"""Training a second stage: what it needs, what is frozen, and what begins anew.
 
-Kang et al. (ICLR 2020) retrain the classifier alone, from a detector that was trained as usual.
 MODEL.LOGN.SECOND_STAGE names the stage, MODEL.WEIGHTS the checkpoint of the first.
 
 Shapes: K foreground classes, C classifier outputs.
@@ -8,73 +7,34 @@ Shapes: K foreground classes, C classifier outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..modeling import find_box_predictors
+from ..modeling import (
+    LogNCascadeROIHeads,
+    LogNRes5ROIHeads,
+    LogNROIHeads,
+    find_box_predictors,
+)
 from ..modeling.box_predictors import num_classes_of, unwrapped
+from ..modeling.second_stages import SecondStage, get_second_stage
 
 __all__ = [
-    "SECOND_STAGES",
-    "SecondStage",
     "check_second_stage",
     "classifier_state",
     "freeze",
-    "get_second_stage",
+    "loading_all_that_is_frozen",
     "optimizer_config",
     "restore_classifiers",
 ]
 
 
-@dataclass(frozen=True)
-class SecondStage:
-    """One way to train a detector on.
-
-    Attributes:
-        trained (tuple[str, ...]): parts of the model that are trained, as parts of their
-            parameters' names; everything else is frozen.
-        renewed (bool): whether the classifier begins anew.
-        scales (bool): whether all that is trained are factors of the foreground classes.
-    """
-
-    trained: tuple[str, ...]
-    renewed: bool = False
-    scales: bool = False
-
-    def trains(self, name: str) -> bool:
-        """Whether a parameter or module with this name is trained."""
-        return any(f".{part}." in f".{name}." for part in self.trained)
-
-
-SECOND_STAGES: Mapping[str, SecondStage] = {
-    # Kang et al. 2020; as BAGS, with its loss.
-    "crt": SecondStage(("cls_score",), renewed=True),
-    # As the second stage of balanced softmax for detectors.
-    "classifier": SecondStage(("cls_score",)),
-    # Kang et al. 2020; on the weights, as in EQL v2's repository.
-    "lws": SecondStage(("cls_score.gain",), scales=True),
-    # As LOCE.
-    "heads": SecondStage(("cls_score", "bbox_pred", "proposal_generator", "mask_head")),
-}
-"""Value of MODEL.LOGN.SECOND_STAGE -> what it means."""
-
-
-def get_second_stage(name: str) -> SecondStage | None:
-    """The second stage with this name; None for "".
-
-    Raises:
-        KeyError: unknown name; the message lists the known ones.
-    """
-    if name and name not in SECOND_STAGES:
-        known = ", ".join(SECOND_STAGES)
-        raise KeyError(
-            f"Unknown MODEL.LOGN.SECOND_STAGE '{name}'. Known: {known}, and '' for none."
-        )
-    return SECOND_STAGES.get(name)
+_HEADS = (LogNROIHeads, LogNRes5ROIHeads, LogNCascadeROIHeads)
 
 
 def check_second_stage(cfg: CfgNode) -> None:
@@ -93,11 +53,11 @@ def check_second_stage(cfg: CfgNode) -> None:
             f"MODEL.LOGN.SECOND_STAGE is {name}, but MODEL.WEIGHTS is empty. Name the checkpoint "
             "of the first stage, for example output/FIRST/model_final.pth."
         )
-    if stage.scales and not cfg.MODEL.ROI_HEADS.NAME.startswith("LogN"):
+    if stage.scales and not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), _HEADS):
         raise ValueError(
             f"MODEL.LOGN.SECOND_STAGE lws needs our RoI heads, but MODEL.ROI_HEADS.NAME is "
             f"{cfg.MODEL.ROI_HEADS.NAME}. Set LogNROIHeads, LogNCascadeROIHeads or "
-            "LogNRes5ROIHeads; the weights stay the same."
+            "LogNRes5ROIHeads, or a subclass of them; the weights stay the same."
         )
 
 
@@ -125,6 +85,37 @@ def freeze(model: nn.Module, stage: SecondStage) -> None:
     if stage.scales:
         for predictor in find_box_predictors(model):
             _fix_others(predictor)
+
+
+@contextmanager
+def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
+    """Checks that what is loaded meanwhile has every frozen parameter.
+
+    A frozen parameter that the weights lack would stay at its random initial value for good, as all
+    heads would with weights that are a backbone's alone.
+
+    Args:
+        model (nn.Module): after `freeze`, distributed or not.
+
+    Raises:
+        ValueError: some were not loaded.
+    """
+    frozen = {
+        name: parameter.detach()
+        for name, parameter in unwrapped(model).named_parameters()
+        if not parameter.requires_grad
+    }
+    # Detectron2 says in its log alone what it did not find.
+    for parameter in frozen.values():
+        parameter.fill_(torch.nan)
+    yield
+    missing = [name for name, parameter in frozen.items() if parameter.isnan().all()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(frozen)} parameters that this second stage does not train are "
+            f"not in MODEL.WEIGHTS, or of another shape there: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. Give the first stage's model_final.pth."
+        )
 
 
 def optimizer_config(cfg: CfgNode) -> CfgNode:
@@ -159,6 +150,9 @@ def classifier_state(model: nn.Module) -> list[dict[str, Tensor]]:
 def restore_classifiers(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> None:
     """Gives the classifiers these weights; all else stays as it is."""
     for layer, state in zip(_classifiers(model), states):
+        for name, _ in list(layer.named_buffers()):
+            if name not in state:  # a folded gain, which a checkpoint has brought along
+                setattr(layer, name, None)
         layer.load_state_dict(state)
 
 
@@ -172,6 +166,6 @@ def _in_evaluation_mode(module: nn.Module, args: tuple) -> None:
 
 def _fix_others(predictor: nn.Module) -> None:
     """Only the K foreground classes' factors learn."""
-    gain, num_classes = predictor.cls_score.gain, num_classes_of(predictor)
-    learns = torch.arange(len(gain)) < num_classes
-    gain.register_hook(lambda gradient: gradient * learns.to(gradient.device))
+    scale, num_classes = predictor.cls_score.class_scale, num_classes_of(predictor)
+    learns = torch.arange(len(scale)) < num_classes
+    scale.register_hook(lambda gradient: gradient * learns.to(gradient.device))

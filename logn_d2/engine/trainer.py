@@ -20,12 +20,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..core import LogitStatistics
+from ..core.losses.counts import CountBuffers
 from ..data import check_same_classes
 from ..data.loader import training_images
-from ..data.samplers import TRAINING_SAMPLERS, build_training_sampler
+from ..data.samplers import build_training_sampler
 from ..evaluation import COCOFormEvaluator, LVISFormEvaluator, training_groups
 from ..modeling.box_predictors import unwrapped
 from ..modeling.build import TrainingClassCounts
+from ..modeling.second_stages import get_second_stage
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
 from .evaluation import (
@@ -42,7 +44,7 @@ from .hooks import StatisticsHook
 from .second_stage import (
     classifier_state,
     freeze,
-    get_second_stage,
+    loading_all_that_is_frozen,
     optimizer_config,
     restore_classifiers,
 )
@@ -103,8 +105,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         """Detectron2's loader, with our samplers too (see `logn_d2.data.samplers`)."""
-        if cfg.DATALOADER.SAMPLER_TRAIN not in TRAINING_SAMPLERS:
-            return super().build_train_loader(cfg)
         images = training_images(cfg)
         sampler = build_training_sampler(cfg, images)
         return build_detection_train_loader(cfg, dataset=images, sampler=sampler)
@@ -131,7 +131,13 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; the passes at the end resume as well."""
+        """As Detectron2's; the passes at the end resume as well.
+
+        A training that starts anew counts its own training set, whatever the weights come from.
+
+        Raises:
+            ValueError: the weights of a second stage lack what it does not train.
+        """
         self._resume = resume
         if not resume and self.checkpointer.has_checkpoint():
             logger.warning(
@@ -139,14 +145,25 @@ class Trainer(DefaultTrainer):
                 "the earlier one, add --resume.",
                 self.cfg.OUTPUT_DIR,
             )
-        goes_on = resume and self.checkpointer.has_checkpoint()
-        stage = get_second_stage(self.cfg.MODEL.LOGN.SECOND_STAGE)
-        if stage is None or not stage.renewed or goes_on:
+        if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume)
             return
+        self._load_first_stage()
+        for module in self.model.modules():
+            if isinstance(module, CountBuffers):
+                module.forget()
+
+    def _load_first_stage(self) -> None:
+        """Loads MODEL.WEIGHTS, for a training that starts anew."""
+        stage = get_second_stage(self.cfg.MODEL.LOGN.SECOND_STAGE)
+        if stage is None:
+            super().resume_or_load(resume=False)
+            return
         fresh = classifier_state(self.model)
-        super().resume_or_load(resume)
-        restore_classifiers(self.model, fresh)
+        with loading_all_that_is_frozen(self.model):
+            super().resume_or_load(resume=False)
+        if stage.renewed:
+            restore_classifiers(self.model, fresh)
 
     def after_train(self) -> None:
         """As Detectron2's, which counts one iteration too many for a training that was finished."""

@@ -111,10 +111,10 @@ def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor
                 f"{type(predictor).__name__} has no layer with one output for each class and the "
                 "background. Choose another calibration."
             )
-        weight, gain = layer.weight, getattr(layer, "gain", None)
+        weight, factors = layer.weight, getattr(layer, "factors", None)
         if isinstance(layer, CosineLinear):
             weight = F.normalize(weight)
-        return weight if gain is None else weight * gain[:, None], layer.bias
+        return weight if factors is None else weight * factors[:, None], layer.bias
 
     return read
 
@@ -127,9 +127,9 @@ def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
     layer = _classifier_layer(predictor)
     if layer is None:
         return None
-    weight, gain = layer.weight.detach(), getattr(layer, "gain", None)
-    if gain is not None:
-        weight = weight * gain.detach()[:, None]
+    weight, factors = layer.weight.detach(), getattr(layer, "factors", None)
+    if factors is not None:
+        weight = weight * factors.detach()[:, None]
     return classifier_fingerprint(weight, getattr(layer, "bias", None))
 
 

@@ -1,7 +1,7 @@
 """One factor for each class on a classifier's weights: what learnable weight scaling learns.
 
-A cosine classifier has a place for such factors already, its ``gain``. A linear one becomes a
-`ScaledLinear`, which has the same name for them in the state dict.
+They are called ``class_scale`` in the state dict. A cosine classifier has a place for them; a
+linear one becomes a `ScaledLinear`.
 
 Shapes: R RoIs, D feature channels, C logit columns.
 """
@@ -18,7 +18,7 @@ __all__ = ["ScaledLinear", "add_class_scales", "merge_class_scales"]
 
 
 class ScaledLinear(nn.Linear):
-    """``z_c = gain_c w_c x + b_c``.
+    """``z_c = s_c w_c x + b_c``.
 
     Args:
         in_features (int): D.
@@ -28,18 +28,23 @@ class ScaledLinear(nn.Linear):
     Example:
         >>> layer = ScaledLinear(2, 1)
         >>> plain = layer(torch.ones(1, 2)) - layer.bias
-        >>> _ = layer.gain.data.fill_(3.0)
+        >>> _ = layer.class_scale.data.fill_(3.0)
         >>> torch.allclose(layer(torch.ones(1, 2)), 3 * plain + layer.bias)
         True
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self.gain = nn.Parameter(torch.ones(out_features))
+        self.class_scale = nn.Parameter(torch.ones(out_features))
+
+    @property
+    def factors(self) -> Tensor:
+        """(C,) what each column's weights are multiplied by."""
+        return self.class_scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, D) features to (R, C) logits."""
-        return F.linear(x, self.weight * self.gain[:, None], self.bias)
+        return F.linear(x, self.weight * self.class_scale[:, None], self.bias)
 
 
 def add_class_scales(predictor: nn.Module) -> None:
@@ -55,9 +60,8 @@ def add_class_scales(predictor: nn.Module) -> None:
     if isinstance(layer, ScaledLinear):
         return
     if isinstance(layer, CosineLinear):
-        gain = torch.ones_like(layer.weight[:, 0]) if layer.gain is None else layer.gain
-        layer._buffers.pop("gain", None)
-        layer.gain = nn.Parameter(gain.detach().clone())
+        if layer.class_scale is None:
+            layer.class_scale = nn.Parameter(torch.ones_like(layer.weight[:, 0]))
         return
     if type(layer) is not nn.Linear:
         raise ValueError(
@@ -71,15 +75,19 @@ def add_class_scales(predictor: nn.Module) -> None:
 
 @torch.no_grad()
 def merge_class_scales(predictor: nn.Module) -> None:
-    """Multiplies the factors of a `ScaledLinear` into its weights: it is a plain Linear again.
+    """Multiplies learnt factors into what the classifier has without them.
+
+    A `ScaledLinear` is a plain Linear again, with other weights; a `CosineLinear` has another gain.
 
     Args:
         predictor (nn.Module): changed in place; predictors with other classifiers stay as they are.
     """
     layer = getattr(predictor, "cls_score", None)
+    if isinstance(layer, CosineLinear) and layer.class_scale is not None:
+        layer.gain, layer.class_scale = layer.factors.detach(), None
     if not isinstance(layer, ScaledLinear):
         return
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    linear.weight = nn.Parameter(layer.weight * layer.gain[:, None])
+    linear.weight = nn.Parameter(layer.weight * layer.class_scale[:, None])
     linear.bias = layer.bias
     predictor.cls_score = linear.train(layer.training)

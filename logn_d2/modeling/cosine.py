@@ -50,6 +50,7 @@ class CosineLinear(nn.Linear):
     """
 
     gain: Tensor | None
+    class_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class CosineLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.temperature = temperature
         self.register_buffer("gain", gain)
+        self.register_parameter("class_scale", None)
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +72,17 @@ class CosineLinear(nn.Linear):
         # Squares of half-precision features overflow, and autocast would cast the result back.
         with torch.autocast(x.device.type, enabled=False):
             weight = _normalized(self.weight)
-            if self.gain is not None:
-                weight = weight * self.gain[:, None]
+            factors = self.factors
+            if factors is not None:
+                weight = weight * factors[:, None]
             return F.linear(_normalized(x, dim=-1) * self.temperature, weight, _wide(self.bias))
+
+    @property
+    def factors(self) -> Tensor | None:
+        """(C,) what each column's weights are multiplied by; None for 1."""
+        if self.gain is None or self.class_scale is None:
+            return self.class_scale if self.gain is None else self.gain
+        return self.gain * self.class_scale
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}"

@@ -204,16 +204,17 @@ def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tenso
     if isinstance(layer, CosineLinear):
         # The layer multiplies by its own temperature; its gain holds scales alone.
         gain, bias = fold_cosine(1.0, layer.bias, calibration, layer.out_features)
-        if layer.gain is not None:
-            gain = (gain.double() * layer.gain.double()).to(gain.dtype)
+        if layer.factors is not None:
+            gain = (gain.double() * layer.factors.double()).to(gain.dtype)
         folded = {"gain": gain.to(layer.weight.device), "bias": bias.to(layer.weight.device)}
+        scaled = layer.class_scale is not None
     else:
         scaled = isinstance(layer, ScaledLinear)
-        weight = layer.weight * layer.gain[:, None] if scaled else layer.weight
+        weight = layer.weight * layer.class_scale[:, None] if scaled else layer.weight
         weight, bias = fold_linear(weight, layer.bias, calibration)
         folded = {"weight": weight, "bias": bias}
-        if scaled:
-            folded["gain"] = torch.ones_like(layer.gain)
+    if scaled:
+        folded["class_scale"] = torch.ones_like(layer.class_scale)
     if not all(tensor.isfinite().all() for tensor in folded.values()):
         raise ValueError(
             f"Folding '{calibration.name}' gives weights that are not finite in "
@@ -236,8 +237,12 @@ def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
 def _release_loss(predictor: nn.Module) -> None:
     """Removes a loss that has done its work: one whose scores are those of plain Detectron2."""
     loss = getattr(predictor, "loss", None)
-    if isinstance(loss, SoftmaxLoss) and type(loss).scores is SoftmaxLoss.scores:
+    if isinstance(loss, SoftmaxLoss) and _scores_as_softmax(type(loss)):
         predictor.loss = None
+
+
+def _scores_as_softmax(kind: type[SoftmaxLoss]) -> bool:
+    return (kind.scores, kind.probabilities) == (SoftmaxLoss.scores, SoftmaxLoss.probabilities)
 
 
 def _is_ours(module: nn.Module) -> bool:

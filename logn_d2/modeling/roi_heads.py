@@ -28,6 +28,7 @@ from .box_predictors import classifier_reader, predictor_fingerprint
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .class_scales import add_class_scales
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
+from .second_stages import get_second_stage
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
 
@@ -144,6 +145,7 @@ def _replacements(
         cfg, len(predictors), [weights] * len(predictors)
     )
     counts, replacements = TrainingClassCounts(cfg), []
+    second_stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
     # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
     # that come after it, and with them what a seed stands for.
     with torch.random.fork_rng(devices=[]):
@@ -161,7 +163,7 @@ def _replacements(
                 replacement.weights_check = _FromWeights(
                     calibration.name, statistics, counts, stage
                 )
-            if cfg.MODEL.LOGN.SECOND_STAGE == "lws":
+            if second_stage is not None and second_stage.scales:
                 add_class_scales(replacement)
             replacements.append(replacement)
     return replacements

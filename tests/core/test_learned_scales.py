@@ -72,7 +72,7 @@ def test_weights_are_read_only_when_they_are_needed():
 
 
 def test_lws_by_name_reads_its_stage(tmp_path):
-    names = [f"roi_heads.box_predictor.{stage}.cls_score.gain" for stage in range(2)]
+    names = [f"roi_heads.box_predictor.{stage}.cls_score.class_scale" for stage in range(2)]
     path = checkpoint(tmp_path / "a.pth", **{names[1]: SCALE, names[0]: torch.ones(4)})
     first, second = stage_calibrations(
         f"lws(checkpoint={path!r})",
@@ -85,17 +85,33 @@ def test_lws_by_name_reads_its_stage(tmp_path):
 
 
 def test_scales_of_another_head_are_refused(tmp_path):
-    path = checkpoint(tmp_path / "a.pth", **{"cls_score.gain": torch.ones(6)})
+    path = checkpoint(tmp_path / "a.pth", **{"cls_score.class_scale": torch.ones(6)})
     with pytest.raises(ValueError, match=r"scales of \[6\] columns.*head with 4"):
         build_calibration(f"lws(checkpoint={path!r})", inputs())
-    path = checkpoint(tmp_path / "b.pth", **{"cls_score.gain": torch.ones(4)})
+    path = checkpoint(tmp_path / "b.pth", **{"cls_score.class_scale": torch.ones(4)})
     with pytest.raises(ValueError, match="this is stage 1"):
         build_calibration(f"lws(checkpoint={path!r})", inputs(stage_index=1))
 
 
+def test_checkpoint_is_read_anew_only_when_it_has_changed(tmp_path, monkeypatch):
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: reads.append(args) or load(*args, **kw))
+    path = checkpoint(tmp_path / "a.pth", **{"cls_score.class_scale": SCALE})
+    first, again = learned_scales(path), learned_scales(path)
+    assert torch.equal(first[0], SCALE) and torch.equal(again[0], SCALE) and len(reads) == 1
+    checkpoint(tmp_path / "a.pth", **{"cls_score.class_scale": torch.ones(7)})
+    assert torch.equal(learned_scales(path)[0], torch.ones(7)) and len(reads) == 2
+
+
+def test_gain_of_a_folded_calibration_is_not_learnt(tmp_path):
+    path = checkpoint(tmp_path / "a.pth", **{"cls_score.gain": SCALE})
+    with pytest.raises(ValueError, match=r"has no cls_score\.class_scale"):
+        learned_scales(path)
+
+
 def test_checkpoint_without_scales_is_named(tmp_path):
     path = checkpoint(tmp_path / "a.pth", **{"cls_score.weight": WEIGHT})
-    with pytest.raises(ValueError, match=r"a\.pth has no cls_score\.gain"):
+    with pytest.raises(ValueError, match=r"a\.pth has no cls_score\.class_scale"):
         learned_scales(path)
     with pytest.raises(FileNotFoundError):
         learned_scales(tmp_path / "none.pth")

@@ -48,6 +48,11 @@ def test_repeat_factors_are_those_of_the_paper():
     torch.testing.assert_close(repeat_factors(config(CEIL), records()), expected)
 
 
+def test_records_without_annotations_are_of_no_class():
+    found = repetitions(config(AWARE), [*records(), {"file_name": "a.png"}])
+    assert found[-1] == 0
+
+
 def test_ceil_copies_are_those_of_mmdetection():
     drawn = first(build_training_sampler(config(CEIL), records()), 10)
     assert Counter(drawn[:5]) == Counter(drawn[5:]) == {0: 1, 1: 2, 2: 1, 3: 1}

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.events import EventStorage
 
 from logn_d2.engine import Trainer
-from logn_d2.engine.second_stage import SECOND_STAGES, check_second_stage, get_second_stage
+from logn_d2.engine.second_stage import check_second_stage
+from logn_d2.modeling import LogNROIHeads
+from logn_d2.modeling.second_stages import SECOND_STAGES, get_second_stage
 
 ONLY = {
     "crt": {"cls_score"},
     "classifier": {"cls_score"},
-    "lws": {"gain"},
+    "lws": {"class_scale"},
     "heads": {"cls_score", "bbox_pred", "proposal_generator", "mask_head"},
 }
 
@@ -90,9 +93,9 @@ def test_lws_leaves_the_background_scale_alone(classifier, first):
     first.MODEL.LOGN.SECOND_STAGE, first.MODEL.LOGN.CLASSIFIER = "lws", classifier
     first.SOLVER.WEIGHT_DECAY, first.SOLVER.BASE_LR, first.SOLVER.WARMUP_ITERS = 0.1, 1.0, 0
     _, after = trained(first, steps=3)
-    (gain,) = (after[key] for key in after if key.endswith("gain"))
-    assert gain[-1] == 1.0
-    assert (gain[:-1] != 1.0).any()
+    (scale,) = (after[key] for key in after if key.endswith("class_scale"))
+    assert scale[-1] == 1.0
+    assert (scale[:-1] != 1.0).any()
 
 
 def test_frozen_batch_norm_survives_a_return_to_training_mode(first):
@@ -114,6 +117,51 @@ def test_another_loss_has_another_classifier_in_its_second_stage(first):
     (key,) = (key for key in after if key.endswith("cls_score.weight"))
     assert len(after[key]) == 12 + 2 + 4
     assert not torch.equal(before[key], after[key])
+
+
+@pytest.mark.parametrize("name", SECOND_STAGES)
+def test_weights_that_are_not_of_a_first_stage_are_refused(name, first):
+    weights = torch.load(first.MODEL.WEIGHTS, weights_only=True)["model"]
+    backbone = {key: value for key, value in weights.items() if key.startswith("backbone")}
+    torch.save({"model": backbone}, first.MODEL.WEIGHTS)
+    first.MODEL.LOGN.SECOND_STAGE = name
+    trainer = Trainer(first)
+    with pytest.raises(ValueError, match="not in MODEL.WEIGHTS.*Give the first stage's"):
+        trainer.resume_or_load(resume=False)
+
+
+def test_crt_drops_the_gain_of_a_folded_first_stage(first):
+    first.MODEL.LOGN.SECOND_STAGE, first.MODEL.LOGN.CLASSIFIER = "crt", "cosine"
+    weights = torch.load(first.MODEL.WEIGHTS, weights_only=True)["model"]
+    gain = {"roi_heads.box_predictor.cls_score.gain": torch.full((13,), 3.0)}
+    torch.save({"model": {**weights, **gain}}, first.MODEL.WEIGHTS)
+    before, _ = trained(first, steps=0)
+    assert not [key for key in before if key.endswith("gain")]
+
+
+def test_a_new_training_counts_its_own_training_set(first):
+    first.MODEL.LOGN.LOSS = "balanced_softmax(count=instance)"
+    trainer = Trainer(first)
+    counts = trainer.model.roi_heads.box_predictor.loss.counts
+    expected = counts.of("instance").clone()
+    counts.instance_count += 7
+    trainer.checkpointer.save("model_final")
+    first.MODEL.WEIGHTS = f"{first.OUTPUT_DIR}/model_final.pth"
+    for resume, added in ((False, 0), (True, 7)):
+        trainer = Trainer(first)
+        trainer.resume_or_load(resume=resume)
+        found = trainer.model.roi_heads.box_predictor.loss.counts.of("instance")
+        assert torch.equal(found, expected + added)
+
+
+def test_a_subclass_of_our_heads_can_learn_scales(first, monkeypatch):
+    class OwnHeads(LogNROIHeads):
+        pass
+
+    monkeypatch.setattr(ROI_HEADS_REGISTRY, "_obj_map", {**ROI_HEADS_REGISTRY._obj_map})
+    ROI_HEADS_REGISTRY.register(OwnHeads)
+    first.MODEL.LOGN.SECOND_STAGE, first.MODEL.ROI_HEADS.NAME = "lws", "OwnHeads"
+    check_second_stage(first)
 
 
 def test_mistakes_are_found_before_training(first):

@@ -30,9 +30,9 @@ def scaled_model(head="LogNROIHeads", **options):
     """A model whose class scales say something."""
     model = small_model(head, **LWS, **options)
     for predictor in find_box_predictors(model):
-        gain = torch.linspace(0.5, 2.0, len(predictor.cls_score.gain))
+        gain = torch.linspace(0.5, 2.0, len(predictor.cls_score.class_scale))
         gain[-1] = 1.0
-        predictor.cls_score.gain.data.copy_(gain)
+        predictor.cls_score.class_scale.data.copy_(gain)
     return model
 
 
@@ -44,9 +44,9 @@ def assert_close(left, right):
 
 def test_scales_multiply_weights_and_not_the_bias():
     layer = ScaledLinear(3, 4).double()
-    layer.gain.data.copy_(torch.tensor([0.5, 1.0, 2.0, 1.0]))
+    layer.class_scale.data.copy_(torch.tensor([0.5, 1.0, 2.0, 1.0]))
     x = torch.randn(5, 3, dtype=torch.float64)
-    expected = torch.stack([layer.gain[c] * (x @ layer.weight[c]) for c in range(4)], dim=1)
+    expected = torch.stack([layer.class_scale[c] * (x @ layer.weight[c]) for c in range(4)], dim=1)
     torch.testing.assert_close(layer(x), expected + layer.bias)
 
 
@@ -56,7 +56,7 @@ def test_new_scales_change_nothing(head, options):
     plain, scaled = (small_model(head, **options, **stage) for stage in ({}, LWS))
     scaled.load_state_dict(plain.state_dict(), strict=False)
     assert_same(detections(plain, images()), detections(scaled, images()))
-    gains = {name for name, _ in scaled.named_parameters() if name.endswith("gain")}
+    gains = {name for name, _ in scaled.named_parameters() if name.endswith("class_scale")}
     assert set(scaled.state_dict()) - set(plain.state_dict()) == gains
     assert len(gains) == len(find_box_predictors(scaled))
 
@@ -67,7 +67,7 @@ def test_scales_are_the_calibration_lws(head):
     plain = small_model(head)
     plain.load_state_dict(scaled.state_dict(), strict=False)
     for predictor, other in zip(find_box_predictors(plain), find_box_predictors(scaled)):
-        predictor.calibration = lws(other.cls_score.gain, predictor.cls_score.bias)
+        predictor.calibration = lws(other.cls_score.class_scale, predictor.cls_score.bias)
     assert_close(detections(plain, images()), detections(scaled, images()))
 
 
@@ -108,13 +108,14 @@ def test_merging_keeps_outputs_and_fingerprint():
 def test_scales_are_added_once_and_only_to_known_layers():
     predictor = nn.Module()
     predictor.cls_score = ScaledLinear(2, 3)
-    predictor.cls_score.gain.data.fill_(2.0)
+    predictor.cls_score.class_scale.data.fill_(2.0)
     add_class_scales(predictor)
-    assert predictor.cls_score.gain.tolist() == [2.0, 2.0, 2.0]
+    assert predictor.cls_score.class_scale.tolist() == [2.0, 2.0, 2.0]
     predictor.cls_score = CosineLinear(2, 3, gain=torch.tensor([1.0, 2.0, 3.0]))
     add_class_scales(predictor)
-    assert isinstance(predictor.cls_score.gain, nn.Parameter)
-    assert predictor.cls_score.gain.tolist() == [1.0, 2.0, 3.0]
+    assert isinstance(predictor.cls_score.class_scale, nn.Parameter)
+    assert predictor.cls_score.class_scale.tolist() == [1.0, 1.0, 1.0]
+    assert predictor.cls_score.factors.tolist() == [1.0, 2.0, 3.0]
     predictor.cls_score = nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="is a Sequential; the second stage 'lws'"):
         add_class_scales(predictor)
