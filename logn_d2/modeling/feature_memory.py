@@ -66,7 +66,8 @@ class FeatureMemory:
         num_classes (int): K.
         capacity (int): RoIs of a class; older ones are forgotten. In float32, LVIS v1 with 80 RoIs
             of 256 x 7 x 7 fills 4.8 GB.
-        generator (torch.Generator): of the drawing; None for PyTorch's own.
+        generator (torch.Generator): of the drawing and of the jitter of boxes; None for PyTorch's
+            own.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class FeatureMemory:
     ) -> None:
         self._rois: list[deque] = [deque(maxlen=capacity) for _ in range(num_classes)]
         self._capacity = capacity
-        self._generator = generator
+        self.generator = generator
 
     def __len__(self) -> int:
         return sum(map(len, self._rois))
@@ -100,12 +101,12 @@ class FeatureMemory:
             MemorySample: on the CPU, up to classes * samples RoIs; None if there are none.
         """
         weight = 1 / (mean_score.detach().cpu().double() + 1e-7)
-        drawn = torch.multinomial(weight, classes, replacement=True, generator=self._generator)
+        drawn = torch.multinomial(weight, classes, replacement=True, generator=self.generator)
         rois, labels = [], []
         for label in drawn.tolist():
             known = self._rois[label]
             if known:
-                picks = torch.randint(len(known), (samples,), generator=self._generator)
+                picks = torch.randint(len(known), (samples,), generator=self.generator)
                 rois += [known[pick] for pick in picks.tolist()]
                 labels += [label] * samples
         if not rois:
@@ -202,13 +203,14 @@ class LogNMemoryROIHeads(LogNROIHeads):
     def _remember(self, maps: list[Tensor], objects: list[Instances]) -> None:
         boxes, labels, relative = [], [], []
         for each in objects:
-            each = each[each.gt_boxes.nonempty()]
-            around, amounts = each.gt_boxes.tensor, torch.rand(16, 4)
+            kept = each.gt_boxes.nonempty()
+            around, classes = each.gt_boxes.tensor[kept], each.gt_classes[kept]
+            amounts = torch.rand(16, 4, generator=self.memory.generator)
             jittered = jitter_boxes(around, amounts, each.image_size)
             size = (around[:, 2:] - around[:, :2]).repeat(1, 2)
             corner = around[:, :2].repeat(1, 2)
             relative.append(((jittered - corner[:, None]) / size[:, None] * _FRAME).flatten(0, 1))
-            labels.append(each.gt_classes.repeat_interleave(16))
+            labels.append(classes.repeat_interleave(16))
             boxes.append(Boxes(jittered.flatten(0, 1)))
         if sum(map(len, labels)):
             features = self.box_pooler(maps, boxes)
