@@ -205,7 +205,7 @@ def test_mistakes_in_a_group_without_classes_are_found():
         )
 
 
-@pytest.mark.parametrize("text", ["norcal(gamma=0.2:1:0.2)", "norcal(gamma=[0.2])"])
+@pytest.mark.parametrize("text", ["norcal(gamma=0.2:1:0.2)", "norcal(gamma=[0.2, 0.4])"])
 def test_a_grid_is_not_one_calibration(text):
     with pytest.raises(ValueError, match=r"is a grid of \d calibrations.*norcal\(gamma=0.2\)"):
         parse_calibration(text)

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.events import EventStorage
 
-from logn_d2.engine import Trainer
+from logn_d2.engine import Trainer, check_training
 from logn_d2.engine.second_stage import check_second_stage
 from logn_d2.modeling import LogNROIHeads
 from logn_d2.modeling.second_stages import SECOND_STAGES, get_second_stage
@@ -177,3 +177,10 @@ def test_mistakes_are_found_before_training(first):
     first.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         check_second_stage(first)
+
+
+def test_a_loss_with_a_wrong_value_is_found_before_training(first):
+    check_training(first, 1)
+    first.MODEL.LOGN.LOSS = "seesaw(eps=0)"
+    with pytest.raises(ValueError, match="eps is 0"):
+        check_training(first, 1)
