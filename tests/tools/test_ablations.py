@@ -179,7 +179,7 @@ def test_rows_gather_the_statistics_that_they_need_and_no_others(a_run, monkeypa
     asked = []
 
     def gather(cfg, model, path, **options):
-        asked.append(Path(path).name)
+        asked.append((Path(path).name, cfg.MODEL.LOGN.COLLECT.STOP_AT))
         raise StatisticsError("not here")
 
     monkeypatch.setattr("logn_d2.engine.experiments.collect", gather)
@@ -193,12 +193,17 @@ def test_rows_gather_the_statistics_that_they_need_and_no_others(a_run, monkeypa
         "mine": lambda inputs: known["logn"](inputs),
     }
     monkeypatch.setattr(CALIBRATION_REGISTRY, "_entries", {**known, **entries})
-    cfg, output = run_config(a_run), a_run / "out"
+    cfg, output = run_config(a_run, ["MODEL.LOGN.COLLECT.STOP_AT", "0.5"]), a_run / "out"
     assert list(measure(cfg, [Row("a"), Row("b", "like_logn")], output)) == ["a", "b"]
     assert asked == []
-    with pytest.raises(StatisticsError, match="not here"):
-        measure(cfg, [Row("a", "mine", population="proposals")], output)
-    assert asked == ["logn_stats_proposals_exact.safetensors"]
+    for population in ("proposals", "positives"):
+        with pytest.raises(StatisticsError, match="not here"):
+            measure(cfg, [Row("a", "mine", population=population)], output)
+    # Positives have no standard error to stop at.
+    assert asked == [
+        ("logn_stats_proposals_exact.safetensors", 0.5),
+        ("logn_stats_positives_exact.safetensors", 0.0),
+    ]
 
 
 def test_statistics_of_the_training_replace_a_file_that_is_not_usable(a_run, monkeypatch):
