@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -80,6 +82,7 @@ def _cpu_worker(
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
     rank = machine_rank * num_processes + local_rank
+    exit_code: int | str | None = None
     dist.init_process_group("gloo", dist_url, TIMEOUT, world_size, rank)
     try:
         _create_local_group(num_processes)
@@ -87,8 +90,27 @@ def _cpu_worker(
         # on the CPU. This process is ours, so nobody else sees the change.
         defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
         main_func(*args)
+    except SystemExit as stop:
+        exit_code = stop.code
     finally:
         dist.destroy_process_group()
+    if exit_code:
+        _leave_with(exit_code)
+
+
+def _leave_with(exit_code: int | str) -> None:
+    """Ends this process with the exit code of a SystemExit.
+
+    Threads of gloo that are still there can abort an interpreter that takes itself apart, and its
+    exit code would be that of the abort.
+    """
+    if not isinstance(exit_code, int):
+        print(exit_code, file=sys.stderr)
+        exit_code = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _create_local_group(num_processes: int) -> None:
