@@ -27,7 +27,7 @@ def read_readme() -> str:
     return readme.read_text() if readme.is_file() else ""
 
 
-EVALUATION = ["faster-coco-eval>=1.6", "pycocotools>=2.0.2"]
+EVALUATION = ["pycocotools>=2.0.2"]
 PLOTS = ["matplotlib>=3.5"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
@@ -54,6 +54,15 @@ setup(
     extras_require={
         "evaluation": EVALUATION,
         "plots": PLOTS,
-        "dev": [*EVALUATION, *PLOTS, *EXPORT, "hypothesis", "pytest", "ruff", "tidecv"],
+        "dev": [
+            *EVALUATION,
+            *PLOTS,
+            *EXPORT,
+            "faster-coco-eval>=1.6",
+            "hypothesis",
+            "pytest",
+            "ruff",
+            "tidecv",
+        ],
     },
 )
