@@ -7,6 +7,7 @@ with K for background, probabilities in [0, 1].
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "ClassificationLoss",
+    "RoIWiseLoss",
     "SigmoidLoss",
     "SoftmaxLoss",
     "check_number",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 
-class ClassificationLoss(nn.Module):
+class ClassificationLoss(nn.Module, ABC):
     """A training loss of R x C logits, and the scores that go with it at test.
 
     A subclass says how many outputs its classifier has, what each RoI costs and what the scores
@@ -61,9 +63,9 @@ class ClassificationLoss(nn.Module):
         self.num_classes = num_classes
 
     @property
+    @abstractmethod
     def num_outputs(self) -> int:
         """C, the number of outputs that the classifier has."""
-        raise NotImplementedError
 
     def forward(self, logits: Tensor, targets: Tensor, objects: Tensor | None = None) -> Tensor:
         """The loss of a batch, in at least float32, whatever autocast says.
@@ -96,17 +98,13 @@ class ClassificationLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             return self.probabilities(wide(logits))
 
+    @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """(R, K + 1) what `scores` computes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
-        """What `forward` computes: the mean over all R RoIs of `roi_losses`."""
-        return self.roi_losses(logits, targets).sum() / max(len(logits), 1)
-
-    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R,) what each RoI costs, or anything else whose sum, divided by R, is the loss."""
-        raise NotImplementedError
+        """What `forward` computes."""
 
     @property
     def calibratable(self) -> bool:
@@ -139,7 +137,18 @@ class ClassificationLoss(nn.Module):
             )
 
 
-class SoftmaxLoss(ClassificationLoss):
+class RoIWiseLoss(ClassificationLoss):
+    """Each RoI has a cost of its own, and the loss is the mean over all R RoIs."""
+
+    def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
+        return self.roi_losses(logits, targets).sum() / max(len(logits), 1)
+
+    @abstractmethod
+    def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(R,) what each RoI costs, or anything else whose sum, divided by R, is the loss."""
+
+
+class SoftmaxLoss(RoIWiseLoss):
     """K + 1 outputs, background last; scores are their softmax, as in Detectron2.
 
     Example:
@@ -168,7 +177,7 @@ class SoftmaxLoss(ClassificationLoss):
         return ""
 
 
-class SigmoidLoss(ClassificationLoss):
+class SigmoidLoss(RoIWiseLoss):
     """One detector for each class; background is where none responds.
 
     Args:
@@ -179,7 +188,10 @@ class SigmoidLoss(ClassificationLoss):
             False for K outputs, as the methods' own repositories have.
 
     Example:
-        >>> loss = SigmoidLoss(num_classes=1, prior=0.01, unused_column=False)
+        >>> class Plain(SigmoidLoss):
+        ...     def entries(self, logits, positives, targets):
+        ...         return torch.where(positives, -F.logsigmoid(logits), -F.logsigmoid(-logits))
+        >>> loss = Plain(num_classes=1, prior=0.01, unused_column=False)
         >>> loss.num_outputs, loss.scores(torch.zeros(1, 1)).tolist()
         (1, [[0.5, 0.0]])
     """
@@ -208,6 +220,7 @@ class SigmoidLoss(ClassificationLoss):
         positives = one_hot(targets, self.num_classes)
         return self.entries(logits[:, : self.num_classes], positives, targets).sum(dim=1)
 
+    @abstractmethod
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
         """What each RoI costs for each class.
 
@@ -219,7 +232,6 @@ class SigmoidLoss(ClassificationLoss):
         Returns:
             Tensor: (R, K).
         """
-        raise NotImplementedError
 
     def _calibration_obstacle(self) -> str:
         return "" if self.unused_column else "calibrations need K + 1 columns (unused_column=True)"

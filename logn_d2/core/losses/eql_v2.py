@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import ClassificationLoss, check_number, log_odds, one_hot
+from .base import RoIWiseLoss, check_number, log_odds, one_hot
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -21,7 +21,7 @@ EPSILON = 1e-10
 
 
 @LOSS_REGISTRY.register("eql_v2")
-class EqualizationLossV2(ClassificationLoss):
+class EqualizationLossV2(RoIWiseLoss):
     """Sigmoid cross-entropy whose weights keep positive and negative gradients in balance.
 
     With ``g_c`` the ratio of class c's accumulated positive to negative gradients and

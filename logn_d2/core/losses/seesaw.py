@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ClassificationLoss, check_number, is_foreground
+from .base import RoIWiseLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -20,7 +20,7 @@ __all__ = ["SeesawLoss"]
 
 
 @LOSS_REGISTRY.register("seesaw")
-class SeesawLoss(ClassificationLoss):
+class SeesawLoss(RoIWiseLoss):
     """Cross-entropy among classes with weights on the competitors, and foreground against the rest.
 
     The logit of competitor j of the true class i is raised by ``log S_ij``:
