@@ -78,7 +78,7 @@ ROUGHLY = {
     "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
     "demo": {
         "draw": "20 s",
-        "train": "11 min",
+        "train": "13 min",
         "collect": "3 min",
         "evaluate": "90 s",
         "report": "1 min",

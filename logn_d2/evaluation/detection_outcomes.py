@@ -30,7 +30,7 @@ import numpy as np
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import LvisMatches, match_lvis
-from .lvis_matching import MATCHED, box_candidates, mask_candidates, match_and_mark
+from .lvis_matching import MATCHED, box_candidates, mask_candidates, match
 from .lvis_result import group_members
 
 __all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
@@ -160,7 +160,7 @@ def _match(
     )
     keys = matches.image * ground_truth.num_classes + matches.category
     to_find, thresholds = matches.gt_counted[:, :1], np.array([foreground_iou])
-    rows, reached, taken = match_and_mark(*pairs, keys, ~to_find, ground_truth.crowd, thresholds)
+    rows, reached, taken = match(*pairs, keys, ~to_find, ground_truth.crowd, thresholds)
     outcome = np.zeros(len(matches), dtype=np.int8)
     outcome[rows] = reached[:, 0, 0]
     return outcome, taken[:, 0, 0] & to_find[:, 0]

@@ -226,7 +226,7 @@ def match_lvis(
         *(ranked.key, ranked.shapes),
         *(ground_truth.keys(), object_shapes(ground_truth, iou_type), ground_truth.crowd),
     )
-    rows, outcome = match(*pairs, ranked.key, ignored, ground_truth.crowd)
+    rows, outcome, _ = match(*pairs, ranked.key, ignored, ground_truth.crowd)
     return LvisMatches(
         iou_type=iou_type,
         max_dets=max_dets,

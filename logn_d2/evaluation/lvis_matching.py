@@ -30,7 +30,6 @@ __all__ = [
     "mask_areas",
     "mask_candidates",
     "match",
-    "match_and_mark",
 ]
 
 # (A, 2) square pixels: all, small, medium, large. Both ends belong to the range.
@@ -108,7 +107,7 @@ def match(
     gt_ignored: np.ndarray,
     gt_crowd: np.ndarray,
     thresholds: np.ndarray = IOU_THRESHOLDS,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give detections their objects, greedily in the order of their scores.
 
     Args:
@@ -121,24 +120,9 @@ def match(
         thresholds (ndarray): (T,) ascending.
 
     Returns:
-        tuple[ndarray, ndarray]: the M detections with a candidate, ascending; and their
-        (M, A, T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored object).
-    """
-    return match_and_mark(det, gt, iou, det_key, gt_ignored, gt_crowd, thresholds)[:2]
-
-
-def match_and_mark(
-    det: np.ndarray,
-    gt: np.ndarray,
-    iou: np.ndarray,
-    det_key: np.ndarray,
-    gt_ignored: np.ndarray,
-    gt_crowd: np.ndarray,
-    thresholds: np.ndarray = IOU_THRESHOLDS,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Like `match`; the third result tells which objects were found, (G, A, T) bool.
-
-    Crowd regions are never marked.
+        tuple[ndarray, ndarray, ndarray]: the M detections with a candidate, ascending; their
+        (M, A, T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored object); and
+        which objects were found, (G, A, T) bool, never crowd regions.
     """
     first, count = np.unique(det, return_index=True, return_counts=True)[1:]
     candidates = det[first]
