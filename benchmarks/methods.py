@@ -1,8 +1,9 @@
 """Long-tail methods on LT-Glyphs, all with the same budget, sampler by sampler and seed by seed.
 
-Calibrations after training share one training; second stages share their first. Each training ends
-with its evaluation. The table is written whenever a method is done, and after an interruption the
-same command goes on. About three hours on two cores; --iterations 1600 is the demo's training.
+All trainings start from one detector of other characters, as those of the papers start from other
+photographs. Calibrations after training share one training; second stages share their first. Each
+training ends with its evaluation. The table is written whenever a method is done, and after an
+interruption the same command goes on. About three hours on two cores.
 
     python benchmarks/methods.py
     python benchmarks/methods.py --size tiny --iterations 10 --seeds 0 1
@@ -40,14 +41,25 @@ SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
 @dataclass(frozen=True)
 class Size:
-    """A size of LT-Glyphs: its config, and the share of images that a frequent class is in."""
+    """A size of LT-Glyphs.
+
+    Attributes:
+        config (str): of all methods, in configs/.
+        not_frequent (float): share of images that a frequent class is in, at least.
+        pretraining (str): config of what they start from; "" for random weights.
+    """
 
     config: str
     not_frequent: float
+    pretraining: str = ""
 
 
 SIZES = {
-    "demo": Size("glyphs_demo_mask_rcnn_R_18_FPN.yaml", 0.033),
+    "demo": Size(
+        "glyphs_demo_faster_rcnn_R_18_FPN_pretrained.yaml",
+        0.033,
+        "glyphs_pretrain_faster_rcnn_R_18_FPN.yaml",
+    ),
     "tiny": Size("glyphs_tiny_mask_rcnn_R_18_FPN.yaml", 0.3),
 }
 
@@ -117,6 +129,21 @@ class Job:
         return statistics.median(times) * self.cfg.SOLVER.MAX_ITER
 
 
+def pretraining_folder(args: argparse.Namespace) -> Path:
+    """Where the detector is that all methods start from; every sampler and seed has the same."""
+    return args.output / "pretraining"
+
+
+def make_pretraining(args: argparse.Namespace) -> Job:
+    """The training of what all methods start from."""
+    folder = pretraining_folder(args)
+    cfg = load_config(config_file(SIZES[args.size].pretraining))
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    return Job(folder, folder, cfg)
+
+
 def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Job:
     """The training of a method."""
     method, size = METHODS[name], SIZES[args.size]
@@ -132,7 +159,10 @@ def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Jo
         cfg.MODEL.LOGN.LOSS = method.loss.format(share=size.not_frequent)
     cfg.MODEL.MASK_ON = False
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
-    cfg.MODEL.WEIGHTS = str(first / "model_final.pth") if cfg.MODEL.LOGN.SECOND_STAGE else ""
+    if cfg.MODEL.LOGN.SECOND_STAGE:
+        cfg.MODEL.WEIGHTS = str(first / "model_final.pth")
+    elif size.pretraining:
+        cfg.MODEL.WEIGHTS = str(pretraining_folder(args) / "model_final.pth")
     cfg.SOLVER.MAX_ITER = max(1, round(args.iterations * method.length))
     cfg.SOLVER.BASE_LR = rate * method.rate
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.STEPS = "WarmupCosineLR", ()
@@ -255,9 +285,19 @@ class Table:
         return [label, str(len(runs)), *scores, format_spread(times, 2), *(f"{m:+,}" for m in more)]
 
 
+def draw_sets(size: str) -> None:
+    """Draws the data sets that are missing."""
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    for name in [size, "pretrain"] if SIZES[size].pretraining else [size]:
+        draw_glyphs(root, name)
+
+
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Trains what is missing and writes the table after each method."""
     table = Table(args)
+    if SIZES[args.size].pretraining:
+        say("pretraining")
+        train(make_pretraining(args))
     for sampler in args.samplers:
         for seed in args.seeds:
             for name in args.methods:
@@ -294,7 +334,7 @@ def main() -> int:
     try:
         with short_errors():
             args.output.mkdir(parents=True, exist_ok=True)
-            draw_glyphs(os.environ.get("DETECTRON2_DATASETS", "datasets"), args.size)
+            draw_sets(args.size)
             run(args, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)

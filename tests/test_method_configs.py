@@ -85,7 +85,7 @@ def small(name, folder):
 def test_every_row_of_the_paper_has_a_config():
     expected = {f"{method}/{model}" for method in PAPER for model in LVIS}
     assert len(LVIS) == 6 and expected <= set(METHODS)
-    glyphs = [name for name in MODELS if "glyphs_demo" in name]
+    glyphs = [name for name in MODELS if "glyphs_demo_mask" in name]
     assert {f"{method}/{model}" for method in PAPER for model in glyphs} <= set(METHODS)
 
 

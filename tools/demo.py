@@ -35,7 +35,7 @@ from detectron2.utils.logger import setup_logger
 
 from logn_d2.core import LogitStatistics, stage_calibrations
 from logn_d2.data import class_counts, draw_glyphs
-from logn_d2.data.glyphs import SIZES, get_size
+from logn_d2.data.glyphs import get_size
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import Trainer, short_errors
 from logn_d2.engine import collect as collect_statistics
@@ -78,7 +78,7 @@ ROUGHLY = {
     "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
     "demo": {
         "draw": "20 s",
-        "train": "13 min",
+        "train": "11 min",
         "collect": "3 min",
         "evaluate": "90 s",
         "report": "1 min",
@@ -317,7 +317,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=list(SIZES), default="demo", help="default: demo")
+    parser.add_argument("--size", choices=list(ROUGHLY), default="demo", help="default: demo")
     parser.add_argument("--phase", choices=list(PHASES), help="this one only")
     parser.add_argument("--sampler", choices=list(SAMPLERS), default="rfs", help="default: rfs")
     parser.add_argument("--seed", type=int, default=0, help="of the training; default: 0")

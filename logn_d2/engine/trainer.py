@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
@@ -95,6 +96,8 @@ class Trainer(DefaultTrainer):
         stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is not None:
             freeze(model, stage)
+        if cfg.MODEL.DEVICE == "cpu":  # oneDNN's convolutions take a tenth less time so
+            model = model.to(memory_format=torch.channels_last)
         return model
 
     @classmethod

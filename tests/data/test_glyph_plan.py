@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logn_d2.data.glyphs.plan import SPLITS, class_image_counts, image_generator, plan_split
+from logn_d2.data.glyphs.shards import make_shards
 from logn_d2.data.glyphs.sizes import SIZES, get_size, zipf_image_counts
-from logn_d2.data.glyphs.vocabulary import FACES, glyph_bitmap, select_vocabulary
+from logn_d2.data.glyphs.vocabulary import (
+    FACES,
+    _compared_characters,
+    glyph_bitmap,
+    select_vocabulary,
+)
 
 
 def annotated_classes(plan):
@@ -27,7 +33,7 @@ def test_lvis_size_has_the_group_sizes_of_lvis_v1():
     assert (counts.max(), counts.min()) == (1977, 1)
 
 
-@pytest.mark.parametrize("name, expected", [("tiny", [5, 4, 3]), ("demo", [57, 67, 26])])
+@pytest.mark.parametrize("name, expected", [("tiny", [5, 4, 3]), ("demo", [42, 58, 50])])
 def test_group_sizes_are_those_of_the_readme(name, expected):
     assert group_sizes(SIZES[name]) == expected
 
@@ -112,6 +118,24 @@ def test_vocabulary_holds_no_two_characters_that_look_alike():
         assert len(set(select_vocabulary(looser, stricter))) == looser
 
 
+def test_vocabulary_unlike_another_has_no_character_that_resembles_one_of_it():
+    similarity = SIZES["demo"].similarity
+    demo = select_vocabulary(150, similarity)
+    others = select_vocabulary(300, similarity, demo)
+    characters, cosine = _compared_characters()
+    rows, columns = (np.isin(characters, words) for words in (demo, others))
+    assert rows.sum() == 150 and columns.sum() == 300
+    assert cosine[rows][:, columns].max() <= similarity
+
+
+def test_all_classes_of_the_pretraining_size_are_equally_frequent_and_not_of_the_demo(tmp_path):
+    counts = SIZES["pretrain"].train_image_counts()
+    assert set(counts) == {45} and len(counts) == 300
+    pretrain, demo = (make_shards(tmp_path, SIZES[name], 0)[0] for name in ("pretrain", "demo"))
+    assert len(pretrain.characters) == 300
+    assert not set(pretrain.characters) & set(demo.characters)
+
+
 def test_every_character_has_ink_in_every_face():
     for character in select_vocabulary(150, SIZES["demo"].similarity):
         assert all(glyph_bitmap(character, face, 32).any() for face in range(len(FACES)))
@@ -123,7 +147,7 @@ def test_too_strict_a_similarity_says_how_many_characters_remain():
 
 
 def test_unknown_size_names_the_known_ones():
-    with pytest.raises(KeyError, match="tiny, demo, lvis"):
+    with pytest.raises(KeyError, match="tiny, demo, pretrain, lvis"):
         get_size("huge")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from .lvis_form import image_part
 from .plan import SPLITS, ImagePlan, image_generator, plan_split
-from .sizes import GlyphSize
+from .sizes import GlyphSize, get_size
 from .store import PARTS_FOLDER, write_file, write_json
 from .vocabulary import select_vocabulary
 
@@ -80,9 +80,15 @@ class Shard:
         return len(images)
 
 
+def _characters(size: GlyphSize) -> tuple[str, ...]:
+    """The vocabulary of a size, without that of the size that it must be unlike."""
+    others = () if size.unlike is None else _characters(get_size(size.unlike))
+    return select_vocabulary(size.num_classes, size.similarity, others)
+
+
 def make_shards(folder: Path, size: GlyphSize, seed: int) -> list[Shard]:
     """All shards of a set, in the order of splits and images."""
-    characters = select_vocabulary(size.num_classes, size.similarity)
+    characters = _characters(size)
     shards = []
     for split in SPLITS:
         plans = plan_split(size, seed, split)

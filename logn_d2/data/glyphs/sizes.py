@@ -39,6 +39,7 @@ class GlyphSize:
             with few images needs smaller numbers, or no class would ever be frequent.
         similarity (float): two characters whose 16 x 16 drawings have a larger cosine are not
             both in the vocabulary. Lower is easier, and leaves fewer characters.
+        unlike (str or None): name of a size; none of its characters is used, nor one too similar.
         glyph_px (tuple[float, float]): longest side of a glyph before rotation, log-uniform.
         aspect (float): largest stretch of one axis against the other, as a factor >= 1.
         rotation (float): largest rotation to either side.
@@ -72,6 +73,7 @@ class GlyphSize:
     rare_max: int = 10
     common_max: int = 100
     similarity: float = 0.8
+    unlike: str | None = None
     aspect: float = 1.25
     rotation: float = 15.0
     shear: float = 0.2
@@ -169,6 +171,23 @@ def knot_image_counts(num_classes: int, knots: Sequence[tuple[float, float]]) ->
     return np.maximum(np.rint(np.exp(log_count)), 1).astype(np.int64)[::-1].copy()
 
 
+_DEMO = GlyphSize(
+    name="demo",
+    num_classes=150,
+    train_images=3000,
+    val_images=600,
+    image_px=128,
+    glyph_px=(22.0, 52.0),
+    classes_per_image=(3, 6),
+    # LVIS v1's shape in 3,000 images: 42 rare classes, 58 common ones, 50 frequent ones.
+    count_knots=(*LVIS_V1_KNOTS[:-1], (1.0, 400.0)),
+    rotation=12.0,
+    background=30.0,
+    blur=0.6,
+    noise=8.0,
+    occlusion_rate=0.15,
+)
+
 SIZES: dict[str, GlyphSize] = {
     size.name: size
     for size in (
@@ -188,22 +207,15 @@ SIZES: dict[str, GlyphSize] = {
             negatives_per_image=4,
             not_exhaustive_rate=0.1,
         ),
-        GlyphSize(
-            name="demo",
-            num_classes=150,
-            train_images=3000,
-            val_images=600,
-            image_px=128,
-            glyph_px=(22.0, 52.0),
-            classes_per_image=(3, 6),
-            # Chosen by the uncalibrated baseline alone: with repeat factor sampling its box AP of
-            # rare, common and frequent classes is 13.1, 22.3 and 35.0 (R-50 on LVIS v1 in the
-            # paper: 13.5, 22.8, 29.3); see docs/results.md.
-            rotation=12.0,
-            background=30.0,
-            blur=0.6,
-            noise=8.0,
-            occlusion_rate=0.15,
+        _DEMO,
+        # Characters that demo leaves out, all equally often: to start from, as LVIS's detectors
+        # start from other photographs.
+        dataclasses.replace(
+            _DEMO,
+            name="pretrain",
+            num_classes=300,
+            count_knots=((0.0, 45.0), (1.0, 45.0)),
+            unlike="demo",
         ),
         GlyphSize(
             name="lvis",

@@ -114,7 +114,9 @@ def _compared_characters() -> tuple[list[str], np.ndarray]:
 
 
 @functools.lru_cache(maxsize=8)
-def select_vocabulary(num_classes: int, similarity: float) -> tuple[str, ...]:
+def select_vocabulary(
+    num_classes: int, similarity: float, unlike: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """The characters that are the classes; the same for every seed.
 
     In code point order a character is kept unless it looks like one kept before; of the kept
@@ -123,6 +125,7 @@ def select_vocabulary(num_classes: int, similarity: float) -> tuple[str, ...]:
     Args:
         num_classes (int): K.
         similarity (float): largest mean cosine of two classes' 16 x 16 drawings.
+        unlike (tuple[str, ...]): characters that no class may be or look like.
 
     Returns:
         tuple[str, ...]: K characters in code point order.
@@ -131,7 +134,7 @@ def select_vocabulary(num_classes: int, similarity: float) -> tuple[str, ...]:
         ValueError: fewer than K characters differ enough.
     """
     characters, cosine = _compared_characters()
-    excluded = np.zeros(len(characters), dtype=bool)
+    excluded = (cosine[np.isin(characters, unlike)] > similarity).any(axis=0)
     kept = []
     for index in range(len(characters)):
         if not excluded[index]:
