@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 
 from logn_d2.core import CALIBRATION_REGISTRY, StatisticsError
-from logn_d2.engine import Trainer, collect, load_config, statistics_path
+from logn_d2.engine import Trainer, collect, launch, load_config, statistics_path
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.evaluation import SweepPredictions
@@ -87,6 +88,22 @@ def test_tables_share_one_pass_and_a_repetition_needs_none(tool, a_run, capsys, 
     monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", never)
     assert tool.run(tool.parse_args([*names, str(a_run)])) == 0
     assert json.loads((a_run / "ablations" / "ablations.json").read_text()) == numbers
+
+
+def measure_in_a_process(folder: Path, output: Path) -> None:
+    found = measure(run_config(folder), [Row("uncalibrated"), Row("LogN", "logn")], output)
+    (output / f"found{comm.get_rank()}.json").write_text(json.dumps(found))
+
+
+def test_two_processes_measure_what_one_does(a_run, tmp_path):
+    found = []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        output.mkdir()
+        launch(measure_in_a_process, count, device="cpu", args=(a_run, output))
+        found.append(json.loads((output / "found0.json").read_text()))
+    assert found[0] == found[1] and list(found[0]) == ["uncalibrated", "LogN"]
+    assert json.loads((output / "found1.json").read_text()) == {}
 
 
 def test_cascade_ablation_is_left_out_where_there_is_no_cascade(tool, a_run, capsys):
