@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import shlex
 import subprocess
@@ -46,6 +47,8 @@ from logn_d2.report.provenance import commit, machine
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 PLAIN, LOGN = Row("uncalibrated"), Row("LogN", "logn")
 RFS, RANDOM = "RepeatFactorTrainingSampler", "TrainingSampler"
+
+logger = logging.getLogger("logn_d2.ablations")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     known = [*ABLATIONS, "all"]
     args.runs = [Path(each) for each in args.names if each not in known]
     args.names = [each for each in args.names if each in known]
+    for run in args.runs:
+        if not run.is_dir():
+            parser.error(f"'{run}' is neither an ablation ({', '.join(known)}) nor a folder")
     if args.config_file:
         args.runs.append(Path(load_config(args.config_file).OUTPUT_DIR))
     if not args.names or not args.runs:
@@ -252,10 +258,10 @@ def measure_runs(args: argparse.Namespace) -> dict[str, dict[str, list[Metrics]]
         # The same row of several tables is measured once.
         run, row = places
         wanted.setdefault(run, {})[key_of(row)] = replace(row, label=key_of(row))
-    found = {
-        run: measure(run_config(run), list(rows.values()), run / "ablations")
-        for run, rows in wanted.items()
-    }
+    found = {}
+    for index, (run, rows) in enumerate(wanted.items()):
+        logger.info("Run %d of %d, %s: %s.", index + 1, len(wanted), run, ", ".join(rows))
+        found[run] = measure(run_config(run), list(rows.values()), run / "ablations")
     if not comm.is_main_process():
         return {}
     return {

@@ -75,6 +75,7 @@ def test_tables_share_one_pass_and_a_repetition_needs_none(tool, a_run, capsys, 
     names = ("components", "squared_std", "population")
     assert tool.run(tool.parse_args([*names, str(a_run)])) == 0
     text = capsys.readouterr().out
+    assert f"Run 1 of 1, {a_run}: uncalibrated, logn_mean, " in text
     assert [tool.ABLATIONS[name].title in text for name in names] == [True] * 3
     sweeps = [path.name for path in (a_run / "ablations").glob("sweep_*")]
     assert sweeps == ["sweep_probs"]
@@ -177,7 +178,10 @@ def test_folder_without_a_training_is_named(tmp_path):
         run_config(tmp_path)
 
 
-def test_arguments_are_names_and_runs(tool, capsys):
+def test_arguments_are_names_and_runs(tool, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
     args = tool.parse_args(["beta", "a", "components", "b"])
     assert args.names == ["beta", "components"] and args.runs == [Path("a"), Path("b")]
     assert tool.parse_args(["all", "a"]).names == list(tool.ABLATIONS)
@@ -185,6 +189,9 @@ def test_arguments_are_names_and_runs(tool, capsys):
         with pytest.raises(SystemExit):
             tool.parse_args(wrong)
     assert "name an ablation (components," in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.parse_args(["components", "betas", "a"])
+    assert "'betas' is neither an ablation (components, beta," in capsys.readouterr().err
 
 
 def test_labels_of_rows_must_differ(a_run):
