@@ -141,6 +141,9 @@ class LogNMemoryROIHeads(LogNROIHeads):
     Gradients of remembered features reach the box head and predictor alone. At test, and in a
     statistics pass, these are LogNROIHeads.
 
+    The memory fills as training goes. The source fills it first, with up to ``capacity`` RoIs of
+    each class, which also warms up the loss's mean scores.
+
     Args:
         memory (FeatureMemory): where features are kept.
         memory_classes (int): classes drawn for each batch.
