@@ -22,7 +22,7 @@ class ClassCounts:
         image_count (ndarray): (K,) int64, images that contain the class. LVIS's groups, repeat
             factor sampling and NorCal use these.
         instance_count (ndarray): (K,) int64, annotated objects; a far longer tail.
-        num_images (int): images in the set.
+        num_images (int): images in the set that have an object; detectors train on no others.
 
     Raises:
         ValueError: counts of another length than the names.

@@ -51,8 +51,8 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
             ``cfg.DATASETS.TRAIN``, whose counts are added.
 
     Returns:
-        ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds are not
-        counted.
+        ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds, and
+        images without any other object, are not counted.
 
     Raises:
         ValueError: there is no object at all, or the sets have different classes.
@@ -67,30 +67,31 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
     for other in names[1:]:
         check_same_classes(names[0], other)
     class_names = None
-    image_count = instance_count = num_images = 0
+    image_count = instance_count = num_images = num_records = 0
     for name in names:
         records = DatasetCatalog.get(name)
         class_names = tuple(MetadataCatalog.get(name).thing_classes)
-        counts = _count(records, len(class_names))
+        counts, annotated = _count(records, len(class_names))
         _compare_counts(name, counts)
         image_count, instance_count = image_count + counts[0], instance_count + counts[1]
-        num_images += len(records)
+        num_images, num_records = num_images + annotated, num_records + len(records)
     if instance_count.sum() == 0:
         raise ValueError(
-            f"The training set {', '.join(names)} has {num_images} images and no annotated "
+            f"The training set {', '.join(names)} has {num_records} images and no annotated "
             "object; class counts need at least one. Check the json's 'annotations'."
         )
     return ClassCounts(class_names, image_count, instance_count, num_images)
 
 
-def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
-    """Images and objects of each class, int64 (2, K)."""
-    counts = np.zeros((2, num_classes), dtype=np.int64)
+def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.ndarray, int]:
+    """Images and objects of each class, int64 (2, K), and images that have any object."""
+    counts, annotated = np.zeros((2, num_classes), dtype=np.int64), 0
     for record in records:
         classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
         counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
         np.add.at(counts[1], classes, 1)
-    return counts
+        annotated += len(classes) > 0
+    return counts, annotated
 
 
 def _compare_counts(name: str, counts: np.ndarray) -> None:

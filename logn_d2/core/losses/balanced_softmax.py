@@ -69,8 +69,8 @@ class BalancedSigmoid(CountedSigmoidLoss):
     """Balanced softmax for detectors, which is one of sigmoids.
 
     Sigmoid cross-entropy of ``z_c - log((1 - f_c) / f_c)`` for foreground RoIs, and of z itself for
-    background RoIs; f_c is the share of training images that show the class. From the authors'
-    https://github.com/cunjunyu/BalancedMetaSoftmax-InstanceSeg.
+    background RoIs; f_c is the share of the annotated training images that show the class. From the
+    authors' https://github.com/cunjunyu/BalancedMetaSoftmax-InstanceSeg.
 
     Args:
         num_classes (int): K.

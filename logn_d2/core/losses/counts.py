@@ -69,7 +69,7 @@ class CountBuffers(nn.Module):
         return count.double().clamp(min=1)
 
     def image_frequency(self, margin: float = 0.0) -> Tensor:
-        """(K,) float64 share of the training images that show the class.
+        """(K,) float64 share of the annotated training images that show the class.
 
         Args:
             margin (float): images by which it keeps away from 0 and from 1.

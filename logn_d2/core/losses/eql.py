@@ -20,13 +20,12 @@ class EqualizationLoss(CountedSigmoidLoss):
     """Sigmoid cross-entropy in which objects of other classes don't count against a rare class.
 
     ``w_ic = 1 - 1[y_i is foreground] 1[f_c < threshold] (1 - 1[y_i = c])``, where f_c is the share
-    of training images that show class c. Background counts against all classes.
+    of the annotated training images that show class c. Background counts against all classes.
 
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
         threshold (float): lambda, a share of images: 0.0011 for LVIS v1, 0.00177 for LVIS v0.5.
-            The source's f_c is among the images with annotations, ours among all images.
         prior (float): probability that each class starts from.
         unused_column (bool): see `SigmoidLoss`.
 
