@@ -76,6 +76,19 @@ class COCOFormEvaluator(COCOEvaluator):
         check_groups(self._groups, len(self._names), members)
         self._members = members if self._groups is None else group_members(self._groups, members)
 
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Keep predictions as `COCOEvaluator`, those of an image in an order of our own.
+
+        Of equal scores pycocotools takes the first for the best. Here box and mask decide, so that
+        the order in which a model gives its detections does not.
+        """
+        before = len(self._predictions)
+        super().process(inputs, outputs)
+        for prediction in self._predictions[before:]:
+            prediction.get("instances", []).sort(key=_rank)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Any]:
         """Evaluate as `COCOEvaluator`, then add "AP" with the name of each group."""
         results = super().evaluate(*args, **kwargs)
@@ -121,6 +134,12 @@ def training_groups(train_datasets: str | Sequence[str]) -> np.ndarray:
         'c'
     """
     return groups_by_images(class_counts(train_datasets).image_count)
+
+
+def _rank(result: Mapping[str, Any]) -> tuple:
+    """What decides between results of an image, see `Detections.canonical`."""
+    mask = result.get("segmentation", {}).get("counts", "")
+    return result["category_id"], -result["score"], result["bbox"], mask
 
 
 def _different(names: Sequence[str], dataset_name: str) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def label_detections(
         matches.category[false], ground_truth.category, *pairs, foreground_iou, background_iou
     )
     target = np.full(len(matches), -1)
-    target[false] = _claims(nearest, found, matches.score[false], matches.index[false])
+    target[false] = _claims(nearest, found, matches.score[false])
     missed = matches.gt_counted[:, 0] & ~found
     missed[target[target >= 0]] = False
     return DetectionOutcomes(matches, kind, target, found, missed)
@@ -242,22 +242,19 @@ def _nearest(
     return largest, objects
 
 
-def _claims(
-    nearest: np.ndarray, found: np.ndarray, score: np.ndarray, index: np.ndarray
-) -> np.ndarray:
+def _claims(nearest: np.ndarray, found: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Let each object that is not found go to the best of the detections that are nearest to it.
 
     Args:
         nearest (ndarray): (F,) object of each false positive, or -1.
         found (ndarray): (G,) bool.
-        score (ndarray): (F,).
-        index (ndarray): (F,), the earlier one wins of equal scores.
+        score (ndarray): (F,), of equal ones the first wins: that of the lower class.
 
     Returns:
         ndarray: (F,) object, or -1.
     """
     claiming = np.flatnonzero((nearest >= 0) & ~np.append(found, True)[nearest])
-    order = claiming[np.lexsort([index[claiming], -score[claiming], nearest[claiming]])]
+    order = claiming[np.lexsort([-score[claiming], nearest[claiming]])]
     winners = order[np.flatnonzero(np.diff(nearest[order], prepend=-1))]
     target = np.full(len(nearest), -1)
     target[winners] = nearest[winners]

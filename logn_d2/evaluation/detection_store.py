@@ -21,7 +21,8 @@ from detectron2.utils import comm
 
 from logn_d2.core import atomic_write
 
-from .detections import Detections, best_of_each_class, image_id_array
+from .detection_order import best_of_each
+from .detections import Detections, image_id_array
 
 __all__ = ["BestOfEachClass", "DetectionStore", "MemoryStore", "ShardStore"]
 
@@ -70,8 +71,7 @@ class MemoryStore:
 class BestOfEachClass(MemoryStore):
     """Keeps the best detections of each class over all images, in memory that does not grow.
 
-    What is kept does not depend on the order of the images: of equal scores that of the lower image
-    id is better, then the earlier one of the image.
+    What is kept does not depend on the order of images and detections, see `best_of_each`.
 
     Args:
         max_dets (int): kept of each class.
@@ -118,14 +118,11 @@ class BestOfEachClass(MemoryStore):
 
     def _drop_worst(self) -> None:
         joined = Detections.concatenate(self._parts)
-        # Images in any order, the detections of one in theirs.
-        joined = joined.take(np.argsort(joined.image_id, kind="stable"))
-        columns = (joined.category, joined.score, joined.image_id)
-        kept = joined.take(best_of_each_class(*columns, self._max_dets))
+        kept = joined.take(best_of_each(joined, "category", self._max_dets))
         self._parts, self._waiting = [kept], 0
         full = np.bincount(kept.category, minlength=1) >= self._max_dets
         self._worst_kept = np.full(len(full), np.inf)
-        np.minimum.at(self._worst_kept, kept.category, kept.score)
+        np.fmin.at(self._worst_kept, kept.category, kept.score)
         self._worst_kept[~full] = -np.inf
 
 

@@ -22,22 +22,20 @@ import pycocotools.mask as mask_util
 
 from logn_d2.core import atomic_write
 
+from .detection_order import best_of_each, sort_positions
 from .rle_masks import RleMasks
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
 
-__all__ = ["Detections", "RleMasks", "best_of_each_class", "image_id_array"]
+__all__ = ["Detections", "RleMasks", "image_id_array"]
 
 _FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections of any number of images, in no particular order.
-
-    The order matters in one place only: of two detections of one image and class with equal
-    scores the first counts as the better one, as in lvis-api.
+    """Detections of any number of images, in no particular order: no evaluation depends on it.
 
     Args:
         image_id (ndarray): (D,) the data set's own image ids, int64 or strings.
@@ -142,49 +140,29 @@ class Detections:
         )
 
     def top_per_image_mask(self, max_dets: int) -> np.ndarray:
-        """Mark the best detections of each image over all classes.
-
-        Args:
-            max_dets (int): how many to keep of each image; negative keeps all. Of equal scores
-                the earlier detection is kept, as in lvis-api.
-
-        Returns:
-            ndarray: (D,) bool.
-        """
-        _, image, count = np.unique(self.image_id, return_inverse=True, return_counts=True)
-        keep = np.ones(len(self), dtype=bool)
-        if max_dets < 0:
-            return keep
-        # Most detectors stop at the limit themselves: only images beyond it are sorted.
-        crowded = np.flatnonzero((count > max_dets)[image])
-        order = crowded[np.lexsort((-self.score[crowded], image[crowded]))]
-        size = count[count > max_dets]
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
-        keep[order[rank >= max_dets]] = False
+        """Mark the best detections of each image, (D,) bool; see `best_of_each`."""
+        keep = np.zeros(len(self), dtype=bool)
+        keep[best_of_each(self, "image_id", max_dets)] = True
         return keep
 
     def top_per_image(self, max_dets: int = 300) -> Detections:
-        """Keep the best detections of each image over all classes; see `top_per_image_mask`."""
-        keep = self.top_per_image_mask(max_dets)
-        return self if keep.all() else self.take(keep)
+        """Keep the best detections of each image over all classes; see `best_of_each`."""
+        return self._kept(best_of_each(self, "image_id", max_dets))
 
     def top_per_class(self, max_dets: int = 10_000) -> Detections:
-        """Keep the best detections of each class over all images; see `best_of_each_class`."""
-        kept = best_of_each_class(self.category, self.score, self.image_id, max_dets)
-        return self if len(kept) == len(self) else self.take(kept)
+        """Keep the best detections of each class over all images; see `best_of_each`."""
+        return self._kept(best_of_each(self, "category", max_dets))
+
+    def _kept(self, index: np.ndarray) -> Detections:
+        return self if len(index) == len(self) else self.take(index)
 
     def canonical(self) -> Detections:
         """Sort by image, class, score (the best first), box, then mask.
 
-        Afterwards equal scores can't tell in which order the detections were given, as they do in
-        lvis-api: files that hold the same detections give the same AP.
+        Evaluations here do not need it. lvis-api and pycocotools go by the given order where scores
+        are equal: of detections in this order they find the AP that is found here.
         """
-        columns = [-self.score, self.category, self.image_id]
-        columns = [*self.box.T[::-1], *columns]
-        if self.masks is not None:
-            counts = [rle["counts"] for rle in self.masks.to_dicts()]
-            columns = [np.unique(np.array(counts, dtype=bytes), return_inverse=True)[1], *columns]
-        return self.take(np.lexsort(columns))
+        return self.take(sort_positions(self, [-self.score, self.category, self.image_id]))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the columns by name: what `save` writes and processes exchange."""
@@ -336,37 +314,6 @@ def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int
             f"{len(unknown)} of {len(results)} results have a category id that the data set "
             f"lacks, the first is {unknown[0]}. Are these the results of another data set?"
         )
-
-
-def best_of_each_class(
-    category: np.ndarray, score: np.ndarray, image_id: np.ndarray, max_dets: int
-) -> np.ndarray:
-    """Select the best detections of each class over all images.
-
-    Args:
-        category (ndarray): (D,) class indices.
-        score (ndarray): (D,); of equal scores the lower image id is better, then the earlier one.
-        image_id (ndarray): (D,).
-        max_dets (int): how many to keep of each class; negative keeps all.
-
-    Returns:
-        ndarray: int64 positions, ascending.
-
-    Example:
-        >>> best_of_each_class(np.array([0, 0, 1]), np.array([0.2, 0.9, 0.1]), np.zeros(3), 1)
-        array([1, 2])
-    """
-    count = np.bincount(category, minlength=1)
-    if max_dets < 0 or count.max() <= max_dets:
-        return np.arange(len(category))
-    # Only classes beyond the limit are sorted.
-    keep = (count <= max_dets)[category]
-    crowded = np.flatnonzero(~keep)
-    order = crowded[np.lexsort((image_id[crowded], -score[crowded], category[crowded]))]
-    size = count[count > max_dets]
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
-    keep[order[rank < max_dets]] = True
-    return np.flatnonzero(keep)
 
 
 def _one_image(instances: Instances, image_id: int | str) -> Detections:

@@ -236,7 +236,8 @@ def _ranked_ap(
         hit (ndarray): (D,) bool, true positives.
         to_find (ndarray): (G,) bool.
     """
-    columns = (matches.index, matches.image, -matches.score, category)
+    # Of equal scores in an image that of the lower class is better, whatever its class is now.
+    columns = (matches.image, -matches.score, category)
     order = kept[np.lexsort([column[kept] for column in columns])]
     rows = np.flatnonzero(hit[order])
     ranked = replace(

@@ -42,8 +42,9 @@ def evaluate_lvis(
 ) -> LvisResult:
     """Compute LVIS AP.
 
-    One thing differs from lvis-api on purpose: there, a detection that finds the object whose
-    annotation id is 0 counts as a false positive.
+    Two things differ from lvis-api on purpose. There, a detection that finds the object whose
+    annotation id is 0 counts as a false positive; and of equal scores the detection that is given
+    first is the better one, where here box and mask decide: see `Detections.canonical`.
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
@@ -89,5 +90,5 @@ def evaluate_lvis(
     nothing = match_lvis(ground_truth, Detections.empty(), iou_type, **options).result()
     check_detections(ground_truth, detections, iou_type)
     kept = detections.top_per_image(max_dets).top_per_class(max_dets_per_class)
-    precision, recall = lvis_api(ground_truth, kept, iou_type, max_dets)
+    precision, recall = lvis_api(ground_truth, kept.canonical(), iou_type, max_dets)
     return replace(nothing, precision=precision, recall=recall)

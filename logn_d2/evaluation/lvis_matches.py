@@ -39,7 +39,8 @@ class LvisMatches:
         index (ndarray): (D,) int64, positions in the detections that were matched.
         image (ndarray): (D,) int64, positions in `image_ids`.
         category (ndarray): (D,) int64 class indices, ascending.
-        score (ndarray): (D,) float64; of equal scores the lower image id comes first.
+        score (ndarray): (D,) float64; of equal scores the lower image id comes first, then box and
+            mask decide.
         counted (ndarray): (D, A) bool, whether a detection is a false positive if unmatched.
         rows (ndarray): (M,) the detections with a candidate, ascending.
         outcome (ndarray): (M, A, T) int8: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .detections import Detections, best_of_each_class
+from .detection_order import best_of_each, sort_positions
+from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matching import AREA_RANGES, box_candidates, mask_areas, mask_candidates
 
@@ -29,7 +30,8 @@ CANDIDATES = {"bbox": box_candidates, "segm": mask_candidates}
 class RankedDetections:
     """The detections that LVIS looks at, by class and within a class the best first.
 
-    Of equal scores that of the image with the lower id is first, then as given, as in lvis-api.
+    Of equal scores that of the image with the lower id is first, as in lvis-api; in one image box
+    and mask decide, so that the given order does not.
 
     Attributes:
         index (ndarray): (D,) int64 into the detections.
@@ -71,9 +73,9 @@ def rank_detections(
         area = mask_areas(shapes)
     # lvis-api looks detections up by an area range that is open at 0.
     order = np.flatnonzero(area > 0)
-    # The order in which lvis-api accumulates: by score, then image, then as given.
     columns = (detections.image_id, -detections.score, detections.category)
-    order = order[np.lexsort([column[kept[order]] for column in columns])]
+    columns = [column[kept[order]] for column in columns]
+    order = order[sort_positions(detections, columns, kept[order])]
     kept, area = kept[order], area[order, None]
     keys = _keys(ground_truth, detections, kept)
     counted = (area >= AREA_RANGES[:, 0]) & (area <= AREA_RANGES[:, 1])
@@ -103,10 +105,8 @@ def federated_filter(
     Returns:
         ndarray: (D',) int64 index into `detections`, ascending.
     """
-    kept = np.flatnonzero(detections.top_per_image_mask(max_dets))
-    if max_dets_per_class >= 0:
-        columns = (detections.category[kept], detections.score[kept], detections.image_id[kept])
-        kept = kept[best_of_each_class(*columns, max_dets_per_class)]
+    kept = best_of_each(detections, "image_id", max_dets)
+    kept = best_of_each(detections, "category", max_dets_per_class, kept)
     keys = _keys(ground_truth, detections, kept)
     return kept[ground_truth.is_listed(keys)]
 

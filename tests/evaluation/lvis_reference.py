@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["one_image", "random_detections", "random_lvis", "run_lvis_api", "write_json"]
+__all__ = [
+    "in_order",
+    "one_image",
+    "random_detections",
+    "random_lvis",
+    "run_lvis_api",
+    "write_json",
+]
 
 _AREA_SHARES = [0.55, 0.3, 0.05, 0.05, 0.05]
 
@@ -146,6 +153,16 @@ def random_detections(
     return [results[i] for i in rng.permutation(len(results))]
 
 
+def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort results so that going by the given order at equal scores is our rule for them."""
+
+    def key(result: dict[str, Any]) -> tuple:
+        rank = (result["image_id"], result["category_id"], -result["score"], result.get("bbox"))
+        return (*rank, result.get("segmentation", {}).get("counts", ""))
+
+    return sorted(results, key=key)
+
+
 def run_lvis_api(
     json_file: str | Path, results: list[dict[str, Any]], iou_type: str, max_dets: int = 300
 ) -> dict[str, Any]:
@@ -153,7 +170,7 @@ def run_lvis_api(
 
     Args:
         json_file (str or Path): the annotations.
-        results (list[dict]): in the result format; not changed.
+        results (list[dict]): in the result format and any order; not changed.
         iou_type (str): "bbox" or "segm".
         max_dets (int): results kept of each image.
 
@@ -163,7 +180,7 @@ def run_lvis_api(
     """
     from lvis import LVIS, LVISEval, LVISResults
 
-    results = copy.deepcopy(results)
+    results = copy.deepcopy(in_order(results))
     for result in results:
         result.pop("bbox" if iou_type == "segm" else "segmentation", None)
     alias = not hasattr(np, "float")

@@ -52,11 +52,16 @@ def dataset(tmp_path: Path) -> Iterator[dict[str, Any]]:
     MetadataCatalog.pop(TRAIN)
 
 
-def _run(evaluator: COCOFormEvaluator, content: dict[str, Any]) -> tuple[dict, Detections]:
+def _run(
+    evaluator: COCOFormEvaluator, content: dict[str, Any], seed: int | None = None
+) -> tuple[dict, Detections]:
+    """Results on drawn detections, which are sorted or, with a seed, in random order."""
     results = random_detections(np.random.default_rng(1), content, with_masks=False)
     ids = [category["id"] for category in content["categories"]]
     results = [result for result in results if result["bbox"][2] * result["bbox"][3] > 0]
-    detections = Detections.from_json_list(results, ids)
+    detections = Detections.from_json_list(results, ids).canonical()
+    if seed is not None:
+        detections = detections.take(np.random.default_rng(seed).permutation(len(detections)))
     evaluator.reset()
     for image in content["images"]:
         mine = detections.take(detections.image_id == image["id"])
@@ -84,6 +89,12 @@ def test_groups_are_by_training_images_and_the_rest_is_cocos(dataset: dict[str, 
     for name in ("AP", "APr", "APc", "APf"):
         np.testing.assert_allclose(ours[name], expected[name], atol=1e-6)
     assert ours["APf"] > 0
+
+
+def test_the_order_of_an_images_detections_does_not_matter(dataset: dict[str, Any]) -> None:
+    expected, _ = _run(COCOFormEvaluator(NAME), dataset)
+    for seed in range(3):
+        np.testing.assert_equal(_run(COCOFormEvaluator(NAME), dataset, seed)[0], expected)
 
 
 def test_any_groups_and_a_file_of_all_classes(dataset: dict[str, Any], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logn_d2.evaluation.detections import Detections, RleMasks, best_of_each_class
+from logn_d2.evaluation.detection_order import best_of_each
+from logn_d2.evaluation.detections import Detections, RleMasks
 
 
 def _some(number: int, seed: int = 0, with_masks: bool = False) -> Detections:
@@ -238,6 +239,6 @@ def test_the_best_of_each_class_are_kept(
         mine = [i for i in range(len(entries)) if category[i] == k]
         mine.sort(key=lambda i: (-score[i], image[i], i))
         expected |= set(mine if max_dets < 0 else mine[:max_dets])
-    kept = best_of_each_class(category, score, image, max_dets)
+    kept = best_of_each(detections, "category", max_dets)
     assert kept.tolist() == sorted(expected)
     assert len(detections.top_per_class(max_dets)) == len(expected)

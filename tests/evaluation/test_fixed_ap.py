@@ -16,7 +16,7 @@ from logn_d2.evaluation.lvis_ap import evaluate_lvis
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.lvis_matches import match_lvis
 
-from .lvis_reference import random_detections, random_lvis, run_lvis_api, write_json
+from .lvis_reference import in_order, random_detections, random_lvis, run_lvis_api, write_json
 from .small_detectors import draw_images, register, small_config, small_model
 
 
@@ -24,8 +24,7 @@ def _drawn(seed: int, **options: object) -> tuple[dict, list[dict]]:
     rng = np.random.default_rng(seed)
     dataset = random_lvis(rng)
     results = random_detections(rng, dataset, per_image=60, score_digits=2)
-    # In the order of the images, which decides between equal scores.
-    return dataset, sorted(results, key=lambda result: result["image_id"])
+    return dataset, results
 
 
 def _best_of_each_class(results: list[dict], number: int) -> list[dict]:
@@ -33,7 +32,7 @@ def _best_of_each_class(results: list[dict], number: int) -> list[dict]:
     kept = []
     for category in {result["category_id"] for result in results}:
         mine = [result for result in results if result["category_id"] == category]
-        kept += sorted(mine, key=lambda result: -result["score"])[:number]
+        kept += sorted(in_order(mine), key=lambda result: -result["score"])[:number]
     return [result for result in results if any(result is each for each in kept)]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from .lvis_reference import in_order
+
 __all__ = ["SlowTide", "iou_of"]
 
 
@@ -33,6 +35,7 @@ class SlowTide:
         max_dets: int = 300,
     ) -> None:
         self.iou_type, self.foreground, self.background = iou_type, foreground, background
+        results = in_order(results)
         self.categories = sorted(category["id"] for category in dataset["categories"])
         self.found: dict[int, dict] = {}
         self.detections: list[dict[str, Any]] = []
