@@ -20,7 +20,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .5rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
-p, li, dl { max-width: 44rem; }
+p, li { max-width: 44rem; }
 a { color: var(--accent); }
 nav ul { list-style: none; margin: 1rem 0 0; padding: 0; max-width: none; display: flex;
   flex-wrap: wrap; gap: .25rem 1.1rem; }
@@ -40,11 +40,9 @@ caption span { position: sticky; left: 0; display: inline-block;
   max-width: min(44rem, calc(100vw - 2.5rem)); }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
-thead th[colspan] { text-align: center; border-bottom: 1px solid var(--line); }
 tr:first-child > th:first-child, tbody th { text-align: left; }
 tbody th { font-weight: 500; white-space: nowrap; }
 .sortable tbody th { white-space: normal; min-width: 9rem; }
-tr.baseline > * { background: var(--panel); }
 td { white-space: nowrap; }
 td small { display: block; color: var(--soft); line-height: 1.2; }
 td.best { background: var(--best); font-weight: 700; }
@@ -79,14 +77,13 @@ th[aria-sort=descending] button::after { content: " ▼"; }
   margin: .8rem 0 .5rem; }
 .find input, .find select { font: inherit; color: inherit; background: var(--page);
   border: 1px solid var(--soft); border-radius: .3rem; padding: .2rem .5rem; max-width: 100%; }
-input:focus-visible, select:focus-visible, a:focus-visible, summary:focus-visible {
+input:focus-visible, select:focus-visible, a:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 2px; }
 .swatch { display: inline-block; width: 1.9em; height: 1.2em; vertical-align: -.2em;
   background: #555; margin-right: .4em; outline: 2px solid; outline-offset: -3px; }
 .key { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
 pre { background: var(--panel); padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; }
 code { font-size: .92em; }
-aside { background: var(--panel); border-radius: .4rem; padding: .1rem 1.1rem; margin: 1.5rem 0; }
 .facts th { font-weight: 500; color: var(--soft); vertical-align: top; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 footer { padding-bottom: 3rem; }

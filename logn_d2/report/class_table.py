@@ -12,8 +12,8 @@ import numpy as np
 
 from .comparison import Comparison
 from .html import Html, element, table
-from .results import GROUPS, ClassInfo
-from .summary import format_value
+from .results import ClassInfo, group_title
+from .summary import format_change, format_value
 
 __all__ = ["class_table"]
 
@@ -51,7 +51,7 @@ def class_table(
     body = [
         [
             element("th", _class_text(classes, index), scope="row"),
-            element("td", GROUPS[classes.groups[index]]),
+            element("td", group_title(classes.groups[index])),
             *(_cell(column, float(column.values[index])) for column in columns),
         ]
         for index in np.argsort(-classes.image_count, kind="stable").tolist()
@@ -92,8 +92,6 @@ def _class_text(classes: ClassInfo, index: int) -> str:
 def _cell(column: _Column, value: float) -> Html:
     if math.isnan(value):
         return element("td", "–", data_sort="")
-    text = format_value(value, column.decimals)
-    if column.signed and value > 0:
-        text = f"+{text}"
+    text = format_change(value) if column.signed else format_value(value, column.decimals)
     # Rounded to more digits than are shown, so that sorting does not depend on a last bit.
     return element("td", text, data_sort=f"{value:.6g}")

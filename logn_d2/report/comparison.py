@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from logn_d2.evaluation.calibration_quality import CalibrationQuality, calibrati
 from logn_d2.evaluation.errors import ErrorAnalysis, error_analysis
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.lvis_matches import LvisMatches, match_lvis
+from logn_d2.evaluation.lvis_result import class_members
 from logn_d2.evaluation.score_threshold import (
     ThresholdCurve,
     ThresholdSuggestion,
@@ -31,13 +33,10 @@ from logn_d2.evaluation.score_threshold import (
 from .results import TASKS, ClassInfo
 from .run_folder import Run
 
-__all__ = ["COLUMNS", "FIXED", "Comparison", "Settings", "TaskFigures", "Value", "compare"]
+__all__ = ["FIXED", "Comparison", "Settings", "TaskFigures", "Value", "compare"]
 
 FIXED = "AP fixed"
 """AP of the best 10,000 detections of each class, however many an image has."""
-
-COLUMNS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "AR", FIXED)
-"""Figures in the tables, of those that an evaluation has."""
 
 _FIXED_PER_CLASS = 10_000
 # Of the curve of AP against the score threshold: denser where most scores are.
@@ -53,17 +52,23 @@ class Settings:
         seed (int): of the bootstrap.
         max_dets (int): detections of each image that count; negative for all. Fixed AP keeps all.
         score_threshold (float): that a user of the baseline shows detections with.
+        level (float): share of the resamples in an interval.
+        groups (Sequence[str] | None): (K,) group of each class in place of the annotations'.
+        class_groups (Mapping): further groups: name -> class names or category ids.
     """
 
     resamples: int = 1000
     seed: int = 0
     max_dets: int = 300
     score_threshold: float = 0.5
+    level: float = 0.95
+    groups: Sequence[str] | None = None
+    class_groups: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure or a difference of two, in percent, with its 95 % interval; NaN where there is none.
+    """A figure or a difference of two, in percent, with its interval; NaN where there is none.
 
     Attributes:
         value (float): of the images as they are.
@@ -142,6 +147,26 @@ class Comparison:
         return tuple(task for task in TASKS if (self.baseline.name, task) in self.figures)
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of classes, the one with fewest training images first."""
+        return (*self.classes.group_names, *self.settings.class_groups)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """AP, and AP of each group."""
+        return ("AP", *(f"AP{group}" for group in self.groups))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Figures in the tables."""
+        return ("AP", "AP50", "AP75", *self.metrics[1:], "AR", FIXED)
+
+    @property
+    def level(self) -> str:
+        """Share of the resamples in an interval, as people read it."""
+        return f"{100 * self.settings.level:g}\u00a0%"
+
+    @property
     def most_detections(self) -> int:
         """Detections of the image that has most of them, in any run."""
         ids = (run.detections.image_id for run in self.runs)
@@ -178,7 +203,7 @@ def compare(
         for run, each in zip(runs, own, strict=True):
             class_ap = 100 * each.per_class_estimate
             figures[run.name, task] = TaskFigures(each, _minus(each, own[0]), class_ap)
-    options = {"max_dets": settings.max_dets, "frequency_groups": classes.groups}
+    options = {"max_dets": settings.max_dets, **_grouping(classes, settings)}
     return Comparison(
         runs=tuple(runs),
         focus=chosen,
@@ -222,7 +247,7 @@ def _bootstrap(
     run: Run, truth: LvisGroundTruth, classes: ClassInfo, task: str, settings: Settings
 ) -> BootstrapResult:
     """Figures of a run, fixed AP among them."""
-    arguments = {"frequency_groups": classes.groups}
+    arguments = _grouping(classes, settings)
     matches = match_lvis(truth, run.detections, task, max_dets=settings.max_dets, **arguments)
     found = _resample(matches, settings)
     fixed = match_lvis(
@@ -241,8 +266,14 @@ def _bootstrap(
     )
 
 
+def _grouping(classes: ClassInfo, settings: Settings) -> dict[str, Any]:
+    return {"frequency_groups": classes.groups, "class_groups": settings.class_groups}
+
+
 def _resample(matches: LvisMatches, settings: Settings) -> BootstrapResult:
-    return bootstrap_lvis(matches, resamples=settings.resamples, seed=settings.seed)
+    return bootstrap_lvis(
+        matches, resamples=settings.resamples, seed=settings.seed, level=settings.level
+    )
 
 
 def _minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
@@ -272,4 +303,7 @@ def _suggestions(
         *(before.detections, after.detections, settings.score_threshold),
         num_images=truth.num_images,
         groups=classes.groups,
+        class_groups=class_members(
+            settings.class_groups, truth.class_names, truth.category_ids.tolist()
+        ),
     )

@@ -11,24 +11,27 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from logn_d2.core import atomic_write
 
 __all__ = [
     "ACCENT",
     "BAR_STYLES",
-    "GROUP_COLORS",
-    "GROUP_MARKERS",
     "INK",
     "LINE_STYLES",
+    "group_styles",
     "legend",
+    "log_counts",
     "new_figure",
     "percent",
     "save_figure",
@@ -39,9 +42,12 @@ __all__ = [
 
 # Stands for the page's text colour; occurs nowhere else.
 INK = "#010203"
-GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
-GROUP_MARKERS = {"r": "^", "c": "s", "f": "o"}
 ACCENT = "#0072B2"
+# Colour and marker, the rarest group first.
+_GROUP_STYLES = (
+    *(("#D55E00", "^"), ("#E69F00", "s"), ("#0072B2", "o"), ("#009E73", "D")),
+    *(("#CC79A7", "v"), ("#56B4E9", "P"), ("#F0E442", "X")),
+)
 _SVG_STYLE = (
     "<style>svg{color:#1b1f24}"
     "@media screen and (prefers-color-scheme:dark){svg{color:#e4e7eb}}</style>"
@@ -124,6 +130,26 @@ def legend(axis: Axes, above: bool = False) -> None:
             place |= {"borderaxespad": 0.2}
         box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
         box.set_zorder(5)
+
+
+def group_styles(groups: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each group; they repeat after seven.
+
+    Args:
+        groups (Sequence[str]): names, in the order of `ClassInfo.group_names`.
+    """
+    return dict(zip(groups, itertools.cycle(_GROUP_STYLES)))
+
+
+def log_counts(axis: Axes, count: np.ndarray) -> None:
+    """A log axis of counts labelled 1, 10, 100 rather than with powers, and 2 and 5 if few."""
+    if not len(count):
+        return
+    wide = np.max(count) > 100 * np.min(count)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def percent(value: float, _: int | None = None) -> str:

@@ -8,7 +8,7 @@ Shapes: K foreground classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,45 +19,36 @@ from .analysis import spearman
 from .comparison import Value
 from .figure_style import (
     ACCENT,
-    GROUP_COLORS,
-    GROUP_MARKERS,
     INK,
+    group_styles,
     legend,
+    log_counts,
     new_figure,
     percent,
-    svg_data_uri,
     title,
 )
-from .results import GROUPS, METRICS
+from .results import ClassInfo, group_title
 
-__all__ = [
-    "change_figure",
-    "logit_figure",
-    "prior_figure",
-    "svg_data_uri",
-]
+__all__ = ["change_figure", "logit_figure", "prior_figure"]
 
 _POINT_SIZE = 30
 
 
-def logit_figure(
-    mean: np.ndarray, std: np.ndarray, image_count: np.ndarray, groups: Sequence[str]
-) -> Figure:
+def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figure:
     """Mean and standard deviation of each class's logit against its training images (Fig. 2).
 
     Args:
         mean (ndarray): (K,), in nats.
         std (ndarray): (K,), in nats.
-        image_count (ndarray): (K,); classes without images are left out.
-        groups (Sequence[str]): (K,) of "r", "c", "f".
+        classes (ClassInfo): K classes; those without images are left out.
     """
     figure, axes = new_figure(9.0, 3.8, columns=2)
-    seen = np.asarray(image_count) > 0
-    count, groups = np.asarray(image_count)[seen], np.asarray(groups)[seen]
+    seen = classes.image_count > 0
+    count = classes.image_count[seen]
     for axis, name, values in zip(axes, ("Mean", "Standard deviation"), (mean, std), strict=True):
         values = np.asarray(values)[seen]
-        _scatter(axis, count, values, groups)
-        _log_counts(axis, count)
+        _scatter(axis, count, values, classes, seen)
+        log_counts(axis, count)
         correlation = spearman(count, values)
         said = "–" if math.isnan(correlation) else f"{correlation:+.2f}".replace("-", "−")
         title(axis, f"{name} of the logit", f"Spearman's ρ = {said}")
@@ -67,27 +58,23 @@ def logit_figure(
 
 
 def prior_figure(
-    prior: np.ndarray,
-    instance_count: np.ndarray,
-    groups: Sequence[str],
-    foreground_share: float | None = None,
+    prior: np.ndarray, classes: ClassInfo, foreground_share: float | None = None
 ) -> Figure:
     """The model's label prior against the labels of the training set (Fig. 1).
 
     Args:
         prior (ndarray): (K,), sums to 1.
-        instance_count (ndarray): (K,) training objects.
-        groups (Sequence[str]): (K,) of "r", "c", "f".
+        classes (ClassInfo): K classes.
         foreground_share (float): of the RoIs in training, in [0, 1]; None if not known.
     """
     known = foreground_share is not None
     figure, axes = new_figure(9.0, 3.8, columns=2 if known else 1, widths=(5, 1) if known else (1,))
-    order = np.argsort(-np.asarray(instance_count), kind="stable")
-    labels = np.asarray(instance_count, dtype=float)[order]
+    order = np.argsort(-classes.instance_count, kind="stable")
+    labels = classes.instance_count[order].astype(float)
     share = np.where(labels > 0, labels, np.nan) / max(labels.sum(), 1)
     rank = np.arange(1, len(order) + 1)
     axes[0].plot(rank, share, color=INK, linewidth=1.6, label="labels", zorder=4)
-    _scatter(axes[0], rank, np.asarray(prior)[order], np.asarray(groups)[order])
+    _scatter(axes[0], rank, np.asarray(prior)[order], classes, order)
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter(FuncFormatter(percent))
     axes[0].set_xlabel("class, most training objects first")
@@ -102,14 +89,16 @@ def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "boxes
     """How each run changes the AP of each group, with intervals.
 
     Args:
-        changes (Mapping): run -> metric -> difference in points; the first is drawn on top.
+        changes (Mapping): run -> metric -> difference in points, AP first, then AP of groups; the
+            first run is drawn on top.
         what (str): of what the AP is.
     """
-    figure, axes = new_figure(9.0, 1.5 + 0.42 * len(changes), columns=len(METRICS), share_y=True)
+    metrics = list(next(iter(changes.values())))
+    styles = {metrics[0]: (INK, "D"), **group_styles(metrics[1:])}
+    height, width = 1.5 + 0.42 * len(changes), max(9.0, 2.2 * len(metrics))
+    figure, axes = new_figure(width, height, columns=len(metrics), share_y=True)
     rows = np.arange(len(changes))
-    for axis, metric in zip(axes, METRICS, strict=True):
-        group = metric.removeprefix("AP")
-        color, marker = GROUP_COLORS.get(group, INK), GROUP_MARKERS.get(group, "D")
+    for axis, (metric, (color, marker)) in zip(axes, styles.items(), strict=True):
         axis.axvline(0, color=INK, linewidth=1)
         for row, change in zip(rows, (entry[metric] for entry in changes.values()), strict=True):
             if not math.isnan(change.low):
@@ -122,29 +111,24 @@ def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "boxes
         axis.set_yticks(rows, list(changes))
         axis.set_ylim(len(changes) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        title(axis, metric, GROUPS.get(group, "all"))
+        title(axis, metric, group_title(metric.removeprefix("AP")))
     figure.supxlabel(f"change of AP of {what}, in points", fontsize=9.5, color=INK)
     return figure
 
 
-def _scatter(axis: Axes, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> None:
-    """Points of each group, the rare ones last and so on top."""
-    for group in reversed(GROUPS):
+def _scatter(
+    axis: Axes, x: np.ndarray, y: np.ndarray, classes: ClassInfo, chosen: np.ndarray
+) -> None:
+    """Points of each group of the chosen classes, the rare ones last and so on top."""
+    groups = np.array(classes.groups)[chosen]
+    for group, (color, marker) in reversed(group_styles(classes.group_names).items()):
         members = groups == group
         if members.any():
             axis.scatter(
-                x[members], y[members], s=_POINT_SIZE, marker=GROUP_MARKERS[group],
-                color=GROUP_COLORS[group], edgecolors=INK, linewidths=0.4, alpha=0.85,
-                label=f"{GROUPS[group]} ({members.sum()})", zorder=3,
+                x[members], y[members], s=_POINT_SIZE, marker=marker, color=color,
+                edgecolors=INK, linewidths=0.4, alpha=0.85,
+                label=f"{group_title(group)} ({members.sum()})", zorder=3,
             )  # fmt: skip
-
-
-def _log_counts(axis: Axes, count: np.ndarray) -> None:
-    """A log axis labelled 1, 10, 100 rather than with powers."""
-    if len(count):
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def _stacked_share(axis: Axes, foreground: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis
 
 from .figure_style import BAR_STYLES, INK, legend, new_figure, title
-from .results import GROUPS
+from .results import group_title
 from .summary import display_name
 
 __all__ = ["error_figure"]
@@ -20,12 +20,15 @@ __all__ = ["error_figure"]
 _KINDS, _TOGETHER = ERROR_TYPES[:6], ERROR_TYPES[6:]
 
 
-def error_figure(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
+def error_figure(
+    analyses: Mapping[str, ErrorAnalysis], groups: Sequence[str] | None = None
+) -> Figure:
     """Bars of the AP that each group would gain without a kind of error.
 
     Args:
         analyses (Mapping): name of a calibration -> its analysis, the uncalibrated one first; two
             to four of one data set.
+        groups (Sequence[str] | None): in the order of the rows; None for all that there are.
 
     Returns:
         Figure: a row for all classes and for each group that has objects.
@@ -37,7 +40,8 @@ def error_figure(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
         raise ValueError(f"There are {len(analyses)} runs, expected 1 to {len(BAR_STYLES)}.")
     rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
     first = next(iter(rows.values()))
-    groups = [group for group in first if first[group]["classes"]] or ["all"]
+    shown = first if groups is None else ("all", *groups)
+    groups = [group for group in shown if first[group]["classes"]] or ["all"]
     widths = (len(_KINDS), len(_TOGETHER) + 0.5)
     figure, axes = new_figure(
         9.0, 0.7 + 1.9 * len(groups), columns=2, rows=len(groups), widths=widths, share_y="col"
@@ -47,7 +51,7 @@ def error_figure(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
         for axis, errors in zip(axes[2 * index : 2 * index + 2], (_KINDS, _TOGETHER), strict=True):
             _bars(axis, errors, {name: row["gain"] for name, row in of_group.items()})
         aps = " → ".join(f"{row['AP']:.1f}" for row in of_group.values())
-        title(axes[2 * index], GROUPS.get(group, group), f"AP {aps}")
+        title(axes[2 * index], group_title(group), f"AP {aps}")
     title(axes[1], "all together", "FP: wrong detections; FN: missed objects")
     axes[0].set_ylabel("AP gained without the error")
     legend(axes[0], above=True)

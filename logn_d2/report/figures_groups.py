@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from .analysis import spearman
 from .figure_style import BAR_STYLES, INK, LINE_STYLES, legend, new_figure, title
-from .results import GROUPS, METRICS
+from .results import group_title
 from .summary import display_name
 
 __all__ = ["interval_figure", "population_figure"]
@@ -22,8 +22,10 @@ __all__ = ["interval_figure", "population_figure"]
 
 def interval_figure(
     estimate: Mapping[str, Mapping[str, float]],
+    metrics: Sequence[str],
     interval: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-    metrics: Sequence[str] = METRICS,
+    *,
+    level: float = 0.95,
     what: str = "AP",
 ) -> Figure:
     """Bars of AP for each group and run, with intervals.
@@ -31,9 +33,10 @@ def interval_figure(
     Args:
         estimate (Mapping): name of a calibration -> metric -> figure in [0, 1], NaN for no bar; up
             to four runs, the uncalibrated one first.
-        interval (Mapping | None): likewise -> lower and upper end, NaN for none. A bootstrap of
-            each run gives both: `BootstrapResult.estimate` and `BootstrapResult.intervals`.
         metrics (Sequence[str]): AP or AP with the name of a group.
+        interval (Mapping | None): like `estimate` -> lower and upper end, NaN for none. A bootstrap
+            of each run gives both: `BootstrapResult.estimate` and `BootstrapResult.intervals`.
+        level (float): of the intervals, such as `BootstrapResult.level`.
         what (str): title of the figure.
     """
     figure, (axis,) = new_figure(9.0, 3.4, columns=1)
@@ -50,11 +53,10 @@ def interval_figure(
                 said, (x, top), (0, 2), textcoords="offset points",
                 ha="center", fontsize=8.5, color=INK,
             )  # fmt: skip
-    names = [metric.removeprefix("AP") for metric in metrics]
-    axis.set_xticks(position, [GROUPS.get(name, name or "all") for name in names])
+    axis.set_xticks(position, [group_title(metric.removeprefix("AP")) for metric in metrics])
     axis.grid(False, axis="x")
     axis.margins(y=0.14)
-    title(axis, what, "with 95 % intervals" if interval else "")
+    title(axis, what, f"with {100 * level:g} % intervals" if interval else "")
     legend(axis, above=True)
     return figure
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from .figure_style import INK, LINE_STYLES, legend, new_figure, title
-from .results import GROUPS
+from .figure_style import INK, LINE_STYLES, legend, log_counts, new_figure, title
+from .results import group_title
 from .summary import display_name
 
 __all__ = ["images_figure"]
@@ -49,10 +48,8 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
                 images * _APART**side, mean, [mean - low, high - mean], label=display_name(name),
                 markersize=4.5, linewidth=1.3, capsize=3, **style,
             )  # fmt: skip
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        log_counts(axis, images)
         axis.set_xlabel("images in the statistics pass")
-        title(axis, metric, GROUPS.get(metric.removeprefix("AP"), "all"))
+        title(axis, metric, group_title(metric.removeprefix("AP")))
     legend(axes[0])
     return figure

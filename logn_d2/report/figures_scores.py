@@ -25,7 +25,7 @@ from .figure_style import (
     percent,
     title,
 )
-from .results import GROUPS, METRICS
+from .results import group_title
 from .summary import display_name
 
 __all__ = ["reliability_figure", "score_figure", "threshold_figure"]
@@ -35,17 +35,20 @@ _PART_STYLES = (BAR_STYLES[1], BAR_STYLES[2], BAR_STYLES[0])
 _PARTS = ("true positives", "false, on an object", "false, on background")
 
 
-def reliability_figure(qualities: Mapping[str, CalibrationQuality]) -> Figure:
+def reliability_figure(
+    qualities: Mapping[str, CalibrationQuality], groups: Sequence[str] | None = None
+) -> Figure:
     """Precision of the detections against their score, for each group: on the diagonal is right.
 
     Args:
         qualities (Mapping): name of a calibration -> its quality, the uncalibrated one first; up
             to four of one data set. Empty bins have no point.
+        groups (Sequence[str] | None): in the order of the axes; None for all that there are.
 
     Returns:
         Figure: all classes, then each group that has labelled detections.
     """
-    groups = _groups_with_detections(qualities)
+    groups = _with_detections(qualities, groups)
     figure, axes = new_figure(2.6 * len(groups) + 0.6, 3.3, columns=len(groups), share_y=True)
     for axis, group in zip(axes, groups, strict=True):
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
@@ -64,7 +67,7 @@ def reliability_figure(qualities: Mapping[str, CalibrationQuality]) -> Figure:
         axis.set_xlim(-0.03, 1.03)
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("score")
-        title(axis, GROUPS.get(group, group), f"ECE {' → '.join(errors)}")
+        title(axis, group_title(group), f"ECE {' → '.join(errors)}")
     axes[0].set_ylabel("precision")
     legend(axes[0])
     return figure
@@ -97,9 +100,7 @@ def score_figure(qualities: Mapping[str, CalibrationQuality], group: str = "all"
     return figure
 
 
-def threshold_figure(
-    curves: Mapping[str, ThresholdCurve], metrics: Sequence[str] = METRICS
-) -> Figure:
+def threshold_figure(curves: Mapping[str, ThresholdCurve], metrics: Sequence[str]) -> Figure:
     """AP of what is left above a score threshold.
 
     Args:
@@ -124,21 +125,22 @@ def threshold_figure(
             )  # fmt: skip
         _score_axis(axis, np.concatenate([curve.threshold for curve in curves.values()]))
         axis.set_ylim(bottom=0)
-        group = metric.removeprefix("AP")
-        note = GROUPS.get(group, "all" if not group else group)
-        title(axis, metric or "detections", note if metric else "in an image, on average")
+        note = group_title(metric.removeprefix("AP")) if metric else "in an image, on average"
+        title(axis, metric or "detections", note)
     axes[-1].set_yscale("symlog", linthresh=0.1)
     axes[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     legend(axes[0])
     return figure
 
 
-def _groups_with_detections(qualities: Mapping[str, CalibrationQuality]) -> list[str]:
+def _with_detections(
+    qualities: Mapping[str, CalibrationQuality], groups: Sequence[str] | None
+) -> list[str]:
     """Groups that have labelled detections in any run, at least "all"."""
     first = next(iter(qualities.values()))
     found = [
         group
-        for group in first.members
+        for group in (first.members if groups is None else ("all", *groups))
         if any(quality.histogram("count", group).any() for quality in qualities.values())
     ]
     return found or ["all"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from torchvision.ops import batched_nms
 from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.lvis_matching import box_candidates
+
+from .results import ClassInfo
 
 __all__ = ["Gallery", "GalleryEntry", "make_gallery", "matched", "shown_detections"]
 
@@ -40,14 +42,14 @@ class GalleryEntry:
     """One image of the gallery.
 
     Attributes:
-        image_id (int): as in the annotations.
+        image_id (int or str): as in the annotations.
         gained (tuple[int, ...]): classes of the objects found only after calibration.
         lost (tuple[int, ...]): classes of the objects found only before.
         before (str): ``data:`` address of the picture.
         after (str): likewise.
     """
 
-    image_id: int
+    image_id: int | str
     gained: tuple[int, ...]
     lost: tuple[int, ...]
     before: str
@@ -81,8 +83,8 @@ def make_gallery(
     truth: LvisGroundTruth,
     before: Detections,
     after: Detections,
-    read_image: Callable[[int], np.ndarray],
-    labels: Sequence[str],
+    read_image: Callable[[int | str], np.ndarray],
+    classes: ClassInfo,
     *,
     max_images: int = 16,
     names: tuple[str, str] = ("uncalibrated", "logn"),
@@ -90,11 +92,11 @@ def make_gallery(
     """Chooses and draws.
 
     Args:
-        truth (LvisGroundTruth): the validation set, with the groups of its classes.
+        truth (LvisGroundTruth): the validation set.
         before (Detections): of the uncalibrated detector.
         after (Detections): of the calibrated one.
         read_image (Callable): image id -> (H, W, 3) uint8 RGB.
-        labels (Sequence[str]): (K,) short class names.
+        classes (ClassInfo): K classes.
         max_images (int): pictures of gains and of losses together.
         names (tuple[str, str]): of the two calibrations.
 
@@ -104,10 +106,10 @@ def make_gallery(
     before, after = (shown_detections(truth, detections) for detections in (before, after))
     had, has = (matched(truth, detections)[0] for detections in (before, after))
     gained, lost = has & ~had & ~truth.ignore, had & ~has & ~truth.ignore
-    rare = truth.groups[truth.category] == "r"
+    rare = classes.is_rare[truth.category]
     chosen = _choose(truth, gained, lost, rare, max_images)
     sides = (before, after)
-    entries = [_entry(truth, i, (gained, lost), sides, read_image, labels) for i in chosen]
+    entries = [_entry(truth, i, (gained, lost), sides, read_image, classes) for i in chosen]
     return Gallery(
         entries=tuple(entries),
         num_images=truth.num_images,
@@ -190,26 +192,26 @@ def _entry(
     image: int,
     changes: tuple[np.ndarray, np.ndarray],
     sides: tuple[Detections, Detections],
-    read_image: Callable[[int], np.ndarray],
-    labels: Sequence[str],
+    read_image: Callable[[int | str], np.ndarray],
+    classes: ClassInfo,
 ) -> GalleryEntry:
     """The image at an index, with its pictures before and after."""
-    image_id, own = int(truth.image_ids[image]), truth.image == image
+    image_id, own = truth.image_ids[image].item(), truth.image == image
     gained, lost = (tuple(truth.category[own & change].tolist()) for change in changes)
     pixels = read_image(image_id)
-    pictures = (_draw(pixels, image_id, truth, shown, labels) for shown in sides)
+    pictures = (_draw(pixels, image, truth, shown, classes) for shown in sides)
     return GalleryEntry(image_id, gained, lost, *pictures)
 
 
 def _draw(
     pixels: np.ndarray,
-    image_id: int,
+    image: int,
     truth: LvisGroundTruth,
     shown: Detections,
-    labels: Sequence[str],
+    classes: ClassInfo,
 ) -> str:
     """One picture: detections that find an object blue, others orange, objects dashed on top."""
-    detections = shown.take(shown.image_id == image_id)
+    detections = shown.take(shown.image_id == truth.image_ids[image])
     scale = max(1.0, _PICTURE_PX / max(pixels.shape[:2]))
     # Enlarged here, since the visualizer would show pixels as squares.
     size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
@@ -220,11 +222,10 @@ def _draw(
     for index in np.argsort(hits, kind="stable"):  # what finds something comes on top
         box = boxes[index]
         color = _FOUND if hits[index] else _OTHER
-        text = _label(labels, truth, int(detections.category[index]), bool(hits[index]))
+        text = _label(classes, int(detections.category[index]), bool(hits[index]))
         _outline(canvas, box, color, 4.0 if text.startswith(_RARE) else 2.5)
         position = (np.clip(box[0], 0, size[0] - 40), np.clip(box[1] - 20, 0, size[1] - 20))
         canvas.draw_text(text, position, color=color, font_size=12, horizontal_alignment="left")
-    image = int(np.searchsorted(truth.image_ids, image_id))
     for box in _corners(truth.box[truth.image == image]) * scale:
         _outline(canvas, box, "black", 1.6)
         _outline(canvas, box, _TRUTH, 1.6, (0, (3, 3)))
@@ -245,10 +246,10 @@ def _outline(
     )
 
 
-def _label(labels: Sequence[str], truth: LvisGroundTruth, category: int, hit: bool) -> str:
+def _label(classes: ClassInfo, category: int, hit: bool) -> str:
     """A class as it is written in a picture; a found rare object has a star."""
-    mark = (_RARE if truth.groups[category] == "r" else "✓") if hit else "✗"
-    return f"{mark} {labels[category]}"
+    mark = (_RARE if classes.is_rare[category] else "✓") if hit else "✗"
+    return f"{mark} {classes.labels[category]}"
 
 
 def _corners(box: np.ndarray) -> np.ndarray:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from .gallery import Gallery, GalleryEntry
 from .html import Html, element
-from .results import GROUPS, ClassInfo
+from .results import ClassInfo, group_title
 
 __all__ = ["gallery_section"]
 
@@ -21,12 +20,14 @@ def gallery_section(gallery: Gallery, classes: ClassInfo) -> list[Html]:
     """
     before, after = gallery.names
     counts = (
-        f"Of the {gallery.num_rare:,} rare objects in {gallery.num_images:,} images, {after} finds "
-        f"{gallery.gained[0]:,} that {before} misses, and misses {gallery.lost[0]:,} that it "
-        f"finds; of all {gallery.num_objects:,} objects it gains {gallery.gained[1]:,} and loses "
-        f"{gallery.lost[1]:,}. Below are the images with the largest gains and the largest losses, "
-        "not typical ones."
+        f"Of the {gallery.num_rare:,} objects of {classes.rare_classes} in "
+        f"{gallery.num_images:,} images, {after} finds {gallery.gained[0]:,} that {before} misses, "
+        f"and misses {gallery.lost[0]:,} that it finds; of all {gallery.num_objects:,} objects it "
+        f"gains {gallery.gained[1]:,} and loses {gallery.lost[1]:,}."
     )
+    if not gallery.entries:
+        return [element("p", f"{counts} No image differs.")]
+    counts += " Below are those with the largest gains and the largest losses, not typical ones."
     rule = (
         "Calibrations move all scores, so no common threshold would be fair: each picture shows "
         "the n best detections, n being the number of annotated objects, and where several overlap "
@@ -35,13 +36,11 @@ def gallery_section(gallery: Gallery, classes: ClassInfo) -> list[Html]:
     key = element(
         "ul",
         _key("outline:2px dashed #fff", "annotated object"),
-        _key("outline-color:#56b4e9", "✓ found, ★ found and of a rare class"),
+        _key("outline-color:#56b4e9", f"✓ found, ★ found and of {classes.rare_classes}"),
         _key("outline-color:#e69f00", "✗ no annotated object of this class there"),
         class_="key",
     )
-    entries = [_entry(entry, classes, before, after) for entry in gallery.entries]
-    if not entries:
-        return [element("p", counts), element("p", "No image differs.")]
+    entries = (_entry(entry, classes, before, after) for entry in gallery.entries)
     pictures = element("div", *entries, class_="gallery")
     return [element("p", counts), element("p", rule, class_="soft"), key, pictures]
 
@@ -57,7 +56,7 @@ def _entry(entry: GalleryEntry, classes: ClassInfo, before: str, after: str) -> 
             notes = (_class_note(classes, *item) for item in Counter(found).items())
             said.append(f"Found only by {name}: {', '.join(notes)}.")
     gain = len(entry.gained) - len(entry.lost)
-    rare_gain = _rare(classes, entry.gained) - _rare(classes, entry.lost)
+    rare_gain = sum(classes.is_rare[list(entry.gained)]) - sum(classes.is_rare[list(entry.lost)])
     verdict = "Gain" if (rare_gain, gain) > (0, 0) else "Loss"
     caption = [element("strong", verdict), f", image {entry.image_id}. {' '.join(said)}"]
     sides = [
@@ -72,11 +71,7 @@ def _entry(entry: GalleryEntry, classes: ClassInfo, before: str, after: str) -> 
     return element("figure", element("div", *sides, class_="pair"), element("figcaption", *caption))
 
 
-def _rare(classes: ClassInfo, indices: Sequence[int]) -> int:
-    return sum(classes.groups[index] == "r" for index in indices)
-
-
 def _class_note(classes: ClassInfo, index: int, objects: int) -> str:
-    group, count = GROUPS[classes.groups[index]], int(classes.image_count[index])
+    group, count = group_title(classes.groups[index]), int(classes.image_count[index])
     times = f"{objects} × " if objects > 1 else ""
     return f"{times}{classes.labels[index]} ({group}, {count:,} training image{'s' * (count != 1)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,11 @@ def make_report(
     """
     dataset = runs[0].folder.dataset
     truth = LvisGroundTruth.from_json(_annotations(dataset))
-    classes = _class_info(truth, [run.folder for run in runs])
+    settings = settings or Settings()
+    classes = _class_info(truth, [run.folder for run in runs], settings.groups)
     comparison = compare(runs, truth, classes, focus=focus, settings=settings)
     gallery, notes = None, []
-    if pictures:
+    if pictures > 0:
         try:
             gallery = _gallery(comparison, dataset, pictures)
         except FileNotFoundError as error:
@@ -89,15 +91,18 @@ def _annotations(dataset: str) -> str:
     return path
 
 
-def _class_info(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> ClassInfo:
+def _class_info(
+    truth: LvisGroundTruth, folders: Sequence[RunFolder], groups: Sequence[str] | None
+) -> ClassInfo:
     """The classes with their counts in training, from where these are known first."""
     for folder in folders:
         known = None if folder.results is None else folder.results.classes
         if known is not None and known.names == truth.class_names:
-            return known
+            return known if groups is None else replace(known, groups=tuple(groups))
     images, objects = _counts(truth, folders)
-    groups = truth.groups if truth.groups is not None else frequency_groups(images)
-    return ClassInfo(truth.class_names, truth.class_names, tuple(groups.tolist()), images, objects)
+    if groups is None:
+        groups = (truth.groups if truth.groups is not None else frequency_groups(images)).tolist()
+    return ClassInfo(truth.class_names, truth.class_names, tuple(groups), images, objects)
 
 
 def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +142,7 @@ def _statistics(runs: Sequence[Run]) -> dict[str, LogitStatistics]:
 def _gallery(comparison: Comparison, dataset: str, pictures: int) -> Gallery:
     files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(dataset)}
 
-    def read_image(image_id: int) -> np.ndarray:
+    def read_image(image_id: int | str) -> np.ndarray:
         path = Path(files[image_id])
         if not path.is_file():
             raise FileNotFoundError(f"There is no image {path}.")
@@ -147,7 +152,7 @@ def _gallery(comparison: Comparison, dataset: str, pictures: int) -> Gallery:
         comparison.truth,
         *(run.detections for run in comparison.pair),
         read_image,
-        comparison.classes.labels,
+        comparison.classes,
         max_images=pictures,
         names=tuple(run.name for run in comparison.pair),
     )

@@ -17,7 +17,7 @@ from .comparison import Comparison
 from .gallery import Gallery
 from .gallery_section import gallery_section
 from .html import Html, element, join, raw_element
-from .results import GROUPS, ClassInfo
+from .results import ClassInfo, group_title
 from .run_folder import RunFolder
 from .script import SCRIPT
 from .sections import (
@@ -174,7 +174,7 @@ def _data_line(comparison: Comparison) -> str:
 
 
 def _classes_text(classes: ClassInfo) -> str:
-    sizes = ", ".join(f"{classes.groups.count(group)} {name}" for group, name in GROUPS.items())
+    sizes = ", ".join(f"{classes.groups.count(n)} {group_title(n)}" for n in classes.group_names)
     fewest, most = (int(pick(classes.image_count)) for pick in (np.min, np.max))
     return f"{len(classes)} classes ({sizes}), each seen in {fewest:,} to {most:,} training images"
 

@@ -3,7 +3,7 @@
 `results.json` holds:
 
 - ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
-  at least AP, APr, APc and APf for each task, in percent; ``null`` where no class has objects;
+  at least AP for each task, in percent; ``null`` where no class has objects;
 - ``provenance``, optional: whatever says where the numbers come from; the report shows it;
 - ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
 
@@ -12,6 +12,7 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -24,17 +25,26 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
-__all__ = ["BASELINE", "GROUPS", "METRICS", "TASKS", "ClassInfo", "ResultRow", "Results"]
+__all__ = ["BASELINE", "TASKS", "ClassInfo", "ResultRow", "Results", "group_title"]
 
 BASELINE = "uncalibrated"
 """The calibration that every comparison has."""
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
-METRICS = ("AP", "APr", "APc", "APf")
-
+# LVIS's letters; groups of other names are called as they are.
+_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 _SECTIONS = ("rows", "provenance", "classes", "class_ap")
 _CLASS_FIELDS = ("names", "labels", "groups", "image_count", "instance_count")
+
+
+def group_title(group: str) -> str:
+    """What a group, or the rest of a metric's name behind AP, is called.
+
+    Example:
+        >>> [group_title(group) for group in ("r", "few", "")]
+        ['rare', 'few', 'all']
+    """
+    return _GROUPS.get(group, group or "all")
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class ClassInfo:
     Attributes:
         names (tuple[str, ...]): K names.
         labels (tuple[str, ...]): K short names for pictures, such as the drawn character.
-        groups (tuple[str, ...]): K of "r", "c", "f".
+        groups (tuple[str, ...]): K names of groups, such as LVIS's "r", "c", "f".
         image_count (ndarray): (K,) training images.
         instance_count (ndarray): (K,) training objects.
     """
@@ -77,12 +87,33 @@ class ClassInfo:
             raise ValueError(f"The classes have columns of different lengths: {lengths}.")
         if not self.names:
             raise ValueError("There are no classes; leave them out where they are not known.")
-        unknown = sorted(set(self.groups) - set(GROUPS))
-        if unknown:
-            raise ValueError(f"The classes have groups {unknown}, expected {', '.join(GROUPS)}.")
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @functools.cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """LVIS's r, c, f, if only some of them occur; other groups by rising number of images."""
+        if set(self.groups) <= set(_GROUPS):
+            return tuple(_GROUPS)
+        mean = {
+            name: self.image_count[self._in(name)].mean() for name in dict.fromkeys(self.groups)
+        }
+        return tuple(sorted(mean, key=lambda name: (mean[name], name)))
+
+    @functools.cached_property
+    def is_rare(self) -> np.ndarray:
+        """Whether a class is in the first of the groups, the one that has fewest images, (K,)."""
+        return self._in(self.group_names[0])
+
+    @property
+    def rare_classes(self) -> str:
+        """What these classes are called: "rare classes", or 'classes of "few"'."""
+        name = self.group_names[0]
+        return f"{_GROUPS[name]} classes" if name in _GROUPS else f'classes of "{name}"'
+
+    def _in(self, group: str) -> np.ndarray:
+        return np.array([name == group for name in self.groups])
 
 
 @dataclass(frozen=True)
@@ -213,7 +244,7 @@ def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:
     _check_keys(name, row, required=("calibration", "bbox"), known=("calibration", *TASKS))
     tasks = {}
     for task in (task for task in TASKS if task in row):
-        _check_keys(f"{name}, {task},", row[task], required=METRICS)
+        _check_keys(f"{name}, {task},", row[task], required=("AP",))
         tasks[task] = dict(zip(row[task], _numbers(row[task].values()).tolist(), strict=True))
     return ResultRow(row["calibration"], tasks)
 

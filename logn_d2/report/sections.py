@@ -24,7 +24,7 @@ from .figures_groups import interval_figure
 from .figures_images import images_figure
 from .figures_scores import reliability_figure, score_figure, threshold_figure
 from .html import Html, element
-from .results import METRICS, TASKS
+from .results import TASKS
 from .summary import display_name, format_change, format_interval, format_value
 from .tables import change_table, error_table, figure_table, quality_table, threshold_table
 
@@ -59,7 +59,9 @@ def results_section(comparison: Comparison) -> list[Html]:
         before, after = pair
         drawn = interval_figure(
             {name: own.estimate for name, own in pair.items()},
+            comparison.metrics,
             {name: own.intervals for name, own in pair.items()},
+            level=comparison.settings.level,
             what=f"AP of {TASKS[task]}",
         )
         caption = (
@@ -75,7 +77,7 @@ def results_section(comparison: Comparison) -> list[Html]:
 def _values_alt(comparison: Comparison, task: str) -> str:
     said = []
     for run in comparison.pair:
-        values = ((m, comparison.figures[run.name, task].value(m)) for m in METRICS)
+        values = ((m, comparison.figures[run.name, task].value(m)) for m in comparison.metrics)
         listed = ", ".join(f"{m} {format_value(v.value)} {format_interval(v)}" for m, v in values)
         said.append(f"{run.name}: {listed}.")
     return " ".join(said)
@@ -84,7 +86,8 @@ def _values_alt(comparison: Comparison, task: str) -> str:
 def _changes(comparison: Comparison, task: str) -> Html:
     others = [run.name for run in comparison.runs[1:]]
     changes = {
-        name: {m: comparison.figures[name, task].difference(m) for m in METRICS} for name in others
+        name: {m: comparison.figures[name, task].difference(m) for m in comparison.metrics}
+        for name in others
     }
     said = (
         f"{name}: {', '.join(f'{m} {format_change(v.value)}' for m, v in row.items())}."
@@ -92,7 +95,7 @@ def _changes(comparison: Comparison, task: str) -> Html:
     )
     caption = (
         f"What each run changes against {comparison.baseline.name}, {TASKS[task]}. Lines: "
-        "95\u00a0% intervals over images."
+        f"{comparison.level} intervals over images."
     )
     drawn = change_figure(changes, TASKS[task])
     return figure(drawn, f"Dot plot of differences. {' '.join(said)}", caption)
@@ -125,7 +128,7 @@ def logits_section(comparison: Comparison, statistics: Mapping[str, LogitStatist
                 "Two scatter plots against training images of a class, on a logarithmic axis. Rank "
                 f"correlation {rho[0]} for the mean logit, {rho[1]} for its standard deviation."
             )
-            drawn = logit_figure(mean, std, classes.image_count, classes.groups)
+            drawn = logit_figure(mean, std, classes)
             content.append(figure(drawn, alt, caption))
     return content
 
@@ -136,7 +139,7 @@ def prior_section(
     """The model's label prior against the labels."""
     classes = comparison.classes
     prior = label_prior(foreground(statistics)[0][0])
-    drawn = prior_figure(prior, classes.instance_count, classes.groups, foreground_share)
+    drawn = prior_figure(prior, classes, foreground_share)
     caption = (
         "Line: share of each class among the objects of the training set. Markers: the model's "
         "prior, here the softmax of the foreground classes' mean logits, since means of logits "
@@ -144,11 +147,12 @@ def prior_section(
         "After Fig. 1 of the paper. Scales are logarithmic."
     )
     correlation = _signed(spearman(classes.instance_count, prior))
-    rare = np.array(classes.groups) == "r"
+    rare, named = classes.is_rare, classes.rare_classes
     share = classes.instance_count[rare].sum() / max(classes.instance_count.sum(), 1)
     said = (
-        f"Rare classes hold {100 * share:.2g} % of the labels; the model's prior gives them "
-        f"{100 * prior[rare].sum():.2g} %. Rank correlation of both over classes: {correlation}."
+        f"{named[0].upper()}{named[1:]} hold {100 * share:.2g} % of the labels; the "
+        f"model's prior gives them {100 * prior[rare].sum():.2g} %. Rank correlation of both over "
+        f"classes: {correlation}."
     )
     alt = f"Label distribution and the model's prior. {said}"
     return [element("p", said), figure(drawn, alt, caption)]
@@ -192,7 +196,7 @@ def errors_section(comparison: Comparison) -> list[Html]:
         )
         alt = f"Bar chart of the gains of {TASKS[task]} that the table below lists."
         content.append(element("h3", TASKS[task].capitalize()))
-        content.append(figure(error_figure(analyses), alt, caption))
+        content.append(figure(error_figure(analyses, comparison.groups), alt, caption))
         content.append(error_table(comparison, task))
     return content
 
@@ -207,7 +211,7 @@ def scores_section(comparison: Comparison) -> list[Html]:
         element("p", _threshold_sentence(comparison)),
         threshold_table(comparison),
         figure(
-            threshold_figure(comparison.curves),
+            threshold_figure(comparison.curves, comparison.metrics),
             f"Curves of AP and of the number of detections against the score threshold, {names}.",
             "AP of the boxes above a score threshold. It can only fall: what a threshold takes "
             "away is never given back.",
@@ -215,7 +219,7 @@ def scores_section(comparison: Comparison) -> list[Html]:
         element("h3", "Whether scores are probabilities"),
         quality_table(comparison),
         figure(
-            reliability_figure(qualities),
+            reliability_figure(qualities, comparison.groups),
             f"Reliability diagrams for each group of classes. Expected calibration error: {ece}.",
             "Precision of the boxes in each bin of scores against their mean score. On the "
             "diagonal a score is a probability; below it the detector is overconfident.",
@@ -232,8 +236,10 @@ def scores_section(comparison: Comparison) -> list[Html]:
 def _threshold_sentence(comparison: Comparison) -> str:
     name, old = comparison.focus.name, comparison.settings.score_threshold
     first = comparison.thresholds[name][0]
+    before, after = f"{first.per_image:.2f}", f"{first.new_per_image:.2f}"
+    reached = "as many" if before == after else f"{after}, which is nearest,"
     return (
         f"Calibration moves scores. Where {comparison.baseline.name} was used with a threshold of "
-        f"{old:g}, which shows {first.per_image:.2f} boxes an image, {name} shows as many with "
+        f"{old:g}, which shows {before} boxes an image, {name} shows {reached} with "
         f"{first.new_score:.3f}; at {old:g} it would show {first.same_score_per_image:.2f}."
     )

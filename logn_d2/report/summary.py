@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .results import BASELINE, METRICS, TASKS
+from .results import BASELINE, TASKS
 
 if TYPE_CHECKING:
     from .comparison import Comparison, Value
@@ -17,6 +17,7 @@ __all__ = [
     "format_interval",
     "format_value",
     "headline",
+    "join_words",
     "summarise",
 ]
 
@@ -38,7 +39,6 @@ _PARTS = {
     "logn_beta": "the shift by beta",
 }
 _WHOLE = "logn"
-_HEADLINE = ("APr", "AP")
 
 
 def display_name(calibration: str) -> str:
@@ -85,7 +85,7 @@ def headline(comparison: Comparison) -> str:
     """The result in one sentence, for boxes: "LogN: APr +4.1 [2.9, 5.2], AP +0.8 [...]"."""
     task = comparison.tasks[0]
     figures = comparison.figures[comparison.focus.name, task]
-    said = [_said(metric, figures.difference(metric)) for metric in _HEADLINE]
+    said = [_said(metric, figures.difference(metric)) for metric in _rare_and_all(comparison)]
     return (
         f"{comparison.focus.name} against {comparison.baseline.name}, {TASKS[task]}: "
         f"{', '.join(part for part in said if part) or 'nothing to measure'}."
@@ -109,6 +109,11 @@ def summarise(comparison: Comparison) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def _rare_and_all(comparison: Comparison) -> tuple[str, str]:
+    """AP of the classes with fewest training images, and AP."""
+    return comparison.metrics[1], comparison.metrics[0]
+
+
 def _said(metric: str, change: Value) -> str:
     if math.isnan(change.value):
         return ""
@@ -119,24 +124,24 @@ def _verdict(comparison: Comparison, task: str) -> str:
     """What goes up and down beyond the choice of images, and what the images can't tell."""
     figures = comparison.figures[comparison.focus.name, task]
     up, down, open_ = [], [], []
-    for metric in METRICS:
+    for metric in comparison.metrics:
         change = figures.difference(metric)
         if not math.isnan(change.low):
             where = up if change.low > 0 else down if change.high < 0 else open_
             where.append(metric)
-    said = [f"raises {_join(up)}"] if up else []
-    said += [f"lowers {_join(down)}"] if down else []
+    said = [f"raises {join_words(up)}"] if up else []
+    said += [f"lowers {join_words(down)}"] if down else []
     if not up and not down:
         said = ["changes nothing that the choice of images could not explain"]
     text = f"On this data {comparison.focus.name} {' and '.join(said)}."
     if open_ and (up or down):
-        text += f" These images leave open how {_join(open_)} changes."
+        text += f" These images leave open how {join_words(open_)} changes."
     return text
 
 
 def _other_task(comparison: Comparison, task: str) -> str:
     figures = comparison.figures[comparison.focus.name, task]
-    said = [_said(metric, figures.difference(metric)) for metric in METRICS]
+    said = [_said(metric, figures.difference(metric)) for metric in comparison.metrics]
     said = [part for part in said if part]
     return f"For {TASKS[task]}: {', '.join(said)}." if said else ""
 
@@ -156,39 +161,42 @@ def _parts(comparison: Comparison) -> str:
         return ""
     listed = [f"{text} ({format_change(delta)} AP)" for delta, text in ranked]
     if ranked[0][0] <= 0:
-        return f"None of its parts raises AP alone: {_join(listed)}."
-    return f"Of its parts alone the largest contribution is {listed[0]}, then {_join(listed[1:])}."
+        return f"None of its parts raises AP alone: {join_words(listed)}."
+    first, rest = listed[0], join_words(listed[1:])
+    return f"Of its parts alone the largest contribution is {first}, then {rest}."
 
 
 def _better(comparison: Comparison) -> str:
-    """Which other runs have a higher AP or APr."""
+    """Which other runs have a higher AP, or AP of rare classes, in the digits that are shown."""
     said, task = [], comparison.tasks[0]
-    values = {
-        metric: {
-            r.name: comparison.figures[r.name, task].value(metric).value for r in comparison.runs
+    for metric in reversed(_rare_and_all(comparison)):
+        reached = {
+            run.name: round(comparison.figures[run.name, task].value(metric).value, 1)
+            for run in comparison.runs
         }
-        for metric in ("AP", "APr")
-    }
-    for metric, reached in values.items():
         own = reached[comparison.focus.name]
         better = sorted((n for n in reached if reached[n] > own), key=lambda n: -reached[n])
         if not math.isnan(own):
-            listed = [f"{name} ({reached[name]:.1f})" for name in better]
-            said.append(
-                f"More {metric} than its {own:.1f}: {_join(listed) or 'nothing compared here'}."
-            )
+            listed = join_words([f"{name} ({reached[name]:.1f})" for name in better])
+            said.append(f"More {metric} than its {own:.1f}: {listed or 'nothing compared here'}.")
     return " ".join(said)
 
 
 def _certainty(comparison: Comparison) -> str:
     return (
-        f"In brackets: 95\u00a0% intervals from {comparison.settings.resamples:,} resamples of the "
-        f"{comparison.truth.num_images:,} validation images, the same resamples for all runs. They "
-        "do not cover another training, whose figures can differ by more."
+        f"In brackets: {comparison.level} intervals from {comparison.settings.resamples:,} "
+        f"resamples of the {comparison.truth.num_images:,} validation images, the same resamples "
+        "for all runs. They do not cover another training, whose figures can differ by more."
     )
 
 
-def _join(parts: Sequence[str]) -> str:
+def join_words(parts: Sequence[str]) -> str:
+    """A list as it is written in a sentence.
+
+    Example:
+        >>> join_words(["AP", "APr", "APc"])
+        'AP, APr and APc'
+    """
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -9,11 +9,11 @@ from typing import Any
 from logn_d2.evaluation.errors import ERROR_TYPES
 from logn_d2.evaluation.score_threshold import ThresholdSuggestion
 
-from .comparison import COLUMNS, FIXED, Comparison, Value
+from .comparison import FIXED, Comparison, Value
 from .html import Html, element, join, table
-from .results import GROUPS, TASKS
+from .results import TASKS, group_title
 from .run_folder import Run
-from .summary import format_change, format_interval, format_value
+from .summary import format_change, format_interval, format_value, join_words
 
 __all__ = [
     "change_table",
@@ -27,22 +27,25 @@ __all__ = [
 
 def figure_table(comparison: Comparison, task: str) -> Html:
     """All metrics of all runs; the best of each column has a star."""
+    columns, groups = comparison.columns, comparison.groups
     values = {
-        run.name: {m: comparison.figures[run.name, task].value(m) for m in COLUMNS}
+        run.name: {m: comparison.figures[run.name, task].value(m) for m in columns}
         for run in comparison.runs
     }
-    best = {m: _best([row[m].value for row in values.values()]) for m in COLUMNS}
+    best = {m: _best([row[m].value for row in values.values()]) for m in columns}
     body = [
-        [_run_head(run), *(_figure_cell(values[run.name][m], best[m]) for m in COLUMNS)]
+        [_run_head(run), *(_figure_cell(values[run.name][m], best[m]) for m in columns)]
         for run in comparison.runs
     ]
     caption = (
-        f"Average precision of {TASKS[task]} in percent, with 95\u00a0% intervals: over all "
-        "classes (AP), at an IoU of 0.5 and 0.75, over rare, common and frequent classes (APr, "
-        f"APc, APf); average recall (AR); and {FIXED}, which keeps the best 10,000 detections of "
-        f"each class instead of {_kept(comparison)} of each image. ★ marks the best of a column."
+        f"Average precision of {TASKS[task]} in percent, with {comparison.level} intervals: over "
+        "all classes (AP), at an IoU of 0.5 and 0.75, over "
+        f"{join_words([group_title(group) for group in groups])} classes "
+        f"({', '.join(comparison.metrics[1:])}); average recall (AR); and {FIXED}, which keeps the "
+        f"best 10,000 detections of each class instead of {_kept(comparison)} of each image. "
+        "★ marks the best of a column."
     )
-    return table(caption, [_heads(COLUMNS)], body, class_="stuck", id=f"figures-{task}")
+    return table(caption, [_heads(columns)], body, class_="stuck", id=f"figures-{task}")
 
 
 def _kept(comparison: Comparison) -> str:
@@ -73,16 +76,17 @@ def change_table(comparison: Comparison, task: str) -> Html:
             _run_head(run),
             *(
                 _change_cell(comparison.figures[run.name, task].difference(metric))
-                for metric in COLUMNS
+                for metric in comparison.columns
             ),
         ]
         for run in comparison.runs[1:]
     ]
     caption = (
         f"Difference to {comparison.baseline.name} for {TASKS[task]}, in points, from unrounded "
-        "figures. ▲ and ▼: the whole 95\u00a0% interval is above or below 0."
+        "figures. ▲ and ▼: the whole interval is above or below 0."
     )
-    return table(caption, [_heads(COLUMNS)], body, class_="stuck", id=f"changes-{task}")
+    heads = _heads(comparison.columns)
+    return table(caption, [heads], body, class_="stuck", id=f"changes-{task}")
 
 
 def _change_cell(change: Value) -> Html:
@@ -101,14 +105,14 @@ def error_table(comparison: Comparison, task: str) -> Html:
     """AP50 that each kind of error costs, before and after, group by group."""
     analyses = {run.name: comparison.errors[run.name, task] for run in comparison.pair}
     body = []
-    for group in ("all", *GROUPS):
+    for group in ("all", *comparison.groups):
         for name, analysis in analyses.items():
-            row = analysis.as_dict().get(group)
-            if row is None or not row["classes"]:
+            row = analysis.as_dict()[group]
+            if not row["classes"]:
                 continue
             gains = (element("td", format_value(row["gain"][error])) for error in ERROR_TYPES)
             body.append([
-                element("th", f"{GROUPS.get(group, 'all')}, {name}", scope="row"),
+                element("th", f"{group_title(group)}, {name}", scope="row"),
                 element("td", format_value(row["AP"])),
                 *gains,
                 element("td", f"{row['not_found']} of {row['classes']}"),
@@ -124,7 +128,7 @@ def error_table(comparison: Comparison, task: str) -> Html:
 
 def quality_table(comparison: Comparison) -> Html:
     """How far scores of boxes can be taken for probabilities, for all runs."""
-    groups = ("all", *GROUPS)
+    groups = ("all", *comparison.groups)
     body = []
     for run in comparison.runs:
         quality = comparison.quality[run.name]
@@ -137,7 +141,7 @@ def quality_table(comparison: Comparison) -> Html:
         "score, and the expected calibration error (ECE) over all classes and in each group, in "
         "percent. Calibrations of logits are made for ranking; a lower ECE is not their aim."
     )
-    errors = (f"ECE, {GROUPS.get(group, group)}" for group in groups)
+    errors = (f"ECE, {group_title(group)}" for group in groups)
     heads = _heads(("Boxes", "Precision", "Mean score", *errors))
     return table(caption, [heads], body, class_="stuck", id="quality")
 
@@ -147,11 +151,10 @@ def threshold_table(comparison: Comparison) -> Html:
     old = comparison.settings.score_threshold
     body = []
     for run in comparison.runs[1:]:
-        first, *groups = comparison.thresholds[run.name]
-        body.append(_threshold_row(run.name, first))
-        if run is comparison.focus:
-            names = (f"{run.name}, {GROUPS.get(each.group, each.group)}" for each in groups)
-            body += [_threshold_row(*pair) for pair in zip(names, groups, strict=True)]
+        found = {each.group: each for each in comparison.thresholds[run.name]}
+        body.append(_threshold_row(run.name, found["all"]))
+        for group in comparison.groups if run is comparison.focus else ():
+            body.append(_threshold_row(f"{run.name}, {group_title(group)}", found[group]))
     caption = (
         f"Boxes in an image with a score above {old:g} before ({comparison.baseline.name}) and "
         "after, and the threshold that keeps as many as before. A threshold for each group keeps "

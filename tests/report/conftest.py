@@ -166,7 +166,7 @@ def detections(truth: LvisGroundTruth) -> tuple[Detections, Detections]:
 def gallery(
     truth: LvisGroundTruth, detections: tuple[Detections, Detections], results: Results
 ) -> Gallery:
-    return make_gallery(truth, *detections, read_image, results.classes.labels)
+    return make_gallery(truth, *detections, read_image, results.classes)
 
 
 @pytest.fixture(scope="session")

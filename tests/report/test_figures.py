@@ -5,21 +5,19 @@ from __future__ import annotations
 import base64
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from logn_d2.report import Results
+from logn_d2.report import ClassInfo, Results
 from logn_d2.report.analysis import label_prior
 from logn_d2.report.comparison import Value
-from logn_d2.report.figures import (
-    change_figure,
-    logit_figure,
-    prior_figure,
-    svg_data_uri,
-)
-from logn_d2.report.results import METRICS
+from logn_d2.report.figure_style import svg_data_uri
+from logn_d2.report.figures import change_figure, logit_figure, prior_figure
+
+METRICS = ("AP", "APr", "APc", "APf")
 
 
 def _svg(figure: Figure) -> str:
@@ -30,10 +28,16 @@ def _svg(figure: Figure) -> str:
     return text
 
 
-@pytest.mark.parametrize("groups", ["r", "f", "rcf", "rrff"])
+def _classes(count: object, groups: Sequence[str]) -> ClassInfo:
+    """Classes with as many objects as images."""
+    names = tuple(f"class {index}" for index in range(len(groups)))
+    return ClassInfo(names, names, tuple(groups), np.array(count), np.array(count))
+
+
+@pytest.mark.parametrize("groups", ["r", "f", "rcf", "rrff", ["few", "many", "few"], range(9)])
 def test_logit_figure_draws_one_class_and_empty_groups(groups: str) -> None:
-    count = np.arange(1, len(groups) + 1)
-    figure = logit_figure(-count / 2, count / 3, count, list(groups))
+    count, groups = np.arange(1, len(groups) + 1), [str(group) for group in groups]
+    figure = logit_figure(-count / 2, count / 3, _classes(count, groups))
     points = sum(len(collection.get_offsets()) for collection in figure.axes[0].collections)
     assert points == len(groups)
     assert len(figure.axes[0].get_legend().get_texts()) == len(set(groups))
@@ -41,14 +45,14 @@ def test_logit_figure_draws_one_class_and_empty_groups(groups: str) -> None:
 
 
 def test_logit_figure_leaves_out_classes_without_images() -> None:
-    figure = logit_figure(np.zeros(3), np.ones(3), np.array([0, 5, 9]), ["r", "r", "r"])
+    figure = logit_figure(np.zeros(3), np.ones(3), _classes([0, 5, 9], "rrr"))
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 2
-    _svg(logit_figure(np.zeros(1), np.ones(1), np.array([0]), ["r"]))
+    _svg(logit_figure(np.zeros(1), np.ones(1), _classes([0], "r")))
 
 
 def test_logit_figure_tells_the_correlation() -> None:
-    count, groups = np.array([1, 10, 100]), ["r", "c", "f"]
-    figure = logit_figure(np.array([-3.0, -2.0, -1.0]), np.array([3.0, 2.0, 1.0]), count, groups)
+    classes = _classes([1, 10, 100], "rcf")
+    figure = logit_figure(np.array([-3.0, -2.0, -1.0]), np.array([3.0, 2.0, 1.0]), classes)
     notes = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert notes == ["Spearman's ρ = +1.00", "Spearman's ρ = −1.00"]
 
@@ -60,7 +64,7 @@ def test_prior_figure_draws_with_and_without_the_share(
 ) -> None:
     prior = label_prior(-np.arange(num_classes) / 5)
     count = np.arange(num_classes)[::-1]
-    figure = prior_figure(prior, count, ["c"] * num_classes, share)
+    figure = prior_figure(prior, _classes(count, "c" * num_classes), share)
     assert len(figure.axes) == (1 if share is None else 2)
     _svg(figure)
 
@@ -79,7 +83,7 @@ def test_change_figure_draws_what_can_be_measured() -> None:
 def test_figures_follow_the_page_and_repeat_byte_for_byte(results: Results) -> None:
     def draw() -> str:
         count = results.classes.image_count
-        return _svg(logit_figure(np.log(count), np.log(count), count, results.classes.groups))
+        return _svg(logit_figure(np.log(count), np.log(count), results.classes))
 
     text = draw()
     assert "currentColor" in text and "#010203" not in text and "prefers-color-scheme" in text

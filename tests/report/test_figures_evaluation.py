@@ -22,6 +22,7 @@ from logn_d2.report.figures_scores import reliability_figure, score_figure, thre
 
 Pair = tuple[Detections, Detections]
 RUNS = ("uncalibrated", "logn")
+METRICS = ("AP", "APr", "APc", "APf")
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_score_figure_draws_shares(qualities: dict[str, CalibrationQuality]) -> 
 def test_threshold_figure_draws_each_metric_that_is_there(
     curves: dict[str, ThresholdCurve],
 ) -> None:
-    figure = threshold_figure(curves)
+    figure = threshold_figure(curves, METRICS)
     # No class is common in this data set.
     assert _titles(figure) == ["AP", "APr", "APf", "detections"]
     for line, curve in zip(figure.axes[1].lines, curves.values(), strict=True):
@@ -126,13 +127,13 @@ def test_threshold_figure_draws_each_metric_that_is_there(
 def test_interval_figure_draws_bars_whiskers_and_numbers() -> None:
     estimate = {"uncalibrated": {"AP": 0.2, "APr": math.nan}, "logn": {"AP": 0.3, "APr": 0.1}}
     interval = {"logn": {"AP": (0.25, 0.4), "APr": (math.nan, math.nan)}}
-    figure = interval_figure(estimate, interval, ("AP", "APr"))
+    figure = interval_figure(estimate, ("AP", "APr"), interval, level=0.9)
     (axis,) = figure.axes
     assert np.array(_heights(axis)) == pytest.approx(np.array([[20, 0], [30, 10]]))
     (whisker,) = axis.lines
     assert whisker.get_ydata() == pytest.approx([25, 40])
-    assert _notes(axis) == ["20.0", "–", "30.0", "10.0", "with 95 % intervals"]
-    assert _notes(interval_figure(estimate, None, ("AP",)).axes[0]) == ["20.0", "30.0"]
+    assert _notes(axis) == ["20.0", "–", "30.0", "10.0", "with 90 % intervals"]
+    assert _notes(interval_figure(estimate, ("AP",)).axes[0]) == ["20.0", "30.0"]
 
 
 def test_population_figure_orders_classes_and_leaves_out_unknown_ones() -> None:
@@ -153,7 +154,7 @@ def test_nothing_detected_still_makes_figures(truth: LvisGroundTruth) -> None:
         error_figure({"logn": error_analysis(nothing, truth)}),
         reliability_figure({"logn": calibration_quality(nothing, truth)}),
         score_figure({"logn": calibration_quality(nothing, truth)}),
-        threshold_figure({"logn": ap_against_threshold(nothing, truth, [0.5])}),
+        threshold_figure({"logn": ap_against_threshold(nothing, truth, [0.5])}, METRICS),
     )
     assert all(svg_data_uri(figure) for figure in figures)
 

@@ -66,19 +66,19 @@ def test_half_of_the_room_is_for_losses(truth: LvisGroundTruth, results: Results
     everything = Detections(truth.image_ids[truth.image], truth.category, np.full(12, 0.5), box)
     rare_only = everything.take(truth.category > 0)
     mixed = everything.take((truth.category == 0) | (truth.image < 2))
-    labels = results.classes.labels
-    both = make_gallery(truth, mixed, rare_only, _read_image, labels, max_images=2)
+    classes = results.classes
+    both = make_gallery(truth, mixed, rare_only, _read_image, classes, max_images=2)
     assert [len(entry.gained) - len(entry.lost) for entry in both.entries] == [0, -1]
-    gains = make_gallery(truth, mixed, everything, _read_image, labels, max_images=3)
+    gains = make_gallery(truth, mixed, everything, _read_image, classes, max_images=3)
     assert len(gains.entries) == 3 and not any(entry.lost for entry in gains.entries)
-    losses = make_gallery(truth, everything, mixed, _read_image, labels, max_images=3)
+    losses = make_gallery(truth, everything, mixed, _read_image, classes, max_images=3)
     assert len(losses.entries) == 3 and not any(entry.gained for entry in losses.entries)
 
 
 def test_no_detections_and_no_masks_are_fine(truth: LvisGroundTruth, results: Results) -> None:
     some = Detections([1], [0], [0.5], [[8, 8, 20, 24]])
-    labels = results.classes.labels
-    gallery = make_gallery(truth, Detections.empty(), some, _read_image, labels)
+    classes = results.classes
+    gallery = make_gallery(truth, Detections.empty(), some, _read_image, classes)
     assert len(gallery.entries) == 1
-    same = make_gallery(truth, some, some, _read_image, labels)
+    same = make_gallery(truth, some, some, _read_image, classes)
     assert same.entries == () and same.gained == same.lost == (0, 0)

@@ -49,7 +49,7 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
         (lambda c: c.pop("rows"), "lacks rows"),
         (lambda c: c.update(speed=3), "unknown fields speed"),
         (lambda c: c["rows"][1].pop("bbox"), r"Row 1 \(logn\) lacks bbox"),
-        (lambda c: c["rows"][1]["bbox"].pop("APr"), r"Row 1 \(logn\), bbox, lacks APr"),
+        (lambda c: c["rows"][1]["bbox"].pop("AP"), r"Row 1 \(logn\), bbox, lacks AP;"),
         (lambda c: c["rows"][1].update(keypoints={}), "unknown fields keypoints"),
         (lambda c: c["rows"][1].pop("segm"), "Evaluate all for the same tasks"),
         (lambda c: c["rows"].pop(0), "Evaluate that as well"),
@@ -57,7 +57,6 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
         (lambda c: c["rows"][1]["bbox"].update(AP=[1]), "Expected numbers"),
         (lambda c: c["classes"].pop("groups"), "classes lacks groups"),
         (lambda c: c["classes"]["names"].pop(), "different lengths"),
-        (lambda c: c["classes"]["groups"].__setitem__(0, "x"), r"groups \['x'\]"),
         (lambda c: c["class_ap"]["logn"]["bbox"].pop(), "39 values for 'logn'"),
     ],
 )
