@@ -39,6 +39,9 @@ __all__ = [
     "study_section",
 ]
 
+# Thresholds whose AP is told in words.
+_READ_OUT = (0, 0.05, 0.5)
+
 
 def figure(drawn: Figure, alt: str, caption: str) -> Html:
     """A figure that scrolls sideways rather than shrink until it can't be read."""
@@ -212,7 +215,8 @@ def scores_section(comparison: Comparison) -> list[Html]:
         threshold_table(comparison),
         figure(
             threshold_figure(comparison.curves, comparison.metrics),
-            f"Curves of AP and of the number of detections against the score threshold, {names}.",
+            "Curves of AP and of the number of detections against the score threshold. "
+            f"{_curves(comparison)}",
             "AP of the boxes above a score threshold. It can only fall: what a threshold takes "
             "away is never given back.",
         ),
@@ -231,6 +235,15 @@ def scores_section(comparison: Comparison) -> list[Html]:
             "Only boxes whose class is verified for their image count.",
         ),
     ]
+
+
+def _curves(comparison: Comparison) -> str:
+    said = []
+    for name, curve in comparison.curves.items():
+        points = dict(zip(curve.threshold.tolist(), (100 * curve.metrics["AP"]).tolist()))
+        listed = (f"{format_value(points[each])} above {each:g}" for each in _READ_OUT)
+        said.append(f"{name}: AP {', '.join(listed)}.")
+    return " ".join(said)
 
 
 def _threshold_sentence(comparison: Comparison) -> str:

@@ -178,7 +178,8 @@ def _better(comparison: Comparison) -> str:
         better = sorted((n for n in reached if reached[n] > own), key=lambda n: -reached[n])
         if not math.isnan(own):
             listed = join_words([f"{name} ({reached[name]:.1f})" for name in better])
-            said.append(f"More {metric} than its {own:.1f}: {listed or 'nothing compared here'}.")
+            than = f"{comparison.focus.name} ({own:.1f})"
+            said.append(f"More {metric} than {than}: {listed or 'nothing compared here'}.")
     return " ".join(said)
 
 

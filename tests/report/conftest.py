@@ -24,6 +24,7 @@ from logn_d2.report import (
 )
 
 from .read_page import Page
+from .recount import SlowFigures
 from .small_runs import SmallRuns, make_small_runs, small_report
 
 CALIBRATIONS = (
@@ -173,6 +174,12 @@ def gallery(
 def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
     """A sweep over a small data set."""
     return make_small_runs(tmp_path_factory.mktemp("runs"), "report_val")
+
+
+@pytest.fixture(scope="session")
+def slow_figures(small_runs: SmallRuns, tmp_path_factory: pytest.TempPathFactory) -> SlowFigures:
+    """lvis-api's figures of that sweep; what was computed is kept."""
+    return SlowFigures(small_runs, tmp_path_factory.mktemp("resamples"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,18 @@ from logn_d2.report.summary import display_name
 
 from ..evaluation.lvis_reference import random_detections, random_lvis, write_json
 
-__all__ = ["CALIBRATIONS", "SmallRuns", "figures_comparison", "make_small_runs", "small_report"]
+__all__ = [
+    "CALIBRATIONS",
+    "MAX_DETS",
+    "RESAMPLES",
+    "SmallRuns",
+    "figures_comparison",
+    "make_small_runs",
+    "small_report",
+]
 
 CALIBRATIONS = ("uncalibrated", "logn_mean", "logn", "norcal(gamma=0.6)")
-RESAMPLES = 20
+RESAMPLES = 8
 MAX_DETS = 12
 """Fewer than some images have, so that fixed AP differs from AP."""
 
@@ -68,12 +76,25 @@ class SmallRuns:
         return LvisGroundTruth.from_json(self.json_file)
 
 
-def make_small_runs(folder: Path, dataset: str, seed: int = 0) -> SmallRuns:
-    """Draws annotations, images and detections, and registers the data set."""
+def make_small_runs(
+    folder: Path,
+    dataset: str,
+    seed: int = 0,
+    change: Callable[[dict[str, Any]], None] = lambda content: None,
+) -> SmallRuns:
+    """Draws annotations, images and detections, and registers the data set.
+
+    Args:
+        folder (Path): for all files.
+        dataset (str): the name to register.
+        seed (int): of the drawing.
+        change (Callable): makes the annotations other than LVIS's, in place.
+    """
     rng = np.random.default_rng(seed)
     content = random_lvis(rng, num_images=16)
     for index, category in enumerate(content["categories"]):
         category["instance_count"] = 3 * category["image_count"] + index
+    change(content)
     json_file = write_json(folder / "annotations.json", content)
     for image in content["images"]:
         pixels = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)

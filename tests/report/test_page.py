@@ -14,6 +14,7 @@ from logn_d2.report import ClassInfo, Comparison, Report, build_report, sections
 from logn_d2.report.class_table import class_table
 
 from .read_page import Page
+from .small_runs import RESAMPLES
 
 MAX_BYTES = 10 * 2**20
 
@@ -127,7 +128,7 @@ def _without_statistics(report: Report) -> Report:
 def test_provenance_and_command_are_told(page: Page, report: Report) -> None:
     assert "detector.pth" in page.text and "report_val" in page.text
     assert "python tools/report.py run --output <page>" in page.text
-    assert "20 resamples, seed 0" in page.text and "It is not LogitNorm" in page.text
+    assert f"{RESAMPLES} resamples, seed 0" in page.text and "It is not LogitNorm" in page.text
     assert f"at most {_most(report.comparison)} an image" in page.text
 
 

@@ -79,8 +79,13 @@ def test_parts_that_all_lose_are_not_called_a_contribution() -> None:
 def test_whatever_does_better_is_named_the_baseline_too() -> None:
     runs = {"uncalibrated": (20.0, 10.0), "logn": (19.0, 11.0), "norcal(gamma=0.6)": (21.0, 12.0)}
     text = " ".join(summarise(_comparison(**runs)))
-    assert "More AP than its 19.0: NorCal, gamma 0.6 (21.0) and Uncalibrated (20.0)." in text
-    assert "More APr than its 11.0: NorCal, gamma 0.6 (12.0)." in text
+    assert "More AP than LogN (19.0): NorCal, gamma 0.6 (21.0) and Uncalibrated (20.0)." in text
+    assert "More APr than LogN (11.0): NorCal, gamma 0.6 (12.0)." in text
+
+
+def test_what_is_as_high_in_the_digits_shown_does_not_count_as_better() -> None:
+    text = " ".join(summarise(_comparison(uncalibrated=(19.04, 10.0), logn=(19.0, 11.0))))
+    assert "More AP than LogN (19.0): nothing compared here." in text
 
 
 def test_masks_have_a_sentence_of_their_own() -> None:
