@@ -169,16 +169,18 @@ def show_images(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
     images = find_images(args.input)
     paths = output_paths(images, args.output)
     draw = SideBySide(cfg, shown)
+    written = 0
     for image, path in tqdm(list(zip(images, paths)), unit="image", disable=len(images) == 1):
         picture = draw(read_image(str(image), "RGB"))
         if path is not None:
             with atomic_write(path) as temporary:
                 kind = Image.registered_extensions()[path.suffix.lower()]
                 Image.fromarray(picture).save(temporary, format=kind)
+            written += 1
         if args.show and _shown_in_window(picture, wait_ms=0):
-            return
+            break
     if args.output:
-        print(f"Wrote {len(images)} pictures to {args.output}")
+        print(f"Wrote {written} pictures to {args.output}")
 
 
 def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
@@ -199,17 +201,14 @@ def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
         draw = SideBySide(cfg, shown)
         frames = tqdm(_frames(capture), total=None if args.webcam else total, unit="frame")
         with Mp4(path, rate) if path else contextlib.nullcontext() as video:
-            try:
-                _draw_frames(frames, draw, video, args.show)
-            except KeyboardInterrupt:
-                if not args.webcam:  # for a camera it is the way to end
-                    raise
+            number = _draw_frames(frames, draw, video, args)
     finally:
         capture.release()
-    if frames.n == 0:
-        raise ValueError(f"There are no frames in {source}.")
+    if number == 0:
+        what = "The camera gives no frames; is it in use?" if args.webcam else f"{source} is empty."
+        raise ValueError(f"{what} There is nothing to show.")
     if path:
-        print(f"Wrote {frames.n} frames to {path}")
+        print(f"Wrote {number} frames to {path}")
 
 
 def video_path(output: str | None, source: str) -> Path | None:
@@ -231,7 +230,7 @@ def video_path(output: str | None, source: str) -> Path | None:
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB, up to the end or to a frame that can't be read."""
     while True:
         read, frame = capture.read()
         if not read:
@@ -240,14 +239,20 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def _draw_frames(
-    frames: Iterable[np.ndarray], draw: SideBySide, video: Mp4 | None, show: bool
-) -> None:
-    for frame in frames:
-        picture = draw(frame)
-        if video is not None:
-            video.write(picture)
-        if show and _shown_in_window(picture, wait_ms=1):
-            return
+    frames: Iterable[np.ndarray], draw: SideBySide, video: Mp4 | None, args: argparse.Namespace
+) -> int:
+    """Draws until the frames end or somebody ends it; returns how many were drawn."""
+    number = 0
+    # For a camera Ctrl-C is the way to end.
+    with contextlib.suppress(*([KeyboardInterrupt] if args.webcam else [])):
+        for frame in frames:
+            picture = draw(frame)
+            if video is not None:
+                video.write(picture)
+            number += 1
+            if args.show and _shown_in_window(picture, wait_ms=1):
+                break
+    return number
 
 
 class Mp4:

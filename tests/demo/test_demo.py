@@ -16,53 +16,12 @@ from PIL import Image
 
 from logn_d2.core import LogitStatistics
 from logn_d2.engine.comparison import SideBySide
-from logn_d2.evaluation import collect_statistics
 
-from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
-from ..load_script import ROOT, load_script
+from ..evaluation.small_detectors import CLASS_NAMES
+from ..load_script import ROOT
+from .command_line import PICTURE, THRESHOLD, arguments, error_of
 
 SCRIPT = ROOT / "demo" / "demo.py"
-THRESHOLD = "0.9"  # few detections: drawing is what takes time
-# Two sides, with their captions, of an image of 48 x 64 that is enlarged.
-PICTURE = (28 + 360, 480 + 8 + 480)
-
-
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    return load_script("demo/demo.py")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config, weights and statistics of Detectron2's own heads; two images; a video."""
-    folder = tmp_path_factory.mktemp("demo")
-    cfg = small_config("StandardROIHeads", MODEL__MASK_ON=False)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("a_set_that_is_not_registered",)
-    model = small_model(cfg)
-    with open(folder / "config.yaml", "w") as file:
-        file.write(cfg.dump())
-    torch.save({"model": model.state_dict()}, folder / "model.pth")
-    loader = [[{"image": torch.rand(3, 48, 64) * 255, "image_id": i}] for i in range(3)]
-    statistics = collect_statistics(model, loader, population="proposals", class_names=CLASS_NAMES)
-    statistics.save(folder / "stats.safetensors")
-    (folder / "images").mkdir()
-    draw_images(folder / "images", 2)
-    (folder / "images" / "notes.txt").write_text("not an image")
-    writer = cv2.VideoWriter(
-        str(folder / "video.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 7.0, (64, 48)
-    )
-    for frame in np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), dtype=np.uint8):
-        writer.write(frame)
-    writer.release()
-    return folder
-
-
-def arguments(folder: Path, *more: str) -> list[str]:
-    return [
-        *("--config-file", f"{folder}/config.yaml", "--stats", f"{folder}/stats.safetensors"),
-        *("--confidence-threshold", THRESHOLD, *more),
-        *("--opts", "MODEL.WEIGHTS", f"{folder}/model.pth"),
-    ]
 
 
 def sides(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -159,13 +118,6 @@ def test_class_names_come_from_the_statistics(
     assert 0 < int(after.removeprefix("logn(beta=mean): the best ")) <= number
 
 
-def error_of(capsys: pytest.CaptureFixture, demo: ModuleType, arguments: list[str]) -> str:
-    with pytest.raises(SystemExit) as ending:
-        demo.main(arguments)
-    assert ending.value.code == 1
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -233,36 +185,6 @@ def test_statistics_of_other_weights(
     changed = [*arguments(folder, *more)[:-1], f"{tmp_path}/other.pth"]
     assert "other weights" in error_of(capsys, demo, changed)
     assert len(LogitStatistics.load(folder / "stats.safetensors").class_names) == 4
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is a screen")
-def test_a_window_needs_a_screen(
-    demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    shown = arguments(folder, "--input", f"{folder}/images/0.png", "--show")
-    assert "--show needs a screen" in error_of(capsys, demo, shown)
-    monkeypatch.setenv("DISPLAY", ":0")
-
-    def headless(*args: object) -> None:
-        raise cv2.error("The function is not implemented.")
-
-    monkeypatch.setattr(cv2, "namedWindow", headless)
-    assert "opencv-python-headless" in error_of(capsys, demo, shown)
-
-
-def test_a_window_shows_pictures_until_q_is_pressed(
-    demo: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures, keys = [], [ord(" "), ord("q")]
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda _, picture: pictures.append(picture.shape[:2]))
-    monkeypatch.setattr(cv2, "waitKey", lambda wait: keys.pop(0))
-    more = ("--video-input", f"{folder}/video.mp4", "--show")
-    assert demo.main(arguments(folder, *more)) == 0
-    assert pictures == [PICTURE] * 2
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,8 @@ def test_the_gallery_counts_what_is_found(page: Page, small_runs: SmallRuns) -> 
     assert gained or lost
     assert (
         f"Of the {len(rare)} objects of rare classes in {len(content['images'])} images, LogN "
-        f"finds {len(gained & rare)} that Uncalibrated misses, and misses {len(lost & rare)} that it "
-        f"finds; of all {len(objects)} objects it gains {len(gained)} and loses {len(lost)}."
+        f"finds {len(gained & rare)} that Uncalibrated misses, and misses {len(lost & rare)} that "
+        f"it finds; of all {len(objects)} objects it gains {len(gained)} and loses {len(lost)}."
     ) in page.text
 
 
