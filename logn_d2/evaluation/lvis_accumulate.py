@@ -14,6 +14,8 @@ segments: (area, threshold) with an outcome. Where there is one set of weights, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .lvis_matching import MATCHED
@@ -69,11 +71,32 @@ class Accumulator:
             tuple[ndarray, ndarray]: mean precision over 101 recalls and recall, (B, A, T, K) each;
             NaN where no object is to be found.
         """
-        *sets, num_classes, _ = num_gt.shape
-        found = np.zeros((2, *sets, *self._shape, num_classes))
+        return self._collect(num_gt, num_gt.shape[:-2], lambda k: (num_gt[..., k, :], weights))
+
+    def of_first(self, num_gt: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute precision and recall of the first detections of each class alone.
+
+        Args:
+            num_gt (ndarray): (K, A) objects to be found.
+            number (ndarray): (B, K) how many detections of each class count.
+
+        Returns:
+            tuple[ndarray, ndarray]: (B, A, T, K) each, as from a call.
+        """
+        return self._collect(num_gt, (len(number),), lambda k: (num_gt[k], None, number[:, k]))
+
+    def _collect(
+        self,
+        num_gt: np.ndarray,
+        sets: tuple[int, ...],
+        arguments: Callable[[int], tuple[np.ndarray | None, ...]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Put the rates of all classes together; `arguments` gives those of one class."""
+        found = np.zeros((2, *sets, *self._shape, num_gt.shape[-2]))
         for k, outcomes in self._classes.items():
             area, threshold = outcomes.segments
-            found[..., area, threshold, k] = outcomes.rates(num_gt[..., k, :], weights)
+            if len(area):
+                found[..., area, threshold, k] = outcomes.rates(*arguments(k))
         absent = (num_gt == 0).swapaxes(-1, -2)[..., None, :]
         found[:, np.broadcast_to(absent, found.shape[1:])] = np.nan
         return found[0], found[1]
@@ -114,17 +137,15 @@ class _ClassOutcomes:
         self.segments = area[self._start], threshold[self._start]
 
     def rates(
-        self, num_gt: np.ndarray, weights: np.ndarray | None
+        self, num_gt: np.ndarray, weights: np.ndarray | None, number: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean precision and recall of each segment, (B, S) each.
+        """Mean precision and recall of each segment (at least one), (B, S) each.
 
         Args:
             num_gt (ndarray): (B, A) objects to be found.
             weights (ndarray | None): (B, N) how often each image counts.
+            number (ndarray | None): (B,) only so many detections count; without B elsewhere.
         """
-        if not len(self._start):
-            nothing = np.zeros((*num_gt.shape[:-1], 0))
-            return nothing, nothing
         hits, false = self._hits_and_false(weights)
         # The summand is lvis-api's guard against 0 / 0; it moves the last digit, so it stays.
         precision = hits / (false + hits + np.spacing(1)) * self._hit
@@ -133,10 +154,17 @@ class _ClassOutcomes:
         reached = np.where(hits > 0, _recalls_reached(recall), 0)
         reads = np.diff(reached, prepend=0)
         reads[..., self._start] = reached[..., self._start]
+        if number is None:
+            last = recall[..., self._end]
+        else:
+            # What comes later has no say: it is as if it had found nothing.
+            counts = self._row < number[:, None]
+            precision, recall = precision * counts, recall * counts
+            last = np.maximum.reduceat(recall, self._start, axis=-1)
         level = precision + self._floor
         best = np.maximum.accumulate(level[..., ::-1], axis=-1)[..., ::-1] - self._floor
         mean = np.add.reduceat(reads * best, self._start, axis=-1) / len(_RECALLS)
-        return mean, recall[..., self._end]
+        return mean, last
 
     def _hits_and_false(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """True and false positives of the segment up to and with each entry, (B, E) each."""

@@ -134,6 +134,26 @@ class LvisMatches:
         found = zip(*self._accumulator(num_gt, weights), num_gt, strict=True)
         return [self._result(*each) for each in found]
 
+    def results_above(self, scores: np.ndarray) -> list[LvisResult]:
+        """Compute AP and recall of the detections above each of some scores, from one sorting.
+
+        Better detections choose first, so they find the same objects without the others.
+
+        Args:
+            scores (ndarray): (B,); detections with a larger one count.
+
+        Returns:
+            list[LvisResult]: B results.
+        """
+        number = [
+            np.bincount(self.category[self.score > score], minlength=len(self.class_names))
+            for score in scores
+        ]
+        num_gt = self.num_gt()
+        number = np.array(number, dtype=np.int64).reshape(-1, len(self.class_names))
+        found = zip(*self._accumulator.of_first(num_gt, number), strict=True)
+        return [self._result(*each, num_gt) for each in found]
+
     def _result(self, precision: np.ndarray, recall: np.ndarray, num_gt: np.ndarray) -> LvisResult:
         return LvisResult(
             iou_type=self.iou_type,

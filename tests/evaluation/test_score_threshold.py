@@ -99,7 +99,10 @@ def test_fewer_images_than_seen_are_refused() -> None:
 
 
 @pytest.mark.parametrize("max_dets", [5, 300])
-def test_curve_equals_an_evaluation_at_each_threshold(max_dets: int) -> None:
+def test_curve_equals_an_evaluation_at_each_threshold(
+    max_dets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logn_d2.evaluation.score_threshold._BLOCK", 4)
     truth, detections = _drawn(2)
     thresholds = [0.0, 0.05, 0.3, 0.5, 0.9, 1.0]
     curve = ap_against_threshold(detections, truth, thresholds, max_dets=max_dets)
