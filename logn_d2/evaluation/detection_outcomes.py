@@ -32,6 +32,7 @@ from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import LvisMatches, match_lvis
 from .lvis_matching import MATCHED, box_candidates, mask_candidates, match
 from .lvis_result import group_members
+from .rle_masks import RleMasks
 
 __all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
 
@@ -189,9 +190,9 @@ def _pairs(
         boxes = detections.box[index], ground_truth.box[objects]
         found = box_candidates(det_key, boxes[0], gt_key, boxes[1], gt_crowd, min_iou)
     else:
-        det_rles = [] if detections.masks is None else detections.masks.to_dicts(index)
-        gt_rles = ground_truth.masks.to_dicts(objects)
-        found = mask_candidates(det_key, det_rles, gt_key, gt_rles, gt_crowd, min_iou)
+        masks = detections.masks or RleMasks.from_dicts([])
+        masks = masks.take(index), ground_truth.masks.take(objects)
+        found = mask_candidates(det_key, masks[0], gt_key, masks[1], gt_crowd, min_iou)
     det, gt, iou = found
     return det, objects[gt], iou
 

@@ -21,13 +21,14 @@ from collections.abc import Iterator
 import numpy as np
 import pycocotools.mask as mask_util
 
+from .rle_masks import RleMasks
+
 __all__ = [
     "AREA_RANGES",
     "IGNORED",
     "IOU_THRESHOLDS",
     "MATCHED",
     "box_candidates",
-    "mask_areas",
     "mask_candidates",
     "match",
 ]
@@ -41,6 +42,8 @@ MATCHED, IGNORED = 1, 2
 
 # Pairs of detection and object looked at together; bounds the memory (about 100 bytes a pair).
 _CHUNK = 1 << 20
+# Images and classes whose masks are dictionaries, as pycocotools takes them, at one time.
+_KEYS = 256
 _NONE = np.iinfo(np.int32).max
 # Added to the preference of objects to be ignored: more than any number of objects in an image.
 _LAST = 1 << 30
@@ -79,21 +82,21 @@ def box_candidates(
 
 def mask_candidates(
     det_key: np.ndarray,
-    det_rles: list[dict],
+    det_masks: RleMasks,
     gt_key: np.ndarray,
-    gt_rles: list[dict],
+    gt_masks: RleMasks,
     gt_crowd: np.ndarray,
     min_iou: float = IOU_THRESHOLDS[0],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same as `box_candidates` for D and G masks in the form of pycocotools."""
-    det_box, gt_box = _bounding_boxes(det_rles), _bounding_boxes(gt_rles)
-    det_area, gt_area = mask_areas(det_rles), mask_areas(gt_rles)
+    """The same as `box_candidates` for D and G masks."""
     found = []
     for det, gt in _pairs(det_key, gt_key):
-        near = _mask_iou_bound(det_box[det], gt_box[gt], det_area[det], gt_area[gt])
-        near = near >= min_iou - 1e-3
-        det, gt = det[near | gt_crowd[gt]], gt[near | gt_crowd[gt]]
-        iou = _mask_iou(det, gt, det_key, det_rles, gt_rles, gt_crowd)
+        near = _mask_iou_bound(
+            det_masks.boxes[det], gt_masks.boxes[gt], det_masks.areas[det], gt_masks.areas[gt]
+        )
+        near = (near >= min_iou - 1e-3) | gt_crowd[gt]
+        det, gt = det[near], gt[near]
+        iou = _mask_iou(det, gt, det_key, det_masks, gt_masks, gt_crowd)
         near = iou >= min_iou
         found.append((det[near], gt[near], iou[near]))
     return _join(found)
@@ -231,37 +234,56 @@ def _mask_iou(
     det: np.ndarray,
     gt: np.ndarray,
     det_key: np.ndarray,
-    det_rles: list[dict],
-    gt_rles: list[dict],
+    det_masks: RleMasks,
+    gt_masks: RleMasks,
     gt_crowd: np.ndarray,
 ) -> np.ndarray:
-    """IoU of (P,) pairs of masks; one call of pycocotools for each image and class."""
-    iou = np.zeros(len(det))
+    """IoU of (P,) pairs of masks, some keys at a time."""
     order = np.argsort(det_key[det], kind="stable")
-    if not len(order):
-        return iou
-    for pairs in np.split(order, np.flatnonzero(np.diff(det_key[det[order]])) + 1):
-        rows, row = np.unique(det[pairs], return_inverse=True)
-        columns, column = np.unique(gt[pairs], return_inverse=True)
-        matrix = mask_util.iou(
-            [det_rles[i] for i in rows],
-            [gt_rles[i] for i in columns],
-            gt_crowd[columns].astype(np.uint8).tolist(),
-        )
-        iou[pairs] = matrix[row, column]
+    det, gt = det[order], gt[order]
+    bounds = np.append(np.flatnonzero(np.diff(det_key[det], prepend=-1)), len(det))
+    iou = np.zeros(len(det))
+    for first in range(0, len(bounds) - 1, _KEYS):
+        some = bounds[first : first + _KEYS + 1]
+        pairs = order[some[0] : some[-1]]
+        part = slice(some[0], some[-1])
+        masks = det_masks, gt_masks, gt_crowd
+        iou[pairs] = _mask_iou_of_keys(det[part], gt[part], some[:-1] - some[0], *masks)
     return iou
 
 
-def _bounding_boxes(rles: list[dict]) -> np.ndarray:
-    """Bounding boxes of masks, (len(rles), 4) XYWH."""
-    return np.asarray(mask_util.toBbox(rles), dtype=np.float64).reshape(-1, 4)
+def _mask_iou_of_keys(
+    det: np.ndarray,
+    gt: np.ndarray,
+    start: np.ndarray,
+    det_masks: RleMasks,
+    gt_masks: RleMasks,
+    gt_crowd: np.ndarray,
+) -> np.ndarray:
+    """IoU of (p,) pairs that are sorted by key; one call of pycocotools for each key.
 
-
-def mask_areas(rles: list[dict]) -> np.ndarray:
-    """Pixels of masks, (len(rles),) float64."""
-    # With numpy 2, pycocotools 2.0.11 overflows a uint8 beyond 255 masks a call.
-    batches = [mask_util.area(rles[i : i + 255]) for i in range(0, len(rles), 255)]
-    return np.concatenate([np.zeros(0), *batches])
+    Args:
+        det (ndarray): (p,), the pairs of a detection one after another.
+        gt (ndarray): (p,).
+        start (ndarray): first pair of each key.
+        det_masks (RleMasks): of all detections.
+        gt_masks (RleMasks): of all objects, sorted by key.
+        gt_crowd (ndarray): (G,) bool.
+    """
+    new = np.diff(det, prepend=-1) != 0
+    row, base, stop = np.cumsum(new) - 1, gt.min(), gt.max() + 1
+    rows, columns = det_masks.to_dicts(det[new]), gt_masks.to_dicts(slice(base, stop))
+    crowd = gt_crowd[base:stop].astype(np.uint8)
+    # Of each key the detections are neighbours among `rows`, and the objects among `columns`.
+    size = np.diff(start, append=len(det))
+    top, bottom = row[start], row[start + size - 1] + 1
+    left, right = np.minimum.reduceat(gt, start) - base, np.maximum.reduceat(gt, start) - base + 1
+    corners = zip(*(each.tolist() for each in (top, bottom, left, right)), strict=True)
+    found = [mask_util.iou(rows[t:b], columns[s:e], crowd[s:e]).ravel() for t, b, s, e in corners]
+    width, number = right - left, (bottom - top) * (right - left)
+    corner = np.cumsum(number) - number - top * width - left
+    place = np.repeat(corner, size) + row * np.repeat(width, size) + gt - base
+    return np.concatenate(found)[place]
 
 
 def _rank_in_group(group: np.ndarray) -> np.ndarray:

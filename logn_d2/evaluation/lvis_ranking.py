@@ -12,7 +12,8 @@ import numpy as np
 from .detection_order import best_of_each, sort_positions
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
-from .lvis_matching import AREA_RANGES, box_candidates, mask_areas, mask_candidates
+from .lvis_matching import AREA_RANGES, box_candidates, mask_candidates
+from .rle_masks import RleMasks
 
 __all__ = [
     "CANDIDATES",
@@ -37,14 +38,14 @@ class RankedDetections:
         index (ndarray): (D,) int64 into the detections.
         key (ndarray): (D,) int64, image and class, as in `LvisGroundTruth`.
         category (ndarray): (D,) int32, ascending.
-        shapes (ndarray | list[dict]): D boxes (XYWH) or masks.
+        shapes (ndarray | RleMasks): D boxes (XYWH) or masks.
         counted (ndarray): (D, A) bool, whether one is a false positive if unmatched.
     """
 
     index: np.ndarray
     key: np.ndarray
     category: np.ndarray
-    shapes: np.ndarray | list[dict]
+    shapes: np.ndarray | RleMasks
     counted: np.ndarray
 
 
@@ -65,22 +66,16 @@ def rank_detections(
         max_dets_per_class (int): kept of each class; negative keeps all.
     """
     kept = federated_filter(ground_truth, detections, max_dets, max_dets_per_class)
-    if iou_type == "bbox":
-        shapes = detections.box[kept].astype(np.float64)
-        area = shapes[:, 2] * shapes[:, 3]
-    else:
-        shapes = [] if detections.masks is None else detections.masks.to_dicts(kept)
-        area = mask_areas(shapes)
-    # lvis-api looks detections up by an area range that is open at 0.
-    order = np.flatnonzero(area > 0)
     columns = (detections.image_id, -detections.score, detections.category)
-    columns = [column[kept[order]] for column in columns]
-    order = order[sort_positions(detections, columns, kept[order])]
-    kept, area = kept[order], area[order, None]
+    kept = kept[sort_positions(detections, [column[kept] for column in columns], kept)]
+    shapes, area = _shapes_and_area(detections, iou_type, kept)
+    if not area.all():  # lvis-api looks detections up by an area range that is open at 0
+        kept = kept[area > 0]
+        shapes, area = _shapes_and_area(detections, iou_type, kept)
     keys = _keys(ground_truth, detections, kept)
+    area = area[:, None]
     counted = (area >= AREA_RANGES[:, 0]) & (area <= AREA_RANGES[:, 1])
     counted &= ~ground_truth.is_not_exhaustive(keys)[:, None]
-    shapes = shapes[order] if iou_type == "bbox" else [shapes[i] for i in order]
     return RankedDetections(kept, keys, detections.category[kept], shapes, counted)
 
 
@@ -118,9 +113,20 @@ def ignored_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
     return outside | ground_truth.ignore[:, None]
 
 
-def object_shapes(ground_truth: LvisGroundTruth, iou_type: str) -> np.ndarray | list[dict]:
+def object_shapes(ground_truth: LvisGroundTruth, iou_type: str) -> np.ndarray | RleMasks:
     """Boxes or masks of all objects."""
-    return ground_truth.box if iou_type == "bbox" else ground_truth.masks.to_dicts()
+    return ground_truth.box if iou_type == "bbox" else ground_truth.masks
+
+
+def _shapes_and_area(
+    detections: Detections, iou_type: str, index: np.ndarray
+) -> tuple[np.ndarray | RleMasks, np.ndarray]:
+    """Boxes or masks of some detections and their (n,) areas."""
+    if iou_type == "bbox":
+        box = detections.box[index].astype(np.float64)
+        return box, box[:, 2] * box[:, 3]
+    masks = RleMasks.from_dicts([]) if detections.masks is None else detections.masks.take(index)
+    return masks, masks.areas
 
 
 def _keys(ground_truth: LvisGroundTruth, detections: Detections, index: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ Shapes: D masks, B bytes of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ __all__ = ["RleMasks"]
 
 # Masks are encoded this many at a time: enough to amortise the call, few enough to stay in memory.
 _ENCODE_BATCH = 64
+# Given to pycocotools at a time. Beyond 255, `area` of 2.0.11 overflows a uint8 with numpy 2.
+_BLOCK = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +49,12 @@ class RleMasks:
         Returns:
             RleMasks: D masks in the same order.
         """
-        rles = list(rles)
-        counts = [_as_bytes(rle["counts"]) for rle in rles]
-        lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
-        return cls(
-            counts=np.frombuffer(b"".join(counts), dtype=np.uint8),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
-        )
+        counts, size = [], []
+        # One at a time: many dictionaries at once keep Python's garbage collection busy.
+        for rle in rles:
+            counts.append(_as_bytes(rle["counts"]))
+            size.extend(rle["size"])
+        return _joined(counts, np.array(size, dtype=np.int32).reshape(-1, 2))
 
     @classmethod
     def from_bitmasks(cls, bitmasks: torch.Tensor) -> RleMasks:
@@ -75,34 +76,44 @@ class RleMasks:
     def __len__(self) -> int:
         return len(self.size)
 
-    def to_dicts(self, index: np.ndarray | None = None) -> list[dict[str, Any]]:
+    def to_dicts(self, index: np.ndarray | slice | None = None) -> list[dict[str, Any]]:
         """Return the masks as pycocotools takes them ("size" list, "counts" bytes).
 
         Args:
-            index (ndarray | None): integers or a boolean mask; None for all.
+            index (ndarray | slice | None): integers or a boolean mask; None for all.
 
         Returns:
             list[dict]: in the order of `index`.
         """
-        index = np.arange(len(self)) if index is None else np.arange(len(self))[index]
+        index = slice(None) if index is None else index
         buffer = memoryview(self.counts)
-        columns = (self.offsets[index], self.offsets[1:][index], self.size[index])
+        columns = (self.offsets[:-1][index], self.offsets[1:][index], self.size[index])
         return [
             {"size": size, "counts": bytes(buffer[start:end])}
             for start, end, size in zip(*(c.tolist() for c in columns), strict=True)
         ]
 
+    @functools.cached_property
+    def areas(self) -> np.ndarray:
+        """Pixels of each mask, (D,) float64."""
+        return self._of_blocks(mask_util.area)
+
+    @functools.cached_property
+    def boxes(self) -> np.ndarray:
+        """Bounding box of each mask, (D, 4) float64 XYWH in pixels."""
+        return self._of_blocks(mask_util.toBbox).reshape(-1, 4)
+
+    def _of_blocks(self, function: Callable[[list[dict[str, Any]]], np.ndarray]) -> np.ndarray:
+        """Numbers that pycocotools finds of all masks, one after another, float64."""
+        blocks = (slice(i, i + _BLOCK) for i in range(0, len(self), _BLOCK))
+        found = [np.asarray(function(self.to_dicts(block))).reshape(-1) for block in blocks]
+        return np.concatenate([np.zeros(0), *found])
+
     def take(self, index: np.ndarray) -> RleMasks:
         """Return the masks at `index` (integers or a boolean mask), in that order."""
-        index = np.arange(len(self))[index]
-        starts, lengths = self.offsets[index], np.diff(self.offsets)[index]
+        ends = zip(self.offsets[:-1][index].tolist(), self.offsets[1:][index].tolist(), strict=True)
         buffer = memoryview(self.counts)
-        pieces = [buffer[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
-        return RleMasks(
-            counts=np.frombuffer(b"".join(pieces), dtype=np.uint8),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            size=self.size[index],
-        )
+        return _joined([bytes(buffer[start:end]) for start, end in ends], self.size[index])
 
     @staticmethod
     def concatenate(parts: Sequence[RleMasks]) -> RleMasks:
@@ -113,6 +124,16 @@ class RleMasks:
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             size=np.concatenate([part.size for part in parts]),
         )
+
+
+def _joined(counts: list[bytes], size: np.ndarray) -> RleMasks:
+    """Masks from their run lengths and (D, 2) sizes."""
+    lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
+    return RleMasks(
+        counts=np.frombuffer(b"".join(counts), dtype=np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        size=size,
+    )
 
 
 def _as_bytes(counts: str | bytes) -> bytes:
