@@ -31,7 +31,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..core import atomic_write
-from .detections import Detections
+from .detections import Detections, image_id_array
 from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import ImagePredictions
 from .sweep_ranking import RawPredictions, is_looked_at, output_size
@@ -43,6 +43,8 @@ __all__ = [
     "MANIFEST",
     "VERSION",
     "StoreWriter",
+    "ids_from_tensor",
+    "ids_to_tensor",
     "read_manifest",
 ]
 
@@ -88,6 +90,7 @@ class StoreWriter:
         self._activation: str | None = None
         self._batches = self._first = self._bytes = 0
         self._images: list[dict[str, Tensor]] = []
+        self._image_ids: list[int] | list[str] = []
         self._found: list[Detections] = []
 
     def open(
@@ -159,9 +162,9 @@ class StoreWriter:
                 boxes = boxes.reshape(-1, 4)[tensors["box_index"]]
             tensors = {name: each.cpu() for name, each in {**tensors, "boxes": boxes}.items()}
             sizes = (*image_size, *output_size(image, image_size))
-            columns = (int(image["image_id"]), number, len(boxes), *sizes)
-            tensors["image"] = torch.tensor([columns])
+            tensors["image"] = torch.tensor([(number, len(boxes), *sizes)])
             self._images.append(tensors)
+            self._image_ids.append(image["image_id"])
             self._bytes += sum(each.nbytes for each in tensors.values())
         for part in parts:
             union = part.union
@@ -179,12 +182,15 @@ class StoreWriter:
         tensors = {
             name: torch.cat([each[name] for each in self._images]) for name in self._images[0]
         }
+        tensors["image_id"] = ids_to_tensor(image_id_array(self._image_ids))
         found = Detections.concatenate(self._found).to_arrays() if self._found else {}
+        if found:
+            tensors["found_image_id"] = ids_to_tensor(found.pop("image_id"))
         tensors.update({f"found_{k}": torch.from_numpy(np.array(v)) for k, v in found.items()})
         name = f"{self._digest}-{self._share}-{self._first:07d}-{self._batches:07d}.safetensors"
         write_tensors(self.folder / name, tensors, self._activation)
         self._first, self._bytes = self._batches, 0
-        self._images, self._found = [], []
+        self._images, self._image_ids, self._found = [], [], []
 
     def finish(self) -> None:
         """Writes the rest and says that the store is whole, when all processes have done so."""
@@ -231,6 +237,20 @@ class StoreWriter:
         content = {"format": FORMAT, "version": VERSION, **self._header, "shards": shards}
         with atomic_write(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def ids_to_tensor(image_ids: np.ndarray) -> Tensor:
+    """(N,) int64; or (N, length) int32 code points of (N,) strings, which no tensor can hold."""
+    if image_ids.dtype.kind == "U":
+        length = image_ids.dtype.itemsize // np.dtype(np.int32).itemsize
+        image_ids = np.ascontiguousarray(image_ids).view(np.int32).reshape(-1, length)
+    return torch.from_numpy(image_ids.copy())
+
+
+def ids_from_tensor(tensor: Tensor) -> np.ndarray:
+    """What `ids_to_tensor` was given."""
+    array = tensor.contiguous().numpy()
+    return array.view(f"U{array.shape[1]}")[:, 0] if array.ndim == 2 else array
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | None = "") -> None:

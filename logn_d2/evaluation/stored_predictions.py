@@ -26,7 +26,15 @@ from torch import Tensor
 from ..core import AffineCalibration
 from .detections import Detections, RleMasks
 from .lvis_ground_truth import LvisGroundTruth
-from .prediction_store import ACTIVATIONS, CLASSIFIERS, FORMAT, MANIFEST, VERSION, read_manifest
+from .prediction_store import (
+    ACTIVATIONS,
+    CLASSIFIERS,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    ids_from_tensor,
+    read_manifest,
+)
 from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
 from .sweep_ranking import (
     Calibrations,
@@ -51,7 +59,7 @@ class _StoredImage:
     """One image of a store.
 
     Attributes:
-        image_id (int): which one.
+        image_id (int or str): which one.
         logits (list[Tensor]): S tensors (Ri, K + 1).
         boxes (Tensor): (Ri, 4 or K * 4); or (P, 4), those that are known of Ri * K.
         box_index (Tensor): (P,) which ones; None where all are known.
@@ -59,7 +67,7 @@ class _StoredImage:
         output_size (tuple[int, int]): of the image.
     """
 
-    image_id: int
+    image_id: int | str
     logits: list[Tensor]
     boxes: Tensor
     box_index: Tensor | None
@@ -169,8 +177,8 @@ class StoredPredictions:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(N,) int64, in the order of the pass."""
-        ids = [_tensors(path, ("image",))["image"][:, 0].numpy() for path in self._shards]
+        """(N,) int64 or strings, in the order of the pass."""
+        ids = [ids_from_tensor(_tensors(path, ("image_id",))["image_id"]) for path in self._shards]
         return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
 
     def classifiers(self) -> list[Callable[[], tuple[Tensor, Tensor | None]]]:
@@ -348,10 +356,10 @@ def _keys(detections: Detections) -> list[tuple[int, int, bytes]]:
 
 
 def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard:
-    rows = tensors["image"].tolist()
-    counts = [row[1] for row in rows]
+    ids, rows = ids_from_tensor(tensors["image_id"]).tolist(), tensors["image"].tolist()
+    counts = [row[0] for row in rows]
     stages = [tensors[f"logits{index}"].split(counts) for index in range(num_stages)]
-    box_counts = [row[2] for row in rows]
+    box_counts = [row[1] for row in rows]
     boxes = tensors["boxes"].split(box_counts)
     indices = (
         tensors["box_index"].split(box_counts) if "box_index" in tensors else [None] * len(rows)
@@ -359,12 +367,15 @@ def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard
     columns = {stage.shape[1] for of_stage in stages for stage in of_stage}
     if not columns <= {num_classes + 1} or tensors["activation"] not in ACTIVATIONS:
         raise KeyError(f"{columns} columns, {tensors['activation']}")
+    columns_of_images = (ids, rows, boxes, indices, *stages)
     images = [
-        _StoredImage(row[0], list(logits), box, index, (row[3], row[4]), (row[5], row[6]))
-        for row, box, index, *logits in zip(rows, boxes, indices, *stages, strict=True)
+        _StoredImage(image_id, list(logits), box, index, tuple(row[2:4]), tuple(row[4:]))
+        for image_id, row, box, index, *logits in zip(*columns_of_images, strict=True)
     ]
     start = "found_"
     found = {k.removeprefix(start): v.numpy() for k, v in tensors.items() if k.startswith(start)}
+    if found:
+        found["image_id"] = ids_from_tensor(tensors["found_image_id"])
     return _Shard(images, tensors["activation"], Detections.from_arrays(found) if found else None)
 
 

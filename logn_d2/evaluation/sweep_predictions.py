@@ -22,7 +22,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from ..core import atomic_write
-from .detections import Detections
+from .detections import Detections, image_id_array
 
 __all__ = ["ImagePredictions", "SweepPredictions", "SweepWriter"]
 
@@ -40,7 +40,7 @@ class ImagePredictions:
     """All calibrations' detections in some images.
 
     Attributes:
-        image_ids (tuple[int, ...]): the images, with those in which nothing was found.
+        image_ids (tuple[int or str, ...]): the images, with those in which nothing was found.
         union (Detections): U different detections; their scores mean nothing.
         index (tuple[ndarray, ...]): for each calibration, (D,) int32 positions in the union.
         score (tuple[ndarray, ...]): for each calibration, (D,) float32.
@@ -48,7 +48,7 @@ class ImagePredictions:
             known; None where all are known.
     """
 
-    image_ids: tuple[int, ...]
+    image_ids: tuple[int | str, ...]
     union: Detections
     index: tuple[np.ndarray, ...]
     score: tuple[np.ndarray, ...]
@@ -73,7 +73,7 @@ class ImagePredictions:
     def to_arrays(self) -> Arrays:
         """Everything, as named arrays."""
         arrays = {f"union_{name}": array for name, array in self.union.to_arrays().items()}
-        arrays["image_ids"] = np.array(self.image_ids, dtype=np.int64)
+        arrays["image_ids"] = image_id_array(self.image_ids)
         for number, (index, score) in enumerate(zip(self.index, self.score, strict=True)):
             arrays[f"index{number}"] = index.astype(np.int32)
             arrays[f"score{number}"] = score.astype(np.float32)
@@ -134,7 +134,7 @@ class SweepPredictions:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(N,) int64, the images of the sweep, ascending."""
+        """(N,) int64 or strings, the images of the sweep, ascending."""
         ids = [chunk["image_ids"] for chunk in self._open_chunks()]
         return np.unique(np.concatenate(ids)) if ids else np.zeros(0, dtype=np.int64)
 

@@ -236,11 +236,11 @@ class Union:
             union_index=positions,
         )
 
-    def predictions(self, image_id: int, parts: Sequence[Scaled]) -> ImagePredictions:
+    def predictions(self, image_id: int | str, parts: Sequence[Scaled]) -> ImagePredictions:
         """Each calibration's share of the detections that are left after scaling.
 
         Args:
-            image_id (int): the image.
+            image_id (int or str): the image.
             parts (Sequence[Scaled]): together the union, without boxes that have become empty.
         """
         kept = np.concatenate([part.position for part in parts])
@@ -248,7 +248,7 @@ class Union:
         position[kept] = np.arange(len(kept))
         index = [position[each.cpu().numpy()] for each in self.index]
         return ImagePredictions(
-            image_ids=(int(image_id),),
+            image_ids=(image_id,),
             union=Detections.concatenate([part.detections for part in parts]),
             index=tuple(each[each >= 0].astype(np.int32) for each in index),
             score=tuple(
@@ -276,12 +276,12 @@ def output_size(image: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[
     return image.get("height", image_size[0]), image.get("width", image_size[1])
 
 
-def scaled(instances: Instances, image_id: int, size: tuple[int, int]) -> Scaled:
+def scaled(instances: Instances, image_id: int | str, size: tuple[int, int]) -> Scaled:
     """What `GeneralizedRCNN` does last.
 
     Args:
         instances (Instances): of `Union.instances`, with or without masks.
-        image_id (int): the image.
+        image_id (int or str): the image.
         size (tuple[int, int]): its height and width.
     """
     instances = detector_postprocess(instances, *size)

@@ -174,7 +174,7 @@ class SweepRunner:
             for (image, union), part in zip(pairs, parts, strict=True)
         ]
 
-    def _is_looked_at(self, image_id: int, union: Union) -> Tensor:
+    def _is_looked_at(self, image_id: int | str, union: Union) -> Tensor:
         """(U,) bool, which detections the evaluation looks at."""
         classes = union.classes.cpu().numpy()
         looked_at = is_looked_at(self._ground_truth, np.full(len(union), image_id), classes)

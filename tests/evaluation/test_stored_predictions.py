@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,25 @@ def test_masks_are_those_of_the_network_where_the_storing_sweep_found_them(
         differ = [a != b for a, b in zip(one.to_dicts(), other.to_dicts(), strict=True)]
         # One that is missing may be empty in truth.
         assert 0 < sum(differ) <= found.missing_masks(name) < len(differ)
+
+
+@pytest.mark.parametrize("rename", [lambda image_id: f"a/{image_id}é", lambda i: 2**40 + i])
+def test_image_ids_may_be_strings_or_large(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path, rename: Callable
+) -> None:
+    renamed = [[{**image, "image_id": rename(image["image_id"])} for image in b] for b in loader]
+    named = calibrations()
+    expected = sweep(models[STANDARD], loader, named)
+    places = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store"}
+    on_disk = sweep(models[STANDARD], renamed, named, **places)
+    stored = StoredPredictions.load(tmp_path / "store")
+    ids = [rename(image_id) for image_id in expected.image_ids.tolist()]
+    assert on_disk.image_ids.tolist() == stored.image_ids.tolist() == ids
+    for found in (on_disk, sweep_stored(stored, named)):
+        for name in named:
+            same, mine = expected.detections(name), found.detections(name)
+            assert mine.image_id.tolist() == [rename(i) for i in same.image_id.tolist()]
+            assert_equal(replace(mine, image_id=same.image_id), same)
 
 
 def test_masks_are_evaluated_only_where_all_are_known(
