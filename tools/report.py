@@ -24,6 +24,7 @@ from pathlib import Path
 from logn_d2.data import register_glyphs, register_lvis_form
 from logn_d2.engine import load_config, short_errors
 from logn_d2.report import Settings, headline, make_report, open_runs, write_report
+from logn_d2.report.run_folder import split_run
 
 logger = logging.getLogger("logn_d2.report")
 
@@ -46,6 +47,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", help="registers data sets (default: the runs' own config)")
     parser.add_argument("--annotations", metavar="FILE", help="json of a set nobody registers")
     parser.add_argument("--images", metavar="FOLDER", default="", help="of the --annotations")
+    parser.add_argument("--figures", metavar="FOLDER", help="all figures as SVG and PNG, for print")
+    parser.add_argument(
+        "--stats", nargs="+", metavar="FILE", default=[],
+        help="statistics beside the runs' own, such as those of positives alone",
+    )  # fmt: skip
     parser.add_argument("--title", default="", help="of the page")
     parser.add_argument(
         "--pictures", type=int, default=16, help="images in the gallery (default: 16)"
@@ -55,6 +61,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f"(default: {default.resamples:,})",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed, help="of the resamples")
+    parser.add_argument(
+        "--level", type=float, default=default.level,
+        help=f"share of the resamples in an interval (default: {default.level})",
+    )  # fmt: skip
     parser.add_argument(
         "--max-dets", type=int, default=default.max_dets, help="detections of an image that count "
         f"(default: {default.max_dets}, as LVIS says; -1 for all)",
@@ -69,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def register(args: argparse.Namespace) -> str | None:
     """Registers what the runs may need; returns the data set's name where it is given."""
     register_glyphs()
-    folders = (Path(text.partition(":")[0]) for text in args.runs)
+    folders = (Path(split_run(text)[0]) for text in args.runs)
     configs = [path for folder in folders for path in folder.glob("config.yaml")]
     for path in dict.fromkeys([args.config_file] if args.config_file else configs):
         load_config(path)
@@ -90,12 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = make_report(
             open_runs(args.runs, dataset),
             focus=args.focus,
-            settings=Settings(args.resamples, args.seed, args.max_dets, args.score_threshold),
+            settings=Settings(
+                args.resamples, args.seed, args.max_dets, args.score_threshold, args.level
+            ),
             pictures=args.pictures,
+            statistics=args.stats,
             command=shlex.join(["python", "tools/report.py", *(argv or sys.argv[1:])]),
             title=args.title,
         )
-        write_report(args.output, report)
+        write_report(args.output, report, args.figures)
     print(headline(report.comparison))
     seconds, size = time.perf_counter() - start, Path(args.output).stat().st_size / 2**20
     print(f"{args.output}: {size:.1f} MB, made in {seconds:.0f} s")

@@ -58,7 +58,10 @@ def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figur
 
 
 def prior_figure(
-    prior: np.ndarray, classes: ClassInfo, foreground_share: float | None = None
+    prior: np.ndarray,
+    classes: ClassInfo,
+    foreground_share: float | None = None,
+    sampled: np.ndarray | None = None,
 ) -> Figure:
     """The model's label prior against the labels of the training set (Fig. 1).
 
@@ -66,14 +69,20 @@ def prior_figure(
         prior (ndarray): (K,), sums to 1.
         classes (ClassInfo): K classes.
         foreground_share (float): of the RoIs in training, in [0, 1]; None if not known.
+        sampled (ndarray | None): (K,) positive RoIs that training draws, if known.
     """
     known = foreground_share is not None
     figure, axes = new_figure(9.0, 3.8, columns=2 if known else 1, widths=(5, 1) if known else (1,))
     order = np.argsort(-classes.instance_count, kind="stable")
-    labels = classes.instance_count[order].astype(float)
-    share = np.where(labels > 0, labels, np.nan) / max(labels.sum(), 1)
     rank = np.arange(1, len(order) + 1)
-    axes[0].plot(rank, share, color=INK, linewidth=1.6, label="labels", zorder=4)
+    for label, counts, style in (
+        ("labels", classes.instance_count, "-"),
+        ("labels as sampled", sampled, ":"),
+    ):
+        if counts is not None:
+            shares = np.where(counts > 0, counts, np.nan)[order] / max(counts.sum(), 1)
+            line = {"color": INK, "linewidth": 1.6, "linestyle": style, "zorder": 4}
+            axes[0].plot(rank, shares, label=label, **line)
     _scatter(axes[0], rank, np.asarray(prior)[order], classes, order)
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter(FuncFormatter(percent))

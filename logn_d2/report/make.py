@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ def make_report(
     focus: str | None = None,
     settings: Settings | None = None,
     pictures: int = 16,
+    statistics: Sequence[str | os.PathLike[str]] = (),
     command: str = "",
     title: str = "",
 ) -> Report:
@@ -43,6 +45,8 @@ def make_report(
         focus (str): name or calibration of the run that the page is about; None for the second.
         settings (Settings): None for the default ones.
         pictures (int): images in the gallery; 0 for none.
+        statistics (Sequence[PathLike]): files beside those of the runs, such as one of positives
+            alone.
         command (str): that makes the page, which tells it.
         title (str): of the page; "" names the data set.
 
@@ -68,7 +72,7 @@ def make_report(
             logger.warning("The report has no pictures: %s", error)
     return Report(
         comparison,
-        statistics=_statistics(runs),
+        statistics=_statistics(runs) | {str(p): LogitStatistics.load(p) for p in statistics},
         gallery=gallery,
         notes=notes,
         command=command,

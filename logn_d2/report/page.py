@@ -14,19 +14,19 @@ from logn_d2.core import LogitStatistics, atomic_write
 from .assets import STYLE
 from .class_table import class_table
 from .comparison import Comparison
+from .drawn import Drawn
 from .gallery import Gallery
 from .gallery_section import gallery_section
 from .html import Html, element, join, raw_element
 from .results import ClassInfo, group_title
 from .run_folder import RunFolder
 from .script import SCRIPT
-from .sections import (
-    errors_section,
+from .sections import errors_section, results_section, scores_section
+from .sections_statistics import (
     foreground,
     logits_section,
+    of_all_rois,
     prior_section,
-    results_section,
-    scores_section,
     study_section,
 )
 from .summary import summarise
@@ -71,16 +71,33 @@ class Report:
         return list({id(run.folder): run.folder for run in self.comparison.runs}.values())
 
 
-def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Writes the page; one that was there before stays whole if this fails."""
-    text = build_report(report)
+def write_report(
+    path: str | os.PathLike[str],
+    report: Report,
+    figures: str | os.PathLike[str] | None = None,
+) -> None:
+    """Writes the page; one that was there before stays whole if this fails.
+
+    Args:
+        path (PathLike): of the page.
+        report (Report): what it tells.
+        figures (PathLike): a folder for all figures as SVG and PNG; None for none.
+    """
+    sections = _sections(report)
+    text = _page(report, sections)
+    for part in (part for section in sections for part in section.content):
+        if figures is not None and isinstance(part, Drawn):
+            part.save(figures)
     with atomic_write(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
 def build_report(report: Report) -> str:
     """The page as text; see `write_report`."""
-    sections = [section for section in _sections(report) if section.content]
+    return _page(report, _sections(report))
+
+
+def _page(report: Report, sections: Sequence[_Section]) -> str:
     body = [
         _header(report, sections),
         element("main", *(section.element() for section in sections)),
@@ -110,16 +127,22 @@ _NOT_LOGITNORM = (
 class _Section:
     name: str
     title: str
-    content: Sequence[str]
+    content: Sequence[Html | Drawn]
 
     def element(self) -> Html:
         heading = element("h2", self.title, id=f"{self.name}-title")
+        parts = (part.element() if isinstance(part, Drawn) else part for part in self.content)
         return element(
-            "section", heading, *self.content, id=self.name, aria_labelledby=f"{self.name}-title"
+            "section", heading, *parts, id=self.name, aria_labelledby=f"{self.name}-title"
         )
 
 
-def _sections(report: Report) -> Iterator[_Section]:
+def _sections(report: Report) -> list[_Section]:
+    """Those that have something to say."""
+    return [section for section in _all_sections(report) if section.content]
+
+
+def _all_sections(report: Report) -> Iterator[_Section]:
     comparison, statistics = report.comparison, report.statistics
     yield _Section("results", "What each run reaches", results_section(comparison))
     pictures = []
@@ -131,10 +154,10 @@ def _sections(report: Report) -> Iterator[_Section]:
     title = "Logits against the number of training images"
     yield _Section("logits", title, logits_section(comparison, statistics))
     mean = std = None
-    if statistics:
-        first = next(iter(statistics.values()))
+    if of_all_rois(statistics):
+        first = next(iter(of_all_rois(statistics).values()))
         (mean, std), *_ = foreground(first)
-        prior = prior_section(comparison, first, _foreground_share(report.folders))
+        prior = prior_section(comparison, statistics, _foreground_share(report.folders))
         yield _Section("prior", "What the model leans to", prior)
     studies = [folder.statistics_study for folder in report.folders if folder.statistics_study]
     yield _Section("statistics", "How many images the statistics need", study_section(studies))

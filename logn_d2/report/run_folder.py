@@ -24,7 +24,7 @@ from logn_d2.evaluation.sweep_predictions import SweepPredictions
 from .results import BASELINE, Results
 from .summary import display_name
 
-__all__ = ["Run", "RunFolder", "open_runs"]
+__all__ = ["Run", "RunFolder", "open_runs", "split_run"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
@@ -178,7 +178,7 @@ def open_runs(texts: Sequence[str], dataset: str | None = None) -> list[Run]:
     folders: dict[str, RunFolder] = {}
     found: dict[tuple[str, str], RunFolder] = {}
     for text in texts:
-        path, calibration = _split(text)
+        path, calibration = split_run(text)
         key = os.path.realpath(path)
         folder = folders.setdefault(key, RunFolder.open(path, dataset))
         for name in (calibration,) if calibration else folder.calibrations:
@@ -194,7 +194,7 @@ def open_runs(texts: Sequence[str], dataset: str | None = None) -> list[Run]:
     return list(_named(found))
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_run(text: str) -> tuple[str, str]:
     """Folder and calibration, "" for all; either may hold a colon."""
     if os.path.isdir(text):
         return text, ""

@@ -19,8 +19,8 @@ from logn_d2.report import (
     ResultRow,
     Results,
     build_report,
+    drawn,
     make_gallery,
-    sections,
 )
 
 from .read_page import Page
@@ -211,4 +211,4 @@ def page_file(page_text: str, tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without figures, which take most of the time."""
-    monkeypatch.setattr(sections, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")

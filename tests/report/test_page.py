@@ -8,9 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from logn_d2.core import LogitStatistics
-from logn_d2.report import ClassInfo, Comparison, Report, build_report, sections, write_report
+from logn_d2.report import (
+    ClassInfo,
+    Comparison,
+    Report,
+    build_report,
+    drawn,
+    sections_statistics,
+    write_report,
+)
 from logn_d2.report.class_table import class_table
 
 from .read_page import Page
@@ -56,7 +65,7 @@ def test_without_statistics_and_pictures_their_sections_are_left_out(report: Rep
 
 
 def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(report: Report) -> None:
-    assert sections.study_section([]) == []
+    assert sections_statistics.study_section([]) == []
     values = {"mean": 21.25, "min": 20.0, "max": 22.0}
     rows = [
         {"images": images, "logn": {metric: values for metric in ("AP", "APr")}}
@@ -64,8 +73,9 @@ def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(report: Rep
     ]
     baseline = {"AP": 20.0, "APr": float("nan")}
     study = {"passes": 3, "calibrations": ["logn"], "uncalibrated": baseline, "by_images": rows}
-    (section,) = sections.study_section([study])
-    assert "3 passes" in section and "Mean AP at 100 images: LogN 21.2; 5,000 images" in section
+    (figure,) = sections_statistics.study_section([study])
+    assert "3 passes" in figure.caption
+    assert "Mean AP at 100 images: LogN 21.2; 5,000 images" in figure.alt
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -107,8 +117,43 @@ def test_lvis_vocabulary_and_eight_runs_stay_below_ten_megabytes(report: Report)
 def test_cascade_has_a_figure_for_each_stage(report: Report) -> None:
     (name, each), *_ = report.statistics.items()
     cascade = {name: dataclasses.replace(each, stages=each.stages * 3)}
-    text = "".join(sections.logits_section(report.comparison, cascade))
-    assert [f"Cascade stage {stage}" in text for stage in (1, 2, 3, 4)] == [True] * 3 + [False]
+    figures = sections_statistics.logits_section(report.comparison, cascade)
+    for stage, figure in enumerate(figures, start=1):
+        assert f"Cascade stage {stage}" in figure.caption and figure.name == f"logits_{stage}"
+    assert len(figures) == 3
+
+
+def test_figures_are_files_for_print_too(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    monkeypatch.setattr(drawn, "save_figure", lambda figure, path: saved.append(path.name))
+    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")
+    write_report(tmp_path / "report.html", report, tmp_path / "figures")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    drawn_in_page = sum(image["src"] == "data:," for image in page.images)
+    assert len(saved) == len(set(saved)) == 2 * drawn_in_page
+    assert {"ap_boxes.svg", "errors_masks.png", "thresholds.svg", "prior.png"} <= set(saved)
+
+
+def test_positives_are_drawn_beside_the_rois_that_calibrate(report: Report) -> None:
+    (name, each), *_ = report.statistics.items()
+    count = torch.arange(len(each.class_names) + 1)  # none of the first class
+    stage = dataclasses.replace(each.stages[0], count=count)
+    own = dataclasses.replace(each, stages=(stage,), population="positives", sampler="Repeating")
+    statistics, comparison = {"own": own, name: each}, report.comparison
+    *logits, populations = sections_statistics.logits_section(comparison, statistics)
+    assert [figure.name for figure in logits] == ["logits_1"]
+    assert re.search(r"images: positives .?[0-9.]+, sampled .?[0-9.]+\.$", populations.alt)
+    lines = populations.figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [len(count) - 2, len(count) - 1]
+    said, prior = sections_statistics.prior_section(comparison, statistics, None)
+    rare = comparison.classes.is_rare
+    share = 100 * count[:-1].numpy()[rare].sum() / count[:-1].sum().item()
+    assert f"{share:.2g} % of the RoIs that training draws" in said and "Repeating" in prior.caption
+    labels, sampled = prior.figure.axes[0].lines
+    assert sampled.get_linestyle() == ":" and np.nansum(sampled.get_ydata()) == pytest.approx(1)
+    assert np.nansum(labels.get_ydata()) == pytest.approx(1)
 
 
 @pytest.mark.usefixtures("undrawn")

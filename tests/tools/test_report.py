@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from logn_d2.report import sections
+from logn_d2.core import LogitStatistics
+from logn_d2.report import drawn
 
 from ..load_script import load_script
 from ..report.read_page import Page
@@ -32,10 +35,14 @@ def test_one_command_writes_the_page_and_says_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What takes most of the time has tests of its own.
-    monkeypatch.setattr(sections, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(drawn, "save_figure", lambda figure, path: Path(path).touch())
     path = tmp_path / "report.html"
+    own = LogitStatistics.load(runs.folder / "logn_stats.safetensors")
+    dataclasses.replace(own, population="positives").save(tmp_path / "own.safetensors")
     wanted = [f"{runs.folder}:{name}" for name in ("uncalibrated", "logn_mean", "logn")]
-    options = ["--resamples", "5", "--pictures", "0"]
+    options = ["--resamples", "5", "--pictures", "0", "--level", "0.9"]
+    options += ["--figures", f"{tmp_path}/figures", "--stats", f"{tmp_path}/own.safetensors"]
     code = tool.main([*wanted, "--output", str(path), "--focus", "logn", *options])
     printed = capsys.readouterr().out
     page = Page(path.read_text(encoding="utf-8"))
@@ -47,6 +54,20 @@ def test_one_command_writes_the_page_and_says_the_result(
         "LogN",
     ]
     assert "--focus logn" in page.text and "images" not in page.ids
+    assert "90\u00a0% intervals from 5 resamples" in page.text and "95\u00a0%" not in page.text
+    files = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert {"populations.svg", "populations.png", "changes_boxes.svg"} <= files
+
+
+def test_folders_may_have_a_colon_in_their_name(
+    tool: ModuleType, runs: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "12:30"
+    shutil.copytree(runs.folder, folder)
+    seen = []
+    monkeypatch.setattr(tool, "load_config", seen.append)
+    tool.register(tool.parse_args([f"{folder}:logn", "--output", "r.html"]))
+    assert seen == [folder / "config.yaml"]
 
 
 def test_annotations_of_a_set_that_nobody_registers(
