@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -95,6 +96,30 @@ def test_only_the_class_aware_second_stages_have_another_sampler(tool, tmp_path)
         sampler = tool.make_job(args, "random", 0, name).cfg.DATALOADER.SAMPLER_TRAIN
         aware = name in ("crt", "lws")
         assert sampler == ("ClassAwareTrainingSampler" if aware else "TrainingSampler")
+
+
+def test_all_methods_start_from_one_detector_of_other_classes(tool, tmp_path):
+    args = tool.parse_args(["--size", "demo", "--output", str(tmp_path)])
+    start = tool.make_pretraining(args).cfg
+    weights = str(Path(start.OUTPUT_DIR) / "model_final.pth")
+    for name in tool.METHODS:
+        job = tool.make_job(args, "random", 1, name)
+        first = str(job.first / "model_final.pth")
+        second = job.cfg.MODEL.LOGN.SECOND_STAGE
+        assert job.cfg.MODEL.WEIGHTS == (first if second else weights)
+        # Of another shape, the predictor is not loaded.
+        assert job.cfg.MODEL.ROI_HEADS.NUM_CLASSES != start.MODEL.ROI_HEADS.NUM_CLASSES
+        assert job.cfg.MODEL.FPN == start.MODEL.FPN
+    assert not set(job.cfg.DATASETS.TRAIN) & set(start.DATASETS.TRAIN)
+
+
+def test_the_shared_start_is_trained_first_and_once(tool, tmp_path, monkeypatch, trainings):
+    tiny = tool.SIZES["tiny"]
+    monkeypatch.setitem(tool.SIZES, "tiny", replace(tiny, pretraining=tiny.config))
+    more = ("--seeds", "0", "1", "--samplers", "rfs", "--methods", "cross_entropy")
+    args = arguments(tool, tmp_path, *more)
+    tool.run(args, lambda text: None)
+    assert trainings == ["pretraining", "cross_entropy", "cross_entropy"]
 
 
 def test_calibrations_after_training_exist(tool):
