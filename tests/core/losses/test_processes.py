@@ -25,6 +25,8 @@ for text, steps in shares.items():
     values = [loss(*step).item() for step in steps]
     results[text] = [loss.state_dict(), values]
 torch.save(results, f"{folder}/results{rank}.pt")
+dist.barrier()  # gloo aborts a process whose partner is gone
+dist.destroy_process_group()
 """
 
 
