@@ -40,6 +40,9 @@ def main(
     statistics = collect_from_config(cfg, small_model(cfg), output)
     # Every process has the result of all, not only the one that writes it.
     statistics.save(f"{output}.rank{rank}")
+    if world_size > 1:
+        dist.barrier()  # gloo aborts a process whose partner is gone
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
