@@ -3,7 +3,7 @@
 All trainings start from one detector of other characters, as those of the papers start from other
 photographs. Calibrations after training share one training; second stages share their first. Each
 training ends with its evaluation. The table is written whenever a method is done, and after an
-interruption the same command goes on. About three hours on two cores.
+interruption the same command goes on. About three hours on two cores, estimated from one training.
 
     python benchmarks/methods.py
     python benchmarks/methods.py --size tiny --iterations 10 --seeds 0 1
@@ -316,7 +316,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=list(SIZES), default="demo")
-    parser.add_argument("--iterations", type=int, default=400, help="of a first stage")
+    parser.add_argument("--iterations", type=int, default=300, help="of a first stage")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=DEFAULT)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import COCOEvaluator
@@ -36,6 +37,17 @@ def test_model_gives_raw_logits_whatever_the_config_calibrates(cfg):
     trainer = Trainer(cfg)
     assert trainer.model.roi_heads.box_predictor.calibration is None
     assert cfg.MODEL.LOGN.CALIBRATION == "norcal(gamma=0.6)"
+
+
+def test_model_on_a_cpu_computes_in_channels_last_layout_and_gives_the_same(cfg):
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = model.backbone(images)["p3"]
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        expected = model.to(memory_format=torch.contiguous_format).backbone(images)["p3"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluations_are_calibrated_where_there_are_statistics(cfg, monkeypatch):
