@@ -98,13 +98,13 @@ METHODS = {
     "balanced_softmax": Method("balanced softmax", loss="balanced_softmax"),
     "inverse_logn": Method("inverse LogN", loss="inverse_logn"),
 }
-DEFAULT = [CROSS_ENTROPY, "eql", "eql_v2", "seesaw", "bags", "loce", "crt", "lws"]
 # After the training with cross-entropy.
 AFTER = (
     Row("LogN", "logn"),
     Row("LogN, mean only", "logn_mean"),
     Row("LogN without beta", "logn_no_beta"),
     Row("NorCal, gamma 0.6", "norcal(gamma=0.6)"),
+    Row("NorCal, class-balanced weights", "class_balanced(gamma=0.999)"),
     Row("logit adjustment", "logit_adjustment"),
 )
 
@@ -319,7 +319,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=300, help="of a first stage")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=DEFAULT)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--output", type=Path, help="default: output/methods_SIZE")
     args = parser.parse_args(argv)
     args.output = args.output or Path("output") / f"methods_{args.size}"
