@@ -123,10 +123,12 @@ class Job:
         return self.folder / "inference" / self.cfg.DATASETS.TEST[0] / "results.json"
 
     def seconds(self) -> float:
-        """Of its iterations, at their median speed."""
+        """Of its iterations, at their median speed, and of filling a memory before them."""
         lines = (self.folder / "metrics.json").read_text().splitlines()
-        times = [entry["time"] for entry in map(json.loads, lines) if "time" in entry]
-        return statistics.median(times) * self.cfg.SOLVER.MAX_ITER
+        entries = list(map(json.loads, lines))
+        times = [entry["time"] for entry in entries if "time" in entry]
+        before = max(entry.get("memory/seconds", 0.0) for entry in entries)
+        return before + statistics.median(times) * self.cfg.SOLVER.MAX_ITER
 
 
 def pretraining_folder(args: argparse.Namespace) -> Path:

@@ -9,7 +9,9 @@ interrupted pass went on.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,10 +26,11 @@ from detectron2.data import (
 from detectron2.utils import comm
 
 from .rng import seeded_rng
-from .samplers import repetitions
+from .samplers import ClassAwareTrainingSampler, repetitions
 
 __all__ = [
     "PassDataset",
+    "build_class_aware_loader",
     "build_evaluation_loader",
     "build_statistics_loader",
     "statistics_mapper",
@@ -170,6 +173,28 @@ def build_evaluation_loader(
     mapper = DatasetMapper(cfg, is_train=False)
     images = PassDataset(records, torch.arange(len(records)), mapper)
     return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.DataLoader:
+    """A finite loader over training images, augmented, of every class equally many.
+
+    Classes take turns, in a new order each time. Where a class has fewer images, they come again.
+
+    Args:
+        cfg (CfgNode): as used for training.
+        images_per_class (int): on each process.
+
+    Returns:
+        DataLoader: of lists of one mapped image, this process's share, the same number on all.
+    """
+    records = training_images(cfg)
+    sampler = ClassAwareTrainingSampler.from_config(cfg, records)
+    shape = (images_per_class, comm.get_world_size(), sampler.num_classes)
+    drawn = itertools.islice(sampler.stream(), math.prod(shape))
+    # Process r gets the positions r, r + W, ...: whole rounds of all classes.
+    order = torch.tensor(list(drawn), dtype=torch.int64).reshape(shape).transpose(1, 2).flatten()
+    images = PassDataset(records, order, DatasetMapper(cfg, is_train=True), seed=max(cfg.SEED, 0))
+    return _loader(images, 0, cfg.DATALOADER.NUM_WORKERS)
 
 
 def training_images(cfg: CfgNode) -> list[Record]:

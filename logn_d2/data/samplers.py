@@ -104,10 +104,21 @@ class ClassAwareTrainingSampler(Sampler):
                 images[category].append(index)
         return cls([images[category] for category in sorted(images)], seed=seed)
 
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._stream(), comm.get_rank(), None, comm.get_world_size())
+    @classmethod
+    def from_config(cls, cfg: CfgNode, records: Sequence[Record]) -> ClassAwareTrainingSampler:
+        """`from_records` with the seed of a config."""
+        return cls.from_records(records, seed=_seed(cfg))
 
-    def _stream(self) -> Iterator[int]:
+    @property
+    def num_classes(self) -> int:
+        """How many classes take turns."""
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self.stream(), comm.get_rank(), None, comm.get_world_size())
+
+    def stream(self) -> Iterator[int]:
+        """What all processes draw together; each ``num_classes`` draws are one of every class."""
         generator = torch.Generator().manual_seed(self._seed)
         images = [_endless_shuffle(each, generator) for each in self._images]
         for index in _endless_shuffle(torch.arange(len(images)), generator):
@@ -170,10 +181,6 @@ def build_training_sampler(cfg: CfgNode, records: Sequence[Record]) -> Sampler |
     return None if build is None else build(cfg, records)
 
 
-def _build_class_aware(cfg: CfgNode, records: Sequence[Record]) -> Sampler:
-    return ClassAwareTrainingSampler.from_records(records, seed=_seed(cfg))
-
-
 def _build_ceil(cfg: CfgNode, records: Sequence[Record]) -> Sampler:
     return CeilRepeatFactorTrainingSampler(repeat_factors(cfg, records), seed=_seed(cfg))
 
@@ -185,7 +192,7 @@ def _seed(cfg: CfgNode) -> int | None:
 
 TRAINING_SAMPLERS: dict[str, Callable[[CfgNode, Sequence[Record]], Sampler]] = {
     "CeilRepeatFactorTrainingSampler": _build_ceil,
-    "ClassAwareTrainingSampler": _build_class_aware,
+    "ClassAwareTrainingSampler": ClassAwareTrainingSampler.from_config,
 }
 """Value of DATALOADER.SAMPLER_TRAIN -> what builds the sampler; Detectron2's are not among them."""
 

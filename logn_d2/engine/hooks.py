@@ -1,12 +1,55 @@
-"""What happens at evaluations, besides Detectron2's own hooks."""
+"""What happens before training and at evaluations, besides Detectron2's own hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sized
 
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import log_every_n_seconds
 
-__all__ = ["StatisticsHook"]
+from ..modeling.box_predictors import unwrapped
+
+__all__ = ["FillMemoryHook", "StatisticsHook"]
+
+
+class FillMemoryHook(HookBase):
+    """Fills the memory of `LogNMemoryROIHeads` before the first step, as LOCE's second stage does.
+
+    Images go through the model as in a step, after which nothing is learnt but the state of losses,
+    such as LOCE's mean scores. A training that goes on fills its memory again, as checkpoints don't
+    have it, and keeps the state that it had.
+
+    ``memory/seconds`` in ``metrics.json`` is how long that took.
+
+    Args:
+        build_loader (Callable): builds a finite loader of mapped training images; as long on all
+            processes.
+    """
+
+    def __init__(self, build_loader: Callable[[], Sized]) -> None:
+        self._build_loader = build_loader
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if trainer.start_iter >= trainer.max_iter:
+            return
+        start = time.perf_counter()
+        loader, model = self._build_loader(), unwrapped(trainer.model)
+        state = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        # What the heads note about these images belongs to no step; at 1 they draw no pictures.
+        with EventStorage(start_iter=1):
+            for done, batch in enumerate(loader, start=1):
+                model(batch)
+                progress = f"Filling the feature memory: {done} of {len(loader)} images"
+                log_every_n_seconds(logging.INFO, progress, n=10, name=__name__)
+        if trainer.start_iter > 0:
+            for buffer, kept in state:
+                buffer.copy_(kept)
+        seconds = time.perf_counter() - start
+        trainer.storage.put_scalar("memory/seconds", seconds, smoothing_hint=False)
 
 
 class StatisticsHook(HookBase):

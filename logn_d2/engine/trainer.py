@@ -7,6 +7,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from torch.optim import Optimizer
 from ..core import LogitStatistics
 from ..core.losses.counts import CountBuffers
 from ..data import check_same_classes
-from ..data.loader import training_images
+from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
 from ..evaluation import COCOFormEvaluator, LVISFormEvaluator, training_groups
+from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
 from ..modeling.build import TrainingClassCounts
 from ..modeling.second_stages import get_second_stage
@@ -41,7 +43,7 @@ from .evaluation import (
     make_calibrations,
 )
 from .events import ComparedImages, put_statistics
-from .hooks import StatisticsHook
+from .hooks import FillMemoryHook, StatisticsHook
 from .second_stage import (
     classifier_state,
     freeze,
@@ -127,11 +129,20 @@ class Trainer(DefaultTrainer):
         hooks = super().build_hooks()
         (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        hooks[:0] = self._memory_hooks()
         if self.cfg.MODEL.LOGN.COLLECT.ENABLED:
             periodic = self.cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES > 0
             period = self.cfg.TEST.EVAL_PERIOD if periodic else 0
             hooks.insert(place, StatisticsHook(period, self._collect))
         return hooks
+
+    def _memory_hooks(self) -> list[HookBase]:
+        """What fills a feature memory before a second stage; other models know no class yet."""
+        memories = [m.memory for m in self.model.modules() if isinstance(m, LogNMemoryROIHeads)]
+        images = max((memory.objects_per_class for memory in memories), default=0)
+        if not (images and self.cfg.MODEL.LOGN.SECOND_STAGE):
+            return []
+        return [FillMemoryHook(partial(build_class_aware_loader, self.cfg, images))]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; the passes at the end resume as well.

@@ -26,6 +26,8 @@ from .roi_heads import LogNROIHeads
 
 __all__ = ["FeatureMemory", "LogNMemoryROIHeads", "MemorySample", "jitter_boxes"]
 
+# Remembered RoIs of each object: its box with every combination of signs for its coordinates.
+_ROIS_OF_OBJECT = 16
 # Each coordinate of a jittered box moves by up to this part of the box's width or height.
 _JITTER = 1 / 6
 # Remembered boxes are kept in the frame of their object, which has this size: regression targets
@@ -74,18 +76,23 @@ class FeatureMemory:
         self, num_classes: int, capacity: int = 80, generator: torch.Generator | None = None
     ) -> None:
         self._rois: list[deque] = [deque(maxlen=capacity) for _ in range(num_classes)]
-        self._capacity = capacity
+        self.capacity = capacity
         self.generator = generator
 
     def __len__(self) -> int:
         return sum(map(len, self._rois))
+
+    @property
+    def objects_per_class(self) -> int:
+        """How many objects fill the memory of their class."""
+        return self.capacity // _ROIS_OF_OBJECT
 
     def add(self, sample: MemorySample) -> None:
         """Remembers RoIs, of each class at most the first ``capacity``."""
         features, boxes = sample.features.detach().cpu(), sample.boxes.detach().cpu()
         labels = sample.labels.cpu()
         for label in labels.unique().tolist():
-            for index in (labels == label).nonzero()[: self._capacity, 0].tolist():
+            for index in (labels == label).nonzero()[: self.capacity, 0].tolist():
                 # Clones: a view would keep the whole batch in memory.
                 self._rois[label].append((features[index].clone(), boxes[index].clone()))
 
@@ -141,8 +148,8 @@ class LogNMemoryROIHeads(LogNROIHeads):
     Gradients of remembered features reach the box head and predictor alone. At test, and in a
     statistics pass, these are LogNROIHeads.
 
-    The memory fills as training goes. The source fills it first, with up to ``capacity`` RoIs of
-    each class, which also warms up the loss's mean scores.
+    The memory fills as training goes; that of a second stage is full when it begins (see
+    `logn_d2.engine.hooks.FillMemoryHook`).
 
     Args:
         memory (FeatureMemory): where features are kept.
@@ -208,12 +215,12 @@ class LogNMemoryROIHeads(LogNROIHeads):
         for each in objects:
             kept = each.gt_boxes.nonempty()
             around, classes = each.gt_boxes.tensor[kept], each.gt_classes[kept]
-            amounts = torch.rand(16, 4, generator=self.memory.generator)
+            amounts = torch.rand(_ROIS_OF_OBJECT, 4, generator=self.memory.generator)
             jittered = jitter_boxes(around, amounts, each.image_size)
             size = (around[:, 2:] - around[:, :2]).repeat(1, 2)
             corner = around[:, :2].repeat(1, 2)
             relative.append(((jittered - corner[:, None]) / size[:, None] * _FRAME).flatten(0, 1))
-            labels.append(classes.repeat_interleave(16))
+            labels.append(classes.repeat_interleave(_ROIS_OF_OBJECT))
             boxes.append(Boxes(jittered.flatten(0, 1)))
         if sum(map(len, labels)):
             features = self.box_pooler(maps, boxes)

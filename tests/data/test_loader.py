@@ -23,7 +23,12 @@ from detectron2.utils import comm
 from PIL import Image
 
 from logn_d2.config import add_logn_config
-from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader, training_images
+from logn_d2.data.loader import (
+    build_class_aware_loader,
+    build_evaluation_loader,
+    build_statistics_loader,
+    training_images,
+)
 from logn_d2.data.rng import preserved_rng, seed_rng
 
 from ..evaluation.small_detectors import annotation
@@ -95,13 +100,19 @@ def same(left: dict, right: dict) -> bool:
     )
 
 
-def as_processes(monkeypatch: pytest.MonkeyPatch, cfg: CfgNode, world_size: int, **options) -> list:
+def as_processes(
+    monkeypatch: pytest.MonkeyPatch,
+    cfg: CfgNode,
+    world_size: int,
+    build=build_statistics_loader,
+    **options,
+) -> list:
     """What each of several processes loads."""
     shares = []
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
     for rank in range(world_size):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        shares.append(passed(build_statistics_loader(cfg, **options)))
+        shares.append(passed(build(cfg, **options)))
     return shares
 
 
@@ -298,6 +309,28 @@ def test_digest_tells_other_images_and_other_orders(cfg: CfgNode) -> None:
     assert digest() == first
     cfg.MODEL.LOGN.COLLECT.SEED = 5
     assert digest() != first
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_class_aware_images_are_as_many_of_each_class_on_each_process(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    cfg.SEED = 0
+    options = {"build": build_class_aware_loader, "images_per_class": 2}
+    shares = as_processes(monkeypatch, cfg, world_size, **options)
+    for share in shares:
+        drawn = Counter(image["image_id"] for image in share)
+        # Four classes, each twice; the rare one has a single image, which is of the common one too.
+        assert len(share) == 2 * NUM_CLASSES and 2 <= drawn[102] <= 4
+        assert all(len(image["instances"]) for image in share)
+        for first in (0, NUM_CLASSES):  # one image of each class, then another
+            found = [set(i["instances"].gt_classes.tolist()) for i in share[first:][:NUM_CLASSES]]
+            assert any(
+                all(label in classes for label, classes in zip(labels, found))
+                for labels in itertools.permutations(range(NUM_CLASSES))
+            )
+    positions = [[image["statistics_index"] for image in share] for share in shares]
+    assert positions == [list(range(r, 8 * world_size, world_size)) for r in range(world_size)]
 
 
 def test_evaluation_images_come_in_order_and_as_at_test(
