@@ -136,6 +136,15 @@ def test_second_stages_of_the_paper_are_as_long_as_their_sources(method, epochs)
         assert found == pytest.approx(epochs, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "part"), [("bags", 0.5), ("crt", 0.5), ("lws", 0.5), ("loce", 0.25)]
+)
+def test_second_stages_on_glyphs_are_the_same_part_of_their_first(method, part):
+    for name in (name for name in METHODS if name.startswith(f"{method}/glyphs")):
+        first = load(CONFIGS / first_stage_of(name)).SOLVER
+        assert load(CONFIGS / name).SOLVER.MAX_ITER == part * first.MAX_ITER
+
+
 def test_eql_spares_the_classes_that_its_source_spares():
     _, options = parse_loss(load(CONFIGS / "eql" / LVIS[0]).MODEL.LOGN.LOSS)
     # Its table's shares are of the 99,388 images with annotations, as ours are.

@@ -6,6 +6,7 @@ differ in their seed alone.
 
 Example:
     python tools/average_runs.py output/seed0 output/seed1 output/seed2
+    python tools/average_runs.py output/seed0 output/seed1 output/seed2 --changes
 """
 
 from __future__ import annotations
@@ -62,16 +63,44 @@ def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
     return {name: [run[name] for run in runs] for name in common}
 
 
+def changes(table: Mapping[str, Sequence[Scores]]) -> dict[str, list[Scores]]:
+    """The same less the first calibration of the same run, which is left out."""
+    first, *others = table
+    return {
+        name: [_less(mine, base) for mine, base in zip(table[name], table[first])]
+        for name in others
+    }
+
+
+def _less(mine: Scores, base: Scores) -> Scores:
+    return {
+        task: {
+            metric: value - base[task][metric]
+            for metric, value in metrics.items()
+            if None not in (value, base[task].get(metric))  # groups without objects have no AP
+        }
+        for task, metrics in mine.items()
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument(
+        "--changes",
+        action="store_true",
+        help="from the first calibration of the same run: seeds differ more than that",
+    )
     args = parser.parse_args(argv)
     with short_errors():
         table = average([read_rows(run) for run in args.runs])
     print(f"{len(args.runs)} runs, in percent: mean ± standard deviation.\n")
+    if args.changes:
+        print(f"Changes from {next(iter(table))} in the same run.\n")
+        table = changes(table)
     print(format_table(table))
     return 0
 

@@ -44,7 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "is logn where a folder has it)",
     )
     parser.add_argument("--dataset", help="registered name of the evaluated data set")
-    parser.add_argument("--config-file", help="registers data sets (default: the runs' own config)")
+    parser.add_argument(
+        "--config-file",
+        help="registers data sets and names the training's (default: the runs' own)",
+    )
     parser.add_argument("--annotations", metavar="FILE", help="json of a set nobody registers")
     parser.add_argument("--images", metavar="FOLDER", default="", help="of the --annotations")
     parser.add_argument("--figures", metavar="FOLDER", help="all figures as SVG and PNG, for print")
@@ -76,18 +79,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def register(args: argparse.Namespace) -> str | None:
-    """Registers what the runs may need; returns the data set's name where it is given."""
+def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
+    """Registers what the runs may need; returns the sets, evaluated and trained on, as given."""
     register_glyphs()
-    folders = (Path(split_run(text)[0]) for text in args.runs)
-    configs = [path for folder in folders for path in folder.glob("config.yaml")]
-    for path in dict.fromkeys([args.config_file] if args.config_file else configs):
-        load_config(path)
+    train_sets: Sequence[str] = ()
+    if args.config_file:
+        train_sets = load_config(args.config_file).DATASETS.TRAIN
+    else:
+        folders = (Path(split_run(text)[0]) for text in args.runs)
+        for path in dict.fromkeys(path for each in folders for path in each.glob("config.yaml")):
+            load_config(path)
     if args.annotations:
         name = args.dataset or Path(args.annotations).stem
         register_lvis_form(name, args.annotations, args.images, check_images=0, replace=True)
-        return name
-    return args.dataset
+        return name, train_sets
+    return args.dataset, train_sets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,9 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     start = time.perf_counter()
     with short_errors():
-        dataset = register(args)
         report = make_report(
-            open_runs(args.runs, dataset),
+            open_runs(args.runs, *register(args)),
             focus=args.focus,
             settings=Settings(
                 args.resamples, args.seed, args.max_dets, args.score_threshold, args.level

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Compare calibrations of one detector: one inference pass, one table.
 
-Writes OUTPUT/results.json, from which the report is made, and the detections of every calibration
-to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an interruption, the same
-command with --resume goes on where it stopped. With --save-predictions the network's raw logits and
-boxes are kept too: a later sweep with --predictions needs neither the weights nor a network.
+Writes OUTPUT/results.json and config.yaml, from which the report is made, and the detections of
+every calibration to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an
+interruption, the same command with --resume goes on where it stopped. With --save-predictions the
+network's raw logits and boxes are kept too: a later sweep with --predictions needs neither the
+weights nor a network.
 
 Example:
     python tools/sweep_calibrations.py --config-file C.yaml --stats logn_stats.safetensors \\
@@ -25,6 +26,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -34,7 +36,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
-from logn_d2.core import AffineCalibration, expand_grid, stage_calibrations
+from logn_d2.core import AffineCalibration, atomic_write, expand_grid, stage_calibrations
 from logn_d2.data import class_counts
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import launch, load_config, short_errors
@@ -46,6 +48,7 @@ from logn_d2.engine.checks import (
     check_statistics,
     check_weights,
 )
+from logn_d2.engine.experiments import has_begun
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.evaluation import (
     LvisGroundTruth,
@@ -258,6 +261,7 @@ def main(args: argparse.Namespace) -> None:
         predictions = find(dataset, os.path.join(args.output, "sweep"), args.save_predictions)
         if not comm.is_main_process():
             return
+        keep_config(cfg, Path(args.output))
         metrics = evaluate_sweep(predictions, ground_truth(dataset))
         chooses = metrics
         if others is not None:
@@ -281,6 +285,13 @@ def main(args: argparse.Namespace) -> None:
                     "  These are the images that it is evaluated on, so its figures promise too "
                     "much.\n  Choose on others with --choose-on DATASET."
                 )
+
+
+def keep_config(cfg: CfgNode, folder: Path) -> None:
+    """Writes the config for the report, unless the folder is a training's, which has its own."""
+    if not has_begun(folder):
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump())
 
 
 def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:

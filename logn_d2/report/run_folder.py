@@ -53,12 +53,18 @@ class RunFolder:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], dataset: str | None = None) -> RunFolder:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        dataset: str | None = None,
+        train_sets: Sequence[str] = (),
+    ) -> RunFolder:
         """Finds what is in a folder.
 
         Args:
             path (PathLike): of the run.
             dataset (str): registered name; None takes it from the run.
+            train_sets (Sequence[str]): registered names, if the run has none.
 
         Raises:
             FileNotFoundError: there are no predictions.
@@ -74,8 +80,8 @@ class RunFolder:
                 f"'{path}' does not say of which data set its predictions are: there is neither a "
                 "results.json that names it nor a config.yaml. Give --dataset NAME."
             )
-        train_sets = tuple(config.get("DATASETS", {}).get("TRAIN", ()))
-        return cls(path, predictions, name, train_sets, results, config)
+        trained_on = tuple(config.get("DATASETS", {}).get("TRAIN", ()) or train_sets)
+        return cls(path, predictions, name, trained_on, results, config)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
@@ -160,12 +166,16 @@ class Run:
         return self.detections.masks is not None and self.folder.has_masks(self.calibration)
 
 
-def open_runs(texts: Sequence[str], dataset: str | None = None) -> list[Run]:
+def open_runs(
+    texts: Sequence[str], dataset: str | None = None, train_sets: Sequence[str] = ()
+) -> list[Run]:
     """Finds runs by what a user writes.
 
     Args:
         texts (Sequence[str]): ``FOLDER`` or ``FOLDER:CALIBRATION``.
         dataset (str): registered name of the evaluated data set; None takes it from the runs.
+        train_sets (Sequence[str]): registered names, for runs that don't say what they were
+            trained on.
 
     Returns:
         list[Run]: in the order of the texts, each once.
@@ -180,7 +190,7 @@ def open_runs(texts: Sequence[str], dataset: str | None = None) -> list[Run]:
     for text in texts:
         path, calibration = split_run(text)
         key = os.path.realpath(path)
-        folder = folders.setdefault(key, RunFolder.open(path, dataset))
+        folder = folders.setdefault(key, RunFolder.open(path, dataset, train_sets))
         for name in (calibration,) if calibration else folder.calibrations:
             if name not in folder.calibrations:
                 folder.detections(name)  # says which ones there are

@@ -28,6 +28,21 @@ def test_what_all_runs_have_is_averaged(tool, tmp_path, capsys):
     assert second.is_dir()
 
 
+def test_changes_are_within_each_run(tool, tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", none=10.0, logn=11.0)]
+    runs += [write_run(tmp_path / "b", logn=23.0, none=20.0)]  # other order
+    assert tool.main([*map(str, runs), "--changes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Changes from none in the same run." in lines
+    (row,) = (line for line in lines if "±" in line and "|" in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]][:2] == ["logn", "2.0 ± 1.4"]
+
+
+def test_groups_without_objects_have_no_change(tool):
+    none, value = {"bbox": {"AP": 1.0, "APr": None}}, {"bbox": {"AP": 3.0, "APr": None}}
+    assert tool.changes({"none": [none], "logn": [value]}) == {"logn": [{"bbox": {"AP": 2.0}}]}
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(None, "no results.json"), ("[]", "not a file of results"), ("{", "not a file of results")],

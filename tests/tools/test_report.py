@@ -75,8 +75,24 @@ def test_annotations_of_a_set_that_nobody_registers(
 ) -> None:
     args = ["--annotations", str(runs.json_file), "--images", str(runs.json_file.parent)]
     parsed = tool.parse_args([str(runs.folder), "--output", "r.html", *args])
-    assert tool.register(parsed) == "annotations"
+    assert tool.register(parsed) == ("annotations", ())
     assert tool.open_runs(parsed.runs, "annotations")[0].folder.dataset == "annotations"
+
+
+def test_config_file_tells_the_training_sets_of_runs_that_do_not(
+    tool: ModuleType, runs: SmallRuns, tmp_path: Path
+) -> None:
+    config = tmp_path / "C.yaml"
+    config.write_text("DATASETS: {TRAIN: [somebody_train]}\nVERSION: 2\n")
+    shutil.copytree(runs.folder, tmp_path / "run", ignore=shutil.ignore_patterns("config.yaml"))
+    texts = [str(runs.folder), str(tmp_path / "run")]
+    parsed = tool.parse_args([*texts, "--output", "r.html", "--config-file", str(config)])
+    registered, train_sets = tool.register(parsed)
+    assert registered is None and list(train_sets) == ["somebody_train"]
+    opened = tool.open_runs(texts, "report_tool_val", train_sets)
+    found = {Path(run.folder.path).name: run.folder.train_sets for run in opened}
+    own = tool.open_runs(texts[:1])[0].folder.train_sets
+    assert found == {runs.folder.name: own, "run": ("somebody_train",)} and own
 
 
 @pytest.mark.parametrize(

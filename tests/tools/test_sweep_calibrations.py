@@ -15,8 +15,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from logn_d2.engine import load_config
 from logn_d2.evaluation import SweepPredictions, collect_statistics
-from logn_d2.report import Results
+from logn_d2.report import Results, open_runs
 
 from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 from ..load_script import ROOT, load_script
@@ -114,6 +115,21 @@ def test_table_and_results_are_of_every_calibration(
     assert tool.run(tool.parse_args(arguments(folder, "one", "--resume"))) == 0
     again = Results.load(folder / "one" / "results.json")
     np.testing.assert_equal(again.to_dict(), results.to_dict())
+    (run, *_) = open_runs([str(folder / "one")])
+    assert run.folder.dataset == NAME and run.folder.train_sets == (NAME,)
+
+
+def test_config_of_a_training_in_the_same_folder_stays(tool: ModuleType, tmp_path: Path) -> None:
+    cfg = small_config("LogNROIHeads")
+    tool.keep_config(cfg, tmp_path)
+    assert load_config(tmp_path / "config.yaml").DATASETS == cfg.DATASETS
+    (tmp_path / "config.yaml").write_text("of a training")
+    tool.keep_config(cfg, tmp_path)
+    assert load_config(tmp_path / "config.yaml").DATASETS == cfg.DATASETS  # an earlier sweep's
+    (tmp_path / "config.yaml").write_text("of a training")
+    (tmp_path / "model_final.pth").touch()
+    tool.keep_config(cfg, tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "of a training"
 
 
 def with_calibrations(arguments: list[str], *texts: str) -> list[str]:
