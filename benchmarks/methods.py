@@ -2,9 +2,16 @@
 
 All trainings start from one detector of other characters, as those of the papers start from other
 photographs. Calibrations after training share one training; second stages share their first. Each
-training ends with its evaluation. The table is written whenever a method is done, and after an
-interruption the same command goes on. About three hours on two cores, estimated from one training.
+training ends with its evaluation. After each, the table is written from all that is in the output's
+folder, and after an interruption the same command goes on.
 
+Two samplers at the same time, with one thread each, are faster than two threads:
+
+    python benchmarks/methods.py --methods cross_entropy --seeds 0 --samplers rfs  # pretraining
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --samplers rfs &
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --samplers random
+
+Examples:
     python benchmarks/methods.py
     python benchmarks/methods.py --size tiny --iterations 10 --seeds 0 1
     python benchmarks/methods.py --samplers rfs --methods cross_entropy seesaw
@@ -13,16 +20,17 @@ interruption the same command goes on. About three hours on two cores, estimated
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import operator
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -35,7 +43,7 @@ from logn_d2.evaluation import format_spread
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("AP", "APr", "APc", "APf")
-CROSS_ENTROPY = "cross_entropy"
+CROSS_ENTROPY, LINEAR = "cross_entropy", "cross_entropy_linear"
 SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
 
@@ -46,11 +54,14 @@ class Size:
     Attributes:
         config (str): of all methods, in configs/.
         not_frequent (float): share of images that a frequent class is in, at least.
+        edges (tuple[int, ...]): instances that divide BAGS's groups of classes: as many classes in
+            each as on LVIS v1 (17, 34, 28 and 21 %), where they are 10, 100 and 1,000.
         pretraining (str): config of what they start from; "" for random weights.
     """
 
     config: str
     not_frequent: float
+    edges: tuple[int, ...]
     pretraining: str = ""
 
 
@@ -58,9 +69,10 @@ SIZES = {
     "demo": Size(
         "glyphs_demo_faster_rcnn_R_18_FPN_pretrained.yaml",
         0.033,
+        (6, 48, 200),
         "glyphs_pretrain_faster_rcnn_R_18_FPN.yaml",
     ),
-    "tiny": Size("glyphs_tiny_mask_rcnn_R_18_FPN.yaml", 0.3),
+    "tiny": Size("glyphs_tiny_mask_rcnn_R_18_FPN.yaml", 0.3, (4, 10, 20)),
 }
 
 
@@ -71,33 +83,44 @@ class Method:
     Attributes:
         title (str): for the table.
         config (str): what it changes, in configs/; "" for nothing.
-        loss (str): MODEL.LOGN.LOSS, with {share} for the size's share; "" for the config's.
-        length (float): of its training, as a part of the first stage's.
-        rate (float): its learning rate, as a part of the first stage's.
+        loss (str): MODEL.LOGN.LOSS, with {share} and {edges} of the size and {momentum} for the
+            length of training; "" for the config's.
+        length (float): of its training, as a part of cross-entropy's.
+        first (str): the method that a second stage goes on from.
     """
 
     title: str
     config: str = ""
     loss: str = ""
     length: float = 1.0
-    rate: float = 1.0
+    first: str = CROSS_ENTROPY
 
 
-# Lengths and rates of second stages are those of the configs for LVIS v1, relative to 24 epochs at
-# 0.02; EQL v2's repository trains cRT and LWS for about half as long as the first stage.
+# Second stages are as long, beside their first, as in their sources: BAGS has 12 epochs after 12 (as
+# cRT and LWS in EQL v2's repository), LOCE 6 after 24.
 METHODS = {
     CROSS_ENTROPY: Method("cross-entropy"),
-    "eql": Method("EQL", "eql/Base-EQL.yaml", "eql(threshold={share})"),
-    "eql_v2": Method("EQL v2", "eql_v2/Base-EQLv2.yaml"),
+    "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0),
+    LINEAR: Method("cross-entropy, linear classifier", "linear/Base-Linear.yaml"),
+    "eql": Method("EQL, linear", "eql/Base-EQL.yaml", "eql(threshold={share})"),
+    "eql_v2": Method("EQL v2, linear", "eql_v2/Base-EQLv2.yaml"),
     "seesaw": Method("Seesaw loss", "seesaw/Base-Seesaw.yaml"),
-    "bags": Method("BAGS", "bags/Base-BAGS.yaml", length=0.5, rate=0.5),
+    "bags": Method(
+        "BAGS, linear",
+        "bags/Base-BAGS.yaml",
+        "bags(edges={edges}, others_ratio=8)",
+        first=LINEAR,
+    ),
     "loce": Method("LOCE", "loce/Base-LOCE.yaml", length=0.25),
-    "crt": Method("cRT", "crt/Base-cRT.yaml", length=0.5),
-    "lws": Method("LWS", "lws/Base-LWS.yaml", length=0.5),
+    "crt": Method("cRT", "crt/Base-cRT.yaml"),
+    "lws": Method("LWS", "lws/Base-LWS.yaml"),
     "focal": Method("focal loss", loss="focal"),
     "balanced_softmax": Method("balanced softmax", loss="balanced_softmax"),
-    "inverse_logn": Method("inverse LogN", loss="inverse_logn"),
+    "inverse_logn": Method("inverse LogN", loss="inverse_logn(momentum={momentum})"),
 }
+# The default momentum of inverse LogN's averages is for the 24 epochs of LVIS v1. Here they are of
+# the same part of a training.
+INVERSE_LOGN_STEPS = 1e-4 * 24 * 99_388 / 16
 # After the training with cross-entropy.
 AFTER = (
     Row("LogN", "logn"),
@@ -114,7 +137,6 @@ class Job:
     """One training: where it is, and its config."""
 
     folder: Path
-    first: Path
     cfg: CfgNode
 
     @property
@@ -123,12 +145,31 @@ class Job:
         return self.folder / "inference" / self.cfg.DATASETS.TEST[0] / "results.json"
 
     def seconds(self) -> float:
-        """Of its iterations, at their median speed, and of filling a memory before them."""
+        """Of its iterations, at their median speed."""
         lines = (self.folder / "metrics.json").read_text().splitlines()
-        entries = list(map(json.loads, lines))
-        times = [entry["time"] for entry in entries if "time" in entry]
-        before = max(entry.get("memory/seconds", 0.0) for entry in entries)
-        return before + statistics.median(times) * self.cfg.SOLVER.MAX_ITER
+        times = [entry["time"] for entry in map(json.loads, lines) if "time" in entry]
+        return statistics.median(times) * self.cfg.SOLVER.MAX_ITER
+
+    @property
+    def settings(self) -> Path:
+        """The config that it was begun with."""
+        return self.folder / "benchmark.yaml"
+
+    def has_begun(self) -> bool:
+        """Whether it was begun, with these settings.
+
+        Raises:
+            ValueError: with others.
+        """
+        if self.settings.is_file() and self.settings.read_text() != self.cfg.dump():
+            raise ValueError(
+                f"{self.folder} has a run with other settings. Give another --output, or delete it."
+            )
+        return self.settings.is_file()
+
+    def is_done(self) -> bool:
+        """Whether it is trained and evaluated."""
+        return self.has_begun() and is_trained(self.folder) and self.results.is_file()
 
 
 def pretraining_folder(args: argparse.Namespace) -> Path:
@@ -143,14 +184,13 @@ def make_pretraining(args: argparse.Namespace) -> Job:
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     cfg.OUTPUT_DIR = str(folder)
     cfg.freeze()
-    return Job(folder, folder, cfg)
+    return Job(folder, cfg)
 
 
 def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Job:
     """The training of a method."""
     method, size = METHODS[name], SIZES[args.size]
     place = args.output / sampler / f"seed{seed}"
-    folder, first = place / name, place / CROSS_ENTROPY
     cfg = load_config(config_file(size.config))
     rate = cfg.SOLVER.BASE_LR
     cfg.DATALOADER.SAMPLER_TRAIN = SAMPLERS[sampler]
@@ -158,21 +198,25 @@ def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Jo
     if method.config:
         cfg.merge_from_file(config_file(method.config))
     if method.loss:
-        cfg.MODEL.LOGN.LOSS = method.loss.format(share=size.not_frequent)
+        cfg.MODEL.LOGN.LOSS = method.loss.format(
+            share=size.not_frequent,
+            edges=list(size.edges),
+            momentum=min(INVERSE_LOGN_STEPS / args.iterations, 1.0),
+        )
     cfg.MODEL.MASK_ON = False
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     if cfg.MODEL.LOGN.SECOND_STAGE:
-        cfg.MODEL.WEIGHTS = str(first / "model_final.pth")
+        cfg.MODEL.WEIGHTS = str(place / method.first / "model_final.pth")
     elif size.pretraining:
         cfg.MODEL.WEIGHTS = str(pretraining_folder(args) / "model_final.pth")
     cfg.SOLVER.MAX_ITER = max(1, round(args.iterations * method.length))
-    cfg.SOLVER.BASE_LR = rate * method.rate
+    cfg.SOLVER.BASE_LR = rate
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.STEPS = "WarmupCosineLR", ()
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 4)
     cfg.SOLVER.CHECKPOINT_PERIOD = 100
-    cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder)
+    cfg.SEED, cfg.OUTPUT_DIR = seed, str(place / name)
     cfg.freeze()
-    return Job(folder, first, cfg)
+    return Job(place / name, cfg)
 
 
 def train(job: Job) -> None:
@@ -182,16 +226,12 @@ def train(job: Job) -> None:
         ValueError: the folder has a run with other settings, or the training has failed.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    path = job.folder / "benchmark.yaml"
-    if path.is_file() and path.read_text() != job.cfg.dump():
-        raise ValueError(
-            f"{job.folder} has a run with other settings. Give another --output, or delete it."
-        )
-    if is_trained(job.folder) and job.results.is_file():
+    if job.is_done():
         return
-    with atomic_write(path) as temporary:
+    with atomic_write(job.settings) as temporary:
         temporary.write_text(job.cfg.dump())
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(path), "--resume"]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(job.settings)]
+    command.append("--resume")
     with open(job.folder / "terminal.txt", "a") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
             raise ValueError(f"The training has failed; what it said is in {log.name}.")
@@ -199,14 +239,22 @@ def train(job: Job) -> None:
 
 def calibrate(job: Job) -> dict[str, dict[str, float]]:
     """Row -> metrics of boxes for each calibration of a training with cross-entropy."""
-    path = job.folder / "calibrated.json"
-    weights = job.folder / "model_final.pth"
+    found = calibrated(job)
+    if found is None:
+        tasks = measure(run_config(job.folder), AFTER, job.folder / "calibrated")
+        found = {label: {m: tasks[label]["bbox"][m] for m in METRICS} for label in tasks}
+        with atomic_write(job.folder / "calibrated.json") as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def calibrated(job: Job) -> dict[str, dict[str, float]] | None:
+    """What `calibrate` has found; None if it has not, or for other rows or weights."""
+    path, weights = job.folder / "calibrated.json", job.folder / "model_final.pth"
     if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
-        found = measure(run_config(job.folder), AFTER, job.folder / "calibrated")
-        with atomic_write(path) as temporary:
-            rows = {label: {m: tasks["bbox"][m] for m in METRICS} for label, tasks in found.items()}
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    return json.loads(path.read_text())
+        return None
+    found = json.loads(path.read_text())
+    return found if list(found) == [row.label for row in AFTER] else None
 
 
 def evaluated(job: Job) -> dict[str, float]:
@@ -231,35 +279,16 @@ def sizes_of_model(cfg: CfgNode) -> tuple[int, int]:
 
 
 class Table:
-    """What has been measured so far, as Markdown.
+    """What has been measured so far, by all processes that write to one folder, as Markdown.
 
     Args:
-        args (Namespace): of the command line.
+        args (Namespace): of the command line; its samplers and methods do not matter.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
-        self._scores: dict[str, dict[str, list[Mapping[str, float]]]] = {}
-        self._times: dict[str, dict[str, list[float]]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
-
-    def add(self, sampler: str, name: str, job: Job) -> None:
-        """Adds a training that is done, and what is made from it."""
-        title, num_classes = METHODS[name].title, job.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        scores = {title: evaluated(job)}
-        seconds = job.seconds()
-        baseline = make_job(self._args, sampler, job.cfg.SEED, CROSS_ENTROPY).seconds()
-        if job.cfg.MODEL.LOGN.SECOND_STAGE:
-            seconds += baseline
-        if title not in self._sizes:
-            self._sizes[title] = sizes_of_model(job.cfg)
-        if name == CROSS_ENTROPY:
-            scores.update(calibrate(job))
-            parameters, state = self._sizes[title]
-            self._sizes.update({row.label: (parameters, state + 2 * num_classes) for row in AFTER})
-        for label, metrics in scores.items():
-            self._scores.setdefault(sampler, {}).setdefault(label, []).append(metrics)
-            self._times.setdefault(sampler, {}).setdefault(label, []).append(seconds / baseline)
+        self._job = functools.cache(functools.partial(make_job, args))
+        self._size = functools.cache(lambda name: sizes_of_model(self._job("rfs", 0, name).cfg))
 
     def __str__(self) -> str:
         args = self._args
@@ -267,24 +296,54 @@ class Table:
             "# Methods on LT-Glyphs",
             "",
             f"`python benchmarks/methods.py --size {args.size} --iterations {args.iterations}`: "
-            "box AP in percent, mean ± standard deviation over seeds; training time of all stages "
-            "against cross-entropy's; numbers that the model has more than cross-entropy's, "
-            f"as parameters and as other state. {torch.get_num_threads()} threads.",
+            "box AP in percent, mean ± standard deviation over seeds; time of the iterations of "
+            "all stages against cross-entropy's; numbers that the model has more than "
+            "cross-entropy's, as parameters and as other state. Passes in which nothing is trained are not in the "
+            "time: LogN's over the training set, LOCE's over five images of each class.",
         ]
-        for sampler, rows in self._scores.items():
-            body = [self._line(sampler, label) for label in rows]
+        for sampler in SAMPLERS:
+            body = [line for name in METHODS for line in self._lines(sampler, name)]
             headers = ["method", "seeds", *METRICS, "time", "parameters", "state"]
             align = ["left", *["right"] * (len(headers) - 1)]
             table = tabulate(body, headers, "pipe", disable_numparse=True, colalign=align)
-            lines += ["", f"## Sampler: {sampler}", "", table]
+            lines += ["", f"## Sampler: {sampler}", "", table] if body else []
         return "\n".join([*lines, ""])
 
-    def _line(self, sampler: str, label: str) -> list[str]:
-        runs, times = self._scores[sampler][label], self._times[sampler][label]
-        base = self._sizes[METHODS[CROSS_ENTROPY].title]
-        more = [mine - theirs for mine, theirs in zip(self._sizes[label], base)]
-        scores = [format_spread([run[metric] for run in runs]) for metric in METRICS]
-        return [label, str(len(runs)), *scores, format_spread(times, 2), *(f"{m:+,}" for m in more)]
+    def _lines(self, sampler: str, name: str) -> Iterator[list[str]]:
+        """A method's line, and those of the calibrations of cross-entropy."""
+        jobs = [self._job(sampler, seed, name) for seed in self._args.seeds]
+        jobs = [job for job in jobs if job.is_done()]
+        if not jobs:
+            return
+        times = [self._seconds(sampler, job, name) for job in jobs]
+        parameters, state = map(operator.sub, self._size(name), self._size(CROSS_ENTROPY))
+        yield _line(METHODS[name].title, list(map(evaluated, jobs)), times, parameters, state)
+        if name == CROSS_ENTROPY:
+            found = [scores for scores in map(calibrated, jobs) if scores]
+            more = 2 * jobs[0].cfg.MODEL.ROI_HEADS.NUM_CLASSES
+            for row in AFTER if found else ():
+                yield _line(row.label, [scores[row.label] for scores in found], times, 0, more)
+
+    def _seconds(self, sampler: str, job: Job, name: str) -> float:
+        """Of all its stages, in those of cross-entropy with the same seed."""
+        seed, seconds = job.cfg.SEED, job.seconds()
+        if job.cfg.MODEL.LOGN.SECOND_STAGE:
+            seconds += self._job(sampler, seed, METHODS[name].first).seconds()
+        return seconds / self._job(sampler, seed, CROSS_ENTROPY).seconds()
+
+
+def _line(
+    label: str,
+    runs: Sequence[Mapping[str, float]],
+    times: Sequence[float],
+    parameters: int,
+    state: int,
+) -> list[str]:
+    scores = [format_spread([run[metric] for run in runs]) for metric in METRICS]
+    return [
+        *(label, str(len(runs)), *scores),
+        *(format_spread(times, 2), f"{parameters:+,}", f"{state:+,}"),
+    ]
 
 
 def draw_sets(size: str) -> None:
@@ -306,7 +365,8 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 job = make_job(args, sampler, seed, name)
                 say(f"{sampler}, seed {seed}: {METHODS[name].title}")
                 train(job)
-                table.add(sampler, name, job)
+                if name == CROSS_ENTROPY:
+                    calibrate(job)
                 with atomic_write(args.output / "methods.md") as temporary:
                     temporary.write_text(str(table), encoding="utf-8")
     print(table)
@@ -325,8 +385,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: output/methods_SIZE")
     args = parser.parse_args(argv)
     args.output = args.output or Path("output") / f"methods_{args.size}"
-    # Everything else is compared with it.
-    args.methods = list(dict.fromkeys([CROSS_ENTROPY, *args.methods]))
+    # Everything is compared with cross-entropy, and second stages need their first.
+    wanted = {CROSS_ENTROPY, *args.methods, *(METHODS[name].first for name in args.methods)}
+    args.methods = [name for name in METHODS if name in wanted]
     return args
 
 
