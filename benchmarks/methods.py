@@ -96,8 +96,8 @@ class Method:
     first: str = CROSS_ENTROPY
 
 
-# Second stages are as long, beside their first, as in their sources: BAGS has 12 epochs after 12 (as
-# cRT and LWS in EQL v2's repository), LOCE 6 after 24.
+# Second stages are as long, beside their first, as in their sources: 12 epochs after 12 for BAGS
+# and, in EQL v2's repository, for cRT and LWS; 6 after 24 for LOCE.
 METHODS = {
     CROSS_ENTROPY: Method("cross-entropy"),
     "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0),
@@ -298,8 +298,9 @@ class Table:
             f"`python benchmarks/methods.py --size {args.size} --iterations {args.iterations}`: "
             "box AP in percent, mean ± standard deviation over seeds; time of the iterations of "
             "all stages against cross-entropy's; numbers that the model has more than "
-            "cross-entropy's, as parameters and as other state. Passes in which nothing is trained are not in the "
-            "time: LogN's over the training set, LOCE's over five images of each class.",
+            "cross-entropy's, as parameters and as other state. Passes in which nothing is trained "
+            "are not in the time: LogN's over the training set, LOCE's over five images of each "
+            "class.",
         ]
         for sampler in SAMPLERS:
             body = [line for name in METHODS for line in self._lines(sampler, name)]

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from logn_d2.core.losses import parse_loss
 from logn_d2.engine import Trainer
 from logn_d2.engine.checks import check_calibration
 from logn_d2.engine.runs import check_training
@@ -48,8 +49,6 @@ def trainings(tool, monkeypatch):
             {"model": Trainer.build_model(cfg).state_dict()}, path.parent / "model_final.pth"
         )
         lines = [{"time": 0.5, "iteration": 1}, {"time": 0.5}, {"iteration": 2}]
-        if path.parent.name == "loce":
-            lines[0]["memory/seconds"] = 75.0  # what half of the first stage's 300 steps take
         (path.parent / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
         metrics = {"AP": 10.0 + cfg.SEED, "APr": None, "APc": 2.0, "APf": 3.0}
         results = path.parent / "inference" / cfg.DATASETS.TEST[0] / "results.json"
@@ -58,11 +57,12 @@ def trainings(tool, monkeypatch):
         results.write_text(json.dumps({"rows": rows}))
         return type("Done", (), {"returncode": 0})
 
-    def calibrate(job):
-        return {row.label: dict.fromkeys(tool.METRICS, 1.0) for row in tool.AFTER}
+    def measure(cfg, rows, output):
+        metrics = dict.fromkeys(tool.METRICS, 1.0)
+        return {row.label: {"bbox": {**metrics, "AP50": 2.0}} for row in rows}
 
     monkeypatch.setattr(tool.subprocess, "run", start)
-    monkeypatch.setattr(tool, "calibrate", calibrate)
+    monkeypatch.setattr(tool, "measure", measure)
     return started
 
 
@@ -73,7 +73,8 @@ def test_every_method_can_be_trained(tool, tmp_path):
         cfg = job.cfg.clone()
         assert cfg.SEED == 3 and cfg.DATALOADER.REPEAT_THRESHOLD == 0.3
         if cfg.MODEL.LOGN.SECOND_STAGE:
-            assert cfg.MODEL.WEIGHTS == str(job.first / "model_final.pth")
+            first = job.folder.parent / tool.METHODS[name].first
+            assert cfg.MODEL.WEIGHTS == str(first / "model_final.pth")
             cfg.defrost()
             cfg.MODEL.WEIGHTS = __file__  # any file
         check_training(cfg, 1)
@@ -85,11 +86,37 @@ def test_budgets_are_those_of_the_sources(tool, tmp_path):
     args = arguments(tool, tmp_path, "--iterations", "400")
     solvers = {name: tool.make_job(args, "random", 0, name).cfg.SOLVER for name in tool.METHODS}
     first = solvers.pop(tool.CROSS_ENTROPY)
-    lengths = {"bags": 0.5, "loce": 0.25, "crt": 0.5, "lws": 0.5}
+    lengths = {"loce": 6 / 24, "cross_entropy_long": 2}
     for name, solver in solvers.items():
         assert first.MAX_ITER * lengths.get(name, 1) == solver.MAX_ITER
-        assert solver.IMS_PER_BATCH == first.IMS_PER_BATCH
-        assert first.BASE_LR * (0.5 if name == "bags" else 1) == solver.BASE_LR
+        assert solver.IMS_PER_BATCH == first.IMS_PER_BATCH and solver.BASE_LR == first.BASE_LR
+
+
+def test_first_stages_have_the_classifier_of_their_second(tool, tmp_path):
+    args = arguments(tool, tmp_path)
+    for name, method in tool.METHODS.items():
+        cfg = tool.make_job(args, "rfs", 0, name).cfg
+        if cfg.MODEL.LOGN.SECOND_STAGE:
+            first = tool.make_job(args, "rfs", 0, method.first).cfg
+            assert first.MODEL.LOGN.CLASSIFIER == cfg.MODEL.LOGN.CLASSIFIER
+
+
+def test_methods_bring_their_first_stage_and_cross_entropy(tool, tmp_path):
+    assert arguments(tool, tmp_path, "--methods", "bags").methods == [
+        tool.CROSS_ENTROPY,
+        tool.LINEAR,
+        "bags",
+    ]
+    assert arguments(tool, tmp_path).methods == list(tool.METHODS)
+
+
+@pytest.mark.parametrize("iterations", [12, 300])
+def test_inverse_logns_averages_are_of_the_same_part_of_a_training(tool, tmp_path, iterations):
+    args = arguments(tool, tmp_path, "--iterations", str(iterations))
+    text = tool.make_job(args, "rfs", 0, "inverse_logn").cfg.MODEL.LOGN.LOSS
+    _, options = parse_loss(text)
+    steps = 24 * 99_388 / 16
+    assert options["momentum"] * iterations == pytest.approx(min(1e-4 * steps, iterations))
 
 
 def test_only_the_class_aware_second_stages_have_another_sampler(tool, tmp_path):
@@ -106,7 +133,7 @@ def test_all_methods_start_from_one_detector_of_other_classes(tool, tmp_path):
     weights = str(Path(start.OUTPUT_DIR) / "model_final.pth")
     for name in tool.METHODS:
         job = tool.make_job(args, "random", 1, name)
-        first = str(job.first / "model_final.pth")
+        first = str(job.folder.parent / tool.METHODS[name].first / "model_final.pth")
         second = job.cfg.MODEL.LOGN.SECOND_STAGE
         assert job.cfg.MODEL.WEIGHTS == (first if second else weights)
         # Of another shape, the predictor is not loaded.
@@ -133,7 +160,7 @@ def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, t
     more = ("--seeds", "0", "2", "--samplers", "rfs", "--methods", "seesaw", "lws", "loce")
     args = arguments(tool, tmp_path, *more)
     tool.run(args, lambda text: None)
-    methods = ["cross_entropy", "seesaw", "lws", "loce"]
+    methods = ["cross_entropy", "seesaw", "loce", "lws"]
     assert trainings == methods * 2
     text = (tmp_path / "methods.md").read_text()
     rows = {
@@ -144,14 +171,37 @@ def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, t
     assert rows["cross-entropy"][:3] == ["2", "11.0 ± 1.4", "-"]
     assert rows["cross-entropy"][-3:] == ["1.00 ± 0.00", "+0", "+0"]
     assert rows["LogN"][-1] == "+24" and rows["NorCal, gamma 0.6"][-2] == "+0"
-    assert rows["LWS"][-3:] == ["1.50 ± 0.00", "+13", "+0"]
-    assert rows["LOCE"][-3] == "1.75 ± 0.00"  # half a first stage fills its memory
+    assert rows["LogN"][:2] == ["2", "1.0 ± 0.0"]
+    assert rows["LWS"][-3:] == ["2.00 ± 0.00", "+13", "+0"]
+    assert rows["LOCE"][-3] == "1.25 ± 0.00"
     # 80 RoIs of 12 classes, 32 channels of 7 x 7 and 4 coordinates; 13 mean scores
     assert rows["LOCE"][-1] == f"+{12 * 80 * (32 * 49 + 4) + 13:,}"
     # one output more with its bias, and counts of 13 labels
     assert rows["Seesaw loss"][-2:] == ["+65", "+13"]
     tool.run(args, lambda text: None)
     assert trainings == methods * 2
+
+
+def test_table_has_what_other_processes_have_done(tool, tmp_path, trainings):
+    common = ("--methods", "cross_entropy", "--seeds", "0", "--samplers")
+    for sampler in tool.SAMPLERS:
+        tool.run(arguments(tool, tmp_path, *common, sampler), lambda text: None)
+    text = (tmp_path / "methods.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## Sampler: random",
+        "## Sampler: rfs",
+    ]
+    assert text.count("| cross-entropy ") == 2
+
+
+def test_other_calibrations_are_measured_again(tool, tmp_path, trainings, monkeypatch):
+    job = tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy")
+    tool.train(job)
+    tool.calibrate(job)
+    assert list(tool.calibrated(job)) == [row.label for row in tool.AFTER]
+    monkeypatch.setattr(tool, "AFTER", tool.AFTER[1:])
+    assert tool.calibrated(job) is None
+    assert list(tool.calibrate(job)) == [row.label for row in tool.AFTER]
 
 
 def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
