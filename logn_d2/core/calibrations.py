@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .affine import AffineCalibration, Background, foreground_columns
+from .calls import check_bool
 from .stage import StageStatistics
 
 __all__ = ["class_balanced", "logit_adjustment", "logn", "norcal", "tau_norm", "temperature"]
@@ -51,7 +52,8 @@ def logn(
         AffineCalibration: K classes, on the CPU.
 
     Raises:
-        ValueError: an unknown rule for beta, or the mean of a background that was never seen.
+        ValueError: an unknown rule for beta, the mean of a background that was never seen, or a
+            switch that is neither True nor False.
 
     Example:
         >>> stage = StageStatistics(
@@ -62,6 +64,8 @@ def logn(
         >>> logn(stage)(torch.tensor([[2.0, 0.5, 1.0]])).tolist()
         [[0.5, 1.0, 1.0]]
     """
+    check_bool("use_mean", use_mean)
+    check_bool("use_std", use_std)
     foreground = foreground_columns(background)
     mean, usable = stage.mean.double()[foreground], stage.usable[foreground]
     sigma = stage.var.double()[foreground].sqrt() ** std_power
@@ -195,13 +199,14 @@ def tau_norm(
         background (str): "last", "first" or "none".
 
     Raises:
-        ValueError: a weight row is zero.
+        ValueError: a weight row is zero, or ``keep_bias`` neither True nor False.
 
     Example:
         >>> calibration = tau_norm(torch.tensor([[3.0, 4.0], [1.0, 1.0]]))
         >>> calibration(torch.tensor([[10.0, 2.0]])).tolist()
         [[2.0, 2.0]]
     """
+    check_bool("keep_bias", keep_bias)
     foreground = foreground_columns(background)
     scale = weight.detach().cpu().double().norm(dim=1)[foreground] ** -tau
     shift = torch.zeros_like(scale)

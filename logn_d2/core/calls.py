@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["check_options", "parse_call"]
+__all__ = ["check_bool", "check_options", "parse_call"]
 
 
 def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]:
@@ -67,6 +67,23 @@ def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -
             f"The {kind} {text!r} has no option {', '.join(unknown)}. Its options: "
             f"{', '.join(known) or 'none'}."
         )
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Checks an option that is either on or off; a bare word such as ``no`` is a string, and true.
+
+    Args:
+        name (str): of the option, for the error message.
+        value (Any): what was given for it.
+
+    Raises:
+        ValueError: neither True nor False.
+
+    Example:
+        >>> check_bool("use_mean", False)
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected True or False.")
 
 
 def _name_and_options(node: ast.Call) -> tuple[str, dict[str, Any]]:

@@ -191,10 +191,10 @@ class LogNMemoryROIHeads(LogNROIHeads):
         return super().label_and_sample_proposals(proposals, targets)
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        objects, self._objects = self._objects, []
         # A statistics pass is in training mode too, but without gradients.
         if not (self.training and torch.is_grad_enabled()):
             return super()._forward_box(features, proposals)
-        objects, self._objects = self._objects, []
         self._remember([features[name] for name in self.box_in_features], objects)
         drawn = self.memory.draw(self._mean_score(), self.memory_classes, self.memory_samples)
         if drawn is None:

@@ -105,6 +105,12 @@ def test_wrong_options_are_named(text, message):
         build_calibration(text, CalibrationInputs(3, make_stage(), COUNTS))
 
 
+@pytest.mark.parametrize("option", ["use_mean=no", "use_std=false", "use_mean=0", "use_std=None"])
+def test_words_are_no_switches(option):
+    with pytest.raises(ValueError, match="expected True or False"):
+        build_calibration(f"logn({option})", CalibrationInputs(3, make_stage()))
+
+
 def test_what_is_missing_is_named():
     for name in ("logn", "logn_mean", "logn_std", "logn_beta", "logn_no_beta"):
         with pytest.raises(ValueError, match="needs logit statistics: give .*--stats PATH"):

@@ -164,7 +164,7 @@ def test_inference_and_statistics_are_the_parents():
     assert_same(detections(ours, images()), detections(plain, images()))
     recorded = [LogitRecorder(m)(images()).stages[0].logits for m in (ours, plain)]
     assert torch.equal(*recorded)
-    assert len(ours.roi_heads.memory) == 0
+    assert len(ours.roi_heads.memory) == 0 and ours.roi_heads._objects == []
 
 
 def test_folded_heads_need_no_logn_d2():

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..calls import check_bool
+
 __all__ = [
     "ClassificationLoss",
     "RoIWiseLoss",
@@ -198,8 +200,7 @@ class SigmoidLoss(RoIWiseLoss):
 
     def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:
         super().__init__(num_classes)
-        if not isinstance(unused_column, bool):
-            raise ValueError(f"unused_column is {unused_column!r}, expected True or False.")
+        check_bool("unused_column", unused_column)
         self.unused_column = unused_column
         self.initial_bias = log_odds(prior)
 
