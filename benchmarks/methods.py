@@ -76,6 +76,18 @@ SIZES = {
 }
 
 
+AFTER = (
+    Row("LogN", "logn"),
+    Row("LogN, mean only", "logn_mean"),
+    Row("LogN without beta", "logn_no_beta"),
+    Row("NorCal, gamma 0.6", "norcal(gamma=0.6)"),
+    Row("NorCal, class-balanced weights", "class_balanced(gamma=0.999)"),
+    Row("logit adjustment", "logit_adjustment"),
+)
+# The rows of a cosine classifier have length one, so that tau-norm is for linear ones alone.
+AFTER_LINEAR = (*AFTER, Row("tau-norm", "tau_norm"))
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that trains.
@@ -87,6 +99,7 @@ class Method:
             length of training; "" for the config's.
         length (float): of its training, as a part of cross-entropy's.
         first (str): the method that a second stage goes on from.
+        after (tuple[Row, ...]): calibrations to evaluate it with, too.
     """
 
     title: str
@@ -94,14 +107,15 @@ class Method:
     loss: str = ""
     length: float = 1.0
     first: str = CROSS_ENTROPY
+    after: tuple[Row, ...] = ()
 
 
 # Second stages are as long, beside their first, as in their sources: 12 epochs after 12 for BAGS
 # and, in EQL v2's repository, for cRT and LWS; 6 after 24 for LOCE.
 METHODS = {
-    CROSS_ENTROPY: Method("cross-entropy"),
+    CROSS_ENTROPY: Method("cross-entropy", after=AFTER),
     "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0),
-    LINEAR: Method("cross-entropy, linear classifier", "linear/Base-Linear.yaml"),
+    LINEAR: Method("cross-entropy, linear", "linear/Base-Linear.yaml", after=AFTER_LINEAR),
     "eql": Method("EQL, linear", "eql/Base-EQL.yaml", "eql(threshold={share})"),
     "eql_v2": Method("EQL v2, linear", "eql_v2/Base-EQLv2.yaml"),
     "seesaw": Method("Seesaw loss", "seesaw/Base-Seesaw.yaml"),
@@ -121,23 +135,15 @@ METHODS = {
 # The default momentum of inverse LogN's averages is for the 24 epochs of LVIS v1. Here they are of
 # the same part of a training.
 INVERSE_LOGN_STEPS = 1e-4 * 24 * 99_388 / 16
-# After the training with cross-entropy.
-AFTER = (
-    Row("LogN", "logn"),
-    Row("LogN, mean only", "logn_mean"),
-    Row("LogN without beta", "logn_no_beta"),
-    Row("NorCal, gamma 0.6", "norcal(gamma=0.6)"),
-    Row("NorCal, class-balanced weights", "class_balanced(gamma=0.999)"),
-    Row("logit adjustment", "logit_adjustment"),
-)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: where it is, and its config."""
+    """One training: where it is, its config, and what it is evaluated with afterwards."""
 
     folder: Path
     cfg: CfgNode
+    after: tuple[Row, ...] = ()
 
     @property
     def results(self) -> Path:
@@ -216,7 +222,7 @@ def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Jo
     cfg.SOLVER.CHECKPOINT_PERIOD = 100
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(place / name)
     cfg.freeze()
-    return Job(place / name, cfg)
+    return Job(place / name, cfg, method.after)
 
 
 def train(job: Job) -> None:
@@ -238,10 +244,10 @@ def train(job: Job) -> None:
 
 
 def calibrate(job: Job) -> dict[str, dict[str, float]]:
-    """Row -> metrics of boxes for each calibration of a training with cross-entropy."""
+    """Label -> metrics of boxes for each calibration of a training."""
     found = calibrated(job)
     if found is None:
-        tasks = measure(run_config(job.folder), AFTER, job.folder / "calibrated")
+        tasks = measure(run_config(job.folder), job.after, job.folder / "calibrated")
         found = {label: {m: tasks[label]["bbox"][m] for m in METRICS} for label in tasks}
         with atomic_write(job.folder / "calibrated.json") as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
@@ -254,7 +260,7 @@ def calibrated(job: Job) -> dict[str, dict[str, float]] | None:
     if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
         return None
     found = json.loads(path.read_text())
-    return found if list(found) == [row.label for row in AFTER] else None
+    return found if list(found) == [row.label for row in job.after] else None
 
 
 def evaluated(job: Job) -> dict[str, float]:
@@ -311,7 +317,7 @@ class Table:
         return "\n".join([*lines, ""])
 
     def _lines(self, sampler: str, name: str) -> Iterator[list[str]]:
-        """A method's line, and those of the calibrations of cross-entropy."""
+        """A method's line, and those of its calibrations."""
         jobs = [self._job(sampler, seed, name) for seed in self._args.seeds]
         jobs = [job for job in jobs if job.is_done()]
         if not jobs:
@@ -319,11 +325,12 @@ class Table:
         times = [self._seconds(sampler, job, name) for job in jobs]
         parameters, state = map(operator.sub, self._size(name), self._size(CROSS_ENTROPY))
         yield _line(METHODS[name].title, list(map(evaluated, jobs)), times, parameters, state)
-        if name == CROSS_ENTROPY:
-            found = [scores for scores in map(calibrated, jobs) if scores]
-            more = 2 * jobs[0].cfg.MODEL.ROI_HEADS.NUM_CLASSES
-            for row in AFTER if found else ():
-                yield _line(row.label, [scores[row.label] for scores in found], times, 0, more)
+        found = [scores for scores in map(calibrated, jobs) if scores]
+        state += 2 * jobs[0].cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        suffix = METHODS[name].title.removeprefix(METHODS[CROSS_ENTROPY].title)
+        for row in METHODS[name].after if found else ():
+            scores = [each[row.label] for each in found]
+            yield _line(row.label + suffix, scores, times, parameters, state)
 
     def _seconds(self, sampler: str, job: Job, name: str) -> float:
         """Of all its stages, in those of cross-entropy with the same seed."""
@@ -366,7 +373,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 job = make_job(args, sampler, seed, name)
                 say(f"{sampler}, seed {seed}: {METHODS[name].title}")
                 train(job)
-                if name == CROSS_ENTROPY:
+                if job.after:
                     calibrate(job)
                 with atomic_write(args.output / "methods.md") as temporary:
                     temporary.write_text(str(table), encoding="utf-8")

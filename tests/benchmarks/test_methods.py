@@ -152,8 +152,19 @@ def test_the_shared_start_is_trained_first_and_once(tool, tmp_path, monkeypatch,
 
 
 def test_calibrations_after_training_exist(tool):
-    for row in tool.AFTER:
+    for row in tool.AFTER_LINEAR:
         check_calibration(row.calibration, 12, has_statistics=True)
+
+
+def test_calibrations_of_the_linear_classifier_are_told_apart(tool, tmp_path, trainings):
+    more = ("--seeds", "0", "--samplers", "rfs", "--methods", tool.LINEAR)
+    tool.run(arguments(tool, tmp_path, *more), lambda text: None)
+    text = (tmp_path / "methods.md").read_text()
+    labels = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert labels[1:] == [
+        *("cross-entropy", *(row.label for row in tool.AFTER)),
+        *("cross-entropy, linear", *(f"{row.label}, linear" for row in tool.AFTER_LINEAR)),
+    ]
 
 
 def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, trainings):
@@ -194,14 +205,14 @@ def test_table_has_what_other_processes_have_done(tool, tmp_path, trainings):
     assert text.count("| cross-entropy ") == 2
 
 
-def test_other_calibrations_are_measured_again(tool, tmp_path, trainings, monkeypatch):
+def test_other_calibrations_are_measured_again(tool, tmp_path, trainings):
     job = tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy")
     tool.train(job)
     tool.calibrate(job)
     assert list(tool.calibrated(job)) == [row.label for row in tool.AFTER]
-    monkeypatch.setattr(tool, "AFTER", tool.AFTER[1:])
+    job = replace(job, after=tool.AFTER[1:])
     assert tool.calibrated(job) is None
-    assert list(tool.calibrate(job)) == [row.label for row in tool.AFTER]
+    assert list(tool.calibrate(job)) == [row.label for row in tool.AFTER[1:]]
 
 
 def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
