@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
 def load_script(path: str) -> ModuleType:
-    """Executes a script anew.
+    """Executes a script anew; it finds the modules beside it, as a script does.
 
     Args:
         path (str): below the repository's root, such as "tools/report.py".
@@ -22,5 +24,7 @@ def load_script(path: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((ROOT / path).parent))
+        spec.loader.exec_module(module)
     return module

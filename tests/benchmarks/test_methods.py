@@ -17,6 +17,9 @@ from logn_d2.engine.runs import check_training
 
 from ..load_script import load_script
 
+compared = load_script("benchmarks/compared_methods.py")
+AFTER, AFTER_LINEAR, LINEAR = compared.AFTER, compared.AFTER_LINEAR, compared.LINEAR
+
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
@@ -104,7 +107,7 @@ def test_first_stages_have_the_classifier_of_their_second(tool, tmp_path):
 def test_methods_bring_their_first_stage_and_cross_entropy(tool, tmp_path):
     assert arguments(tool, tmp_path, "--methods", "bags").methods == [
         tool.CROSS_ENTROPY,
-        tool.LINEAR,
+        LINEAR,
         "bags",
     ]
     assert arguments(tool, tmp_path).methods == list(tool.METHODS)
@@ -152,18 +155,18 @@ def test_the_shared_start_is_trained_first_and_once(tool, tmp_path, monkeypatch,
 
 
 def test_calibrations_after_training_exist(tool):
-    for row in tool.AFTER_LINEAR:
+    for row in AFTER_LINEAR:
         check_calibration(row.calibration, 12, has_statistics=True)
 
 
 def test_calibrations_of_the_linear_classifier_are_told_apart(tool, tmp_path, trainings):
-    more = ("--seeds", "0", "--samplers", "rfs", "--methods", tool.LINEAR)
+    more = ("--seeds", "0", "--samplers", "rfs", "--methods", LINEAR)
     tool.run(arguments(tool, tmp_path, *more), lambda text: None)
     text = (tmp_path / "methods.md").read_text()
     labels = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert labels[1:] == [
-        *("cross-entropy", *(row.label for row in tool.AFTER)),
-        *("cross-entropy, linear", *(f"{row.label}, linear" for row in tool.AFTER_LINEAR)),
+        *("cross-entropy", *(row.label for row in AFTER)),
+        *("cross-entropy, linear", *(f"{row.label}, linear" for row in AFTER_LINEAR)),
     ]
 
 
@@ -209,10 +212,10 @@ def test_other_calibrations_are_measured_again(tool, tmp_path, trainings):
     job = tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy")
     tool.train(job)
     tool.calibrate(job)
-    assert list(tool.calibrated(job)) == [row.label for row in tool.AFTER]
-    job = replace(job, after=tool.AFTER[1:])
+    assert list(tool.calibrated(job)) == [row.label for row in AFTER]
+    job = replace(job, after=AFTER[1:])
     assert tool.calibrated(job) is None
-    assert list(tool.calibrate(job)) == [row.label for row in tool.AFTER[1:]]
+    assert list(tool.calibrate(job)) == [row.label for row in AFTER[1:]]
 
 
 def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
