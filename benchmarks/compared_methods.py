@@ -100,6 +100,5 @@ METHODS = {
     "crt": Method("cRT", "crt/Base-cRT.yaml"),
     "lws": Method("LWS", "lws/Base-LWS.yaml"),
     "focal": Method("focal loss", loss="focal"),
-    "balanced_softmax": Method("balanced softmax", loss="balanced_softmax"),
     "inverse_logn": Method("inverse LogN", loss="inverse_logn(momentum={momentum})"),
 }
