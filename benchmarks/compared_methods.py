@@ -85,7 +85,7 @@ class Method:
 # and, in EQL v2's repository, for cRT and LWS; 6 after 24 for LOCE.
 METHODS = {
     CROSS_ENTROPY: Method("cross-entropy", after=AFTER),
-    "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0),
+    "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0, after=AFTER),
     LINEAR: Method("cross-entropy, linear", "linear/Base-Linear.yaml", after=AFTER_LINEAR),
     "eql": Method("EQL, linear", "eql/Base-EQL.yaml", "eql(threshold={share})"),
     "eql_v2": Method("EQL v2, linear", "eql_v2/Base-EQLv2.yaml"),
