@@ -6,7 +6,7 @@ training ends with its evaluation. After each, the table is written from all tha
 folder, and after an interruption the same command goes on. The whole takes about five hours of one
 core.
 
-Two samplers at the same time, with one thread each, are faster than two threads:
+Both samplers can be run at the same time, with one thread each:
 
     python benchmarks/methods.py --methods cross_entropy --seeds 0 --samplers rfs  # pretraining
     OMP_NUM_THREADS=1 python benchmarks/methods.py --samplers rfs &
@@ -84,7 +84,7 @@ class Job:
         return self.settings.is_file()
 
     def is_done(self) -> bool:
-        """Whether it is trained and evaluated."""
+        """Whether it is trained and evaluated; raises as `has_begun`."""
         return self.has_begun() and is_trained(self.folder) and self.results.is_file()
 
 

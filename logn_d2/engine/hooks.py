@@ -38,16 +38,16 @@ class FillMemoryHook(HookBase):
             return
         start = time.perf_counter()
         loader, model = self._build_loader(), unwrapped(trainer.model)
-        state = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        resumed = trainer.start_iter > 0
+        state = [(buffer, buffer.clone()) for buffer in model.buffers()] if resumed else []
         # What the heads note about these images belongs to no step; at 1 they draw no pictures.
         with EventStorage(start_iter=1):
             for done, batch in enumerate(loader, start=1):
                 model(batch)
                 progress = f"Filling the feature memory: {done} of {len(loader)} images"
                 log_every_n_seconds(logging.INFO, progress, n=10, name=__name__)
-        if trainer.start_iter > 0:
-            for buffer, kept in state:
-                buffer.copy_(kept)
+        for buffer, kept in state:
+            buffer.copy_(kept)
         seconds = time.perf_counter() - start
         trainer.storage.put_scalar("memory/seconds", seconds, smoothing_hint=False)
 
