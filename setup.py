@@ -28,7 +28,8 @@ def read_readme() -> str:
 
 
 EVALUATION = ["pycocotools>=2.0.2"]
-PLOTS = ["matplotlib>=3.5"]
+PLOTS = ["matplotlib>=3.6"]
+REPORT = [*EVALUATION, *PLOTS, "jinja2>=3"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -41,7 +42,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["logn_d2", "logn_d2.*"]), "logn_d2.configs"],
     package_dir={"logn_d2.configs": "configs"},
-    package_data={"logn_d2.configs": ["**/*.yaml", "**/*.py"], "logn_d2": ["**/*.json"]},
+    package_data={
+        "logn_d2.configs": ["**/*.yaml", "**/*.py"],
+        "logn_d2": ["**/*.json"],
+        "logn_d2.report": ["templates/**/*"],
+    },
     install_requires=[
         "torch>=2.3",
         "torchvision",
@@ -54,9 +59,9 @@ setup(
     extras_require={
         "evaluation": EVALUATION,
         "plots": PLOTS,
+        "report": REPORT,
         "dev": [
-            *EVALUATION,
-            *PLOTS,
+            *REPORT,
             *EXPORT,
             "faster-coco-eval>=1.6",
             "hypothesis",

@@ -189,6 +189,7 @@ def provenance(run: Run) -> dict[str, Any]:
     """Everything that somebody needs to make the numbers again, or to doubt them."""
     statistics = LogitStatistics.load(run.statistics)
     arguments = ["--size", run.size, "--sampler", run.sampler, "--seed", str(run.seed)]
+    arguments += ["--output", str(run.output)]
     command = shlex.join(["python", "tools/demo.py", *arguments])
     return {
         **run.settings,
@@ -215,7 +216,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
-        "commands": [f"{command} --fresh", f"{command} --phase report"],
+        "commands": [command],
     }
 
 

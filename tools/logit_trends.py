@@ -33,7 +33,7 @@ from logn_d2.data import class_counts
 from logn_d2.engine import short_errors
 from logn_d2.engine.experiments import run_config
 from logn_d2.evaluation import format_spread
-from logn_d2.report.analysis import spearman
+from logn_d2.report.numbers import spearman
 
 # What a row is of: classifier, sampler, and stage of a cascade.
 Kind = tuple[str, str, int]

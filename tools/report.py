@@ -21,10 +21,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from logn_d2.data import register_glyphs, register_lvis_form
+from logn_d2.data import register_glyphs
 from logn_d2.engine import load_config, short_errors
 from logn_d2.report import Settings, headline, make_report, open_runs, write_report
-from logn_d2.report.run_folder import split_run
+from logn_d2.report.runs import split_run
 
 logger = logging.getLogger("logn_d2.report")
 
@@ -48,8 +48,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--config-file",
         help="registers data sets and names the training's (default: the runs' own)",
     )
-    parser.add_argument("--annotations", metavar="FILE", help="json of a set nobody registers")
-    parser.add_argument("--images", metavar="FOLDER", default="", help="of the --annotations")
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="annotations of the runs' data set, where no config registers it",
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", default="", help="folder with the images of --annotations"
+    )
     parser.add_argument("--figures", metavar="FOLDER", help="all figures as SVG and PNG, for print")
     parser.add_argument(
         "--stats", nargs="+", metavar="FILE", default=[],
@@ -63,7 +69,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--resamples", type=int, default=default.resamples, help="of the images, for intervals "
         f"(default: {default.resamples:,})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the resamples")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="random seed of the bootstrap"
+    )
     parser.add_argument(
         "--level", type=float, default=default.level,
         help=f"share of the resamples in an interval (default: {default.level})",
@@ -74,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--score-threshold", type=float, default=default.score_threshold,
-        help=f"that the baseline is used with (default: {default.score_threshold})",
+        help=f"score threshold at which the baseline is used (default: {default.score_threshold})",
     )  # fmt: skip
     return parser.parse_args(argv)
 
@@ -89,10 +97,6 @@ def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
         folders = (Path(split_run(text)[0]) for text in args.runs)
         for path in dict.fromkeys(path for each in folders for path in each.glob("config.yaml")):
             load_config(path)
-    if args.annotations:
-        name = args.dataset or Path(args.annotations).stem
-        register_lvis_form(name, args.annotations, args.images, check_images=0, replace=True)
-        return name, train_sets
     return args.dataset, train_sets
 
 
@@ -100,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page; returns the exit code."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logger.setLevel(logging.INFO)
     start = time.perf_counter()
     with short_errors():
         report = make_report(
@@ -110,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
             pictures=args.pictures,
             statistics=args.stats,
+            annotations=args.annotations,
+            images=args.images,
             command=shlex.join(["python", "tools/report.py", *(argv or sys.argv[1:])]),
             title=args.title,
         )

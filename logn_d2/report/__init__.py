@@ -1,11 +1,11 @@
-"""Figures and the HTML report, made from what runs have left."""
+"""Figures and the HTML report, made from the folders of runs."""
 
-from .comparison import Comparison, Settings, compare
 from .gallery import Gallery, GalleryEntry, make_gallery
 from .make import make_report
+from .numbers import Comparison, Settings, compare
 from .page import Report, build_report, write_report
 from .results import ClassInfo, ResultRow, Results
-from .run_folder import Run, RunFolder, open_runs
+from .runs import Run, RunFolder, open_runs
 from .summary import headline, summarise
 
 __all__ = [

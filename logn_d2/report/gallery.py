@@ -1,11 +1,9 @@
 """Validation images before and after calibration: the largest gains and the largest losses.
 
-Calibrations move all scores, so that one score threshold would compare different amounts of
-detections. Instead, of each image the n best detections are looked at, where n is the number of its
-annotated objects; where several overlap (IoU over 0.5), whatever their classes, the best one stands
-for all. An object is *found* if one of these has its class and an IoU of at least 0.5.
+`shown` says which detections a picture holds. Boxes and names are drawn by the browser on top of
+the image, so that names of any script are readable.
 
-Shapes: G annotated objects, D detections.
+Shapes: G annotated objects.
 """
 
 from __future__ import annotations
@@ -14,27 +12,39 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
-from torchvision.ops import batched_nms
 
 from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.lvis_matching import box_candidates
 
 from .results import ClassInfo
+from .shown import matched, shown_detections
 
-__all__ = ["Gallery", "GalleryEntry", "make_gallery", "matched", "shown_detections"]
+__all__ = ["Box", "Gallery", "GalleryEntry", "make_gallery"]
 
-_FOUND, _OTHER, _TRUTH = "#56B4E9", "#E69F00", "#FFFFFF"
-_RARE = "★"
-_SAME_PLACE = 0.5  # IoU
-_PICTURE_PX = 360
 _JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Box:
+    """A detection or an object in a picture.
+
+    Attributes:
+        x, y, width, height (float): in pixels of the image.
+        label (str): short name of its class; "" for an object.
+        found (bool): whether the detection finds an object.
+        rare (bool): whether its class is one of the rarest group.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str = ""
+    found: bool = False
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,15 +55,25 @@ class GalleryEntry:
         image_id (int or str): as in the annotations.
         gained (tuple[int, ...]): classes of the objects found only after calibration.
         lost (tuple[int, ...]): classes of the objects found only before.
-        before (str): ``data:`` address of the picture.
-        after (str): likewise.
+        is_gain (bool): whether more is gained than lost, rare objects first.
+        picture (str): ``data:`` address of the image.
+        width (int): in pixels.
+        height (int): in pixels.
+        before (tuple[Box, ...]): detections before calibration.
+        after (tuple[Box, ...]): detections after calibration.
+        objects (tuple[Box, ...]): annotated objects.
     """
 
     image_id: int | str
     gained: tuple[int, ...]
     lost: tuple[int, ...]
-    before: str
-    after: str
+    is_gain: bool
+    picture: str
+    width: int
+    height: int
+    before: tuple[Box, ...]
+    after: tuple[Box, ...]
+    objects: tuple[Box, ...]
 
 
 @dataclass(frozen=True)
@@ -93,8 +113,8 @@ def make_gallery(
 
     Args:
         truth (LvisGroundTruth): the validation set.
-        before (Detections): of the uncalibrated detector.
-        after (Detections): of the calibrated one.
+        before (Detections): of the uncalibrated detector; `shown_detections` of them are enough.
+        after (Detections): of the calibrated one, likewise.
         read_image (Callable): image id -> (H, W, 3) uint8 RGB.
         classes (ClassInfo): K classes.
         max_images (int): pictures of gains and of losses together.
@@ -119,52 +139,6 @@ def make_gallery(
         lost=(int((lost & rare).sum()), int(lost.sum())),
         names=names,
     )
-
-
-def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detections:
-    """Of each image as many of the best detections as it has annotated objects, best first.
-
-    Args:
-        truth (LvisGroundTruth): G objects.
-        detections (Detections): D detections.
-    """
-    image = np.searchsorted(truth.image_ids, detections.image_id)
-    # Detectors suppress within a class; a person sees one object, and one name for it.
-    kept = batched_nms(
-        torch.from_numpy(_corners(detections.box)),
-        torch.from_numpy(detections.score),
-        torch.from_numpy(image),
-        _SAME_PLACE,
-    ).numpy()
-    order = kept[np.lexsort((-detections.score[kept], image[kept]))]
-    image = image[order]
-    rank = np.arange(len(order)) - np.searchsorted(image, image)
-    num_objects = np.bincount(truth.image, minlength=truth.num_images)
-    return detections.take(order[rank < num_objects[image]])
-
-
-def matched(truth: LvisGroundTruth, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """Which objects are found, and which detections find one.
-
-    Args:
-        truth (LvisGroundTruth): G objects.
-        detections (Detections): D detections.
-
-    Returns:
-        tuple[ndarray, ndarray]: (G,) bool and (D,) bool.
-    """
-    image = np.searchsorted(truth.image_ids, detections.image_id)
-    found, hits = np.zeros(len(truth), dtype=bool), np.zeros(len(detections), dtype=bool)
-    detection, target, _ = box_candidates(
-        image * truth.num_classes + detections.category,
-        detections.box.astype(np.float64),
-        truth.keys(),
-        truth.box,
-        truth.crowd,
-    )
-    found[target] = True
-    hits[detection] = True
-    return found, hits
 
 
 def _choose(
@@ -195,67 +169,40 @@ def _entry(
     read_image: Callable[[int | str], np.ndarray],
     classes: ClassInfo,
 ) -> GalleryEntry:
-    """The image at an index, with its pictures before and after."""
+    """The image at an index, with its boxes before and after."""
     image_id, own = truth.image_ids[image].item(), truth.image == image
     gained, lost = (tuple(truth.category[own & change].tolist()) for change in changes)
+    rare = [int(np.count_nonzero(classes.is_rare[list(found)])) for found in (gained, lost)]
     pixels = read_image(image_id)
-    pictures = (_draw(pixels, image, truth, shown, classes) for shown in sides)
-    return GalleryEntry(image_id, gained, lost, *pictures)
-
-
-def _draw(
-    pixels: np.ndarray,
-    image: int,
-    truth: LvisGroundTruth,
-    shown: Detections,
-    classes: ClassInfo,
-) -> str:
-    """One picture: detections that find an object blue, others orange, objects dashed on top."""
-    detections = shown.take(shown.image_id == truth.image_ids[image])
-    scale = max(1.0, _PICTURE_PX / max(pixels.shape[:2]))
-    # Enlarged here, since the visualizer would show pixels as squares.
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    canvas = Visualizer(enlarged)
-    _, hits = matched(truth, detections)
-    boxes = _corners(detections.box) * scale
-    for index in np.argsort(hits, kind="stable"):  # what finds something comes on top
-        box = boxes[index]
-        color = _FOUND if hits[index] else _OTHER
-        text = _label(classes, int(detections.category[index]), bool(hits[index]))
-        _outline(canvas, box, color, 4.0 if text.startswith(_RARE) else 2.5)
-        position = (np.clip(box[0], 0, size[0] - 40), np.clip(box[1] - 20, 0, size[1] - 20))
-        canvas.draw_text(text, position, color=color, font_size=12, horizontal_alignment="left")
-    for box in _corners(truth.box[truth.image == image]) * scale:
-        _outline(canvas, box, "black", 1.6)
-        _outline(canvas, box, _TRUTH, 1.6, (0, (3, 3)))
-    return _jpeg_data_uri(canvas.get_output().get_image())
-
-
-def _outline(
-    canvas: Visualizer, box: np.ndarray, color: str, width: float, style: Any = "-"
-) -> None:
-    """A rectangle; the visualizer's own has one width only."""
-    left, top, right, bottom = box.tolist()
-    canvas.draw_line(
-        [left, right, right, left, left],
-        [top, top, bottom, bottom, top],
-        color,
-        linestyle=style,
-        linewidth=width,
+    return GalleryEntry(
+        image_id=image_id,
+        gained=gained,
+        lost=lost,
+        is_gain=(rare[0] - rare[1], len(gained) - len(lost)) > (0, 0),
+        picture=_jpeg_data_uri(pixels),
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        before=_boxes(truth, image, sides[0], classes),
+        after=_boxes(truth, image, sides[1], classes),
+        objects=tuple(Box(*box) for box in truth.box[own].round(1).tolist()),
     )
 
 
-def _label(classes: ClassInfo, category: int, hit: bool) -> str:
-    """A class as it is written in a picture; a found rare object has a star."""
-    mark = (_RARE if classes.is_rare[category] else "✓") if hit else "✗"
-    return f"{mark} {classes.labels[category]}"
-
-
-def _corners(box: np.ndarray) -> np.ndarray:
-    """XYXY of XYWH, float64."""
-    box = np.asarray(box, dtype=np.float64)
-    return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
+def _boxes(
+    truth: LvisGroundTruth, image: int, shown: Detections, classes: ClassInfo
+) -> tuple[Box, ...]:
+    """The detections of one image; those that find an object come last, and so on top."""
+    detections = shown.take(shown.image_id == truth.image_ids[image])
+    _, hits = matched(truth, detections)
+    return tuple(
+        Box(
+            *detections.box[index].astype(float).round(1).tolist(),
+            label=classes.labels[detections.category[index]],
+            found=bool(hits[index]),
+            rare=bool(classes.is_rare[detections.category[index]]),
+        )
+        for index in np.argsort(hits, kind="stable").tolist()
+    )
 
 
 def _jpeg_data_uri(pixels: np.ndarray) -> str:

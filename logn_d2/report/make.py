@@ -5,27 +5,74 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
 
 from logn_d2.core import LogitStatistics, frequency_groups
 from logn_d2.data import class_counts
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 
-from .comparison import Comparison, Settings, compare
 from .gallery import Gallery, make_gallery
+from .numbers import FEW_RESAMPLES, Comparison, Settings, compare
 from .page import Report
 from .results import ClassInfo
-from .run_folder import Run, RunFolder
+from .runs import Run, RunFolder
+from .words import plural
 
 __all__ = ["make_report"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """A json, parsed once for all that a report takes from it.
+
+    Attributes:
+        truth (LvisGroundTruth): the annotations.
+        counts (tuple[ndarray, ndarray] | None): training images and objects of each class, where
+            the json tells them; LVIS's of the validation set does.
+        files (Mapping): image id -> path of the image, relative to `root`.
+        root (str): folder of the images.
+    """
+
+    truth: LvisGroundTruth
+    counts: tuple[np.ndarray, np.ndarray] | None
+    files: Mapping[int | str, str]
+    root: str
+
+    @classmethod
+    def read(cls, json_file: str, root: str) -> _Annotations:
+        path = PathManager.get_local_path(json_file)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"There are no annotations at '{path}'.")
+        with open(path, encoding="utf-8") as file:
+            try:
+                content = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"'{path}' is not a json file ({error}).") from error
+        truth = LvisGroundTruth.from_dict(content, json_file=path)
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        names, counts = ("image_count", "instance_count"), None
+        if all(name in category for category in categories for name in names):
+            told = ([category[name] for category in categories] for name in names)
+            counts = tuple(np.array(each, dtype=np.int64) for each in told)
+        return cls(truth, counts, {i["id"]: _file(i) for i in content["images"]}, root)
+
+
+def _file(image: Mapping[str, Any]) -> str:
+    """Where the loader looks for an image: see `register_lvis_form`."""
+    address = image.get("coco_url")
+    if address and ("neg_category_ids" in image or "file_name" not in image):
+        return "/".join(address.split("/")[-2:])
+    return image.get("file_name", "")
 
 
 def make_report(
@@ -35,19 +82,23 @@ def make_report(
     settings: Settings | None = None,
     pictures: int = 16,
     statistics: Sequence[str | os.PathLike[str]] = (),
+    annotations: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] = "",
     command: str = "",
     title: str = "",
 ) -> Report:
-    """Computes all that a page tells of some runs.
+    """Computes the content of a page about some runs.
 
     Args:
-        runs (Sequence[Run]): see `open_runs`; their data set is registered.
+        runs (Sequence[Run]): see `open_runs`.
         focus (str): name or calibration of the run that the page is about; None for the second.
         settings (Settings): None for the default ones.
         pictures (int): images in the gallery; 0 for none.
         statistics (Sequence[PathLike]): files beside those of the runs, such as one of positives
             alone.
-        command (str): that makes the page, which tells it.
+        annotations (PathLike): of the runs' data set; None takes those of the registered set.
+        images (PathLike): folder of its images, with `annotations`.
+        command (str): that makes the page, which shows it.
         title (str): of the page; "" names the data set.
 
     Returns:
@@ -55,24 +106,30 @@ def make_report(
 
     Raises:
         KeyError: no run is called `focus`.
-        ValueError: the annotations do not fit the runs.
+        ValueError: a run is unfinished or of other images or classes than the annotations.
         FileNotFoundError: there are no annotations.
     """
     dataset = runs[0].folder.dataset
-    truth = LvisGroundTruth.from_json(_annotations(dataset))
+    place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
+    logger.info("Reading %s", place[0])
+    known = _Annotations.read(*place)
+    folders = list({id(run.folder): run.folder for run in runs}.values())
+    for folder in folders:
+        folder.check(known.truth)
     settings = settings or Settings()
-    classes = _class_info(truth, [run.folder for run in runs], settings.groups)
-    comparison = compare(runs, truth, classes, focus=focus, settings=settings)
-    gallery, notes = None, []
+    classes = _class_info(known, folders, settings.groups)
+    comparison = compare(runs, known.truth, classes, focus=focus, settings=settings)
+    gallery, notes = None, _notes(comparison)
     if pictures > 0:
+        logger.info("Drawing %s", plural(pictures, "picture"))
         try:
-            gallery = _gallery(comparison, dataset, pictures)
+            gallery = _gallery(comparison, known, pictures)
         except FileNotFoundError as error:
-            notes.append("There are no pictures: the images of the data set are not here.")
+            notes.append("There are no pictures, since the images of the data set are missing.")
             logger.warning("The report has no pictures: %s", error)
     return Report(
         comparison,
-        statistics=_statistics(runs) | {str(p): LogitStatistics.load(p) for p in statistics},
+        statistics=_statistics(folders) | {str(p): LogitStatistics.load(p) for p in statistics},
         gallery=gallery,
         notes=notes,
         command=command,
@@ -80,46 +137,58 @@ def make_report(
     )
 
 
-def _annotations(dataset: str) -> str:
-    """The json file of a registered data set."""
+def _notes(comparison: Comparison) -> list[str]:
+    """Reasons to doubt the page, each of which is a warning as well."""
+    notes = []
+    if comparison.settings.resamples < FEW_RESAMPLES:
+        notes.append(
+            f"Intervals from only {plural(comparison.settings.resamples, 'resample')} are mostly "
+            "noise; use 1,000 (--resamples 1000)."
+        )
+    empty = [f"{name} {number:,}" for name, number in comparison.empty_images.items() if number]
+    if empty:
+        notes.append(
+            f"Images without any detection, of {comparison.truth.num_images:,}: "
+            f"{'; '.join(empty)}. Their objects count as missed."
+        )
+    for note in notes:
+        logger.warning("%s", note)
+    return notes
+
+
+def _registered(dataset: str) -> tuple[str, str]:
+    """Annotations and image folder of a registered data set."""
     if dataset not in DatasetCatalog.list():
         raise ValueError(
             f"The runs are of the data set '{dataset}', which is not registered. Register it as "
             "the run did (its config, MODEL.LOGN.DATASETS), or give --annotations FILE."
         )
-    path = MetadataCatalog.get(dataset).get("json_file", None)
+    metadata = MetadataCatalog.get(dataset)
+    path = metadata.get("json_file", None)
     if path is None:
         raise ValueError(
             f"The metadata of the data set '{dataset}' has no json_file. Give --annotations FILE."
         )
-    return path
+    return path, metadata.get("image_root", "")
 
 
 def _class_info(
-    truth: LvisGroundTruth, folders: Sequence[RunFolder], groups: Sequence[str] | None
+    annotations: _Annotations, folders: Sequence[RunFolder], groups: Sequence[str] | None
 ) -> ClassInfo:
     """The classes with their counts in training, from where these are known first."""
+    truth = annotations.truth
     for folder in folders:
         known = None if folder.results is None else folder.results.classes
         if known is not None and known.names == truth.class_names:
             return known if groups is None else replace(known, groups=tuple(groups))
-    images, objects = _counts(truth, folders)
+    images, objects = annotations.counts or _counts(truth, folders)
     if groups is None:
         groups = (truth.groups if truth.groups is not None else frequency_groups(images)).tolist()
     return ClassInfo(truth.class_names, truth.class_names, tuple(groups), images, objects)
 
 
 def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.ndarray, np.ndarray]:
-    """Training images and objects of each class, (K,) each: as the annotations say, or counted.
-
-    LVIS's annotations of the validation set tell the counts of the training set.
-    """
-    with open(truth.json_file, encoding="utf-8") as file:
-        categories = sorted(json.load(file)["categories"], key=lambda category: category["id"])
-    names = ("image_count", "instance_count")
-    if all(name in category for category in categories for name in names):
-        told = [[category[name] for category in categories] for name in names]
-        return tuple(np.array(each, dtype=np.int64) for each in told)
+    """Training images and objects of each class, (K,) each, counted in the training set."""
     train_sets = next((folder.train_sets for folder in folders if folder.train_sets), ())
     if not train_sets:
         raise ValueError(
@@ -136,27 +205,26 @@ def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.nd
     return counts.image_count, counts.instance_count
 
 
-def _statistics(runs: Sequence[Run]) -> dict[str, LogitStatistics]:
+def _statistics(folders: Sequence[RunFolder]) -> dict[str, LogitStatistics]:
     """Of each folder that has some."""
-    folders = {str(run.folder.path): run.folder for run in runs}
-    found = {name: folder.statistics for name, folder in folders.items()}
+    found = {str(folder.path): folder.statistics for folder in folders}
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _gallery(comparison: Comparison, dataset: str, pictures: int) -> Gallery:
-    files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(dataset)}
-
-    def read_image(image_id: int | str) -> np.ndarray:
-        path = Path(files[image_id])
+def _gallery(comparison: Comparison, annotations: _Annotations, pictures: int) -> Gallery:
+    def read(image_id: int | str) -> np.ndarray:
+        path = Path(annotations.root, annotations.files[image_id])
         if not path.is_file():
             raise FileNotFoundError(f"There is no image {path}.")
-        return np.asarray(Image.open(path).convert("RGB"))
+        # As the trainer opens it: turned as its Exif data say.
+        return read_image(str(path), "RGB")
 
+    names = tuple(run.name for run in comparison.pair)
     return make_gallery(
         comparison.truth,
-        *(run.detections for run in comparison.pair),
-        read_image,
+        *(comparison.shown[name] for name in names),
+        read,
         comparison.classes,
         max_images=pictures,
-        names=tuple(run.name for run in comparison.pair),
+        names=names,
     )

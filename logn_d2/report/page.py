@@ -1,49 +1,62 @@
-"""The report: one HTML file that needs nothing else."""
+"""The report: one HTML file that needs nothing else.
+
+The words are in the templates, the numbers in `Comparison`; here both meet.
+
+Shapes: K foreground classes.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from logn_d2.core import LogitStatistics, atomic_write
+from logn_d2.core.affine import foreground_columns
+from logn_d2.evaluation.errors import ERROR_TYPES
 
-from .assets import STYLE
-from .class_table import class_table
-from .comparison import Comparison
-from .drawn import Drawn
+from . import figures, words
 from .gallery import Gallery
-from .gallery_section import gallery_section
-from .html import Html, element, join, raw_element
-from .results import ClassInfo, group_title
-from .run_folder import RunFolder
-from .script import SCRIPT
-from .sections import errors_section, results_section, scores_section
-from .sections_statistics import (
-    foreground,
-    logits_section,
-    of_all_rois,
-    prior_section,
-    study_section,
-)
+from .numbers import Comparison, label_prior, spearman
+from .runs import RunFolder
 from .summary import summarise
-from .tables import fact_table
 
 __all__ = ["Report", "build_report", "write_report"]
+
+_POSITIVES = "positives"
+# Thresholds whose AP is read out in words.
+_READ_OUT = (0, 0.05, 0.5)
+_TITLES = {
+    "results": "Results",
+    "images": "Images before and after",
+    "scores": "Scores and thresholds",
+    "errors": "Which errors cost AP",
+    "logits": "Logits against the number of training images",
+    "prior": "The model's class prior",
+    "statistics": "How many images the statistics need",
+    "classes": "Every class",
+    "provenance": "How these numbers were made",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that a page is made from; what is None or empty is left out of it.
+    """The content of a page; what is None or empty is left out of it.
 
     Attributes:
         comparison (Comparison): all numbers.
         statistics (Mapping[str, LogitStatistics]): name of a run's folder -> of its raw logits.
         gallery (Gallery): images of baseline and focus.
-        notes (Sequence[str]): what the page has to say of itself, such as why it has no pictures.
+        notes (Sequence[str]): remarks on the page itself, such as why it has no pictures.
         command (str): that made the page.
         title (str): of the page.
     """
@@ -70,155 +83,254 @@ class Report:
         """Of the runs, each once."""
         return list({id(run.folder): run.folder for run in self.comparison.runs}.values())
 
+    @property
+    def studies(self) -> list[Mapping[str, Any]]:
+        """How many images the statistics need, where a run has measured it."""
+        return [folder.statistics_study for folder in self.folders if folder.statistics_study]
+
 
 def write_report(
     path: str | os.PathLike[str],
     report: Report,
-    figures: str | os.PathLike[str] | None = None,
+    figure_folder: str | os.PathLike[str] | None = None,
 ) -> None:
     """Writes the page; one that was there before stays whole if this fails.
 
     Args:
         path (PathLike): of the page.
-        report (Report): what it tells.
-        figures (PathLike): a folder for all figures as SVG and PNG; None for none.
+        report (Report): its content.
+        figure_folder (PathLike): a folder for all figures as SVG and PNG; None for none.
     """
-    sections = _sections(report)
-    text = _page(report, sections)
-    for part in (part for section in sections for part in section.content):
-        if figures is not None and isinstance(part, Drawn):
-            part.save(figures)
+    drawn = _Figures(report)
+    text = _render(report, drawn)
+    if figure_folder is not None:
+        Path(figure_folder).mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.figures.items():
+            for ending in ("svg", "png"):
+                figures.save_figure(figure, Path(figure_folder, f"{name}.{ending}"))
     with atomic_write(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
 def build_report(report: Report) -> str:
     """The page as text; see `write_report`."""
-    return _page(report, _sections(report))
+    return _render(report, _Figures(report))
 
 
-def _page(report: Report, sections: Sequence[_Section]) -> str:
-    body = [
-        _header(report, sections),
-        element("main", *(section.element() for section in sections)),
-        element("footer", element("p", _NOT_LOGITNORM, class_="soft")),
-        raw_element("script", SCRIPT),
-    ]
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # Else a browser asks the page's place for an icon.
-        element("link", rel="icon", href="data:,"),
-        element("title", report.title),
-        raw_element("style", STYLE),
-    ]
-    page = element("html", element("head", join(head)), element("body", join(body)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
+def _render(report: Report, drawn: _Figures) -> str:
+    comparison = report.comparison
+    found = {
+        "images": report.gallery is not None,
+        "logits": bool(drawn.stages),
+        "prior": drawn.prior is not None,
+        "statistics": bool(report.studies),
+    }
+    environment = _environment()
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        comparison=comparison,
+        classes=comparison.classes,
+        sentences=[*summarise(comparison), *report.notes],
+        sections={name: title for name, title in _TITLES.items() if found.get(name, True)},
+        drawings={n: figures.svg_data_uri(each) for n, each in drawn.figures.items()},
+        logits={"stages": drawn.stages, "populations": drawn.populations},
+        prior=drawn.prior,
+        studies=report.studies,
+        class_columns=_class_columns(comparison, drawn.raw_logits),
+        class_order=np.argsort(-comparison.classes.image_count, kind="stable").tolist(),
+        style=_asset(environment, "report.css"),
+        script=_asset(environment, "report.js"),
+    )
 
 
-_NOT_LOGITNORM = (
-    "LogN (Zhao, Teng, Wang: Logit Normalization for Long-tail Object Detection, IJCV 2024) "
-    "calibrates the classification logits of a trained detector. It is not LogitNorm (Wei et al., "
-    "ICML 2022), a training loss for the detection of out-of-distribution inputs."
-)
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("logn_d2.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        change=words.format_change,
+        correlation=words.format_correlation,
+        display_name=words.display_name,
+        group_title=words.group_title,
+        number=words.format_value,
+        share=lambda value: f"{100 * value:.2g} %",
+        threshold=words.format_threshold,
+    )
+    environment.globals.update(
+        ERROR_TYPES=ERROR_TYPES,
+        READ_OUT=_READ_OUT,
+        TASKS=words.TASKS,
+        count=Counter,
+        interval=words.format_interval,
+        join_words=words.join_words,
+        plural=words.plural,
+    )
+    return environment
 
 
-@dataclass(frozen=True)
-class _Section:
-    name: str
+def _asset(environment: jinja2.Environment, name: str) -> Markup:
+    """Our own style or script, which is no HTML and so is not escaped."""
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """Numbers of the K classes in the table of every class."""
+
     title: str
-    content: Sequence[Html | Drawn]
-
-    def element(self) -> Html:
-        heading = element("h2", self.title, id=f"{self.name}-title")
-        parts = (part.element() if isinstance(part, Drawn) else part for part in self.content)
-        return element(
-            "section", heading, *parts, id=self.name, aria_labelledby=f"{self.name}-title"
-        )
+    values: np.ndarray
+    decimals: int = 1
+    signed: bool = False
 
 
-def _sections(report: Report) -> list[_Section]:
-    """Those that have something to say."""
-    return [section for section in _all_sections(report) if section.content]
-
-
-def _all_sections(report: Report) -> Iterator[_Section]:
-    comparison, statistics = report.comparison, report.statistics
-    yield _Section("results", "What each run reaches", results_section(comparison))
-    pictures = []
-    if report.gallery is not None:
-        pictures = gallery_section(report.gallery, comparison.classes)
-    yield _Section("images", "Images before and after", pictures)
-    yield _Section("scores", "Scores and thresholds", scores_section(comparison))
-    yield _Section("errors", "Which errors cost AP", errors_section(comparison))
-    title = "Logits against the number of training images"
-    yield _Section("logits", title, logits_section(comparison, statistics))
-    mean = std = None
-    if of_all_rois(statistics):
-        first = next(iter(of_all_rois(statistics).values()))
-        (mean, std), *_ = foreground(first)
-        prior = prior_section(comparison, statistics, _foreground_share(report.folders))
-        yield _Section("prior", "What the model leans to", prior)
-    studies = [folder.statistics_study for folder in report.folders if folder.statistics_study]
-    yield _Section("statistics", "How many images the statistics need", study_section(studies))
-    yield _Section("classes", "Every class", [class_table(comparison, mean, std)])
-    yield _Section("provenance", "How these numbers were made", _provenance(report))
-
-
-def _foreground_share(folders: Sequence[RunFolder]) -> float | None:
-    """Of the RoIs in training, where a run has measured it."""
-    known = (folder.provenance.get("foreground_share") for folder in folders)
-    return next((share for share in known if share is not None), None)
-
-
-def _header(report: Report, sections: Sequence[_Section]) -> Html:
-    lead, *others = summarise(report.comparison)
-    others += report.notes
-    links = [
-        element("li", element("a", section.name.capitalize(), href=f"#{section.name}"))
-        for section in sections
+def _class_columns(
+    comparison: Comparison, raw_logits: tuple[np.ndarray, np.ndarray] | None
+) -> list[_Column]:
+    """Counts, logits, AP of baseline and focus with their difference, then that of other runs."""
+    classes = comparison.classes
+    columns = [
+        _Column("Images", classes.image_count, 0),
+        _Column("Objects", classes.instance_count, 0),
     ]
-    return element(
-        "header",
-        element("h1", report.title),
-        element("p", _data_line(report.comparison), class_="soft"),
-        element("p", lead, class_="lead", id="summary"),
-        element("ul", *(element("li", sentence) for sentence in others)),
-        element("nav", element("ul", *links), aria_label="Sections"),
-    )
+    if raw_logits is not None:
+        columns += [_Column("Logit mean", raw_logits[0], 2), _Column("Logit std", raw_logits[1], 2)]
+    titles = {"bbox": "Box AP", "segm": "Mask AP"}
+    for task in comparison.tasks:
+        before, after = (comparison.figures[run.name, task].class_ap for run in comparison.pair)
+        columns += [
+            _Column(f"{titles[task]}, {comparison.baseline.name}", before),
+            _Column(f"{titles[task]}, {comparison.focus.name}", after),
+            _Column(f"{titles[task]}, difference", after - before, signed=True),
+        ]
+    first = comparison.tasks[0]
+    return columns + [
+        _Column(f"{titles[first]}, {run.name}", comparison.figures[run.name, first].class_ap)
+        for run in comparison.runs
+        if run not in comparison.pair
+    ]
 
 
-def _data_line(comparison: Comparison) -> str:
-    classes, truth = comparison.classes, comparison.truth
-    return (
-        f"{comparison.baseline.folder.dataset}: {truth.num_images:,} images with {len(truth):,} "
-        f"objects of {_classes_text(classes)}."
-    )
+class _Figures:
+    """The figures of a page by name, and the numbers that only their captions tell.
+
+    Attributes:
+        figures (dict[str, Figure]): by the name of their files, without ending.
+        stages (list[dict]): a figure of logits for each run's statistics and stage.
+        populations (dict[str, float]): population of RoIs -> rank correlation of its mean logits.
+        prior (dict): of the section of that name; None without statistics.
+        raw_logits (tuple | None): mean and standard deviation, (K,) each.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.figures: dict[str, Figure] = {}
+        self.stages: list[dict[str, Any]] = []
+        self.populations: dict[str, float] = {}
+        self.prior: dict[str, Any] | None = None
+        self.raw_logits: tuple[np.ndarray, np.ndarray] | None = None
+        self._report, self._classes = report, report.comparison.classes
+        for task in report.comparison.tasks:
+            self._draw_results(report.comparison, task)
+        self._draw_scores(report.comparison)
+        calibrating = {
+            n: each for n, each in report.statistics.items() if each.population != _POSITIVES
+        }
+        if calibrating:
+            self.raw_logits = _foreground(next(iter(calibrating.values())))[0]
+            self._draw_logits(calibrating)
+            self._draw_prior()
+        self._draw_populations()
+        for number, study in enumerate(report.studies, start=1):
+            self.figures[f"statistics_images_{number}"] = figures.images_figure(study)
+
+    def _draw_results(self, comparison: Comparison, task: str) -> None:
+        what = words.TASKS[task]
+        own = {run.name: comparison.figures[run.name, task].own for run in comparison.pair}
+        self.figures[f"ap_{what}"] = figures.interval_figure(
+            {name: each.estimate for name, each in own.items()},
+            comparison.metrics,
+            {name: each.intervals for name, each in own.items()},
+            level=comparison.settings.level,
+            what=f"AP of {what}",
+        )
+        changes = {
+            run.name: {
+                m: comparison.figures[run.name, task].difference(m) for m in comparison.metrics
+            }
+            for run in comparison.runs[1:]
+        }
+        self.figures[f"changes_{what}"] = figures.change_figure(changes, what)
+        analyses = {run.name: comparison.errors[run.name, task] for run in comparison.pair}
+        self.figures[f"errors_{what}"] = figures.error_figure(analyses, comparison.groups)
+
+    def _draw_scores(self, comparison: Comparison) -> None:
+        qualities = {run.name: comparison.quality[run.name] for run in comparison.pair}
+        self.figures["thresholds"] = figures.threshold_figure(comparison.curves, comparison.metrics)
+        self.figures["reliability"] = figures.reliability_figure(qualities, comparison.groups)
+        self.figures["scores"] = figures.score_figure(qualities)
+
+    def _draw_logits(self, statistics: Mapping[str, LogitStatistics]) -> None:
+        images = self._classes.image_count
+        for folder, each in statistics.items():
+            stages = _foreground(each)
+            for index, (mean, std) in enumerate(stages):
+                name = f"logits_{len(self.stages) + 1}"
+                which = f"{folder}. " if len(self._report.statistics) > 1 else ""
+                which += f"Cascade stage {index + 1}. " if len(stages) > 1 else ""
+                self.figures[name] = figures.logit_figure(mean, std, self._classes)
+                rho = {"rho_mean": spearman(images, mean), "rho_std": spearman(images, std)}
+                self.stages.append({"name": name, "which": which, "statistics": each, **rho})
+
+    def _draw_populations(self) -> None:
+        """The logits of different RoIs, where there are statistics of several populations."""
+        every = self._report.statistics.values()
+        found = {each.population: each for each in reversed(list(every))}
+        if len(found) < 2:
+            return
+        values, images = {}, self._classes.image_count
+        for name, each in reversed(found.items()):
+            # A class without RoIs has no logits.
+            seen = _counts(each) > 0
+            values[name] = tuple(np.where(seen, v, np.nan) for v in _foreground(each)[0])
+            known = np.isfinite(values[name][0])
+            self.populations[name] = spearman(images[known], values[name][0][known])
+        self.figures["populations"] = figures.population_figure(values, images)
+
+    def _draw_prior(self) -> None:
+        """The model's label prior against the labels, and against those that training draws."""
+        classes, every = self._classes, self._report.statistics.values()
+        own = next((each for each in every if each.population == _POSITIVES), None)
+        prior = label_prior(self.raw_logits[0])
+        sampled = None if own is None else _counts(own)
+        known = (folder.provenance.get("foreground_share") for folder in self._report.folders)
+        foreground = next((share for share in known if share is not None), None)
+        self.figures["prior"] = figures.prior_figure(prior, classes, foreground, sampled)
+        rare = classes.is_rare
+        self.prior = {
+            "labels": _share(classes.instance_count, rare),
+            "sampled": None if sampled is None else _share(sampled, rare),
+            "sampler": None if own is None else own.sampler,
+            "model": _share(prior, rare),
+            "rho": spearman(classes.instance_count, prior),
+        }
 
 
-def _classes_text(classes: ClassInfo) -> str:
-    sizes = ", ".join(f"{classes.groups.count(n)} {group_title(n)}" for n in classes.group_names)
-    fewest, most = (int(pick(classes.image_count)) for pick in (np.min, np.max))
-    return f"{len(classes)} classes ({sizes}), each seen in {fewest:,} to {most:,} training images"
+def _share(values: np.ndarray, chosen: np.ndarray) -> float:
+    return float(values[chosen].sum() / (values.sum() or 1))
 
 
-def _provenance(report: Report) -> list[Html]:
-    content = []
-    for folder in report.folders:
-        facts = {"data set": folder.dataset, "trained on": ", ".join(folder.train_sets) or None}
-        facts |= {n: v for n, v in folder.provenance.items() if n != "commands"}
-        content.append(fact_table(f"{folder.path}: where its numbers come from", facts))
-        commands = folder.provenance.get("commands")
-        if commands:
-            content.append(element("h3", f"To make {folder.path} again"))
-            content.append(element("pre", element("code", "\n".join(commands))))
-    settings = report.comparison.settings
-    content.append(element("h3", "This page"))
-    content.append(element("p", (
-        f"All figures were computed from the stored detections (at most "
-        f"{report.comparison.most_detections:,} an image) and the annotations; bootstrap with "
-        f"{settings.resamples:,} resamples, seed {settings.seed}."
-    )))  # fmt: skip
-    if report.command:
-        content.append(element("pre", element("code", report.command)))
-    return content
+def _foreground(statistics: LogitStatistics) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation of the foreground logits of each stage, (K,) each."""
+    columns = foreground_columns(statistics.background)
+    return [
+        (stage.mean[columns].numpy(), stage.std[columns].numpy()) for stage in statistics.stages
+    ]
+
+
+def _counts(statistics: LogitStatistics) -> np.ndarray:
+    """RoIs of each class in the first stage, (K,)."""
+    return statistics.stages[0].count[foreground_columns(statistics.background)].numpy()

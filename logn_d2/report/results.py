@@ -25,26 +25,16 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
-__all__ = ["BASELINE", "TASKS", "ClassInfo", "ResultRow", "Results", "group_title"]
+from .words import TASKS, group_title
+
+__all__ = ["BASELINE", "ClassInfo", "ResultRow", "Results"]
 
 BASELINE = "uncalibrated"
 """The calibration that every comparison has."""
 
-TASKS = {"bbox": "boxes", "segm": "masks"}
-# LVIS's letters; groups of other names are called as they are.
-_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+_RCF = ("r", "c", "f")
 _SECTIONS = ("rows", "provenance", "classes", "class_ap")
 _CLASS_FIELDS = ("names", "labels", "groups", "image_count", "instance_count")
-
-
-def group_title(group: str) -> str:
-    """What a group, or the rest of a metric's name behind AP, is called.
-
-    Example:
-        >>> [group_title(group) for group in ("r", "few", "")]
-        ['rare', 'few', 'all']
-    """
-    return _GROUPS.get(group, group or "all")
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,8 @@ class ClassInfo:
     @functools.cached_property
     def group_names(self) -> tuple[str, ...]:
         """LVIS's r, c, f, if only some of them occur; other groups by rising number of images."""
-        if set(self.groups) <= set(_GROUPS):
-            return tuple(_GROUPS)
+        if set(self.groups) <= set(_RCF):
+            return _RCF
         mean = {
             name: self.image_count[self._in(name)].mean() for name in dict.fromkeys(self.groups)
         }
@@ -110,7 +100,7 @@ class ClassInfo:
     def rare_classes(self) -> str:
         """What these classes are called: "rare classes", or 'classes of "few"'."""
         name = self.group_names[0]
-        return f"{_GROUPS[name]} classes" if name in _GROUPS else f'classes of "{name}"'
+        return f"{group_title(name)} classes" if name in _RCF else f'classes of "{name}"'
 
     def _in(self, group: str) -> np.ndarray:
         return np.array([name == group for name in self.groups])

@@ -19,7 +19,7 @@ from logn_d2.report import (
     ResultRow,
     Results,
     build_report,
-    drawn,
+    figures,
     make_gallery,
 )
 
@@ -211,4 +211,4 @@ def page_file(page_text: str, tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without figures, which take most of the time."""
-    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(figures, "svg_data_uri", lambda figure: "data:,")

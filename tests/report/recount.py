@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logn_d2.report.summary import display_name
+from logn_d2.report.words import display_name
 
 from ..evaluation.lvis_reference import run_lvis_api, write_json
 from .small_runs import CALIBRATIONS, MAX_DETS, RESAMPLES, SmallRuns

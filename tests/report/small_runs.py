@@ -27,8 +27,8 @@ from logn_d2.report import (
     make_report,
     open_runs,
 )
-from logn_d2.report.comparison import TaskFigures
-from logn_d2.report.summary import display_name
+from logn_d2.report.numbers import TaskFigures
+from logn_d2.report.words import display_name
 
 from ..evaluation.lvis_reference import random_detections, random_lvis, write_json
 
@@ -173,10 +173,7 @@ def figures_comparison(
         {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
     )
     classes = ClassInfo(("a",), ("a",), ("r",), np.ones(1), np.ones(1))
-    nothing: dict[Any, Any] = {}
-    return Comparison(
-        runs, runs[1], truth, classes, Settings(), made, nothing, nothing, nothing, nothing
-    )
+    return Comparison(runs, runs[1], truth, classes, Settings(), made)
 
 
 def _less(figures: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from logn_d2.report.analysis import label_prior, spearman
+from logn_d2.report.numbers import label_prior, spearman
 
 
 def test_spearman_equals_the_classic_formula_without_ties() -> None:

@@ -12,10 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from logn_d2.report import ClassInfo, Results
-from logn_d2.report.analysis import label_prior
-from logn_d2.report.comparison import Value
-from logn_d2.report.figure_style import svg_data_uri
-from logn_d2.report.figures import change_figure, logit_figure, prior_figure
+from logn_d2.report.figures import change_figure, logit_figure, prior_figure, svg_data_uri
+from logn_d2.report.numbers import Value, label_prior
 
 METRICS = ("AP", "APr", "APc", "APf")
 

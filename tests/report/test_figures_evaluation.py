@@ -15,10 +15,16 @@ from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis, error_analysis
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.score_threshold import ThresholdCurve, ap_against_threshold
-from logn_d2.report.figure_style import save_figure, svg_data_uri
-from logn_d2.report.figures_errors import error_figure
-from logn_d2.report.figures_groups import interval_figure, population_figure
-from logn_d2.report.figures_scores import reliability_figure, score_figure, threshold_figure
+from logn_d2.report.figures import (
+    error_figure,
+    interval_figure,
+    population_figure,
+    reliability_figure,
+    save_figure,
+    score_figure,
+    svg_data_uri,
+    threshold_figure,
+)
 
 Pair = tuple[Detections, Detections]
 RUNS = ("uncalibrated", "logn")
@@ -67,8 +73,8 @@ def test_error_figure_draws_the_gains_of_each_group_with_objects(
             gains = [100 * analysis.gain(error, group) for error in ERROR_TYPES]
             assert _heights(main)[side] + _heights(together)[side] == pytest.approx(gains)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
-        "Uncalibrated",
-        "LogN",
+        "uncalibrated",
+        "logn",
     ]
     # Five of six objects of the rare class are found: precision 1 at 84 of the 101 recalls.
     assert _notes(figure.axes[2])[-1] == "AP 83.2 → 83.2"
@@ -102,7 +108,7 @@ def test_reliability_figure_draws_bins_with_detections_only(
 
 def test_score_figure_draws_shares(qualities: dict[str, CalibrationQuality]) -> None:
     figure = score_figure(qualities)
-    assert _titles(figure) == ["Uncalibrated", "LogN", "", ""]
+    assert _titles(figure) == ["uncalibrated", "logn", "", ""]
     quality = qualities["logn"]
     hits, count = quality.histogram("hits"), quality.histogram("count")
     stairs = figure.axes[1].patches[0].get_data().values

@@ -11,7 +11,7 @@ from PIL import Image
 from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.report import Gallery, Results, make_gallery
-from logn_d2.report.gallery import matched, shown_detections
+from logn_d2.report.shown import matched, shown_detections
 
 Pair = tuple[Detections, Detections]
 
@@ -54,11 +54,11 @@ def test_gains_come_before_losses_with_counts_over_all_images(gallery: Gallery) 
 
 def test_pictures_are_images_of_the_shape_of_the_original(gallery: Gallery) -> None:
     for entry in gallery.entries:
-        head, _, content = entry.before.partition(",")
+        head, _, content = entry.picture.partition(",")
         assert head == "data:image/jpeg;base64"
         picture = Image.open(io.BytesIO(base64.b64decode(content)))
-        assert picture.width == 360 and picture.height == 240
-        assert entry.before != entry.after
+        assert picture.size == (entry.width, entry.height) == (96, 64)
+        assert entry.before != entry.after and len(entry.objects) == 2
 
 
 def test_half_of_the_room_is_for_losses(truth: LvisGroundTruth, results: Results) -> None:

@@ -16,11 +16,10 @@ from logn_d2.report import (
     Comparison,
     Report,
     build_report,
-    drawn,
-    sections_statistics,
+    figures,
     write_report,
 )
-from logn_d2.report.class_table import class_table
+from logn_d2.report.page import _class_columns, _environment, _Figures
 
 from .read_page import Page
 from .small_runs import RESAMPLES
@@ -64,8 +63,11 @@ def test_without_statistics_and_pictures_their_sections_are_left_out(report: Rep
     assert "Logit mean" not in page.tables["class-table"][0]
 
 
-def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(report: Report) -> None:
-    assert sections_statistics.study_section([]) == []
+@pytest.mark.usefixtures("undrawn")
+def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(
+    report: Report, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "statistics" not in page.ids
     values = {"mean": 21.25, "min": 20.0, "max": 22.0}
     rows = [
         {"images": images, "logn": {metric: values for metric in ("AP", "APr")}}
@@ -73,9 +75,11 @@ def test_the_study_of_the_statistics_pass_is_shown_where_it_was_made(report: Rep
     ]
     baseline = {"AP": 20.0, "APr": float("nan")}
     study = {"passes": 3, "calibrations": ["logn"], "uncalibrated": baseline, "by_images": rows}
-    (figure,) = sections_statistics.study_section([study])
-    assert "3 passes" in figure.caption
-    assert "Mean AP at 100 images: LogN 21.2; 5,000 images" in figure.alt
+    monkeypatch.setattr(Report, "studies", [study])
+    made = Page(build_report(report))
+    assert "statistics" in made.ids and "3 passes" in made.text
+    alts = [image["alt"] for image in made.images]
+    assert any("100 images: LogN 21.2" in alt and "5,000 images" in alt for alt in alts)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -109,7 +113,16 @@ def test_lvis_vocabulary_and_eight_runs_stay_below_ten_megabytes(report: Report)
         classes=classes,
         figures={(run.name, task): each for run in runs for task in ("bbox", "segm")},
     )
-    table = class_table(large, class_ap, class_ap)
+    table = (
+        _environment()
+        .get_template("sections/classes.html.j2")
+        .render(
+            comparison=large,
+            classes=classes,
+            class_columns=_class_columns(large, (class_ap, class_ap)),
+            class_order=range(number),
+        )
+    )
     assert table.count("<tr>") == number + 1 and len(table.encode()) < MAX_BYTES // 4
 
 
@@ -117,18 +130,18 @@ def test_lvis_vocabulary_and_eight_runs_stay_below_ten_megabytes(report: Report)
 def test_cascade_has_a_figure_for_each_stage(report: Report) -> None:
     (name, each), *_ = report.statistics.items()
     cascade = {name: dataclasses.replace(each, stages=each.stages * 3)}
-    figures = sections_statistics.logits_section(report.comparison, cascade)
-    for stage, figure in enumerate(figures, start=1):
-        assert f"Cascade stage {stage}" in figure.caption and figure.name == f"logits_{stage}"
-    assert len(figures) == 3
+    drawn = _Figures(dataclasses.replace(report, statistics=cascade))
+    assert [each["name"] for each in drawn.stages] == ["logits_1", "logits_2", "logits_3"]
+    for number, each in enumerate(drawn.stages, start=1):
+        assert f"Cascade stage {number}" in each["which"] and each["name"] in drawn.figures
 
 
 def test_figures_are_files_for_print_too(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    monkeypatch.setattr(drawn, "save_figure", lambda figure, path: saved.append(path.name))
-    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(path.name))
+    monkeypatch.setattr(figures, "svg_data_uri", lambda figure: "data:,")
     write_report(tmp_path / "report.html", report, tmp_path / "figures")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     drawn_in_page = sum(image["src"] == "data:," for image in page.images)
@@ -141,17 +154,15 @@ def test_positives_are_drawn_beside_the_rois_that_calibrate(report: Report) -> N
     count = torch.arange(len(each.class_names) + 1)  # none of the first class
     stage = dataclasses.replace(each.stages[0], count=count)
     own = dataclasses.replace(each, stages=(stage,), population="positives", sampler="Repeating")
-    statistics, comparison = {"own": own, name: each}, report.comparison
-    *logits, populations = sections_statistics.logits_section(comparison, statistics)
-    assert [figure.name for figure in logits] == ["logits_1"]
-    assert re.search(r"images: positives .?[0-9.]+, sampled .?[0-9.]+\.$", populations.alt)
-    lines = populations.figure.axes[0].lines
+    drawn = _Figures(dataclasses.replace(report, statistics={"own": own, name: each}))
+    assert [each["name"] for each in drawn.stages] == ["logits_1"]
+    assert list(drawn.populations) == ["positives", "sampled"]
+    lines = drawn.figures["populations"].axes[0].lines
     assert [len(line.get_xdata()) for line in lines] == [len(count) - 2, len(count) - 1]
-    said, prior = sections_statistics.prior_section(comparison, statistics, None)
-    rare = comparison.classes.is_rare
-    share = 100 * count[:-1].numpy()[rare].sum() / count[:-1].sum().item()
-    assert f"{share:.2g} % of the RoIs that training draws" in said and "Repeating" in prior.caption
-    labels, sampled = prior.figure.axes[0].lines
+    rare = report.comparison.classes.is_rare
+    share = count[:-1].numpy()[rare].sum() / count[:-1].sum().item()
+    assert drawn.prior["sampled"] == pytest.approx(share) and drawn.prior["sampler"] == "Repeating"
+    labels, sampled = drawn.figures["prior"].axes[0].lines
     assert sampled.get_linestyle() == ":" and np.nansum(sampled.get_ydata()) == pytest.approx(1)
     assert np.nansum(labels.get_ydata()) == pytest.approx(1)
 
@@ -174,16 +185,16 @@ def test_provenance_and_command_are_told(page: Page, report: Report) -> None:
     assert "detector.pth" in page.text and "report_val" in page.text
     assert "python tools/report.py run --output <page>" in page.text
     assert f"{RESAMPLES} resamples, seed 0" in page.text and "It is not LogitNorm" in page.text
-    assert f"at most {_most(report.comparison)} an image" in page.text
+    assert f"at most {_most(report.comparison)} per image" in page.text
 
 
 def _most(comparison: Comparison) -> int:
-    ids = comparison.baseline.detections.image_id.tolist()
+    ids = comparison.baseline.detections().image_id.tolist()
     return max(ids.count(each) for each in ids)
 
 
 def test_what_intervals_leave_out_is_told(page: Page) -> None:
-    assert "They do not cover another training" in page.text
+    assert "training again can change the figures by more" in page.text
 
 
 def test_statistics_of_other_classes_are_refused(report: Report) -> None:

@@ -36,7 +36,7 @@ def test_a_folder_stands_for_all_its_calibrations_the_baseline_first(
     ]
     for run in runs:
         scores = [each["score"] for each in small_runs.results[run.calibration]]
-        np.testing.assert_allclose(np.sort(run.detections.score), np.sort(scores))
+        np.testing.assert_allclose(np.sort(run.detections().score), np.sort(scores))
     assert runs[0].folder.dataset == "report_val" and runs[0].has_masks
 
 

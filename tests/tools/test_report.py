@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from logn_d2.core import LogitStatistics
-from logn_d2.report import drawn
+from logn_d2.report import figures
 
 from ..load_script import load_script
 from ..report.read_page import Page
@@ -35,8 +35,8 @@ def test_one_command_writes_the_page_and_says_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What takes most of the time has tests of its own.
-    monkeypatch.setattr(drawn, "svg_data_uri", lambda figure: "data:,")
-    monkeypatch.setattr(drawn, "save_figure", lambda figure, path: Path(path).touch())
+    monkeypatch.setattr(figures, "svg_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: Path(path).touch())
     path = tmp_path / "report.html"
     own = LogitStatistics.load(runs.folder / "logn_stats.safetensors")
     dataclasses.replace(own, population="positives").save(tmp_path / "own.safetensors")
@@ -54,7 +54,10 @@ def test_one_command_writes_the_page_and_says_the_result(
         "LogN",
     ]
     assert "--focus logn" in page.text and "images" not in page.ids
-    assert "90\u00a0% intervals from 5 resamples" in page.text and "95\u00a0%" not in page.text
+    assert (
+        "90\u00a0% intervals from 5 bootstrap resamples" in page.text
+        and "95\u00a0%" not in page.text
+    )
     files = {file.name for file in (tmp_path / "figures").iterdir()}
     assert {"populations.svg", "populations.png", "changes_boxes.svg"} <= files
 
@@ -73,10 +76,16 @@ def test_folders_may_have_a_colon_in_their_name(
 def test_annotations_of_a_set_that_nobody_registers(
     tool: ModuleType, runs: SmallRuns, tmp_path: Path
 ) -> None:
-    args = ["--annotations", str(runs.json_file), "--images", str(runs.json_file.parent)]
-    parsed = tool.parse_args([str(runs.folder), "--output", "r.html", *args])
-    assert tool.register(parsed) == ("annotations", ())
-    assert tool.open_runs(parsed.runs, "annotations")[0].folder.dataset == "annotations"
+    folder = tmp_path / "run"
+    shutil.copytree(runs.folder / "sweep", folder / "inference" / "nobody_val" / "sweep")
+    json_file = shutil.copy(runs.json_file, tmp_path / "renamed.json")
+    args = ["--annotations", str(json_file), "--images", str(runs.json_file.parent)]
+    page = tmp_path / "r.html"
+    texts = [f"{folder}:uncalibrated", f"{folder}:logn"]
+    few = ["--resamples", "2", "--pictures", "1"]
+    assert tool.main([*texts, "--output", str(page), *args, *few]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Calibrations on nobody_val" in text and "data:image/jpeg" in text
 
 
 def test_config_file_tells_the_training_sets_of_runs_that_do_not(

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis
 
-from .figure_style import BAR_STYLES, INK, legend, new_figure, title
-from .results import group_title
-from .summary import display_name
+from ..words import group_title
+from .style import BAR_STYLES, INK, label, legend, new_figure, title
 
 __all__ = ["error_figure"]
 
@@ -65,7 +64,7 @@ def _bars(axis: Axes, errors: tuple[str, ...], gains: Mapping[str, Mapping[str, 
         heights = np.array([gains[name][error] for error in errors])
         offset = (side - (len(gains) - 1) / 2) * width
         bars = axis.bar(position + offset, np.nan_to_num(heights), 0.9 * width, **style)
-        bars.set_label(display_name(name))
+        bars.set_label(label(name))
         axis.bar_label(
             bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=8, color=INK
         )

@@ -1,14 +1,3 @@
-"""Script of the report: sorting, search, and the slider between two pictures.
-
-It only adds to the page, which is whole without it: tables are then in the order in which they were
-written, and pictures side by side.
-"""
-
-from __future__ import annotations
-
-__all__ = ["SCRIPT"]
-
-SCRIPT = """
 "use strict";
 
 const make = (name, properties = {}, ...children) => {
@@ -89,4 +78,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
   makeSearchable(table, table.closest(".tall") ?? table);
 }
 document.querySelectorAll(".pair").forEach(makeSlider);
-"""

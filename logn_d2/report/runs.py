@@ -1,4 +1,4 @@
-"""What a run has left behind: detections of each calibration, statistics, where they come from.
+"""What a run has written: detections of each calibration, statistics, where they come from.
 
 A run is a folder of train_net.py, tools/sweep_calibrations.py or tools/demo.py, and a calibration
 in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that it has.
@@ -7,6 +7,7 @@ in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that i
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections import Counter
@@ -15,20 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from logn_d2.core import LogitStatistics
 from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.sweep_predictions import SweepPredictions
 
 from .results import BASELINE, Results
-from .summary import display_name
+from .words import display_name
 
 __all__ = ["Run", "RunFolder", "open_runs", "split_run"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
-# Of a folder's calibrations these are named first: the baseline, and what the page is about.
+# Of a folder's calibrations these come first: the baseline, and the subject of the page.
 _FIRST = (BASELINE, "logn")
 
 
@@ -94,7 +97,7 @@ class RunFolder:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where the numbers come from, as far as the run says."""
+        """Origin of the numbers, as far as the run says."""
         known = {} if self.results is None else dict(self.results.provenance)
         model = self.config.get("MODEL", {})
         if "weights" not in known and model.get("WEIGHTS"):
@@ -133,7 +136,45 @@ class RunFolder:
 
     def has_masks(self, calibration: str) -> bool:
         """Whether all masks that an evaluation looks at are there."""
-        return self._sweep is None or not self._sweep.missing_masks(calibration)
+        if self._sweep is not None:
+            return self._sweep.has_masks and not self._sweep.missing_masks(calibration)
+        with np.load(self.predictions / _DETECTIONS, allow_pickle=False) as file:
+            return "mask_counts" in file.files
+
+    def check(self, truth: LvisGroundTruth) -> None:
+        """Refuses predictions that are not of all images and classes of the annotations.
+
+        Raises:
+            ValueError: what is missing or too much, and what to do.
+        """
+        known = None if self.results is None else self.results.classes
+        if known is not None and known.names != truth.class_names:
+            names = itertools.zip_longest(known.names, truth.class_names)
+            first = next((ours, theirs) for ours, theirs in names if ours != theirs)
+            raise ValueError(
+                f"'{self.path}' was evaluated with {len(known)} classes, the annotations of "
+                f"{self.dataset} have {truth.num_classes}; the first that differs is "
+                f"{first[0]!r} in the run and {first[1]!r} there. "
+                "Give the annotations that the run was evaluated with (--annotations)."
+            )
+        if self._sweep is None:
+            return
+        if not self._sweep.finished:
+            raise ValueError(
+                f"The sweep in '{self.predictions}' is unfinished: images are missing, which would "
+                "count as missed objects. Repeat its command with --resume."
+            )
+        found = self._sweep.image_ids
+        missing = np.setdiff1d(truth.image_ids, found)
+        extra = np.setdiff1d(found, truth.image_ids)
+        if len(missing) or len(extra):
+            first = missing[0] if len(missing) else extra[0]
+            raise ValueError(
+                f"The sweep in '{self.predictions}' has {len(found):,} images, the annotations of "
+                f"{self.dataset} have {truth.num_images:,}: {len(missing):,} are missing in the "
+                f"sweep and {len(extra):,} in the annotations, the first is image {first}. Sweep "
+                "again, or give the annotations of these images (--annotations)."
+            )
 
     @functools.cached_property
     def _sweep(self) -> SweepPredictions | None:
@@ -155,15 +196,14 @@ class Run:
     calibration: str
     folder: RunFolder
 
-    @functools.cached_property
     def detections(self) -> Detections:
-        """All detections, with masks if there are any."""
+        """All detections, with masks if there are any; read anew each time."""
         return self.folder.detections(self.calibration)
 
     @property
     def has_masks(self) -> bool:
         """Whether masks can be evaluated."""
-        return self.detections.masks is not None and self.folder.has_masks(self.calibration)
+        return self.folder.has_masks(self.calibration)
 
 
 def open_runs(
@@ -221,8 +261,11 @@ def _named(found: Mapping[tuple[str, str], RunFolder]) -> Iterator[Run]:
     """Runs whose names tell them apart."""
     several = len({key for key, _ in found}) > 1
     short = Counter(Path(key).name for key in {key for key, _ in found})
+    titles = Counter((key, display_name(calibration)) for key, calibration in found)
     for (key, calibration), folder in found.items():
         name, place = display_name(calibration), Path(key).name
+        if titles[key, name] > 1:  # such as of "logn" and "logn()"
+            name = calibration
         if several:
             name = f"{place if short[place] == 1 else folder.path}: {name}"
         yield Run(name, calibration, folder)

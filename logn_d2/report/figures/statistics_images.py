@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure_style import INK, LINE_STYLES, legend, log_counts, new_figure, title
-from .results import group_title
-from .summary import display_name
+from ..words import display_name, group_title
+from .style import INK, LINE_STYLES, label, legend, log_counts, new_figure, title
 
 __all__ = ["images_figure"]
 
@@ -45,7 +44,8 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
                 for part in ("mean", "min", "max")
             )
             axis.errorbar(
-                images * _APART**side, mean, [mean - low, high - mean], label=display_name(name),
+                images * _APART**side, mean, [mean - low, high - mean],
+                label=label(display_name(name)),
                 markersize=4.5, linewidth=1.3, capsize=3, **style,
             )  # fmt: skip
         log_counts(axis, images)

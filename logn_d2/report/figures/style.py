@@ -4,25 +4,35 @@ They are drawn for a web page: no background, and all lines and letters in one c
 `svg_data_uri` leaves to the page, so that they suit light and dark mode. What is compared differs
 by colour (Okabe and Ito's palette, safe for colour-blind readers) and by marker, line or hatch too,
 so that it can be told apart in grey.
+
+Names may hold any characters: none is read as a formula, and those that no installed font has are
+written as their code point (U+732B).
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from logn_d2.core import atomic_write
+
+from ..results import ClassInfo
+from ..words import group_title
 
 __all__ = [
     "ACCENT",
@@ -30,16 +40,21 @@ __all__ = [
     "INK",
     "LINE_STYLES",
     "group_styles",
+    "label",
     "legend",
+    "legend_below",
     "log_counts",
+    "name_ticks",
     "new_figure",
     "percent",
+    "readable",
     "save_figure",
-    "style_axis",
+    "scatter",
     "svg_data_uri",
     "title",
 ]
 
+_POINT_SIZE = 30
 # Stands for the page's text colour; occurs nowhere else.
 INK = "#010203"
 ACCENT = "#0072B2"
@@ -47,6 +62,11 @@ ACCENT = "#0072B2"
 _GROUP_STYLES = (
     *(("#D55E00", "^"), ("#E69F00", "s"), ("#0072B2", "o"), ("#009E73", "D")),
     *(("#CC79A7", "v"), ("#56B4E9", "P"), ("#F0E442", "X")),
+)
+_OTHER_SCRIPTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola"),
 )
 _SVG_STYLE = (
     "<style>svg{color:#1b1f24}"
@@ -95,11 +115,11 @@ def new_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y, width_ratios=widths)
     for axis in axes.flat:
-        style_axis(axis)
+        _style_axis(axis)
     return figure, list(axes.flat)
 
 
-def style_axis(axis: Axes) -> None:
+def _style_axis(axis: Axes) -> None:
     """Thin lines in the common colour, no frame, a faint grid behind the data."""
     axis.spines[["top", "right"]].set_visible(False)
     for spine in axis.spines.values():
@@ -113,23 +133,78 @@ def style_axis(axis: Axes) -> None:
 
 def title(axis: Axes, text: str, note: str) -> None:
     """A bold title with a plain note below it."""
-    axis.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK,
-                   pad=18 if note else 8)  # fmt: skip
+    pad = 18 if note else 8
+    _plain(axis.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=pad))
     if note:
-        axis.annotate(note, (0, 1), (0, 6), "axes fraction", textcoords="offset points",
-                      fontsize=9, color=INK)  # fmt: skip
+        _plain(axis.annotate(note, (0, 1), (0, 6), "axes fraction", textcoords="offset points",
+                             fontsize=9, color=INK))  # fmt: skip
 
 
 def legend(axis: Axes, above: bool = False) -> None:
     """A legend where there is anything to name; above the axes where data may be anywhere."""
     handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        place: dict[str, Any] = {}
-        if above:
-            place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(labels)}
-            place |= {"borderaxespad": 0.2}
-        box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
-        box.set_zorder(5)
+    if not handles:
+        return
+    place: dict[str, Any] = {}
+    if above:
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(labels)}
+        place |= {"borderaxespad": 0.2}
+    box = axis.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
+    box.set_zorder(5)
+    _names(box.get_texts())
+
+
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """The legend of an axis, below all of them."""
+    handles, labels = axis.get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": len(labels)}
+    box = figure.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
+    _names(box.get_texts())
+
+
+def label(name: str) -> str:
+    """A name as the label of something drawn; matplotlib hides labels with a leading underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def name_ticks(axis: XAxis | YAxis, places: np.ndarray, labels: Sequence[str]) -> None:
+    """Ticks whose labels are names from outside."""
+    # The labels are set anew whenever the figure is drawn, so texts must be readable before.
+    shown = [readable(each) for each in labels]
+    axis.set_ticks(places, shown, parse_math=False, fontfamily=_families())
+
+
+def _names(texts: Iterable[Text]) -> None:
+    """Texts that hold names from outside, shown as they are."""
+    for text in texts:
+        _plain(text)
+
+
+def _plain(text: Text) -> None:
+    text.set_parse_math(False)
+    text.set_text(readable(text.get_text()))
+    text.set_fontfamily(_families())
+
+
+def readable(text: str) -> str:
+    """A text with code points in place of the characters that no installed font has."""
+    return "".join(
+        letter if letter.isspace() or _has_glyph(letter) else f"U+{ord(letter):04X}"
+        for letter in text
+    )
+
+
+@functools.cache
+def _families() -> list[str]:
+    """Matplotlib's own font, then installed ones with other scripts; glyphs come from the first."""
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
+
+
+@functools.cache
+def _has_glyph(letter: str) -> bool:
+    fonts = (get_font(findfont(FontProperties(family=name))) for name in _families())
+    return any(font.get_char_index(ord(letter)) for font in fonts)
 
 
 def group_styles(groups: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -139,6 +214,21 @@ def group_styles(groups: Sequence[str]) -> dict[str, tuple[str, str]]:
         groups (Sequence[str]): names, in the order of `ClassInfo.group_names`.
     """
     return dict(zip(groups, itertools.cycle(_GROUP_STYLES)))
+
+
+def scatter(
+    axis: Axes, x: np.ndarray, y: np.ndarray, classes: ClassInfo, chosen: np.ndarray
+) -> None:
+    """Points of each group of the chosen classes, the rare ones last and so on top."""
+    groups = np.array(classes.groups)[chosen]
+    for group, (color, marker) in reversed(group_styles(classes.group_names).items()):
+        members = groups == group
+        if members.any():
+            axis.scatter(
+                x[members], y[members], s=_POINT_SIZE, marker=marker, color=color,
+                edgecolors=INK, linewidths=0.4, alpha=0.85,
+                label=label(f"{group_title(group)} ({members.sum()})"), zorder=3,
+            )  # fmt: skip
 
 
 def log_counts(axis: Axes, count: np.ndarray) -> None:
@@ -153,7 +243,7 @@ def log_counts(axis: Axes, count: np.ndarray) -> None:
 
 
 def percent(value: float, _: int | None = None) -> str:
-    """A share as people read it; takes a tick's position too, as matplotlib gives it."""
+    """A share in percent; takes a tick's position too, as matplotlib gives it."""
     return f"{100 * value:.3g} %"
 
 

@@ -1,0 +1,67 @@
+"""Precision of the detections against their score, before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from logn_d2.evaluation.calibration_quality import CalibrationQuality
+
+from ..words import group_title
+from .style import INK, LINE_STYLES, label, legend, new_figure, title
+
+__all__ = ["reliability_figure"]
+
+
+def reliability_figure(
+    qualities: Mapping[str, CalibrationQuality], groups: Sequence[str] | None = None
+) -> Figure:
+    """Precision of the detections against their score, for each group: on the diagonal is right.
+
+    Args:
+        qualities (Mapping): name of a calibration -> its quality, the uncalibrated one first; up
+            to four of one data set. Empty bins have no point.
+        groups (Sequence[str] | None): in the order of the axes; None for all that there are.
+
+    Returns:
+        Figure: all classes, then each group that has labelled detections.
+    """
+    groups = _with_detections(qualities, groups)
+    figure, axes = new_figure(2.6 * len(groups) + 0.6, 3.3, columns=len(groups), share_y=True)
+    for axis, group in zip(axes, groups, strict=True):
+        axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
+        errors = []
+        for (name, quality), style in zip(qualities.items(), LINE_STYLES):
+            confidence, precision = quality.reliability(group)
+            known = np.isfinite(confidence)
+            axis.plot(
+                confidence[known], precision[known], markersize=4.5, linewidth=1.3,
+                markeredgewidth=0.9, label=label(name), **style,
+            )  # fmt: skip
+            error = quality.ece(group)
+            errors.append("–" if math.isnan(error) else f"{100 * error:.1f} %")
+        axis.set_aspect("equal")
+        # Points at the ends stay whole.
+        axis.set_xlim(-0.03, 1.03)
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_xlabel("score")
+        title(axis, group_title(group), f"ECE {' → '.join(errors)}")
+    axes[0].set_ylabel("precision")
+    legend(axes[0])
+    return figure
+
+
+def _with_detections(
+    qualities: Mapping[str, CalibrationQuality], groups: Sequence[str] | None
+) -> list[str]:
+    """Groups that have labelled detections in any run, at least "all"."""
+    first = next(iter(qualities.values()))
+    found = [
+        group
+        for group in (first.members if groups is None else ("all", *groups))
+        if any(quality.histogram("count", group).any() for quality in qualities.values())
+    ]
+    return found or ["all"]

@@ -1,0 +1,452 @@
+"""All numbers of a report, computed from detections and annotations alone.
+
+The intervals are of a bootstrap over images, with the same resamples for all runs, so that the
+difference of two runs has an interval of its own (`bootstrap_difference` explains why it is the
+narrower one). None of them covers the difference between two trainings.
+
+A run of LVIS's size has six million detections. Each run is therefore read, analysed and let go
+before the next one; what remains of it is small.
+
+Shapes: K foreground classes, L classes that are compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from logn_d2.evaluation.bootstrap import BootstrapResult, bootstrap_lvis
+from logn_d2.evaluation.calibration_quality import CalibrationQuality, calibration_quality
+from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.errors import ErrorAnalysis, error_analysis
+from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.evaluation.lvis_matches import LvisMatches, match_lvis
+from logn_d2.evaluation.lvis_result import class_members
+from logn_d2.evaluation.score_threshold import (
+    ThresholdCurve,
+    ThresholdSuggestion,
+    ap_against_threshold,
+    suggest_threshold,
+)
+
+from .progress import Progress
+from .results import ClassInfo
+from .runs import Run
+from .shown import shown_detections
+from .words import TASKS
+
+__all__ = [
+    "FEW_RESAMPLES",
+    "FIXED",
+    "Comparison",
+    "Settings",
+    "TaskFigures",
+    "Value",
+    "compare",
+    "label_prior",
+    "spearman",
+]
+
+logger = logging.getLogger(__name__)
+
+FIXED = "AP fixed"
+"""AP of the best 10,000 detections of each class, however many an image has."""
+
+FEW_RESAMPLES = 200
+"""With fewer the ends of an interval are mostly noise."""
+
+_FIXED_PER_CLASS = 10_000
+# Of the curve of AP against the score threshold: denser where most scores are.
+_THRESHOLDS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user can choose.
+
+    Attributes:
+        resamples (int): of the bootstrap.
+        seed (int): of the bootstrap.
+        max_dets (int): detections of each image that count; negative for all. Fixed AP keeps all.
+        score_threshold (float): that a user of the baseline shows detections with.
+        level (float): share of the resamples in an interval.
+        groups (Sequence[str] | None): (K,) group of each class in place of the annotations'.
+        class_groups (Mapping): further groups: name -> class names or category ids.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    max_dets: int = 300
+    score_threshold: float = 0.5
+    level: float = 0.95
+    groups: Sequence[str] | None = None
+    class_groups: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure or a difference of two, in percent, with its interval; NaN where there is none.
+
+    Attributes:
+        value (float): of the images as they are.
+        low, high (float): ends of the interval.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval is above or below 0 in the digits that are shown, else 0."""
+        value, low, high = (round(each, 1) for each in (self.value, self.low, self.high))
+        return int(value > 0 and low > 0) - int(value < 0 and high < 0)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskFigures:
+    """The figures of a run for boxes or masks.
+
+    Attributes:
+        own (BootstrapResult): figures of the run: those of `LvisResult.metrics`, and `FIXED` where
+            it says anything.
+        change (BootstrapResult): the run minus the baseline; zeros for the baseline.
+        class_ap (ndarray): (K,) percent, NaN for a class without objects.
+    """
+
+    own: BootstrapResult
+    change: BootstrapResult
+    class_ap: np.ndarray
+
+    def value(self, metric: str) -> Value:
+        """A figure of the run."""
+        return _value(self.own, metric)
+
+    def difference(self, metric: str) -> Value:
+        """The run minus the baseline."""
+        return _value(self.change, metric)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The content of a report.
+
+    Attributes:
+        runs (tuple[Run, ...]): the first is the baseline.
+        focus (Run): the run that figures and pictures show beside the baseline.
+        truth (LvisGroundTruth): the annotations.
+        classes (ClassInfo): K classes with their counts in training.
+        settings (Settings): as chosen.
+        figures (Mapping): (run's name, task) -> its figures, for the tasks that all runs have.
+        errors (Mapping): (run's name, task) -> TIDE, for baseline and focus.
+        quality (Mapping): run's name -> reliability of box scores.
+        thresholds (Mapping): run's name -> suggestions, for all runs but the baseline.
+        curves (Mapping): run's name -> box AP against score threshold, for baseline and focus.
+        shown (Mapping): run's name -> the detections that pictures show, for baseline and focus.
+        most_detections (int): of the image that has most of them, in any run.
+        empty_images (Mapping): run's name -> images in which it has no detection.
+    """
+
+    runs: tuple[Run, ...]
+    focus: Run
+    truth: LvisGroundTruth
+    classes: ClassInfo
+    settings: Settings
+    figures: Mapping[tuple[str, str], TaskFigures]
+    errors: Mapping[tuple[str, str], ErrorAnalysis] = field(default_factory=dict)
+    quality: Mapping[str, CalibrationQuality] = field(default_factory=dict)
+    thresholds: Mapping[str, Sequence[ThresholdSuggestion]] = field(default_factory=dict)
+    curves: Mapping[str, ThresholdCurve] = field(default_factory=dict)
+    shown: Mapping[str, Detections] = field(default_factory=dict)
+    most_detections: int = 0
+    empty_images: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> Run:
+        """The run that the others are compared with."""
+        return self.runs[0]
+
+    @property
+    def pair(self) -> tuple[Run, Run]:
+        """Baseline and focus."""
+        return self.baseline, self.focus
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that all runs are evaluated for, boxes first."""
+        return tuple(task for task in TASKS if (self.baseline.name, task) in self.figures)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of classes, the one with fewest training images first."""
+        return (*self.classes.group_names, *self.settings.class_groups)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """AP, and AP of each group."""
+        return ("AP", *(f"AP{group}" for group in self.groups))
+
+    @property
+    def has_fixed(self) -> bool:
+        """Whether fixed AP says more than AP: only where an image has more than the limit."""
+        return 0 <= self.settings.max_dets < self.most_detections
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Figures in the tables."""
+        fixed = (FIXED,) if self.has_fixed else ()
+        return ("AP", "AP50", "AP75", *self.metrics[1:], "AR", *fixed)
+
+    @property
+    def level(self) -> str:
+        """Share of the resamples in an interval, in percent."""
+        return f"{100 * self.settings.level:g}\u00a0%"
+
+    def best(self, metric: str, task: str) -> float:
+        """The highest figure of all runs, rounded as it is shown; NaN where all are equal."""
+        values = [self.figures[run.name, task].value(metric).value for run in self.runs]
+        known = {round(value, 1) for value in values if not math.isnan(value)}
+        return max(known) if len(known) > 1 else math.nan
+
+
+@dataclass(eq=False)
+class _Analysed:
+    """What remains of a run when its detections are let go."""
+
+    own: dict[str, BootstrapResult]
+    errors: dict[str, ErrorAnalysis]
+    quality: CalibrationQuality
+    curve: ThresholdCurve | None
+    scores: Detections
+    shown: Detections | None
+    empty: int
+
+
+def compare(
+    runs: Sequence[Run],
+    truth: LvisGroundTruth,
+    classes: ClassInfo,
+    *,
+    focus: str | None = None,
+    settings: Settings | None = None,
+) -> Comparison:
+    """Computes everything.
+
+    Args:
+        runs (Sequence[Run]): at least two; the first is the baseline.
+        truth (LvisGroundTruth): the annotations that all runs are evaluated with.
+        classes (ClassInfo): K classes.
+        focus (str): name or calibration of a run; None for the second.
+        settings (Settings): None for the default ones.
+
+    Raises:
+        KeyError: no run is called `focus`.
+        ValueError: detections of other images or classes.
+    """
+    settings = settings or Settings()
+    pair = (runs[0], _find_focus(runs, focus))
+    tasks = _common_tasks(runs, truth)
+    # Read twice rather than keep all runs' detections: a limit that no image exceeds makes fixed AP
+    # a copy of AP, which takes as long again.
+    most = max(_most(run.detections()) for run in runs)
+    analyst = _Analyst(truth, classes, settings, tasks, len(runs), most > settings.max_dets >= 0)
+    thresholds: dict[str, list[ThresholdSuggestion]] = {}
+    found: dict[str, _Analysed] = {}
+    for run in runs:
+        each = found[run.name] = analyst(run, in_pair=run in pair)
+        if run is not runs[0]:
+            first = found[runs[0].name].scores
+            thresholds[run.name] = analyst.suggestions(first, each.scores)
+            each.scores = Detections.empty()
+    first = found[runs[0].name]
+    both = {run.name: found[run.name] for run in pair}
+    return Comparison(
+        runs=tuple(runs),
+        focus=pair[1],
+        truth=truth,
+        classes=classes,
+        settings=settings,
+        figures={
+            (name, task): TaskFigures(
+                own, _minus(own, first.own[task]), 100 * own.per_class_estimate
+            )
+            for name, each in found.items()
+            for task, own in each.own.items()
+        },
+        errors={(n, task): e for n, each in both.items() for task, e in each.errors.items()},
+        quality={name: each.quality for name, each in found.items()},
+        thresholds=thresholds,
+        curves={name: each.curve for name, each in both.items()},
+        shown={name: each.shown for name, each in both.items()},
+        most_detections=most,
+        empty_images={name: each.empty for name, each in found.items()},
+    )
+
+
+class _Analyst:
+    """From a run to its numbers, always with the same annotations, groups and settings."""
+
+    def __init__(
+        self,
+        truth: LvisGroundTruth,
+        classes: ClassInfo,
+        settings: Settings,
+        tasks: Sequence[str],
+        num_runs: int,
+        fixed: bool,
+    ) -> None:
+        self._truth, self._settings, self._tasks = truth, settings, tasks
+        self._groups, self._fixed = classes.groups, fixed
+        self._grouping = {
+            "frequency_groups": classes.groups,
+            "class_groups": settings.class_groups,
+        }
+        # In units of some 40 resamples, which is about what an analysis takes.
+        self._weight = (1 + fixed) * settings.resamples / 40
+        self._progress = Progress(logger, num_runs * len(tasks) * (self._weight + 4))
+
+    def __call__(self, run: Run, in_pair: bool) -> _Analysed:
+        settings, truth = self._settings, self._truth
+        self._progress.step(f"{run.name}: reading detections", 0)
+        detections = run.detections()
+        own, errors = {}, {}
+        for task in self._tasks:
+            said = f"{run.name}, {TASKS[task]}"
+            self._progress.step(f"{said}: {settings.resamples:,} resamples", self._weight + 1)
+            own[task] = self._bootstrap(detections, task)
+            self._progress.step(f"{said}: errors and scores", 3)
+            if in_pair:
+                errors[task] = error_analysis(
+                    detections, truth, iou_type=task, max_dets=settings.max_dets, **self._grouping
+                )
+        options = {"max_dets": settings.max_dets, **self._grouping}
+        curve = ap_against_threshold(detections, truth, _THRESHOLDS, **options) if in_pair else None
+        return _Analysed(
+            own=own,
+            errors=errors,
+            quality=calibration_quality(detections, truth, **options),
+            curve=curve,
+            # Thresholds need no boxes and no masks, which take most of the memory.
+            scores=replace(detections, box=np.zeros((len(detections), 4), np.float32), masks=None),
+            shown=shown_detections(truth, detections) if in_pair else None,
+            empty=truth.num_images - len(np.unique(detections.image_id)),
+        )
+
+    def suggestions(self, before: Detections, after: Detections) -> list[ThresholdSuggestion]:
+        """Score thresholds that keep the number of boxes."""
+        truth, settings = self._truth, self._settings
+        return suggest_threshold(
+            *(before, after, settings.score_threshold),
+            num_images=truth.num_images,
+            groups=self._groups,
+            class_groups=class_members(
+                settings.class_groups, truth.class_names, truth.category_ids.tolist()
+            ),
+        )
+
+    def _bootstrap(self, detections: Detections, task: str) -> BootstrapResult:
+        """Figures of a run, fixed AP among them where it differs."""
+        matches = self._match(detections, task, max_dets=self._settings.max_dets)
+        found = self._resample(matches)
+        if not self._fixed:
+            return found
+        fixed = self._match(detections, task, max_dets=-1, max_dets_per_class=_FIXED_PER_CLASS)
+        other = self._resample(fixed)
+        return replace(
+            found,
+            estimate={**found.estimate, FIXED: other.estimate["AP"]},
+            samples={**found.samples, FIXED: other.samples["AP"]},
+        )
+
+    def _match(self, detections: Detections, task: str, **limits: int) -> LvisMatches:
+        return match_lvis(self._truth, detections, task, **limits, **self._grouping)
+
+    def _resample(self, matches: LvisMatches) -> BootstrapResult:
+        settings = self._settings
+        options = {"resamples": settings.resamples, "seed": settings.seed, "level": settings.level}
+        return bootstrap_lvis(matches, **options)
+
+
+def _find_focus(runs: Sequence[Run], focus: str | None) -> Run:
+    if focus is None:
+        return runs[1]
+    for run in runs[1:]:
+        if focus in (run.name, run.calibration):
+            return run
+    known = ", ".join(run.calibration for run in runs[1:])
+    raise KeyError(f"No run beside the baseline is called '{focus}'. There are: {known}.")
+
+
+def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
+    masks = truth.masks is not None and all(run.has_masks for run in runs)
+    return list(TASKS) if masks else ["bbox"]
+
+
+def _most(detections: Detections) -> int:
+    """Detections of the image that has most of them."""
+    return int(np.unique(detections.image_id, return_counts=True)[1].max(initial=0))
+
+
+def _minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
+    """The result of `bootstrap_difference`, from resamples that are there already."""
+    return replace(
+        second,
+        estimate=OrderedDict((n, second.estimate[n] - first.estimate[n]) for n in first.estimate),
+        samples=OrderedDict((n, second.samples[n] - first.samples[n]) for n in first.samples),
+        per_class_estimate=second.per_class_estimate - first.per_class_estimate,
+        per_class_samples=second.per_class_samples - first.per_class_samples,
+        bounds=(-1.0, 1.0),
+    )
+
+
+def _value(figures: BootstrapResult, metric: str) -> Value:
+    if metric not in figures.estimate:
+        return Value(math.nan)
+    single = replace(figures, samples={metric: figures.samples[metric]})
+    low, high = single.intervals[metric]
+    return Value(100 * figures.estimate[metric], 100 * low, 100 * high)
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation; ties share their mean rank.
+
+    Args:
+        x (ndarray): (L,).
+        y (ndarray): (L,).
+
+    Returns:
+        float: in [-1, 1]; NaN for fewer than two points or a constant.
+
+    Example:
+        >>> round(spearman(np.array([1, 2, 3, 3]), np.array([5.0, 6.0, 8.0, 7.0])), 4)
+        0.9487
+    """
+    x, y = (_ranks(np.asarray(values)) for values in (x, y))
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean ranks from 0, (L,) float64."""
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return ((last - count + last - 1) / 2)[inverse]
+
+
+def label_prior(mean_logit: np.ndarray) -> np.ndarray:
+    """The label distribution that a model favours: softmax of the mean logits.
+
+    Args:
+        mean_logit (ndarray): (K,) without background.
+
+    Returns:
+        ndarray: (K,), sums to 1.
+    """
+    shifted = np.exp(mean_logit - np.max(mean_logit))
+    return shifted / shifted.sum()

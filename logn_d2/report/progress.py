@@ -1,0 +1,35 @@
+"""Progress of work that takes minutes, as lines of a logger."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Names each step as it begins, with the time that the rest will take.
+
+    Args:
+        logger (Logger): gets one INFO line for each step.
+        total (float): sum of the weights of all steps; a weight is the expected time in any unit.
+    """
+
+    def __init__(self, logger: logging.Logger, total: float) -> None:
+        self._logger, self._total = logger, total
+        self._start, self._done, self._weight = time.monotonic(), 0.0, 0.0
+
+    def step(self, text: str, weight: float = 1.0) -> None:
+        """Ends the step before, and begins one."""
+        self._done += self._weight
+        self._weight = weight
+        seconds = time.monotonic() - self._start
+        left = ""
+        # The first steps are too short to foretell anything.
+        if self._done > 0.05 * self._total and seconds > 5:
+            rest = seconds * (self._total - self._done) / self._done
+            left = (
+                f"; about {rest / 60:.0f} min left" if rest > 90 else f"; about {rest:.0f} s left"
+            )
+        self._logger.info("%3.0f %%: %s%s", 100 * self._done / self._total, text, left)

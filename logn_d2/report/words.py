@@ -1,0 +1,153 @@
+"""How the report names things and writes numbers; nothing here knows what a report holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "TASKS",
+    "display_name",
+    "format_change",
+    "format_correlation",
+    "format_interval",
+    "format_threshold",
+    "format_value",
+    "group_title",
+    "join_words",
+    "plural",
+]
+
+TASKS = {"bbox": "boxes", "segm": "masks"}
+_NAMES = {
+    "uncalibrated": "Uncalibrated",
+    "logn": "LogN",
+    "logn_mean": "LogN, mean only",
+    "logn_std": "LogN, std only",
+    "logn_beta": "LogN, beta only",
+    "logn_no_beta": "LogN without beta",
+    "norcal": "NorCal",
+    "logit_adjustment": "Logit adjustment",
+    "class_balanced": "Class-balanced",
+    "temperature": "Temperature",
+    "groups": "Groups",
+}
+# LVIS's letters; groups of other names are called as they are.
+_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+def group_title(group: str) -> str:
+    """The name of a group, or of the rest of a metric's name behind AP.
+
+    Example:
+        >>> [group_title(group) for group in ("r", "few", "")]
+        ['rare', 'few', 'all']
+    """
+    return _GROUPS.get(group, group or "all")
+
+
+def display_name(calibration: str) -> str:
+    """A calibration as people call it.
+
+    Example:
+        >>> display_name("norcal(gamma=0.6)")
+        'NorCal, gamma 0.6'
+        >>> display_name("groups(rare=norcal(gamma=0.4), common=logn)")
+        'Groups, rare NorCal (gamma 0.4), common LogN'
+    """
+    title, options = _parsed(calibration)
+    return ", ".join([title, *options])
+
+
+def _parsed(calibration: str) -> tuple[str, list[str]]:
+    """Title and options; a text that is no call is a title as a whole."""
+    name, bracket, rest = calibration.strip().partition("(")
+    if bracket and (not rest.endswith(")") or rest.count("(") != rest.count(")") - 1):
+        return calibration, []
+    name = name.strip()
+    return _NAMES.get(name, name), [_option(each) for each in _split(rest[:-1])]
+
+
+def _split(options: str) -> Iterator[str]:
+    """The parts between the commas that are in no inner bracket."""
+    depth = start = 0
+    for place, letter in enumerate(f"{options},"):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            if part := options[start:place].strip():
+                yield part
+            start = place + 1
+
+
+def _option(text: str) -> str:
+    name, equals, value = text.partition("=")
+    if not equals:
+        return text
+    title, options = _parsed(value)
+    return (
+        f"{name.strip()} {title} ({', '.join(options)})" if options else f"{name.strip()} {title}"
+    )
+
+
+def format_value(value: float, decimals: int = 1) -> str:
+    """A number with a real minus, or a dash where there is nothing to measure."""
+    # Adding 0 makes 0.0 of -0.0.
+    return "–" if math.isnan(value) else _minus(f"{round(value, decimals) + 0.0:,.{decimals}f}")
+
+
+def format_change(delta: float) -> str:
+    """A change in points with its sign, a real minus, and ±0.0 for none."""
+    if math.isnan(delta):
+        return "–"
+    return "±0.0" if round(delta, 1) == 0 else _minus(f"{delta:+.1f}")
+
+
+def format_correlation(value: float) -> str:
+    """A correlation with its sign and two decimals."""
+    return "–" if math.isnan(value) else _minus(f"{value:+.2f}")
+
+
+def format_interval(low: float, high: float) -> str:
+    """The ends of an interval in brackets; empty where there is none.
+
+    Example:
+        >>> format_interval(-0.24, 1.96)
+        '[−0.2, 2.0]'
+    """
+    return "" if math.isnan(low) else f"[{format_value(low)}, {format_value(high)}]"
+
+
+def format_threshold(score: float) -> str:
+    """A score threshold with four digits, since calibrated scores may all be small.
+
+    Example:
+        >>> format_threshold(0.00012345)
+        '0.0001234'
+    """
+    return f"{score:.4g}"
+
+
+def join_words(parts: Sequence[str]) -> str:
+    """A list as it is written in a sentence.
+
+    Example:
+        >>> join_words(["AP", "APr", "APc"])
+        'AP, APr and APc'
+    """
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> plural(1, "image"), plural(1200, "image")
+        ('1 image', '1,200 images')
+    """
+    return f"{number:,} {noun}{'s' * int(number != 1)}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
