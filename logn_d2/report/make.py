@@ -145,7 +145,7 @@ def _notes(comparison: Comparison) -> list[str]:
             f"Intervals from only {plural(comparison.settings.resamples, 'resample')} are mostly "
             "noise; use 1,000 (--resamples 1000)."
         )
-    empty = [f"{name} {number:,}" for name, number in comparison.empty_images.items() if number]
+    empty = [f"{number:,} for {name}" for name, number in comparison.empty_images.items() if number]
     if empty:
         notes.append(
             f"Images without any detection, of {comparison.truth.num_images:,}: "
