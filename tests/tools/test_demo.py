@@ -54,7 +54,7 @@ def test_one_command_ends_with_a_table_and_a_report(
             assert {"AP", "AP50", "AP75", "APr", "APc", "APf"} <= set(row[task])
             assert f"{row[task]['AP']:.1f}" in printed
     page = (root / "output/report.html").read_text()
-    assert "Images before and after" in page and "What the model leans to" in page
+    assert "Images before and after" in page and "class prior" in page
     assert "LogN against Uncalibrated, boxes: " in printed
     assert str(root / "output/report.html") in printed
 
