@@ -24,15 +24,24 @@ from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibr
 from ..core.affine import Background
 from .box_predictors import (
     check_calibratable,
-    classifier_reader,
     find_box_predictors,
     num_classes_of,
     predictor_fingerprint,
     unwrapped,
 )
 from .fast_rcnn import LogNFastRCNNOutputLayers
+from .weights_guard import WeightsGuard, noting_reader
 
-__all__ = ["Attachment", "Site", "attach", "calibration_of", "detach", "find_sites", "release"]
+__all__ = [
+    "Attachment",
+    "Site",
+    "attach",
+    "calibration_of",
+    "check_weights",
+    "detach",
+    "find_sites",
+    "release",
+]
 
 CHILD = "logn_calibration"
 
@@ -97,15 +106,16 @@ def attach(
                 f"This model has the calibration '{present.name}' already. Call detach(model) "
                 "first."
             )
+    guards: list[WeightsGuard | None] = [None] * len(sites)
     if isinstance(source, AffineCalibration) or _is_list(source):
         calibrations = _given(source, calibration)
     else:
-        calibrations = _made(sites, source, calibration, counts, strict, class_names)
+        calibrations, guards = _made(sites, source, calibration, counts, strict, class_names)
     _check_fit(sites, calibrations)
     # A copy: the caller's may be attached to another model, on another device.
     calibrations = [copy.deepcopy(each) for each in calibrations]
-    for site, each in zip(sites, calibrations):
-        _cover(site, each)
+    for site, each, guard in zip(sites, calibrations, guards, strict=True):
+        _cover(site, each, guard)
     return Attachment(model, calibrations)
 
 
@@ -155,6 +165,26 @@ def calibration_of(predictor: nn.Module) -> AffineCalibration | None:
     return predictor._modules.get(CHILD)
 
 
+def check_weights(owner: nn.Module) -> None:
+    """Looks again at what a calibration belongs to, if the classifier's weights have changed.
+
+    Args:
+        owner (nn.Module): with a calibration; see `Site`.
+
+    Raises:
+        StatisticsError: the calibration is of other weights.
+    """
+    if isinstance(owner, LogNFastRCNNOutputLayers):
+        guards = [owner.weights_check]
+    else:
+        covering = (each for each in owner.__dict__.values() if isinstance(each, _CalibratedMethod))
+        guards = [each.guard for each in covering]
+    classifier = owner.box_predictor if _is_torchvision_head(owner) else owner
+    for guard in guards:
+        if guard is not None:
+            guard(classifier, calibration_of(owner))
+
+
 def release(predictor: nn.Module) -> bool:
     """Removes a predictor's calibration; returns whether there was one."""
     if calibration_of(predictor) is None:
@@ -187,13 +217,15 @@ class _CalibratedMethod:
     An object that refers to its owner, and not a closure: a copy of the owner gets one of its own.
     """
 
-    def __init__(self, owner: nn.Module, name: str) -> None:
+    def __init__(self, owner: nn.Module, name: str, guard: WeightsGuard | None) -> None:
         self.owner = owner
         self.name = name
+        self.guard = guard
         # A method that somebody else has covered already.
         self.covered: Callable | None = owner.__dict__.get(name)
 
     def __call__(self, predictions: Any, *args: Any, **kwargs: Any) -> Any:
+        check_weights(self.owner)
         calibration = getattr(self.owner, CHILD)
         if isinstance(predictions, Tensor):
             predictions = calibration(predictions)
@@ -255,7 +287,7 @@ def _made(
     counts: ClassCounts | Callable[[], ClassCounts] | None,
     strict: bool,
     class_names: Sequence[str] | None,
-) -> list[AffineCalibration]:
+) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
     """Calibrations from statistics that have been checked, or from class counts alone."""
     num_classes = num_classes_of(sites[0].classifier)
     statistics = _read(source)
@@ -273,15 +305,31 @@ def _made(
             if strict
             else (),
         )
-    return stage_calibrations(
+    asked: set[int] = set()
+    calibrations = stage_calibrations(
         text or "logn",
         num_classes=num_classes,
         num_stages=len(sites),
         statistics=statistics,
         counts=counts,
         background=sites[0].background,
-        classifiers=[classifier_reader(site.classifier) for site in sites],
+        classifiers=[
+            noting_reader(asked, index, site.classifier) for index, site in enumerate(sites)
+        ],
     )
+    guards = [
+        WeightsGuard(
+            text or "logn",
+            statistics,
+            counts if index in asked else None,
+            index,
+            site.background,
+            strict,
+            from_weights=index in asked,
+        )
+        for index, site in enumerate(sites)
+    ]
+    return calibrations, guards
 
 
 def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics | None:
@@ -311,13 +359,13 @@ def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None
             )
 
 
-def _cover(site: Site, calibration: AffineCalibration) -> None:
+def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | None) -> None:
     owner = site.owner
     calibration.to(next(owner.parameters()).device)
     if isinstance(owner, LogNFastRCNNOutputLayers):
-        owner.calibration = calibration
+        owner.calibration, owner.weights_check = calibration, guard
         return
-    covering = _CalibratedMethod(owner, site.method)
+    covering = _CalibratedMethod(owner, site.method, guard)
     owner.add_module(CHILD, calibration)
     # To __dict__ itself, as attributes of modules are registered by what they are.
     owner.__dict__[site.method] = covering

@@ -87,7 +87,7 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
     Args:
         predictor (nn.Module): its ``cls_score`` is the classifier, or holds it as its last layer.
     """
-    layer = _classifier_layer(predictor)
+    layer = classifier_layer(predictor)
     return None if layer is None else (layer.weight, getattr(layer, "bias", None))
 
 
@@ -104,7 +104,7 @@ def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor
     """
 
     def read() -> tuple[Tensor, Tensor | None]:
-        layer = _classifier_layer(predictor)
+        layer = classifier_layer(predictor)
         if layer is None:
             raise ValueError(
                 f"This calibration is made from the classifier's weights, but this "
@@ -124,7 +124,7 @@ def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
 
     The gain of a folded cosine classifier counts, so that statistics are not applied twice.
     """
-    layer = _classifier_layer(predictor)
+    layer = classifier_layer(predictor)
     if layer is None:
         return None
     weight, factors = layer.weight.detach(), getattr(layer, "factors", None)
@@ -133,7 +133,7 @@ def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
     return classifier_fingerprint(weight, getattr(layer, "bias", None))
 
 
-def _classifier_layer(predictor: nn.Module) -> nn.Module | None:
+def classifier_layer(predictor: nn.Module) -> nn.Module | None:
     classifier = getattr(predictor, "cls_score", None)
     if not isinstance(classifier, nn.Module):
         return None

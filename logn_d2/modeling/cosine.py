@@ -89,7 +89,9 @@ class CosineLinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         gain = state_dict.get(f"{prefix}gain")
-        if gain is not None and self.gain is None:
+        if gain is None and f"{prefix}weight" in state_dict:
+            self.gain = None  # it belongs to the weights that are replaced now
+        elif gain is not None and self.gain is None:
             self.gain = torch.ones_like(gain, device=self.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

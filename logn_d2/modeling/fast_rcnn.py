@@ -42,8 +42,8 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         counts (ClassCounts): of the training set, for a loss given by name that needs them; or a
             function that returns them.
         calibration (AffineCalibration): K classes, background last; None for none.
-        weights_check (Callable): called once with this predictor before its first calibrated
-            output, when weights have been loaded; raises if the calibration is of other weights.
+        weights_check (Callable): called with this predictor and the calibration before each
+            calibrated output, see `WeightsGuard`; raises if the calibration is of other weights.
         **kwargs: of FastRCNNOutputLayers.
 
     Raises:
@@ -64,7 +64,7 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         loss: str | ClassificationLoss | None = None,
         counts: ClassCounts | Callable[[], ClassCounts] | None = None,
         calibration: AffineCalibration | None = None,
-        weights_check: Callable[[nn.Module], None] | None = None,
+        weights_check: Callable[[nn.Module, AffineCalibration], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, **kwargs)
@@ -117,8 +117,7 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         if self.calibration is None:
             return predictions
         if self.weights_check is not None:
-            self.weights_check(self)
-            self.weights_check = None
+            self.weights_check(self, self.calibration)
         logits, *others = predictions
         return (self.calibration(logits), *others)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration, ClassificationLoss, fold_cosine, fold_linear
 from ..core.losses import SoftmaxLoss
-from .attach import Site, calibration_of, find_sites, release
+from .attach import Site, calibration_of, check_weights, find_sites, release
 from .box_predictors import check_calibratable, unwrapped
 from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
@@ -144,10 +144,8 @@ def _carried(site: Site) -> AffineCalibration:
         raise ValueError(
             "This model carries no calibration to fold. Attach one first, or give it to fold()."
         )
-    check = getattr(site.owner, "weights_check", None)
-    if check is not None:  # otherwise made before the first calibrated output
-        check(site.owner)
-    return calibration_of(site.owner)  # which may have been waiting for the weights
+    check_weights(site.owner)  # else looked at before the first calibrated output
+    return calibration_of(site.owner)
 
 
 def _one_for_each(

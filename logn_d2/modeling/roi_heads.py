@@ -6,8 +6,6 @@ Shapes: N images, S cascade stages, K foreground classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +19,16 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core import CalibrationInputs, LogitStatistics, build_calibration
-from .box_predictors import classifier_reader, predictor_fingerprint
+from ..core import AffineCalibration, LogitStatistics
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .class_scales import add_class_scales
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
 from .second_stages import get_second_stage
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
+from .weights_guard import WeightsGuard, noting_reader
 
 __all__ = ["LogNCascadeROIHeads", "LogNROIHeads", "LogNRes5ROIHeads"]
 
@@ -140,10 +138,9 @@ def _replacements(
     cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
 ) -> list[LogNFastRCNNOutputLayers]:
     """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
-    weights = _WeightsToCome(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    calibrations, statistics = calibrations_from_config(
-        cfg, len(predictors), [weights] * len(predictors)
-    )
+    asked: set[int] = set()
+    readers = [noting_reader(asked, index, each) for index, each in enumerate(predictors)]
+    calibrations, statistics = calibrations_from_config(cfg, len(predictors), readers)
     counts, replacements = TrainingClassCounts(cfg), []
     second_stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
     # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
@@ -156,13 +153,9 @@ def _replacements(
                 box2box_transform=predictor.box2box_transform,
                 counts=counts,
                 calibration=calibration,
-                weights_check=_weights_check(statistics, stage),
+                weights_check=_guard(calibration, statistics, counts, stage, stage in asked),
             )
             _copy_weights(predictor, replacement)
-            if weights.were_asked_for:
-                replacement.weights_check = _FromWeights(
-                    calibration.name, statistics, counts, stage
-                )
             if second_stage is not None and second_stage.scales:
                 add_class_scales(replacement)
             replacements.append(replacement)
@@ -178,53 +171,13 @@ def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutp
     replacement.load_state_dict({**own, **theirs})
 
 
-class _WeightsToCome:
-    """Stands for a classifier whose weights are loaded later; notes whether they are asked for."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.were_asked_for = False
-        self._columns = num_classes + 1
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        self.were_asked_for = True
-        return torch.ones(self._columns, 1), torch.zeros(self._columns)
-
-
-@dataclass(frozen=True)
-class _FromWeights:
-    """A weights check that makes the calibration of the weights that are there."""
-
-    text: str
-    statistics: LogitStatistics | None
-    counts: TrainingClassCounts
-    stage: int
-
-    def __call__(self, predictor: LogNFastRCNNOutputLayers) -> None:
-        stage_statistics = None
-        if self.statistics is not None:
-            _check_weights(self.statistics, self.stage, predictor)
-            stage_statistics = self.statistics.stages[self.stage]
-        calibration = build_calibration(
-            self.text,
-            CalibrationInputs(
-                predictor.num_classes,
-                stage_statistics,
-                self.counts,
-                classifier=classifier_reader(predictor),
-                stage_index=self.stage,
-            ),
-        )
-        predictor.calibration = calibration.to(next(predictor.parameters()).device)
-
-
-def _weights_check(statistics: LogitStatistics | None, stage: int) -> partial | None:
-    return None if statistics is None else partial(_check_weights, statistics, stage)
-
-
-def _check_weights(statistics: LogitStatistics, stage: int, predictor: nn.Module) -> None:
-    """Raises StatisticsError if the statistics were collected with other classifier weights."""
-    statistics.check(
-        num_classes=predictor.num_classes,
-        num_stages=len(statistics.stages),
-        fingerprints=[*[None] * stage, predictor_fingerprint(predictor)],
-    )
+def _guard(
+    calibration: AffineCalibration | None,
+    statistics: LogitStatistics | None,
+    counts: TrainingClassCounts,
+    stage: int,
+    from_weights: bool,
+) -> WeightsGuard | None:
+    if calibration is None:
+        return None
+    return WeightsGuard(calibration.name, statistics, counts, stage, from_weights=from_weights)

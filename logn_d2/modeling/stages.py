@@ -57,6 +57,13 @@ def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> l
         return [sum(of_image) * weight for of_image in zip(*probs)]
     if average != "logits":
         raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
+    plain = next((s.predictor for s in stages if not hasattr(s.predictor, "calibrated")), None)
+    if plain is not None:
+        raise ValueError(
+            f"The logits of a {type(plain).__name__} can't be averaged over stages: that needs "
+            "LogNFastRCNNOutputLayers (MODEL.ROI_HEADS.NAME LogNCascadeROIHeads). Set "
+            "MODEL.LOGN.CASCADE_AVERAGE to probs, or use these heads."
+        )
     logits = sum(s.predictor.calibrated(s.predictions)[0] for s in stages) * weight
     last = stages[-1]
     return list(last.predictor.uncalibrated_probs((logits, *last.predictions[1:]), last.proposals))

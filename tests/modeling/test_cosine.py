@@ -81,7 +81,7 @@ def test_gain_scales_the_similarity_and_not_the_bias():
     plain = CosineLinear(6, 3)
     nn.init.normal_(plain.bias)
     scaled = CosineLinear(6, 3, gain=torch.tensor([0.5, 1.0, 2.0]))
-    scaled.load_state_dict(plain.state_dict(), strict=False)
+    scaled.load_state_dict({**plain.state_dict(), "gain": scaled.gain.clone()})
     x = torch.randn(4, 6)
     expected = (plain(x) - plain.bias) * scaled.gain + plain.bias
     torch.testing.assert_close(scaled(x), expected)
@@ -140,3 +140,10 @@ def _shape(channels: int) -> ShapeSpec:
 def test_repeated_calls_agree():
     model = small_model("LogNROIHeads", MODEL__LOGN__CLASSIFIER="cosine")
     assert_same(detections(model, images()), detections(model, images()))
+
+
+def test_plain_weights_bring_no_gain_with_them():
+    plain, folded = CosineLinear(6, 3), CosineLinear(6, 3, gain=torch.tensor([0.5, 1.0, 2.0]))
+    folded.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 6)
+    assert torch.equal(folded(x), plain(x))

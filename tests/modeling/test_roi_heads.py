@@ -15,7 +15,12 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
 from logn_d2.core import AffineCalibration, StatisticsError, logn
-from logn_d2.modeling import CosineLinear, LogNFastRCNNOutputLayers
+from logn_d2.modeling import (
+    CosineLinear,
+    LogitRecorder,
+    LogNFastRCNNOutputLayers,
+    combine_stages,
+)
 
 from .small_models import (
     CLASS_NAMES,
@@ -236,3 +241,30 @@ def test_copies_work_alone(head, tmp_path):
 def test_calibration_follows_the_model():
     model = small_model(MODEL__LOGN__CALIBRATION="temperature(temperature=2)")
     assert model.to("meta").roi_heads.box_predictor.calibration.column_scale.device.type == "meta"
+
+
+@pytest.mark.parametrize("head", PARENTS)
+def test_every_checkpoint_gets_a_calibration_of_its_own_weights(head):
+    model = small_model(head, MODEL__LOGN__CALIBRATION="tau_norm", **CALIBRATED)
+    for seed in (1, 2):
+        alone = small_model(head, seed=seed, MODEL__LOGN__CALIBRATION="tau_norm", **CALIBRATED)
+        model.load_state_dict(alone.state_dict())
+        assert_same(detections(model, images(1)), detections(alone, images(1)))
+
+
+def test_every_checkpoint_is_compared_with_the_statistics(tmp_path):
+    path, own = str(tmp_path / "s.safetensors"), small_model("LogNROIHeads", **CALIBRATED)
+    statistics_of(own).save(path)
+    model = small_model("LogNROIHeads", MODEL__LOGN__STATISTICS=path, **CALIBRATED)
+    for _ in range(2):
+        model.load_state_dict(own.state_dict())
+        detections(model, images(1))
+        model.load_state_dict(small_model("LogNROIHeads", seed=5, **CALIBRATED).state_dict())
+        with pytest.raises(StatisticsError, match="other weights"):
+            detections(model, images(1))
+
+
+def test_logits_of_detectron2s_predictors_are_not_averaged():
+    recording = LogitRecorder(small_model("CascadeROIHeads"), "proposals")(images(1))
+    with pytest.raises(ValueError, match="FastRCNNOutputLayers can't be averaged"):
+        combine_stages(recording.stages, "logits")
