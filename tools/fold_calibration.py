@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 
 from logn_d2.core import AffineCalibration, atomic_write
 from logn_d2.engine import load_config, short_errors
+from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.modeling import (
     LogitRecorder,
@@ -110,20 +110,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-class WholeCheckpointer(DetectionCheckpointer):
-    """A checkpointer that refuses checkpoints without some of the model's parameters."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        parameters = dict(self.model.named_parameters())
-        missing = [key for key in incompatible.missing_keys if key in parameters]
-        missing += [key for key, *_ in incompatible.incorrect_shapes]
-        if missing:
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} of the model's parameters, or has them in "
-                f"other shapes; the first is {missing[0]}. Check --weights and --config-file."
-            )
-
-
 def load_model(cfg: CfgNode, weights: str) -> nn.Module:
     """The uncalibrated model.
 
@@ -131,13 +117,7 @@ def load_model(cfg: CfgNode, weights: str) -> nn.Module:
         ValueError: the checkpoint can't be read, or is another model's.
     """
     model = build_model(without_calibration(cfg)).eval()
-    try:
-        WholeCheckpointer(model).load(weights)
-    except (AssertionError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"The weights {weights} can't be loaded ({error}). The file is missing, truncated or "
-            "something else: check --weights."
-        ) from error
+    load_weights(model, weights, cfg.OUTPUT_DIR, resume=False)
     return model
 
 

@@ -1,9 +1,10 @@
-"""Checkpoints that are whole even if the process that writes them is killed."""
+"""Checkpoints: written whole even if the process is killed, and read only if they are whole."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..core import atomic_write
 
-__all__ = ["AtomicCheckpointer", "load_weights"]
+__all__ = ["AtomicCheckpointer", "WholeCheckpointer", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._name = f"{name}.pth"
         super().save(_PARTIAL, **kwargs)
 
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Detectron2's warnings, and one line where a detector is of other classes."""
+        super()._log_incompatible_keys(incompatible)
+        for key, found, wanted in incompatible.incorrect_shapes:
+            if "cls_score" in key:
+                logger.warning(
+                    "These weights are of a detector with other classes: %s has the shape %s in "
+                    "the file and %s in the model. Its classifier starts at random.",
+                    key,
+                    tuple(found),
+                    tuple(wanted),
+                )
+                break
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Called when the file is written: gives it its name, then notes the name."""
         os.replace(
@@ -44,6 +59,60 @@ class AtomicCheckpointer(DetectionCheckpointer):
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
             temporary.write_text(self._name)
         logger.info("Saved checkpoint %s", self._name)
+
+
+class IncompleteWeightsError(ValueError):
+    """A checkpoint lacks parameters of the model."""
+
+
+class WholeCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that refuses weights which leave a part of the model as it was drawn.
+
+    Detectron2 only warns. Statistics and AP of a randomly initialized classifier are then numbers
+    like any others.
+    """
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Raises IncompleteWeightsError: the first parameter that was not loaded, and how many."""
+        needed = _needed(self.model)
+        shapes = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
+        missing = [
+            key for key in dict.fromkeys((*shapes, *incompatible.missing_keys)) if key in needed
+        ]
+        if missing:
+            first = missing[0]
+            why = "is not in it"
+            if first in shapes:
+                found, wanted = shapes[first]
+                why = f"has the shape {tuple(found)} in it and {tuple(wanted)} in the model"
+            raise IncompleteWeightsError(
+                f"The checkpoint lacks {len(missing)} of the model's parameters, or has them in "
+                f"other shapes; the first is {first}, which {why}. "
+                + _advice(first, shapes, incompatible.unexpected_keys)
+            )
+        super()._log_incompatible_keys(incompatible)
+
+
+def _needed(model: nn.Module) -> set[str]:
+    """Parameters, and what batch norm keeps in buffers; counts of losses may begin anew."""
+    buffers = (name for name, _ in model.named_buffers())
+    kept = ("running_mean", "running_var", "weight", "bias")
+    return {
+        *(name for name, _ in model.named_parameters()),
+        *(name for name in buffers if name.rpartition(".")[2] in kept),
+    }
+
+
+def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) -> str:
+    prefixed = next((key for key in unexpected if key.endswith(f".{first}")), None)
+    if prefixed is not None:
+        return f"It has {prefixed}: remove '{prefixed[: -len(first)]}' from the names in the file."
+    if any("cls_score" in key for key in shapes):
+        return "MODEL.ROI_HEADS.NUM_CLASSES must be that of the training: check it and the file."
+    return (
+        "Weights of a backbone alone, or of another model, can't be used here: name the "
+        "checkpoint of the trained detector, and check the config."
+    )
 
 
 def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> str:
@@ -59,9 +128,10 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
         str: what was loaded.
 
     Raises:
-        ValueError: there are no weights, or the file can't be read.
+        ValueError: there are no weights, the file can't be read, lacks parameters of the model,
+            or has values that are not finite.
     """
-    checkpointer = DetectionCheckpointer(model, output_dir)
+    checkpointer = WholeCheckpointer(model, output_dir)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if not weights:
@@ -71,9 +141,24 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
         )
     try:
         checkpointer.load(weights, checkpointables=[])
-    except (EOFError, RuntimeError, AssertionError) as error:
+    except OSError:  # a missing file, which names itself
+        raise
+    except IncompleteWeightsError as error:
+        raise IncompleteWeightsError(f"The weights {weights} can't be used. {error}") from None
+    except Exception as error:  # whatever a damaged file makes torch, fvcore or pickle raise
         raise ValueError(
             f"The weights {weights} can't be loaded ({error}). The file is missing, truncated or "
             "of another model: check MODEL.WEIGHTS and the config."
         ) from error
+    _check_finite(model, weights)
     return weights
+
+
+def _check_finite(model: nn.Module, weights: str) -> None:
+    broken = [name for name, each in model.named_parameters() if not each.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The weights {weights} have values that are not finite in {len(broken)} parameters; "
+            f"the first is {broken[0]}. The training diverged, or the file is damaged: name "
+            "another checkpoint."
+        )

@@ -1,5 +1,7 @@
 """Checkpoints survive being killed while they are written."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,58 @@ def test_resume_takes_the_last_checkpoint_and_else_the_weights(checkpointer, tmp
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         load_weights(nn.Linear(2, 2), "", str(tmp_path), resume=True)
+
+
+class Detector(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.backbone, self.cls_score = nn.Linear(2, 4), nn.Linear(4, classes + 1)
+
+
+def saved(tmp_path, state):
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
+PARTIAL = {
+    "other classes": (lambda s: Detector(5).state_dict(), "2 of .*cls_score.weight.*NUM_CLASSES"),
+    "backbone": (
+        lambda s: {k: v for k, v in s.items() if "backbone" in k},
+        "lacks 2 of .*first is cls_score.weight, which is not in it.*backbone alone",
+    ),
+    "prefix": (lambda s: {f"student.{k}": v for k, v in s.items()}, "remove 'student.' from"),
+    "nan": (lambda s: {k: v * torch.nan for k, v in s.items()}, "not finite in 4 parameters"),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_weights_that_leave_a_part_at_random_are_refused(name, tmp_path):
+    change, message = PARTIAL[name]
+    path = saved(tmp_path, change(Detector().state_dict()))
+    with pytest.raises(ValueError, match=message) as error:
+        load_weights(Detector(), path, str(tmp_path), resume=False)
+    assert path in str(error.value)
+
+
+def test_a_training_may_start_from_such_weights_and_says_so_once(tmp_path, caplog):
+    path = saved(tmp_path, Detector(5).state_dict())
+    model = Detector()
+    AtomicCheckpointer(model, str(tmp_path)).load(path, checkpointables=[])
+    lines = [r.message for r in caplog.records if "with other classes" in r.message]
+    assert len(lines) == 1 and "(6, 4)" in lines[0] and "(4, 4)" in lines[0]
+
+
+def test_a_damaged_file_is_named_whatever_its_damage(tmp_path):
+    path = tmp_path / "weights.pth"
+    saved(tmp_path, Detector().state_dict())
+    whole, draw = path.read_bytes(), random.Random(0)
+    files = [b"", b"<html>", *(whole[: draw.randrange(len(whole))] for _ in range(20))]
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="can't be loaded") as error:
+            load_weights(Detector(), str(path), str(tmp_path), resume=False)
+        assert str(path) in str(error.value)
+    for content in ({"model": 3}, {"model": {"backbone.weight": "x"}}, [1], 5, {"model": []}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="can't be loaded"):
+            load_weights(Detector(), str(path), str(tmp_path), resume=False)
