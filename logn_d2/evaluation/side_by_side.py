@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-__all__ = ["class_color", "draw_side_by_side", "enlarged"]
+__all__ = ["class_color", "draw_side_by_side", "enlarged", "plain_text"]
 
 _GAP_PX = 8
 _CAPTION_PX = 28
@@ -72,6 +72,16 @@ def class_color(index: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, 0.8, 0.95)
 
 
+def plain_text(text: str) -> str:
+    """Text for matplotlib, which takes what is between two dollar signs for a formula.
+
+    Example:
+        >>> print(plain_text("a $5 note"))
+        a \\$5 note
+    """
+    return text.replace("$", r"\$")
+
+
 def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) -> np.ndarray:
     classes = instances.pred_classes.tolist()
     colors = [class_color(index) for index in classes]
@@ -82,7 +92,7 @@ def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) 
     canvas.overlay_instances(
         boxes=instances.pred_boxes,
         labels=[
-            f"{_name(index, class_names)} {_percent(score)}"
+            plain_text(f"{_name(index, class_names)} {_percent(score)}")
             for index, score in zip(classes, instances.scores.tolist(), strict=True)
         ],
         keypoints=keypoints,
@@ -118,6 +128,11 @@ def _caption(text: str, width: int) -> np.ndarray:
     """(caption, W, 3) black on white."""
     canvas = Visualizer(np.full((_CAPTION_PX, width, 3), 255, dtype=np.uint8))
     canvas.output.ax.text(
-        6, _CAPTION_PX / 2, text, size=_CAPTION_POINTS, color="black", verticalalignment="center"
+        6,
+        _CAPTION_PX / 2,
+        plain_text(text),
+        size=_CAPTION_POINTS,
+        color="black",
+        verticalalignment="center",
     )
     return canvas.get_output().get_image()

@@ -28,11 +28,29 @@ __all__ = [
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel or DistributedDataParallel, or the model itself."""
+    """The detector inside a wrapper, or the model itself.
+
+    A wrapper is whatever holds one module with RoI heads: DistributedDataParallel, AveragedModel,
+    torch.compile, test-time augmentation, a training framework's module.
+
+    Args:
+        model (nn.Module): a detector, wrapped or not, or a part of one.
+
+    Raises:
+        ValueError: it holds several detectors, such as a teacher and a student.
+    """
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(model, wrappers):
         model = model.module
-    return model
+    if "roi_heads" in model._modules:
+        return model
+    inside = {name: m for name, m in model.named_modules() if "roi_heads" in m._modules}
+    if len(inside) > 1:
+        raise ValueError(
+            f"This {type(model).__name__} holds {len(inside)} detectors: {', '.join(inside)}. Give "
+            f"the one that is meant, for example model.{next(iter(inside))}."
+        )
+    return next(iter(inside.values()), model)
 
 
 def find_box_predictors(model: nn.Module) -> list[nn.Module]:
@@ -49,6 +67,12 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
     """
     found = [module for module in unwrapped(model).modules() if _is_box_predictor(module)]
     if not found:
+        if any(hasattr(module, "postprocess_detections") for module in model.modules()):
+            raise ValueError(
+                f"This {type(unwrapped(model)).__name__} is torchvision's. It can be calibrated "
+                "with attach, but its statistics are gathered with a hook: see "
+                "docs/your_project.md#torchvision."
+            )
         raise ValueError(
             f"Found no box predictor in this {type(unwrapped(model)).__name__}. Looked for modules "
             "with the methods predict_probs(predictions, proposals) and losses(predictions, "

@@ -95,6 +95,13 @@ class LogitRecorder:
             )
         self.model = unwrapped(model)
         self.predictors = find_box_predictors(self.model)
+        if population == "sampled" and hasattr(
+            getattr(self.model, "proposal_generator", None), "num_branch"
+        ):
+            raise ValueError(
+                f"The RoIs of a {type(self.model).__name__} with several branches (TridentNet) "
+                "can't be sampled as in training. Use the population 'proposals'."
+            )
         self.population = population
         self.seed = seed
         self.deltas = deltas
@@ -126,6 +133,13 @@ class LogitRecorder:
                 "with ground truth (DatasetMapper with is_train=True), or use the population "
                 "'proposals'."
             )
+        if sampled and hasattr(self.model, "sem_seg_head"):
+            if any("sem_seg" not in each for each in batched_inputs):
+                raise ValueError(
+                    f"A {type(self.model).__name__} needs an image's semantic labels to sample "
+                    "RoIs as in training, and an input has no 'sem_seg'. Add them to the inputs, "
+                    "or use the population 'proposals' (MODEL.LOGN.COLLECT.POPULATION)."
+                )
         recording = Recording()
         with ExitStack() as stack:
             stack.enter_context(self._modes())

@@ -433,3 +433,54 @@ def test_a_calibration_made_from_weights_follows_them(head):
     model.load_state_dict(other.state_dict())
     assert_same(detections(model, images()), detections(other, images()))
     assert torch.equal(attached.column_scale, expected.column_scale)
+
+
+class Holder(nn.Module):
+    """What training frameworks put around a detector."""
+
+    def __init__(self, **models):
+        super().__init__()
+        for name, model in models.items():
+            setattr(self, name, model)
+
+    def forward(self, inputs):
+        return self.model(inputs)
+
+
+WRAPPERS = {
+    "framework": lambda m: Holder(model=m),
+    "average": torch.optim.swa_utils.AveragedModel,
+    "compiled": lambda m: torch.compile(m, backend="eager"),
+    "average in a framework": lambda m: Holder(model=torch.optim.swa_utils.AveragedModel(m)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrapped_models_are_recorded_as_they_are_attached_to(name):
+    model = model_of("StandardROIHeads")
+    wrapped = WRAPPERS[name](model)
+    (expected,) = LogitRecorder(model)(images(1)).stages
+    (found,) = LogitRecorder(wrapped)(images(1)).stages
+    assert torch.equal(found.logits, expected.logits)
+    with attach(wrapped, statistics_of(model)) as attachment:
+        assert len(attachment.calibrations) == 1
+
+
+def test_a_teacher_with_a_student_is_refused_by_name():
+    both = Holder(teacher=model_of("StandardROIHeads"), student=model_of("StandardROIHeads"))
+    for function in (lambda m: attach(m, some_calibration()), LogitRecorder):
+        with pytest.raises(ValueError, match="2 detectors: teacher, student.*model.teacher"):
+            function(both)
+
+
+def test_what_sampled_rois_can_not_be_drawn_from_is_refused_before_a_pass():
+    model = model_of("StandardROIHeads")
+    with pytest.raises(ValueError, match="torchvision's.*docs/your_project"):
+        LogitRecorder(torchvision_model())
+    model.sem_seg_head = nn.Identity()
+    with pytest.raises(ValueError, match="no 'sem_seg'.*proposals"):
+        LogitRecorder(model)(images(1))
+    model.proposal_generator.num_branch = 3
+    with pytest.raises(ValueError, match="TridentNet.*proposals"):
+        LogitRecorder(model)
+    LogitRecorder(model, "proposals")(images(1))
