@@ -11,12 +11,15 @@ Shapes: K foreground classes, C = K + 1 logit columns, S cascade stages.
 from __future__ import annotations
 
 import copy
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
@@ -37,11 +40,14 @@ __all__ = [
     "Site",
     "attach",
     "calibration_of",
+    "chosen_calibrations",
     "check_weights",
     "detach",
     "find_sites",
     "release",
 ]
+
+logger = logging.getLogger(__name__)
 
 CHILD = "logn_calibration"
 
@@ -52,12 +58,14 @@ Source = (
 
 def attach(
     model: nn.Module,
-    source: Source,
+    source: Source = None,
     *,
-    calibration: str = "",
+    calibration: Source = None,
+    statistics: str | os.PathLike | LogitStatistics | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
     strict: bool = True,
     class_names: Sequence[str] | None = None,
+    replace: bool = False,
 ) -> Attachment:
     """Calibrates every box predictor of a model, in place.
 
@@ -66,13 +74,15 @@ def attach(
 
     Args:
         model (nn.Module): a detector, distributed or not.
-        source: a statistics file or what it holds; or an AffineCalibration, or a list of them, one
-            for each of the S box predictors; or None for a calibration that needs no statistics.
-        calibration (str): which one to make from the statistics, such as "logn(beta=mean)" or
-            "norcal(gamma=0.6)"; "logn" where nothing is given.
+        source: what to calibrate with: a statistics file or what it holds, for LogN; a calibration
+            such as "norcal(gamma=0.6)" or "logn(beta=mean)"; or an AffineCalibration, or a list of
+            them, one for each of the S box predictors.
+        calibration: the same, where ``source`` is a statistics file or is left out.
+        statistics: a statistics file or what it holds, where ``source`` is a calibration.
         counts (ClassCounts): of the training set, for calibrations that need them.
         strict (bool): False skips the check that the statistics are of these very weights.
         class_names (Sequence[str]): K names to compare with those of the statistics.
+        replace (bool): True detaches a calibration that the model has already.
 
     Returns:
         Attachment: its `detach()`, or the end of a ``with`` block, undoes it all.
@@ -99,24 +109,31 @@ def attach(
     """
     sites = find_sites(model)
     check_calibratable(model)
-    for site in sites:
-        present = calibration_of(site.owner)
-        if present is not None:
-            raise ValueError(
-                f"This model has the calibration '{present.name}' already. Call detach(model) "
-                "first."
-            )
-    guards: list[WeightsGuard | None] = [None] * len(sites)
-    if isinstance(source, AffineCalibration) or _is_list(source):
-        calibrations = _given(source, calibration)
-    else:
-        calibrations, guards = _made(sites, source, calibration, counts, strict, class_names)
+    present = next(filter(None, (calibration_of(site.owner) for site in sites)), None)
+    if present is not None and not replace:
+        raise ValueError(
+            f"This model has the calibration '{present.name}' already. Call detach(model) first, "
+            "or give replace=True."
+        )
+    calibrations, guards = chosen_calibrations(
+        sites,
+        source,
+        calibration,
+        statistics,
+        counts=counts,
+        strict=strict,
+        class_names=class_names,
+    )
     _check_fit(sites, calibrations)
     # A copy: the caller's may be attached to another model, on another device.
     calibrations = [copy.deepcopy(each) for each in calibrations]
-    for site, each, guard in zip(sites, calibrations, guards, strict=True):
+    attachment = Attachment(model, calibrations)
+    for site in sites:
+        release(site.owner)
+    for site, each, guard in zip(sites, calibrations, guards):
         _cover(site, each, guard)
-    return Attachment(model, calibrations)
+    logger.info("Attached %s", attachment.summary)
+    return attachment
 
 
 def detach(model: nn.Module) -> None:
@@ -139,11 +156,22 @@ class Attachment:
     Attributes:
         model (nn.Module): the model.
         calibrations (list[AffineCalibration]): S calibrations, in stage order.
+        summary (str): one line for people.
     """
 
     def __init__(self, model: nn.Module, calibrations: list[AffineCalibration]) -> None:
         self.model = model
         self.calibrations = calibrations
+        first = calibrations[0]
+        identical = [(each.scale == 1) & (each.shift == 0) for each in calibrations]
+        raw = int(torch.stack(identical).all(dim=0).sum())
+        self.summary = (
+            f"{first.name}: {first.num_classes} classes, {len(calibrations)} stages, "
+            f"{raw} classes uncalibrated"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.summary}>"
 
     def detach(self) -> None:
         """Removes these calibrations, where they still are; later ones stay."""
@@ -269,15 +297,61 @@ def _is_list(source: Source) -> bool:
     )
 
 
-def _given(
-    source: AffineCalibration | Sequence[AffineCalibration], text: str
-) -> list[AffineCalibration]:
-    if text:
+def chosen_calibrations(
+    sites: list[Site],
+    source: Source,
+    calibration: Source = None,
+    statistics: str | os.PathLike | LogitStatistics | None = None,
+    *,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    strict: bool = True,
+    class_names: Sequence[str] | None = None,
+) -> tuple[list[AffineCalibration], list[WeightsGuard | None]]:
+    """The calibrations that `attach` and `fold` are asked for.
+
+    Args:
+        sites (list[Site]): S of them.
+        source, calibration, statistics, counts, strict, class_names: see `attach`.
+
+    Returns:
+        tuple[list, list]: S calibrations, and for each what keeps watch over its weights.
+
+    Raises:
+        ValueError: two of a kind, none, or an object that is neither.
+    """
+    wanted = [each for each in (source, calibration) if each is not None]
+    texts = [each for each in wanted if _is_text(each)]
+    made = [each for each in wanted if isinstance(each, AffineCalibration) or _is_list(each)]
+    files = [each for each in (*wanted, statistics) if each is not None]
+    files = [each for each in files if not any(each is other for other in (*texts, *made))]
+    if len(texts) > 1 or len(made) > 1 or len(files) > 1 or (made and (texts or files)):
         raise ValueError(
-            f"calibration={text!r} says what to make from statistics, but a calibration was given. "
-            "Leave one of them out."
+            f"There are several things to calibrate with: {', '.join(map(_short, wanted))}. Give a "
+            "calibration, or statistics with at most the text of one. Leave one of them out."
         )
-    return [source] if isinstance(source, AffineCalibration) else list(source)
+    if not (texts or made or files):
+        raise ValueError(
+            "There is nothing to calibrate with. Give a statistics file, a calibration such as "
+            "'norcal(gamma=0.6)', or an AffineCalibration."
+        )
+    if made:
+        given = [made[0]] if isinstance(made[0], AffineCalibration) else list(made[0])
+        return given, [None] * len(given)
+    found = files[0] if files else None
+    return _made(sites, found, texts[0] if texts else "", counts, strict, class_names)
+
+
+def _is_text(source: Source) -> bool:
+    """Whether this is written like a calibration, and is no file."""
+    return (
+        isinstance(source, str)
+        and re.fullmatch(r"\s*\w+\s*(\(.*\)\s*)?", source, re.DOTALL) is not None
+        and not os.path.exists(source)
+    )
+
+
+def _short(source: Source) -> str:
+    return repr(source) if isinstance(source, str) else type(source).__name__
 
 
 def _made(

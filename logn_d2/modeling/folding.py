@@ -5,15 +5,32 @@ Shapes: S cascade stages, K foreground classes, C = K + 1 logit columns, D featu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..core import AffineCalibration, ClassificationLoss, fold_cosine, fold_linear
+from ..core import (
+    AffineCalibration,
+    ClassCounts,
+    ClassificationLoss,
+    LogitStatistics,
+    fold_cosine,
+    fold_linear,
+)
 from ..core.losses import SoftmaxLoss
-from .attach import Site, calibration_of, check_weights, find_sites, release
+from .attach import (
+    Site,
+    Source,
+    calibration_of,
+    check_weights,
+    chosen_calibrations,
+    find_sites,
+    release,
+)
 from .box_predictors import check_calibratable, unwrapped
 from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
@@ -22,6 +39,8 @@ from .feature_memory import LogNMemoryROIHeads
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
 
 __all__ = ["fold", "parts_of_logn_d2", "plain_config"]
+
+logger = logging.getLogger(__name__)
 
 # Without a calibration each is its Detectron2 parent, bit for bit and name for name.
 _TWINS = {
@@ -35,7 +54,11 @@ _SAME_AS_DETECTRON2 = (*_TWINS, LogNFastRCNNOutputLayers)
 
 def fold(
     model: nn.Module,
-    calibrations: AffineCalibration | Sequence[AffineCalibration] | None = None,
+    calibrations: Source = None,
+    *,
+    statistics: str | os.PathLike | LogitStatistics | None = None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    strict: bool = True,
 ) -> nn.Module:
     """Puts each calibration into the weights of the classifier in front of it, in place.
 
@@ -50,8 +73,10 @@ def fold(
 
     Args:
         model (nn.Module): a detector, distributed or not, with its weights loaded.
-        calibrations (AffineCalibration or Sequence): one for each of the S box predictors, in stage
-            order; a single one for a model with one. None for those that the model carries.
+        calibrations: what to calibrate with, as for `attach`: a statistics file or what it holds, a
+            calibration such as "norcal(gamma=0.6)", an AffineCalibration or a list of S. None for
+            the calibrations that the model carries.
+        statistics, counts, strict: as for `attach`.
 
     Returns:
         nn.Module: ``model``.
@@ -75,8 +100,12 @@ def fold(
     """
     sites = find_sites(model)
     check_calibratable(model)
-    if calibrations is None:
+    if calibrations is None and statistics is None:
         calibrations = [_carried(site) for site in sites]
+    else:
+        calibrations, _ = chosen_calibrations(
+            sites, calibrations, None, statistics, counts=counts, strict=strict
+        )
     calibrations = _one_for_each(sites, calibrations)
     layers = [_last_layer(site.classifier) for site in sites]
     for index, layer in enumerate(layers):
@@ -85,10 +114,12 @@ def fold(
     folded = [_folded(layer, each) for layer, each in zip(layers, calibrations)]
     for layer, parameters in zip(layers, folded):
         _assign(layer, parameters)
+    name = calibrations[0].name
     for site in sites:
         release(site.owner)
         merge_class_scales(site.classifier)
         _release_loss(site.owner)
+    logger.info("Folded %s: %d classes, %d stages", name, calibrations[0].num_classes, len(sites))
     return model
 
 

@@ -28,6 +28,7 @@ from logn_d2.modeling import (
     calibration_of,
     detach,
     find_box_predictors,
+    fold,
     predictor_fingerprint,
 )
 from logn_d2.modeling.attach import find_sites
@@ -484,3 +485,50 @@ def test_what_sampled_rois_can_not_be_drawn_from_is_refused_before_a_pass():
     with pytest.raises(ValueError, match="TridentNet.*proposals"):
         LogitRecorder(model)
     LogitRecorder(model, "proposals")(images(1))
+
+
+def test_attach_and_fold_take_the_same_things(tmp_path):
+    path = tmp_path / "s.safetensors"
+    statistics = statistics_of(model_of("CascadeROIHeads"))
+    statistics.save(path)
+    (norcal_counts,) = [ClassCounts(CLASS_NAMES, [9, 8, 7, 6, 5], [9] * 5, 10)]
+    made = stage_calibrations("logn", num_classes=NUM_CLASSES, num_stages=3, statistics=statistics)
+    groups = [
+        [((str(path),), {}), ((path,), {}), ((statistics,), {}), ((made,), {}),
+         (("logn",), {"statistics": statistics}), ((), {"statistics": path})],
+        [(("norcal(gamma=0.6)",), {"counts": norcal_counts})],
+        [(("logn(beta=mean)",), {"statistics": str(path)})],
+    ]  # fmt: skip
+    for calls in groups:
+        found = []
+        for arguments, options in calls:
+            attached, folded = model_of("CascadeROIHeads"), model_of("CascadeROIHeads")
+            attach(attached, *arguments, **options)
+            fold(folded, *arguments, **options)
+            found.append(detections(attached, images(1)))
+            assert_same(found[-1], found[0])
+            scores = [detections(m, images(1))[0]["scores"] for m in (attached, folded)]
+            torch.testing.assert_close(*scores)
+
+
+def test_what_was_meant_is_asked_for():
+    model = model_of("StandardROIHeads")
+    statistics = statistics_of(model)
+    for arguments, options, message in (
+        ((), {}, "nothing to calibrate with"),
+        (("logn",), {"calibration": "norcal"}, "several things"),
+        ((statistics,), {"statistics": statistics}, "several things"),
+        (("norcl(gamma=1)",), {}, "norcal"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=message):
+            attach(model, *arguments, **options)
+    assert calibration_of(model.roi_heads.box_predictor) is None
+
+
+def test_a_calibration_is_replaced_on_demand_and_says_so_in_one_line(caplog):
+    model = model_of("StandardROIHeads")
+    attach(model, some_calibration())
+    with caplog.at_level("INFO", logger="logn_d2"):
+        attachment = attach(model, statistics_of(model), replace=True)
+    assert "Attached logn: 5 classes, 1 stages, 0 classes uncalibrated" in caplog.text
+    assert len(repr(attachment)) < 100 and "logn" in repr(attachment)
