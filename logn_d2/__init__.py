@@ -9,7 +9,23 @@ Names load on first use, so that `logn_d2.core` works where Detectron2 is not in
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # editors and type checkers read no __getattr__
+    from .config import add_logn_config, config_file
+    from .core import AffineCalibration, LogitMoments, LogitStatistics, logn
+    from .data import register_lvis_form
+    from .evaluation import LogitStatisticsCollector, collect_statistics
+    from .evaluation import collect_statistics as collect
+    from .modeling import (
+        LogNCascadeROIHeads,
+        LogNFastRCNNOutputLayers,
+        LogNRes5ROIHeads,
+        LogNROIHeads,
+        attach,
+        detach,
+        fold,
+    )
 
 __version__ = "0.1.0"
 
@@ -28,17 +44,49 @@ _HOMES = {
     "LogNROIHeads": "logn_d2.modeling",
     "LogNRes5ROIHeads": "logn_d2.modeling",
     "LogitStatisticsCollector": "logn_d2.evaluation",
+    "collect": "logn_d2.evaluation",
     "collect_statistics": "logn_d2.evaluation",
     "register_lvis_form": "logn_d2.data",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "AffineCalibration",
+    "LogNCascadeROIHeads",
+    "LogNFastRCNNOutputLayers",
+    "LogNROIHeads",
+    "LogNRes5ROIHeads",
+    "LogitMoments",
+    "LogitStatistics",
+    "LogitStatisticsCollector",
+    "__version__",
+    "add_logn_config",
+    "attach",
+    "collect",
+    "collect_statistics",
+    "config_file",
+    "detach",
+    "fold",
+    "logn",
+    "register_lvis_form",
+]
+
+_OTHER_NAMES = {"collect": "collect_statistics"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), _OTHER_NAMES.get(name, name))
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        if root not in ("detectron2", "fvcore", "pycocotools"):
+            raise
+        raise ModuleNotFoundError(
+            f"logn_d2.{name} needs {root}, which is not installed here. Install Detectron2 as "
+            "README says; logn_d2.core works without it.",
+            name=error.name,
+        ) from error
 
 
 def __dir__() -> list[str]:
