@@ -17,11 +17,12 @@ SCRIPTS = ("train_net", "tools", "benchmarks")
 # version and loads other names on first use.
 BELOW = {
     "logn_d2": set(),
+    "annotations": set(),
     "core": set(),
-    "data": {"core"},
+    "data": {"core", "annotations"},
     "modeling": {"core", "data"},
     "config": {"modeling"},  # only registration
-    "evaluation": {"core", "data", "modeling"},
+    "evaluation": {"annotations", "core", "data", "modeling"},
     "report": {"core", "data", "modeling", "evaluation"},
     "engine": {"core", "data", "modeling", "config", "evaluation"},
 }

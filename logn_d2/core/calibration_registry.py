@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,11 @@ class CalibrationInputs:
                 "weights are loaded, or give classifiers= to stage_calibrations."
             )
         return self.classifier()
+
+    def groups(self) -> np.ndarray | None:
+        """(K,) letters of the data set's own groups, None where it has none."""
+        counts = self.counts() if callable(self.counts) else self.counts
+        return None if counts is None else counts.groups
 
     def image_count(self) -> Tensor:
         """(K,) training images.
@@ -192,9 +198,16 @@ def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
 
 @CALIBRATION_REGISTRY.register("groups")
 def _groups(
-    inputs: CalibrationInputs, *, rare_max: int = 10, common_max: int = 100, **choices: str
+    inputs: CalibrationInputs,
+    *,
+    rare_max: int | None = None,
+    common_max: int | None = None,
+    **choices: str,
 ) -> AffineCalibration:
-    """Another calibration for each of LVIS's groups; a group that is not named stays as it is.
+    """Another calibration for each frequency group; a group that is not named stays as it is.
+
+    The groups are those of the data set, so that they are the ones of APr, APc and APf; LVIS's
+    (at most 10 and 100 images) where it has none, and others where limits are given.
 
     Each one is made for all classes, so that LogN's beta is the usual one; its group's share of
     the vectors is then taken.
@@ -204,7 +217,13 @@ def _groups(
             f"groups({', '.join(choices)}) should name calibrations for some of "
             f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
         )
-    groups = frequency_groups(inputs.image_count(), rare_max, common_max)
+    image_count, groups = inputs.image_count(), inputs.groups()
+    if groups is None or rare_max is not None or common_max is not None:
+        groups = frequency_groups(
+            image_count,
+            10 if rare_max is None else rare_max,
+            100 if common_max is None else common_max,
+        )
     identity = AffineCalibration.identity(inputs.num_classes)
     scale, shift = identity.scale, identity.shift
     for name, text in choices.items():
@@ -332,5 +351,7 @@ def stage_calibrations(
         build_calibration(
             text, CalibrationInputs(num_classes, stage, counts, background, classifier, index)
         )
-        for index, (stage, classifier) in enumerate(zip(stages, classifiers or [None] * num_stages))
+        for index, (stage, classifier) in enumerate(
+            zip(stages, classifiers or [None] * num_stages, strict=True)
+        )
     ]

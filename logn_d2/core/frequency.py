@@ -23,6 +23,8 @@ class ClassCounts:
             factor sampling and NorCal use these.
         instance_count (ndarray): (K,) int64, annotated objects; a far longer tail.
         num_images (int): images in the set that have an object; detectors train on no others.
+        groups (ndarray or None): (K,) of "r", "c", "f", where the data set has groups of its own;
+            None for LVIS's, by `image_count`.
 
     Raises:
         ValueError: counts of another length than the names.
@@ -37,12 +39,14 @@ class ClassCounts:
     image_count: np.ndarray
     instance_count: np.ndarray
     num_images: int
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.class_names),)
-        for field in ("image_count", "instance_count"):
-            found = np.shape(getattr(self, field))
-            if found != expected:
+        for field in ("image_count", "instance_count", "groups"):
+            value = getattr(self, field)
+            found = np.shape(value)
+            if value is not None and found != expected:
                 raise ValueError(f"{field} has shape {found}, expected {expected}: one a class.")
 
 

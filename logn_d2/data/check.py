@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["DatasetReport", "check_dataset"]
@@ -55,16 +56,18 @@ def check_dataset(name: str) -> DatasetReport:
         records = DatasetCatalog.get(name)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         return DatasetReport(name, problems=(str(error),))
-    objects = [a for record in records for a in record["annotations"]]
+    objects = [a for record in records for a in record.get("annotations", ())]
     problems = [*_image_problems(records), *_box_problems(records)]
     if not objects:
         problems.append("no object is annotated")
+    elif all(a.get("iscrowd", 0) for a in objects):
+        problems.append("all objects are crowds (iscrowd 1), which training leaves out")
     return DatasetReport(
         name,
         num_images=len(records),
         num_objects=len(objects),
         num_classes=len(meta.get("thing_classes", ())),
-        num_without_mask=sum("segmentation" not in a for a in objects),
+        num_without_mask=sum(not a.get("segmentation") for a in objects),
         problems=tuple(problems),
     )
 
@@ -77,11 +80,16 @@ def _image_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _box_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Boxes (left, top, width, height) that are empty or leave their image."""
+    """Boxes that are empty or leave their image; rotated ones have no such bounds."""
     empty, outside, first = 0, 0, None
     for record in records:
-        for annotation in record["annotations"]:
-            left, top, width, height = annotation["bbox"]
+        for annotation in record.get("annotations", ()):
+            mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+            if mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
+                continue
+            left, top, width, height = BoxMode.convert(
+                list(annotation["bbox"]), mode, BoxMode.XYWH_ABS
+            )
             is_empty = width <= 0 or height <= 0
             # One pixel of tolerance: annotation tools round.
             is_outside = (

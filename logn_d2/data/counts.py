@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..core.frequency import ClassCounts
+from ..core.frequency import ClassCounts, frequency_groups
 
 __all__ = ["check_same_classes", "class_counts"]
 
@@ -80,7 +80,18 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
             f"The training set {', '.join(names)} has {num_records} images and no annotated "
             "object; class counts need at least one. Check the json's 'annotations'."
         )
-    return ClassCounts(class_names, image_count, instance_count, num_images)
+    groups = _own_groups(names, image_count)
+    return ClassCounts(class_names, image_count, instance_count, num_images, groups)
+
+
+def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | None:
+    """The groups that the sets' own limits or json give, (K,); None where they give none."""
+    metadata = MetadataCatalog.get(names[0])
+    limits = metadata.get("frequency_limits")
+    if limits is not None:
+        return frequency_groups(image_count, *limits)
+    letters = metadata.get("class_groups") if len(names) == 1 else None
+    return None if letters is None else np.array(letters)
 
 
 def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.ndarray, int]:

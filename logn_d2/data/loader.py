@@ -19,6 +19,7 @@ import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
     DatasetMapper,
     get_detection_dataset_dicts,
@@ -222,8 +223,15 @@ def training_images(cfg: CfgNode) -> list[Record]:
     except AssertionError as error:
         raise ValueError(
             f"The training set {', '.join(names)} can't be used: {error} Check DATASETS.TRAIN, and "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images without annotations."
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images without annotations or "
+            f"with crowds (iscrowd 1) only. {_count_crowds(names)}"
         ) from error
+
+
+def _count_crowds(names: Sequence[str]) -> str:
+    """A sentence on the crowds of data sets, which training leaves out."""
+    objects = [o for n in names for r in DatasetCatalog.get(n) for o in r.get("annotations", ())]
+    return f"{sum(o.get('iscrowd', 0) != 0 for o in objects)} of {len(objects)} objects are crowds."
 
 
 def statistics_mapper(cfg: CfgNode) -> DatasetMapper:

@@ -7,7 +7,6 @@ Class indices are contiguous in the order of the category ids, in [0, K).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,6 +18,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+
+from ..annotations import mask_of, read_annotations
 
 __all__ = [
     "load_lvis_form",
@@ -34,6 +35,7 @@ _FROM_JSON = (
     "thing_dataset_id_to_contiguous_id",
     "class_image_count",
     "class_instance_count",
+    "class_groups",
     "federated",
 )
 
@@ -74,25 +76,15 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
     size = os.path.getsize(path) / 2**20
     if size > 50:
         logger.info("Reading %s (%.0f MiB) ...", path, size)
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
+    content = read_annotations(path)
+    for position, image in enumerate(content["images"]):
+        if not {"height", "width"} <= set(image):
             raise ValueError(
-                f"{path} is no complete JSON file ({error}). Fetch or write it again."
-            ) from error
+                f"{path}: images[{position}] (id {image['id']!r}) lacks 'height' or 'width', which "
+                "training needs. Write the size of the image file in pixels."
+            )
     if time.perf_counter() - start > 1:
         logger.info("Reading %s took %.1f s.", path, time.perf_counter() - start)
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
-    if missing:
-        raise ValueError(
-            f"{path} lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}: expected "
-            "annotations in LVIS's or COCO's form."
-        )
     return content
 
 
@@ -104,6 +96,8 @@ def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
         "federated": any("neg_category_ids" in image for image in content["images"]),
     }
+    if categories and all(c.get("frequency") in ("r", "c", "f") for c in categories):
+        described["class_groups"] = tuple(c["frequency"] for c in categories)
     for key in ("image_count", "instance_count"):
         if categories and all(key in c for c in categories):
             described[f"class_{key}"] = [{"id": c["id"], key: c[key]} for c in categories]
@@ -221,19 +215,21 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
         meta._take(content)
     index_of = meta.thing_dataset_id_to_contiguous_id
     by_image = _group_annotations(content, name)
-    dropped = 0
+    without_mask = [a["id"] for a in content["annotations"] if mask_of(a) is None]
+    some_have_masks = len(without_mask) < len(content["annotations"])
+    if without_mask and some_have_masks:
+        logger.warning(
+            "%s: %d of %d objects have no mask, the first is annotation %s. A training with "
+            "MODEL.MASK_ON leaves them out; without it their boxes are used.",
+            *(name, len(without_mask), len(content["annotations"]), without_mask[0]),
+        )
     records = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
-        objects = [_convert(annotation, index_of, name) for annotation in by_image[image["id"]]]
-        kept = [entry for entry in objects if entry is not None]
-        dropped += len(objects) - len(kept)
-        records.append({**_image_record(image, meta.image_root), "annotations": kept})
-    if dropped:
-        logger.warning(
-            "%s: left out %d objects whose polygons all have fewer than three points.",
-            name,
-            dropped,
-        )
+        objects = [
+            _convert(annotation, index_of, name, some_have_masks)
+            for annotation in by_image[image["id"]]
+        ]
+        records.append({**_image_record(image, meta.image_root), "annotations": objects})
     _check_images(records[:check_images], name, meta.image_root)
     logger.info("Loaded %d images of %s from %s", len(records), name, meta.json_file)
     return records
@@ -242,19 +238,12 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
 def _group_annotations(content: Mapping[str, Any], name: str) -> dict[int, list[dict[str, Any]]]:
     """Annotations by image id; every image has an entry."""
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    seen = set()
     for annotation in content["annotations"]:
         if annotation["image_id"] not in by_image:
             raise ValueError(
                 f"{name}: annotation {annotation['id']} belongs to image "
                 f"{annotation['image_id']}, which the json does not list."
             )
-        if annotation["id"] in seen:
-            raise ValueError(
-                f"{name}: the annotation id {annotation['id']} occurs more than once; expected "
-                "a different id for every object. Number the annotations anew."
-            )
-        seen.add(annotation["id"])
         by_image[annotation["image_id"]].append(annotation)
     return by_image
 
@@ -264,9 +253,9 @@ def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
     # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the address lead to
     # the image. COCO has both, and its file_name is right.
     federated = "neg_category_ids" in image
-    if "coco_url" in image and (federated or "file_name" not in image):
+    if image.get("coco_url") and (federated or "file_name" not in image):
         tail = "/".join(image["coco_url"].split("/")[-2:])
-    elif "file_name" in image:
+    elif image.get("file_name"):
         tail = image["file_name"]
     else:
         raise ValueError(
@@ -285,9 +274,9 @@ def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
 
 
 def _convert(
-    annotation: Mapping[str, Any], index_of: Mapping[int, int], name: str
-) -> dict[str, Any] | None:
-    """An annotation in Detectron2's form; None when it has polygons, but no valid one."""
+    annotation: Mapping[str, Any], index_of: Mapping[int, int], name: str, some_have_masks: bool
+) -> dict[str, Any]:
+    """An annotation in Detectron2's form."""
     category_id = annotation["category_id"]
     if category_id not in index_of:
         raise ValueError(
@@ -301,14 +290,13 @@ def _convert(
     }
     if "iscrowd" in annotation:
         converted["iscrowd"] = annotation["iscrowd"]
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        converted["segmentation"] = _compressed(segmentation)
-    elif segmentation:
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            return None
-        converted["segmentation"] = polygons
+    mask = mask_of(annotation)
+    if isinstance(mask, dict):
+        converted["segmentation"] = _compressed(mask)
+    elif mask or some_have_masks:
+        # Detectron2's mapper decides by the first object of an image whether the image has masks.
+        # An empty list is a mask without a pixel: left out with MODEL.MASK_ON, else a mere box.
+        converted["segmentation"] = mask or []
     return converted
 
 

@@ -21,16 +21,19 @@ from ..core import (
     parse_calibration,
 )
 from ..core.calibration_registry import CalibrationInputs
+from ..data import check_same_classes
 from ..evaluation import LogitStatisticsCollector
 from ..modeling.build import known_class_names
 
 __all__ = [
     "check_calibration",
+    "check_classes",
     "check_collection_settings",
     "check_datasets",
     "check_images",
     "check_loss",
     "check_loss_options",
+    "check_masks",
     "check_output_folder",
     "check_statistics",
     "check_weights",
@@ -75,6 +78,51 @@ def check_datasets(names: Sequence[str]) -> None:
             if path and "://" not in path and not os.path.exists(path):
                 hint = metadata.as_dict().get("_hint") or "See datasets/README.md."
                 raise FileNotFoundError(f"The {what} of '{name}' are missing: {path}. {hint}")
+
+
+def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Checks that data sets and model have the same classes in the same order.
+
+    A class index means another class to a model and to a data set with one category more, and
+    every number would be of the wrong class.
+
+    Raises:
+        ValueError: they differ; the message names the first difference.
+    """
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(
+                f"'{name}' has {len(classes)} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
+                f"{num_classes}. Set it to {len(classes)}, or name the data set of this model."
+            )
+        if classes is not None and names[0] != name:
+            check_same_classes(names[0], name)
+
+
+def check_masks(cfg: CfgNode) -> None:
+    """Checks that the training sets have the masks that the config trains.
+
+    Raises:
+        ValueError: no object has a mask, or run lengths meet INPUT.MASK_FORMAT polygon.
+    """
+    if not cfg.MODEL.MASK_ON:
+        return
+    for name in cfg.DATASETS.TRAIN:
+        objects = [o for r in DatasetCatalog.get(name) for o in r.get("annotations", ())]
+        masks = [o["segmentation"] for o in objects if o.get("segmentation")]
+        if objects and not masks:
+            raise ValueError(
+                f"None of the {len(objects)} objects of '{name}' has a mask, but MODEL.MASK_ON is "
+                "True. Set it to False to train boxes alone, or give the objects masks."
+            )
+        run_lengths = sum(isinstance(mask, dict) for mask in masks)
+        if run_lengths and cfg.INPUT.MASK_FORMAT == "polygon":
+            raise ValueError(
+                f"{run_lengths} of the {len(masks)} masks of '{name}' are run lengths, but "
+                "INPUT.MASK_FORMAT is polygon. Set it to bitmask, which takes both."
+            )
 
 
 def check_images(names: Sequence[str]) -> None:

@@ -14,10 +14,12 @@ from ..modeling.build import TrainingClassCounts
 from .checkpoint import load_weights
 from .checks import (
     check_calibration,
+    check_classes,
     check_collection_settings,
     check_datasets,
     check_images,
     check_loss_options,
+    check_masks,
     check_output_folder,
     check_statistics,
     check_weights,
@@ -65,6 +67,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     check_second_stage(cfg)
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _check_evaluators(cfg)
+    check_masks(cfg)
     check_images(cfg.DATASETS.TEST)
 
 
@@ -157,6 +160,7 @@ def _check_evaluators(cfg: CfgNode) -> None:
 def _check_files(cfg: CfgNode, datasets: Sequence[str]) -> None:
     check_output_folder(cfg.OUTPUT_DIR)
     check_datasets(datasets)
+    check_classes(cfg, datasets)
     check_weights(cfg.MODEL.WEIGHTS)
 
 

@@ -12,7 +12,6 @@ image index * K + class index.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from logn_d2.annotations import check_annotations, mask_of, read_annotations
 from logn_d2.core import frequency_groups
 
 from .detections import RleMasks, image_id_array
@@ -141,15 +141,15 @@ class LvisGroundTruth:
             (3, array([0, 1]))
         """
         source = json_file or "this data set"
-        _check_sections(dataset, source)
-        image_id_array([image["id"] for image in dataset["images"]])
+        if json_file is None:  # a file's content was checked when it was read
+            check_annotations(dataset, source)
         images = sorted(dataset["images"], key=lambda image: image["id"])
         categories = sorted(dataset["categories"], key=lambda category: category["id"])
-        image_ids = _unique_ids(images, "images", source)
-        category_ids = _unique_ids(categories, "categories", source)
+        image_ids = image_id_array([image["id"] for image in images])
+        category_ids = image_id_array([category["id"] for category in categories])
         federated = _is_federated(images, source)
         annotations, image, category = _known_annotations(
-            dataset["annotations"], image_ids, category_ids, source
+            dataset["annotations"], image_ids, category_ids, source, federated
         )
         keys = image * len(category_ids) + category
         listed = None
@@ -175,7 +175,7 @@ class LvisGroundTruth:
             annotation_id=_column(annotations, "id", np.int64),
             listed=listed,
             not_exhaustive=_list_keys(images, "not_exhaustive_category_ids", category_ids),
-            masks=_encode_masks(annotations, size[image]) if masks else None,
+            masks=_encode_masks(annotations, size[image], source) if masks else None,
             json_file=json_file,
         )
 
@@ -200,34 +200,7 @@ def _in(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 # written anew is read anew.
 @functools.lru_cache(maxsize=4)
 def _read(path: str, masks: bool, mtime_ns: int, num_bytes: int) -> LvisGroundTruth:
-    with open(path) as file:
-        try:
-            dataset = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a json file ({error}); is it complete?") from error
-    return LvisGroundTruth.from_dict(dataset, masks=masks, json_file=path)
-
-
-def _check_sections(dataset: Any, source: str) -> None:
-    """Refuse a json of another kind, such as a result file, by name."""
-    found = sorted(dataset) if isinstance(dataset, Mapping) else type(dataset).__name__
-    if not {"images", "categories", "annotations"} <= set(found):
-        raise ValueError(
-            f"{source} has {found}, expected images, categories and annotations. Give the "
-            "annotations of an LVIS-form or COCO-form data set, not a result or image-info file."
-        )
-
-
-def _unique_ids(entries: Sequence[Mapping[str, Any]], name: str, source: str) -> np.ndarray:
-    """Return the ids of entries that are sorted by them, (len(entries),)."""
-    ids = image_id_array([entry["id"] for entry in entries])
-    repeated = ids[1:][ids[1:] == ids[:-1]]
-    if len(repeated):
-        raise ValueError(
-            f"{source} has {len(repeated)} {name} with an id that another one has, the first is "
-            f"{repeated[0]}. Ids must be unique; were two data sets joined?"
-        )
-    return ids
+    return LvisGroundTruth.from_dict(read_annotations(path), masks=masks, json_file=path)
 
 
 def _is_federated(images: Sequence[Mapping[str, Any]], source: str) -> bool:
@@ -246,9 +219,9 @@ def _known_annotations(
     image_ids: np.ndarray,
     category_ids: np.ndarray,
     source: str,
+    federated: bool,
 ) -> tuple[list[Mapping[str, Any]], np.ndarray, np.ndarray]:
     """Return the annotations that count, sorted by key, with their image and class indices."""
-    _unique_ids(sorted(annotations, key=lambda a: a["id"]), "annotations", source)
     image_id = image_id_array([annotation["image_id"] for annotation in annotations])
     category_id = _column(annotations, "category_id", np.int64)
     known = np.isin(image_id, image_ids) & np.isin(category_id, category_ids)
@@ -260,8 +233,19 @@ def _known_annotations(
             *(source, np.count_nonzero(~known), len(known)),
             *(first["id"], first["image_id"], first["category_id"]),
         )
-    # lvis-api looks annotations up by an area range that is open at 0.
-    index = np.flatnonzero(known & (_column(annotations, "area", np.float64) > 0))
+    if federated:
+        # lvis-api looks annotations up by an area range that is open at 0; pycocotools, whose rule
+        # holds for COCO's form, leaves none out.
+        without_area = known & ~(_column(annotations, "area", np.float64) > 0)
+        if without_area.any():
+            logger.warning(
+                "%s: %d of %d annotations have no area above 0 and are left out, as in lvis-api; "
+                "the first is %s.",
+                *(source, np.count_nonzero(without_area), len(known)),
+                annotations[int(np.argmax(without_area))]["id"],
+            )
+        known &= ~without_area
+    index = np.flatnonzero(known)
     image = np.searchsorted(image_ids, image_id[index])
     category = np.searchsorted(category_ids, category_id[index])
     order = np.lexsort((category, image))
@@ -271,9 +255,12 @@ def _known_annotations(
 def _column(
     annotations: Sequence[Mapping[str, Any]], name: str, dtype: type, default: Any = None
 ) -> np.ndarray:
-    """Return one field of all annotations; a missing area is that of the box."""
+    """Return one field of all annotations; an area that is not given is that of the box."""
     if name == "area":
-        values = [a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3] for a in annotations]
+        # null and NaN (which differs from itself) give no area.
+        areas = [a.get("area") for a in annotations]
+        boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
+        values = [b if a is None or a != a else a for a, b in zip(areas, boxes, strict=True)]
     elif default is None:
         values = [annotation[name] for annotation in annotations]
     else:
@@ -302,13 +289,22 @@ def _class_groups(categories: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
     return None
 
 
-def _encode_masks(annotations: Sequence[Mapping[str, Any]], size: np.ndarray) -> RleMasks | None:
-    """Encode polygons and run lengths of any form; None where the json has boxes only."""
-    if not all(annotation.get("segmentation") for annotation in annotations):
+def _encode_masks(
+    annotations: Sequence[Mapping[str, Any]], size: np.ndarray, source: str
+) -> RleMasks | None:
+    """Encode polygons and run lengths of any form; None where an object has a box only."""
+    masks = [mask_of(annotation) for annotation in annotations]
+    without = [a["id"] for a, mask in zip(annotations, masks, strict=True) if mask is None]
+    if without:
+        if len(without) < len(annotations):
+            logger.warning(
+                "%s: %d of %d objects have no mask, the first is annotation %s, so there is no "
+                "mask AP. Give these objects a mask, or leave them out.",
+                *(source, len(without), len(annotations), without[0]),
+            )
         return None
     rles = []
-    for annotation, (height, width) in zip(annotations, size.tolist(), strict=True):
-        segmentation = annotation["segmentation"]
+    for segmentation, (height, width) in zip(masks, size.tolist(), strict=True):
         if isinstance(segmentation, list):
             parts = mask_util.frPyObjects(segmentation, height, width)
             segmentation = mask_util.merge(parts) if len(parts) > 1 else parts[0]

@@ -170,15 +170,41 @@ def test_run_length_masks_become_compressed(shop):
     assert isinstance(mask["counts"], bytes)
 
 
-def test_objects_without_a_valid_polygon_are_left_out_with_a_warning(shop, caplog):
+def test_objects_without_a_valid_polygon_keep_their_box_with_a_warning(shop, caplog):
     content = coco_form()
     content["annotations"][1]["segmentation"] = [[1.0, 1.0, 2.0, 2.0]]
     content["annotations"][2]["segmentation"] = [[1.0, 1.0, 2.0, 2.0], SQUARE]
     with caplog.at_level(logging.WARNING, logger="logn_d2.data.registration"):
         records = load(shop(content))
-    assert [len(r["annotations"]) for r in records] == [1, 1]
-    assert records[0]["annotations"][0]["segmentation"] == [SQUARE]
-    assert "left out 1 objects" in caplog.text
+    masks = [a["segmentation"] for a in records[0]["annotations"]]
+    assert masks == [[], [SQUARE]]
+    assert "1 of 3 objects have no mask, the first is annotation 2" in caplog.text
+
+
+@pytest.mark.parametrize(("mask_on", "num_objects"), [(True, 1), (False, 2)])
+def test_the_mapper_leaves_out_objects_without_a_mask_only_where_masks_are_trained(
+    shop, mask_on, num_objects
+):
+    content = coco_form()
+    content["annotations"][1]["segmentation"] = [[]]
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = mask_on
+    record = load(shop(content))[0]
+    assert len(DatasetMapper(cfg, is_train=True)(record)["instances"]) == num_objects
+
+
+def test_boxes_alone_written_as_empty_polygons_have_no_masks(shop):
+    content = coco_form()
+    for each in content["annotations"]:
+        each["segmentation"] = [[]]
+    assert not any("segmentation" in a for r in load(shop(content)) for a in r["annotations"])
+
+
+def test_an_empty_address_is_none(shop):
+    content = coco_form()
+    for image in content["images"]:
+        image.update(coco_url="", neg_category_ids=[])
+    assert load(shop(content))[0]["file_name"].endswith("images/a.png")
 
 
 def test_boxes_are_xywh_and_the_order_of_objects_is_kept(shop):
@@ -271,7 +297,7 @@ def test_json_of_another_form_is_refused(shop, content):
     [
         (0, {"category_id": 8}, "category_id=8.*not among the json's 2 categories"),
         (0, {"image_id": 5}, "image 5, which the json does not list"),
-        (0, {"id": 2}, "annotation id 2 occurs more than once"),
+        (0, {"id": 2}, r"annotations\[1\] has the id 2, which occurs more than once"),
     ],
 )
 def test_inconsistent_annotation_is_named(shop, number, change, message):

@@ -63,15 +63,15 @@ def test_polygons_and_run_lengths_of_any_form_are_the_same_mask() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ([], "this data set has list, expected images, categories and annotations"),
-        ({"images": []}, r"has \['images'\], expected images, categories and annotations"),
+        ([], "this data set lacks the lists images, annotations, categories"),
+        ({"images": []}, "lacks the lists annotations, categories"),
         (
             {**one_image(), "images": one_image()["images"] * 2},
-            "1 images with an id that another one has, the first is 7",
+            r"images\[1\] has the id 7, which occurs more than once",
         ),
         (
             {**one_image(), "annotations": one_image()["annotations"] * 2},
-            "1 annotations with an id that another one has, the first is 1",
+            r"annotations\[1\] has the id 1, which occurs more than once",
         ),
         (
             {**one_image(), "images": [*one_image()["images"], {"id": 8}]},
@@ -88,5 +88,5 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
         LvisGroundTruth.from_json(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"half\.json is not a json file"):
+    with pytest.raises(ValueError, match=r"half\.json is no complete JSON file"):
         LvisGroundTruth.from_json(tmp_path / "half.json")

@@ -1,0 +1,243 @@
+"""What training and evaluation both ask of an LVIS- or COCO-form json.
+
+Both read the same file; with one set of rules a mistake ends the work before the first iteration
+and not in an evaluation days later. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["check_annotations", "mask_of", "read_annotations"]
+
+Entry = Mapping[str, Any]
+
+# Pixels. pycocotools allocates memory in proportion to the coordinates of a polygon, whatever the
+# size of the image: beyond this, one polygon can take all of the machine's memory.
+MAX_COORDINATE = 1e6
+
+
+def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads and checks an annotation file. It is UTF-8 in every locale; a byte order mark is fine.
+
+    Args:
+        path (str or PathLike): a local file.
+
+    Returns:
+        dict: the json's content, which passes :func:`check_annotations`.
+
+    Raises:
+        ValueError: the file is not UTF-8, not json, or breaks a rule of `check_annotations`.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is no complete JSON file ({error}). Fetch or write it again."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not encoded in UTF-8 ({error}). Convert it, for example with iconv."
+            ) from error
+    check_annotations(content, str(path))
+    return content
+
+
+def check_annotations(content: Any, source: str) -> None:
+    """Checks lists, ids, fields and values.
+
+    Args:
+        content (dict): with "images", "annotations" and "categories".
+        source (str): the file, for messages.
+
+    Raises:
+        ValueError: names the file, the list, the entry, the field and its value.
+    """
+    sections = ("images", "annotations", "categories")
+    missing = [
+        key
+        for key in sections
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), Sequence)
+    ]
+    if missing:
+        raise ValueError(
+            f"{source} lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}: expected "
+            "images, categories and annotations in LVIS's or COCO's form, not a result or "
+            "image-info file."
+        )
+    # Images may be numbered or named; then all of them are.
+    named = any(
+        isinstance(image, Mapping) and type(image.get("id")) is str
+        for image in content["images"][:1]
+    )
+    image_kind: type = str if named else Integral
+    for section in sections:
+        kind = image_kind if section == "images" else Integral
+        _check_ids(content[section], f"{source}: {section}", kind)
+    for where, image in _entries(content["images"], f"{source}: images"):
+        _check_image(image, where)
+    for where, category in _entries(content["categories"], f"{source}: categories"):
+        _check_category(category, where)
+    sizes = {
+        image["id"]: [image["height"], image["width"]]
+        for image in content["images"]
+        if "height" in image and "width" in image
+    }
+    for where, annotation in _entries(content["annotations"], f"{source}: annotations"):
+        for name, kind in (("image_id", image_kind), ("category_id", Integral)):
+            _check_id(_field(annotation, name, where), kind, where, name)
+        _check_object(annotation, sizes, where)
+
+
+def mask_of(annotation: Entry) -> list[list[float]] | dict[str, Any] | None:
+    """The mask of an object: run lengths, or the polygons of three points or more.
+
+    Returns:
+        list, dict or None: None for an object with a box alone, as ``[]``, ``[[]]`` and polygons
+        of fewer than three points mean.
+
+    Example:
+        >>> mask_of({"segmentation": [[0, 0, 4, 4], [0, 0, 4, 0, 4, 4]]})
+        [[0, 0, 4, 0, 4, 4]]
+    """
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        return dict(segmentation)
+    polygons = [p for p in segmentation or () if len(p) >= 6 and len(p) % 2 == 0]
+    return polygons or None
+
+
+def _entries(entries: Sequence[Entry], section: str) -> Iterator[tuple[str, Entry]]:
+    for position, entry in enumerate(entries):
+        yield f"{section}[{position}] (id {entry['id']!r})", entry
+
+
+def _check_id(value: Any, kind: type, where: str, name: str) -> None:
+    # numpy's integers have 64 bits: a larger id would wrap around to another one.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = "a string" if kind is str else "a whole number"
+        expected += ", as the ids of the file's list" if name != "id" else " as every id"
+        raise ValueError(
+            f"{where} has the {name} {value!r:.80} of type {type(value).__name__}; expected "
+            f"{expected}."
+        )
+    if kind is Integral and not -(2**63) <= value < 2**63:
+        _refuse(where, name, value, "a whole number of at most 64 bits")
+
+
+def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
+    """Every entry is a mapping with an id of its own; all ids have one type."""
+    seen: set[Any] = set()
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{section}[{position}] is {entry!r:.80}; expected an object.")
+        number = _field(entry, "id", f"{section}[{position}]")
+        _check_id(number, kind, f"{section}[{position}]", "id")
+        if number in seen:
+            raise ValueError(
+                f"{section}[{position}] has the id {number}, which occurs more than once. Ids "
+                "must be unique; number the entries anew, or were two data sets joined?"
+            )
+        seen.add(number)
+
+
+def _field(entry: Entry, name: str, where: str) -> Any:
+    if name not in entry:
+        raise ValueError(f"{where} has no '{name}'. Write it, or leave the entry out.")
+    return entry[name]
+
+
+def _refuse(where: str, name: str, value: Any, expected: str) -> None:
+    raise ValueError(f"{where} has {name} {value!r:.80}; expected {expected}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_image(image: Entry, where: str) -> None:
+    for name in ("height", "width"):
+        if name in image and not (_is_number(image[name]) and 0 < image[name] < MAX_COORDINATE):
+            _refuse(where, name, image[name], "a positive number of pixels below a million")
+    for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+        if name in image and not _is_list_of_ids(image[name]):
+            _refuse(where, name, image[name], "a list of category ids, which may be empty")
+    for name in ("file_name", "coco_url"):
+        if image.get(name) is not None and not isinstance(image[name], str):
+            _refuse(where, name, image[name], "a string")
+
+
+def _check_category(category: Entry, where: str) -> None:
+    if "name" in category and not (isinstance(category["name"], str) and category["name"]):
+        _refuse(where, "name", category["name"], "a string that is not empty")
+    for name in ("image_count", "instance_count"):
+        if name in category and not (_is_number(category[name]) and category[name] >= 0):
+            _refuse(where, name, category[name], "a number of 0 or more")
+
+
+def _is_list_of_ids(value: Any) -> bool:
+    return _is_list_of(value, Integral) and all(-(2**63) <= each < 2**63 for each in value)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+
+
+def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str) -> None:
+    box = _field(annotation, "bbox", where)
+    if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
+        _refuse(where, "bbox", box, "four finite numbers: left, top, width, height")
+    # null is a tool's way to say "unknown"; Python's json reads NaN too.
+    area = annotation.get("area")
+    if area is not None and (not isinstance(area, Real) or area in (math.inf, -math.inf)):
+        _refuse(where, "area", area, "a number")
+    # Detectron2 leaves out whatever differs from 0, pycocotools what is true.
+    crowd = annotation.get("iscrowd", 0)
+    if not (isinstance(crowd, Integral) and crowd in (0, 1)):
+        _refuse(where, "iscrowd", crowd, "0 or 1")
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        _check_run_lengths(segmentation, sizes.get(annotation["image_id"]), where)
+    elif segmentation is not None:
+        _check_polygons(segmentation, where)
+
+
+def _check_run_lengths(rle: Entry, size: list[Any] | None, where: str) -> None:
+    if not isinstance(rle.get("counts"), list | str | bytes):
+        _refuse(where, "segmentation counts", rle.get("counts"), "numbers or a string")
+    if not (_is_list_of(rle.get("size"), Integral) and len(rle["size"]) == 2):
+        _refuse(where, "segmentation size", rle.get("size"), "[height, width]")
+    if isinstance(rle["counts"], list):
+        height, width = rle["size"]
+        counts = rle["counts"]
+        if not _is_list_of(counts, Integral) or sum(counts) != height * width or min(counts) < 0:
+            _refuse(where, "segmentation counts", counts, f"{height} x {width} pixels in all")
+    # pycocotools gives an overlap of 0 or -1 to masks of different sizes, without a word.
+    if size is not None and list(rle["size"]) != list(size):
+        raise ValueError(
+            f"{where} has a mask of {rle['size'][0]} x {rle['size'][1]} pixels (height x width), "
+            f"its image has {size[0]} x {size[1]}. Was it made for a resized image?"
+        )
+
+
+def _check_polygons(polygons: Any, where: str) -> None:
+    form = "a list of polygons [x, y, x, y, ...]"
+    if not isinstance(polygons, list | tuple):
+        _refuse(where, "segmentation", polygons, f"{form} or run lengths")
+    for polygon in polygons:
+        if not isinstance(polygon, list | tuple):
+            _refuse(where, "segmentation", polygons, form)
+        try:
+            # A sum is finite if and only if all terms are; much faster than to look at each.
+            total, least, most = sum(polygon), min(polygon, default=0), max(polygon, default=0)
+            usable = math.isfinite(total) and -MAX_COORDINATE < least <= most < MAX_COORDINATE
+        except (TypeError, OverflowError):
+            usable = False
+        if not usable:
+            _refuse(where, "segmentation", polygon, f"finite pixel coordinates, as {form}")

@@ -1,0 +1,179 @@
+"""One set of rules for what training and evaluation read: a mistake is named by its place."""
+
+import copy
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from logn_d2.annotations import check_annotations, mask_of, read_annotations
+from logn_d2.evaluation import Detections, LvisGroundTruth, evaluate_lvis
+
+SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+
+
+def content():
+    """Two images, two classes, one object of each in each image; COCO's form."""
+    objects = [(1, 4, 7), (2, 4, 20), (3, 9, 7), (4, 9, 20)]
+    return {
+        "images": [
+            {"id": number, "file_name": f"{number}.png", "height": 32, "width": 40}
+            for number in (4, 9)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": [2.0, 2.0, 10.0, 10.0],
+                "area": 100.0,
+                "iscrowd": 0,
+                "segmentation": [SQUARE],
+            }
+            for number, image, category in objects
+        ],
+        "categories": [{"id": 7, "name": "lid"}, {"id": 20, "name": "jar"}],
+    }
+
+
+# What is wrong: (list, position, field, value) and what the message says beside file and entry.
+BROKEN = [
+    ("images", 1, "id", 4, "more than once"),
+    ("images", 1, "id", 1.0, "type float"),
+    ("images", 1, "id", "9", "type str"),
+    ("annotations", 2, "image_id", "4", "type str"),
+    ("annotations", 2, "image_id", 2**64, "64 bits"),
+    ("images", 0, "height", "32", "positive number of pixels"),
+    ("images", 0, "width", math.nan, "positive number of pixels"),
+    ("images", 0, "neg_category_ids", None, "list of category ids"),
+    ("categories", 1, "id", 7, "more than once"),
+    ("categories", 1, "id", "7", "type str"),
+    ("categories", 1, "name", 0, "string that is not empty"),
+    ("categories", 1, "image_count", None, "number of 0 or more"),
+    ("annotations", 2, "id", 1, "more than once"),
+    ("annotations", 2, "category_id", 7.0, "ids of the file"),
+    ("annotations", 2, "bbox", None, "four finite numbers"),
+    ("annotations", 2, "bbox", [], "four finite numbers"),
+    ("annotations", 2, "bbox", [1, 2, 3, 4, 5], "four finite numbers"),
+    ("annotations", 2, "bbox", ["1", "2", "3", "4"], "four finite numbers"),
+    ("annotations", 2, "bbox", [1.0, math.nan, 3.0, 4.0], "four finite numbers"),
+    ("annotations", 2, "area", "100", "a number"),
+    ("annotations", 2, "iscrowd", None, "0 or 1"),
+    ("annotations", 2, "iscrowd", "0", "0 or 1"),
+    ("annotations", 2, "segmentation", SQUARE, "list of polygons"),
+    ("annotations", 2, "segmentation", [[[2, 2], [12, 2], [12, 12]]], "finite pixel"),
+    ("annotations", 2, "segmentation", [[2.0, math.nan, *SQUARE]], "finite pixel"),
+    ("annotations", 2, "segmentation", [[2.0, math.inf, *SQUARE]], "finite pixel"),
+    ("annotations", 2, "segmentation", [[2.0, 1e12, *SQUARE]], "finite pixel"),
+    ("annotations", 2, "segmentation", {"size": [40, 32], "counts": [1280]}, "resized image"),
+    ("annotations", 2, "segmentation", {"size": [32, 40], "counts": [7]}, "32 x 40 pixels"),
+]
+
+
+@pytest.mark.parametrize(("section", "position", "field", "value", "said"), BROKEN)
+def test_a_wrong_value_is_named_by_file_list_and_entry(section, position, field, value, said):
+    broken = content()
+    broken[section][position][field] = value
+    with pytest.raises(ValueError) as error:
+        check_annotations(broken, "val.json")
+    assert f"val.json: {section}[{position}]" in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ("images", "id"),
+        ("categories", "id"),
+        ("annotations", "id"),
+        ("annotations", "bbox"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+    ],
+)
+def test_a_missing_field_is_named(section, field):
+    broken = content()
+    del broken[section][1][field]
+    with pytest.raises(ValueError, match=rf"val.json: {section}\[1\].* has no '{field}'"):
+        check_annotations(broken, "val.json")
+
+
+def test_what_is_right_passes():
+    check_annotations(content(), "val.json")
+    check_annotations({"images": [], "annotations": [], "categories": []}, "empty.json")
+
+
+def test_names_are_utf8_in_any_locale_and_a_mark_at_the_start_is_fine(tmp_path):
+    named = content()
+    named["categories"][0]["name"] = "Dächer $ 屋根"
+    text = json.dumps(named, ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "a.json").write_text(text, encoding=encoding)
+        assert read_annotations(tmp_path / "a.json") == named
+    (tmp_path / "b.json").write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match="b.json is not encoded in UTF-8"):
+        read_annotations(tmp_path / "b.json")
+
+
+def test_short_polygons_are_no_mask():
+    assert mask_of({"segmentation": [[], [1, 2], SQUARE]}) == [SQUARE]
+    for none in (None, [], [[]], [[1, 2, 3, 4]]):
+        assert mask_of({"segmentation": none}) is None
+
+
+def perfect_ap(truth):
+    """Box AP of detections that are the objects of `content()`, whatever `truth` says."""
+    whole = LvisGroundTruth.from_dict(content(), masks=False)
+    found = Detections(
+        image_id=whole.image_ids[whole.image],
+        category=whole.category,
+        score=np.ones(len(whole.box)),
+        box=whole.box,
+    )
+    return evaluate_lvis(truth, found).metrics["AP"]
+
+
+@pytest.mark.parametrize("area", [0, None, math.nan])
+def test_in_coco_form_an_object_counts_whatever_its_area(area):
+    without = content()
+    without["annotations"][0]["area"] = area
+    truth = LvisGroundTruth.from_dict(without, masks=False)
+    assert len(truth.box) == 4 and perfect_ap(truth) == pytest.approx(1.0)
+
+
+def test_in_lvis_form_an_object_without_area_is_left_out_and_named(caplog):
+    without = content()
+    without["annotations"][0]["area"] = 0
+    for image in without["images"]:
+        image["neg_category_ids"] = []
+    assert len(LvisGroundTruth.from_dict(without).box) == 3
+    assert "1 of 4 annotations have no area above 0" in caplog.text and "first is 1" in caplog.text
+
+
+def test_objects_without_a_mask_are_counted_and_named(caplog):
+    without = content()
+    without["annotations"][2]["segmentation"] = [[0, 0, 4, 4]]
+    assert LvisGroundTruth.from_dict(without).masks is None
+    assert "1 of 4 objects have no mask, the first is annotation 3" in caplog.text
+
+
+VALUES = (None, math.nan, math.inf, -1, 1e300, 2**70, "", "7", [], {}, [[]], [None], True)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_changed_field_is_read_or_named(seed):
+    """Never another exception than ValueError, which names the entry."""
+    draw = random.Random(seed)
+    changed = copy.deepcopy(content())
+    section = draw.choice(sorted(changed))
+    entry = draw.choice(changed[section])
+    field = draw.choice(sorted(entry))
+    if draw.random() < 0.2:
+        del entry[field]
+    else:
+        entry[field] = draw.choice(VALUES)
+    try:
+        LvisGroundTruth.from_dict(changed)
+    except ValueError as error:
+        assert f"{section}[" in str(error) or field in str(error), (field, entry)
