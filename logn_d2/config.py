@@ -46,6 +46,9 @@ def add_logn_config(cfg: CN) -> None:
     node.CASCADE_AVERAGE = "probs"
     # Own data sets in LVIS or COCO form: a list of [name, json file, image folder].
     node.DATASETS = []
+    # Images of each data set whose headers are read before a training, so that a missing, damaged
+    # or resized file does not end it later; 0 for none.
+    node.CHECK_IMAGES = 10000
     # Images of the first test set that TensorBoard shows at each calibrated evaluation while
     # training, with detections before and after calibration; 0 for none.
     node.VIS_IMAGES = 4

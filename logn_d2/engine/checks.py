@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 
 import torch
+import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
@@ -21,7 +22,7 @@ from ..core import (
     parse_calibration,
 )
 from ..core.calibration_registry import CalibrationInputs
-from ..data import check_same_classes
+from ..data import check_same_classes, image_problem
 from ..evaluation import LogitStatisticsCollector
 from ..modeling.build import known_class_names
 
@@ -38,8 +39,6 @@ __all__ = [
     "check_statistics",
     "check_weights",
 ]
-
-NUM_IMAGES = 100
 
 
 def check_output_folder(folder: str) -> None:
@@ -125,19 +124,32 @@ def check_masks(cfg: CfgNode) -> None:
             )
 
 
-def check_images(names: Sequence[str]) -> None:
-    """Loads data sets that are needed only at the end, and looks for their first images.
+def check_images(names: Sequence[str], num_images: int) -> None:
+    """Loads data sets and reads the headers of their first images.
+
+    Args:
+        names (Sequence[str]): registered data sets.
+        num_images (int): of each; 0 reads none.
 
     Raises:
         FileNotFoundError: an image is missing.
+        ValueError: an image can't be read, is not whole, or has another size than in the json.
     """
     for name in names:
-        for record in DatasetCatalog.get(name)[:NUM_IMAGES]:
+        records = DatasetCatalog.get(name)[:num_images]
+        # On its own line, since it takes seconds to minutes on a slow disk.
+        for record in tqdm.tqdm(records, f"images of {name}", disable=len(records) < 1000):
             path = record["file_name"]
-            if "://" not in path and not os.path.isfile(path):
+            problem = None if "://" in path else image_problem(record)
+            if problem and not os.path.isfile(path):
                 raise FileNotFoundError(
                     f"An image of '{name}' is missing: {path}. See datasets/README.md, or set "
                     "DETECTRON2_DATASETS to the folder that has the data sets."
+                )
+            if problem:
+                raise ValueError(
+                    f"An image of '{name}' can't be used: {problem}. Mend the file or leave it out "
+                    "of the json; tools/check_datasets.py looks at all of them."
                 )
 
 

@@ -68,7 +68,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _check_evaluators(cfg)
     check_masks(cfg)
-    check_images(cfg.DATASETS.TEST)
+    check_images([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], node.CHECK_IMAGES)
 
 
 def run_training(cfg: CfgNode, *, resume: bool) -> Results:

@@ -43,7 +43,7 @@ def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgN
     node = cfg.MODEL.LOGN
     # Whatever weights are loaded, their digest is compared; a calibration leaves raw logits alone.
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = node.STATISTICS = node.CALIBRATION = ""
-    cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = 0
+    cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = node.CHECK_IMAGES = 0
     if collects:
         node.COLLECT.CHECKPOINT_PERIOD = node.COLLECT.PERIODIC_IMAGES = 0
     else:
