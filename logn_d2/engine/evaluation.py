@@ -206,13 +206,17 @@ def _one_pass(
     results = sweep_results(predictions, ground_truth, tasks)
     for name, by_task in results.items():
         for task, result in by_task.items():
-            # Calibrations are written like calls: norcal(gamma=0.6).
-            file_name = re.sub(r"[^\w.=,()+-]", "_", f"per_class_{task}_{name}.csv")
+            file_name = _file_name(f"per_class_{task}_{name}.csv")
             result.to_csv(os.path.join(_folder(cfg, dataset), file_name))
     return {
         name: {task: dict(result.as_dict()) for task, result in by_task.items()}
         for name, by_task in results.items()
     }
+
+
+def _file_name(text: str) -> str:
+    """Calibrations are written like calls: norcal(gamma=0.6)."""
+    return re.sub(r"[^\w.=,()+-]", "_", text)
 
 
 def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
@@ -230,7 +234,12 @@ def _one_pass_each(
     """The same for evaluators that know nothing of sweeps."""
     results = {}
     for name, stages in calibrations.items():
-        evaluator = build_evaluator(cfg, dataset)
+        own = cfg.clone()
+        own.defrost()
+        # In one folder each would write over the files of the last.
+        if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
+            own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), _file_name(name))
+        evaluator = build_evaluator(own, dataset)
         with attach(model, list(stages)) if stages else nullcontext():
             if isinstance(evaluator, LVISFormEvaluator):
                 results[name] = resumable_inference(

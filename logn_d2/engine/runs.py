@@ -153,6 +153,12 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
 
 
 def _check_evaluators(cfg: CfgNode) -> None:
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, but calibrations are evaluated without test-time "
+            "augmentation: set it to False, or wrap a model in Detectron2's GeneralizedRCNNWithTTA "
+            "after logn_d2.attach."
+        )
     for name in cfg.DATASETS.TEST:
         evaluator_class(name)
 

@@ -51,7 +51,8 @@ class LVISFormEvaluator(DatasetEvaluator):
         tasks (Sequence[str] | None): "bbox", "segm" or both; by default "bbox", and "segm" if both
             the model and the annotations have masks.
         output_dir (str | None): where files are written; None writes none.
-        distributed (bool): collect the detections of all processes; False evaluates this one's.
+        distributed (bool): collect the detections of all processes; False evaluates this one's,
+            with files in a folder of its own in `output_dir` where there are several.
         max_dets (int): best detections of each image that are kept (LVIS: 300).
         max_dets_per_class (int | None): evaluate *fixed AP* in place of AP, with so many detections
             of each class over all images (10,000) and no limit for an image. The results have
@@ -67,7 +68,7 @@ class LVISFormEvaluator(DatasetEvaluator):
 
     Raises:
         ValueError: the metadata has no `json_file`, a task does not exist, or `resume` is asked for
-            where there is nothing on disk.
+            where there is nothing on disk; later, if a pass is resumed without `start`.
         FileNotFoundError: the json file does not exist.
     """
 
@@ -92,6 +93,10 @@ class LVISFormEvaluator(DatasetEvaluator):
         self._json_file = _json_file(self._metadata, dataset_name)
         self._tasks = None if tasks is None else _known_tasks(tasks)
         self._output_dir = None if output_dir is None else os.fspath(output_dir)
+        if self._output_dir is not None and not distributed and comm.get_world_size() > 1:
+            # Each process evaluates by itself: one folder would hold the files of the last.
+            name = f"process{comm.get_rank()}of{comm.get_world_size()}"
+            self._output_dir = os.path.join(self._output_dir, name)
         self._distributed = distributed
         self._limit = max_dets_per_class
         self._groups = dict(frequency_groups=frequency_groups, class_groups=class_groups)
@@ -103,7 +108,7 @@ class LVISFormEvaluator(DatasetEvaluator):
                 "resume=True needs output_dir, where an interrupted pass has left its detections, "
                 "and goes without max_dets_per_class, which keeps them in memory."
             )
-        self._shards = dict(resume=resume, shard_size=shard_size, digest="pass")
+        self._shards = dict(resume=resume, shard_size=shard_size, digest="")
         self._store: DetectionStore | None = None
 
     def reset(self) -> None:
@@ -131,6 +136,14 @@ class LVISFormEvaluator(DatasetEvaluator):
             return BestOfEachClass(self._limit)
         if self._output_dir is None:
             return MemoryStore()
+        if not self._shards["digest"]:
+            if self._shards["resume"]:
+                raise ValueError(
+                    "resume=True needs to know whose detections an interrupted pass has left: call "
+                    "resumable_inference(model, loader, evaluator), or evaluator.start(digest) "
+                    "with a digest of weights, images and settings."
+                )
+            self._shards["digest"] = "pass"
         return ShardStore(os.path.join(self._output_dir, "shards"), **self._shards)
 
     def process(

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +132,16 @@ class SweepPredictions:
                 folder,
             )
         files = sorted(folder.glob(f"{manifest['digest']}-*.npz"))
+        # Sweeps of earlier versions, and unfinished ones, have no list.
+        if manifest["finished"] and manifest.get("chunks") is not None:
+            files = [folder / Path(name).name for name in manifest["chunks"]]
+            missing = [path.name for path in files if not path.is_file()]
+            if missing:
+                raise ValueError(
+                    f"{len(missing)} of {len(files)} files of the sweep in '{folder}' are missing, "
+                    f"the first is {missing[0]}. Copy the whole folder, or repeat the sweep "
+                    "without --resume."
+                )
         return cls(manifest["names"], files, manifest["finished"])
 
     @property
@@ -183,9 +195,7 @@ class SweepPredictions:
     def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
         for chunk in self._chunks:
             if isinstance(chunk, Path):
-                # An open npz file reads an array when it is asked for.
-                with np.load(chunk, allow_pickle=False) as file:
-                    yield file
+                yield _read_chunk(chunk)
             else:
                 yield chunk
 
@@ -273,8 +283,7 @@ class SweepWriter:
             self._write_manifest(finished=False)
         comm.synchronize()
         while self._chunk_path().exists():
-            with np.load(self._chunk_path(), allow_pickle=False) as file:
-                self.num_batches += int(file["batches"])
+            self.num_batches += int(_read_chunk(self._chunk_path())["batches"])
             self._num_chunks += 1
         if self.num_batches:
             logger.info("Resuming after %d batches of this process", self.num_batches)
@@ -308,8 +317,54 @@ class SweepWriter:
             "finished": finished,
         }
         assert self._folder is not None
+        if finished:
+            paths = sorted(self._folder.glob(f"{self._digest}-*.npz"))
+            content["chunks"] = [path.name for path in paths]
         with atomic_write(self._folder / _MANIFEST) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class _Chunk(Mapping):
+    """The arrays of a chunk file, each read when it is asked for."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.files)
+
+    def __len__(self) -> int:
+        return len(self._file.files)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._file.files:
+            raise KeyError(name)
+        try:
+            return self._file[name]
+        except _DAMAGE as error:
+            raise _damaged(self._path, error) from error
+
+
+_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _read_chunk(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a chunk file.
+
+    Raises:
+        ValueError: the file is missing, cut off or changed; the message names it.
+    """
+    try:
+        return _Chunk(path, np.load(path, allow_pickle=False))
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"'{path}' is not a whole file of a sweep ({error}). Copy it again, or delete it and those "
+        "with higher numbers and repeat the sweep's command with --resume."
+    )
 
 
 def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_coco_evaluator_runs(few_images):
     results = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
     assert set(results) == {"uncalibrated/bbox", "uncalibrated/segm"}
     assert "AP75" in results["uncalibrated/bbox"]
+
+
+def test_every_calibration_of_a_coco_set_keeps_its_files(few_images):
+    few_images.MODEL.LOGN.CALIBRATION = NORCAL
+    few_images.DATASETS.TEST = ("few_coco",)
+    model = Trainer.build_model(few_images)
+    evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    folder = Path(few_images.OUTPUT_DIR, "inference", "few_coco")
+    found = {
+        path.relative_to(folder).parts[0] for path in folder.rglob("coco_instances_results.json")
+    }
+    assert found == {"uncalibrated", NORCAL}
 
 
 def test_results_file_has_null_for_what_can_not_be_measured(few_images):

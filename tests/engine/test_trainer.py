@@ -12,7 +12,7 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWrit
 from detectron2.evaluation import COCOEvaluator
 
 from logn_d2.data import class_counts
-from logn_d2.engine import Trainer
+from logn_d2.engine import Trainer, check_training
 from logn_d2.engine.hooks import StatisticsHook
 from logn_d2.engine.trainer import build_evaluator
 from logn_d2.evaluation import LVISFormEvaluator
@@ -200,3 +200,9 @@ def test_statistics_of_a_loss_without_calibrations_are_refused_before_training(c
         Trainer(cfg)
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     assert StatisticsHook not in kinds(Trainer(cfg))
+
+
+def test_test_time_augmentation_is_refused_before_any_work(cfg):
+    cfg.TEST.AUG.ENABLED = True
+    with pytest.raises(ValueError, match="TEST.AUG.ENABLED is True"):
+        check_training(cfg, 1)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch import nn
 
 from logn_d2.evaluation.detection_store import MemoryStore, ShardStore
@@ -200,3 +202,27 @@ def test_fixed_ap_by_the_evaluator(images: list[dict], tmp_path: Path) -> None:
     saved = Detections.load(tmp_path / "detections.npz")
     assert np.bincount(saved.category).max() == 3
     assert {"AP", "APr", "AP-pooled", "AP-pooled-f"} <= set(results["bbox"])
+
+
+def test_without_a_digest_the_detections_of_other_weights_are_not_resumed(
+    images: list[dict], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="resumable_inference"):
+        inference_on_dataset(_Detector(1), _batches(images), _evaluator(tmp_path, resume=True))
+
+
+def test_processes_that_evaluate_by_themselves_keep_their_files_apart(
+    images: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        parts.append(LVISFormEvaluator(NAME, output_dir=tmp_path, distributed=False, shard_size=1))
+        parts[rank].reset()
+        mine = images[rank::2]
+        parts[rank].process(mine, _Detector()(mine))
+    for rank, part in enumerate(parts):
+        assert "bbox" in part.evaluate()
+        saved = Detections.load(tmp_path / f"process{rank}of2" / "detections.npz")
+        assert set(saved.image_id.tolist()) <= {image["image_id"] for image in images[rank::2]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import random
 from collections.abc import Iterator
@@ -280,7 +281,8 @@ def test_another_number_of_processes_starts_anew(
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(comm, "synchronize", lambda: None)
     monkeypatch.setattr(comm, "all_gather", lambda data: [data])
-    for rank in range(2):
+    # The first one once more: what it lists at the end is there when all have finished.
+    for rank in (0, 1, 0):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
         both = sweep(model, loader[rank::2], calibrations(), output_dir=tmp_path, resume=True)
@@ -429,3 +431,31 @@ def test_the_runner_stands_in_for_the_model(model: nn.Module, loader: list) -> N
     """So that progress and ETA come from Detectron2's own loop."""
     runner = SweepRunner(model, calibrations(), "probs")
     assert inference_on_dataset(runner, loader, None) == {}
+
+
+def test_a_sweep_that_lost_a_chunk_or_has_a_damaged_one_is_refused_by_name(
+    model: nn.Module, loader: list, tmp_path: Path
+) -> None:
+    whole = sweep(model, loader, calibrations(count=1), output_dir=tmp_path, chunk_size=2)
+    first, *_, last = sorted(tmp_path.glob("*.npz"))
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(ValueError, match=f"1 of 3 files .* missing, the first is {last.name}"):
+        SweepPredictions.load(tmp_path)
+    for damaged in (b"", content[:200], content[:-50], b"no zip"):
+        last.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{last.name}' is not a whole file of a sweep"):
+            SweepPredictions.load(tmp_path).detections("uncalibrated")
+    last.write_bytes(content)
+    (tmp_path / first.name.replace("00000", "00009")).write_bytes(b"of nobody")
+    same_predictions(SweepPredictions.load(tmp_path), whole)
+
+
+def test_sweeps_without_a_list_of_chunks_stay_readable(
+    model: nn.Module, loader: list, tmp_path: Path
+) -> None:
+    whole = sweep(model, loader, calibrations(count=1), output_dir=tmp_path, chunk_size=2)
+    manifest = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(manifest.pop("chunks")) == 3
+    (tmp_path / "sweep.json").write_text(json.dumps(manifest))
+    same_predictions(SweepPredictions.load(tmp_path), whole)
