@@ -465,3 +465,9 @@ def test_a_json_with_boxes_only_is_evaluated_by_boxes(tmp_path: Path) -> None:
     dataset = random_lvis(rng, with_masks=False)
     _compare(tmp_path, dataset, random_detections(rng, dataset, with_masks=False))
     assert LvisGroundTruth.from_dict(dataset).masks is None
+
+
+def test_csv_of_no_class_is_a_header(tmp_path: Path) -> None:
+    truth = LvisGroundTruth.from_dict({"images": [], "categories": [], "annotations": []})
+    evaluate_lvis(truth, Detections.empty()).to_csv(tmp_path / "classes.csv")
+    assert (tmp_path / "classes.csv").read_text().split() == ["class,group,num_gt,AP,AP50"]
