@@ -30,6 +30,7 @@ import numpy as np
 
 from .detection_outcomes import UNLABELLED, label_detections
 from .detections import Detections
+from .lvis_checks import check_arguments
 from .lvis_ground_truth import LvisGroundTruth
 from .run_table import run_table
 
@@ -181,6 +182,7 @@ def calibration_quality(
         >>> round(quality.ece(), 3), quality.histogram("hits").tolist()
         (0.35, [0, 1])
     """
+    check_arguments(ground_truth, detections)
     _check_scores(detections.score)
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}, expected at least 1.")
