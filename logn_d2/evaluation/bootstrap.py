@@ -9,8 +9,10 @@ AP reads the best precision at or beyond each recall, so it rises with every acc
 ranking, and a resample, with fewer different images, has more of these: the mean over resamples
 lies above the estimate, sometimes so far that the middle 95 % of the resamples do not hold it. An
 interval here is therefore *centred*: these middle 95 %, moved by the difference of the means. It
-says how far the AP of another set of as many images may lie from this one, and not what the AP of
-ever more images would be. The plain percentile interval is there as well.
+is for the AP that sets of as many images give on average, and not for that of ever more images.
+A single other set varies as much again, so its AP lies outside more often. Where a class lives in a
+few images an interval holds the average less often than its level says. The plain percentile
+interval is there as well.
 
 A class whose objects are all in images that were not drawn has none in that resample and is left
 out of its means, as everywhere in LVIS. A figure of which no class is left is undefined there; the

@@ -13,6 +13,8 @@ a worse ECE, and scores can be mended later without any change of the ranking.
 Under LVIS's federated rule a detection has a label only where its class is verified for its image;
 see `detection_outcomes`. All numbers here are of labelled detections alone, and verified classes
 are present far more often than others: precision over all classes and images would be lower.
+Where a class is not exhaustively annotated in an image, only true positives have a label; counting
+these alone would select detections by their outcome, so none of such a pair is counted.
 
 Shapes: K foreground classes, B bins of scores.
 """
@@ -28,6 +30,7 @@ import numpy as np
 
 from .detection_outcomes import UNLABELLED, label_detections
 from .detections import Detections
+from .lvis_checks import check_arguments
 from .lvis_ground_truth import LvisGroundTruth
 from .run_table import run_table
 
@@ -46,7 +49,7 @@ class CalibrationQuality:
         background (ndarray): (K, B) int64, false positives that overlap no annotated object.
         score_sum (ndarray): (K, B) float64, of the labelled detections.
         unlabelled (ndarray): (K,) int64, detections left out: their class is not verified for
-            their image, or they found an object to be ignored.
+            their image or not exhaustively annotated there, or they found an object to be ignored.
         members (Mapping[str, ndarray]): "all" and each group -> indices of its classes.
     """
 
@@ -179,6 +182,7 @@ def calibration_quality(
         >>> round(quality.ece(), 3), quality.histogram("hits").tolist()
         (0.35, [0, 1])
     """
+    check_arguments(ground_truth, detections)
     _check_scores(detections.score)
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}, expected at least 1.")
@@ -194,6 +198,9 @@ def calibration_quality(
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.maximum(np.searchsorted(edges, matches.score) - 1, 0)
     labelled = (outcomes.kind != UNLABELLED) & (matches.score >= min_score)
+    # Of a pair that is not exhaustive, precision would be 1 whatever the scores are.
+    keys = matches.image * ground_truth.num_classes + matches.category
+    labelled &= ~ground_truth.is_not_exhaustive(keys)
     shape = ground_truth.num_classes, num_bins
     place = matches.category * num_bins + bins
 

@@ -117,7 +117,8 @@ class COCOFormEvaluator(COCOEvaluator):
             {"class": name, "group": group, "AP": value}
             for name, group, value in zip(self._names, groups, ap.tolist(), strict=True)
         ]
-        write_csv(os.path.join(self._group_folder, f"per_class_{task}.csv"), rows)
+        path = os.path.join(self._group_folder, f"per_class_{task}.csv")
+        write_csv(path, rows, ("class", "group", "AP"))
 
 
 def training_groups(train_datasets: str | Sequence[str]) -> np.ndarray:

@@ -288,6 +288,11 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
             f"Image ids are of type {', '.join(kinds)}, expected either integers or strings for "
             "all, as in the annotations."
         )
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"An image id is {array.max()}, expected at most {np.iinfo(np.int64).max}. Number the "
+            "images anew, or give strings."
+        )
     return array if array.dtype.kind == "U" else array.astype(np.int64)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 
-__all__ = ["check_detections", "check_groups"]
+__all__ = ["check_arguments", "check_detections", "check_groups"]
 
 # Numbers that would be hidden by a group of this name.
 _TAKEN = {"", "s", "m", "l", "50", "75"}
@@ -45,6 +45,17 @@ def check_groups(
             f"A group is named {clash[0]!r}, and AP{clash[0]} is the name of another number. "
             "Choose another name."
         )
+
+
+def check_arguments(ground_truth: object, detections: object) -> None:
+    """Refuse other types by name, swapped arguments above all."""
+    if isinstance(ground_truth, LvisGroundTruth) and isinstance(detections, Detections):
+        return
+    raise ValueError(
+        f"The ground truth is of type {type(ground_truth).__name__} and the detections are of type "
+        f"{type(detections).__name__}, expected LvisGroundTruth and Detections. Are the arguments "
+        "in the other order?"
+    )
 
 
 def check_detections(ground_truth: LvisGroundTruth, detections: Detections, iou_type: str) -> None:

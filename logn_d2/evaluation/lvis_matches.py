@@ -19,7 +19,7 @@ import numpy as np
 
 from .detections import Detections
 from .lvis_accumulate import Accumulator
-from .lvis_checks import check_detections, check_groups
+from .lvis_checks import check_arguments, check_detections, check_groups
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matching import match
 from .lvis_ranking import CANDIDATES, ignored_objects, object_shapes, rank_detections
@@ -233,6 +233,7 @@ def match_lvis(
         >>> matches.outcome[0, 0].tolist()  # found at thresholds up to 0.75
         [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
     """
+    check_arguments(ground_truth, detections)
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f'iou_type is {iou_type!r}, expected "bbox" or "segm".')
     groups = ground_truth.groups if frequency_groups is None else np.asarray(frequency_groups)

@@ -23,6 +23,8 @@ __all__ = ["LvisResult", "class_members", "group_members", "write_csv"]
 _AREA_NAMES = ("", "s", "m", "l")
 # lvis-api's names of the groups; these are in every result, if only as NaN.
 _LVIS_GROUPS = ("r", "c", "f")
+# Of the table of classes.
+_COLUMNS = ("class", "group", "num_gt", "AP", "AP50")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +123,7 @@ class LvisResult:
             *(self.class_names, groups, self.num_gt.tolist()),
             *((100 * self.per_class_ap).tolist(), (100 * self.per_class_ap50).tolist()),
         )
-        names = ("class", "group", "num_gt", "AP", "AP50")
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def per_class_table(self) -> str:
         """Return `per_class_rows` as a table in Markdown; classes without objects are left out."""
@@ -148,14 +149,16 @@ class LvisResult:
         Args:
             path (str or PathLike): the file; it is written whole or not at all.
         """
-        write_csv(path, self.per_class_rows())
+        write_csv(path, self.per_class_rows(), _COLUMNS)
 
 
-def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows (at least one) with the same columns; the file is written whole or not at all."""
+def write_csv(
+    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """Write rows, a header alone if there is none; the file is written whole or not at all."""
     with atomic_write(path) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logn_d2.evaluation.detection_order import best_of_each
-from logn_d2.evaluation.detections import Detections, RleMasks
+from logn_d2.evaluation.detections import Detections, RleMasks, image_id_array
 
 
 def _some(number: int, seed: int = 0, with_masks: bool = False) -> Detections:
@@ -242,3 +242,10 @@ def test_the_best_of_each_class_are_kept(
     kept = best_of_each(detections, "category", max_dets)
     assert kept.tolist() == sorted(expected)
     assert len(detections.top_per_class(max_dets)) == len(expected)
+
+
+def test_image_ids_beyond_int64_are_refused() -> None:
+    large = np.array([7, 2**63], dtype=np.uint64)
+    with pytest.raises(ValueError, match=f"An image id is {2**63}, expected at most {2**63 - 1}"):
+        image_id_array(large)
+    assert image_id_array(large - 1).tolist() == [6, 2**63 - 1]

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from logn_d2.evaluation.calibration_quality import calibration_quality
+from logn_d2.evaluation.detection_outcomes import label_detections
 from logn_d2.evaluation.detections import Detections
+from logn_d2.evaluation.errors import error_analysis
+from logn_d2.evaluation.fixed_ap import evaluate_fixed_ap
 from logn_d2.evaluation.lvis_ap import LvisResult, evaluate_lvis
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 
@@ -465,3 +469,19 @@ def test_a_json_with_boxes_only_is_evaluated_by_boxes(tmp_path: Path) -> None:
     dataset = random_lvis(rng, with_masks=False)
     _compare(tmp_path, dataset, random_detections(rng, dataset, with_masks=False))
     assert LvisGroundTruth.from_dict(dataset).masks is None
+
+
+def test_csv_of_no_class_is_a_header(tmp_path: Path) -> None:
+    truth = LvisGroundTruth.from_dict({"images": [], "categories": [], "annotations": []})
+    evaluate_lvis(truth, Detections.empty()).to_csv(tmp_path / "classes.csv")
+    assert (tmp_path / "classes.csv").read_text().split() == ["class,group,num_gt,AP,AP50"]
+
+
+def test_swapped_arguments_are_told() -> None:
+    truth, found = LvisGroundTruth.from_dict(one_image()), Detections.empty()
+    for function in (evaluate_lvis, evaluate_fixed_ap, label_detections):
+        with pytest.raises(ValueError, match="in the other order"):
+            function(found, truth)
+    for function in (error_analysis, calibration_quality):
+        with pytest.raises(ValueError, match="in the other order"):
+            function(truth, found)
