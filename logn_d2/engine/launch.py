@@ -49,7 +49,8 @@ def launch(
         args (tuple): arguments of ``main_func``.
 
     Raises:
-        ValueError: several machines without an address.
+        ValueError: several machines without an address, or a launcher such as torchrun has started
+            more processes than these.
     """
     if num_machines > 1 and dist_url == "auto":
         raise ValueError(
@@ -57,6 +58,7 @@ def launch(
             "--dist-url tcp://HOST:PORT with a free port of machine 0."
         )
     world_size = num_machines * num_processes
+    _check_environment(world_size)
     if world_size == 1 or not device.startswith("cpu"):
         launch_on_gpus(
             main_func, num_processes, num_machines, machine_rank, dist_url, args, TIMEOUT
@@ -68,6 +70,18 @@ def launch(
             dist_url = f"file://{folder}/rendezvous"
         worker_args = (main_func, num_processes, world_size, machine_rank, dist_url, args)
         mp.spawn(_cpu_worker, worker_args, nprocs=num_processes)
+
+
+def _check_environment(world_size: int) -> None:
+    """Refuses processes that would each take themselves for the only one, and write one file."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started.isdigit() and int(started) > world_size:
+        raise ValueError(
+            f"WORLD_SIZE is {started} in the environment, as torchrun sets it, but {world_size} "
+            "processes are asked for: each one would do all of the work and write the same files. "
+            "Start the command once on each machine, without torchrun, and give --num-gpus (on the "
+            "CPU --num-processes), --num-machines, --machine-rank and --dist-url."
+        )
 
 
 def _cpu_worker(

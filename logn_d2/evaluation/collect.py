@@ -103,6 +103,11 @@ def collect_statistics(
         >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
     """
     check_calibratable(model)  # statistics of other logits are of no use
+    if isinstance(class_names, str):
+        raise ValueError(
+            f"class_names is the text {class_names!r}; expected a sequence of names, such as "
+            '["bolt", "nut"].'
+        )
     description = LogitStatistics(
         stages=(),
         class_names=tuple(class_names or ()),

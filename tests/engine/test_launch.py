@@ -61,3 +61,10 @@ def test_one_process_needs_no_group(tmp_path):
 def test_machines_need_an_address():
     with pytest.raises(ValueError, match="--dist-url tcp://HOST:PORT"):
         launch(describe, 1, device="cpu", num_machines=2)
+
+
+def test_processes_of_another_launcher_are_refused_before_they_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 in the environment.*--num-processes"):
+        launch(describe, 1, device="cpu", args=(str(tmp_path),))
+    assert not list(tmp_path.iterdir())

@@ -558,3 +558,8 @@ def test_repeated_passes_give_the_same_numbers(model: nn.Module, tmp_path: Path)
     cfg = few(2, MODEL__LOGN__COLLECT__AUGMENT=True)
     first, second = (collect_from_config(cfg, model, tmp_path / name) for name in "ab")
     assert_equal(first, second)
+
+
+def test_a_text_is_no_list_of_class_names() -> None:
+    with pytest.raises(ValueError, match="class_names is the text 'boltnuts'"):
+        collect_statistics(small_model(), [], class_names="boltnuts")
