@@ -562,4 +562,4 @@ def test_repeated_passes_give_the_same_numbers(model: nn.Module, tmp_path: Path)
 
 def test_a_text_is_no_list_of_class_names() -> None:
     with pytest.raises(ValueError, match="class_names is the text 'boltnuts'"):
-        collect_statistics(small_model(), [], class_names="boltnuts")
+        collect_statistics(small_model(small_config()), [], class_names="boltnuts")
