@@ -43,6 +43,7 @@ from logn_d2.engine import launch, load_config, short_errors
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.checks import (
     check_calibration,
+    check_classes,
     check_datasets,
     check_output_folder,
     check_statistics,
@@ -150,7 +151,9 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds mistakes before processes start."""
     for text in args.calibrations:
         check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(args.stats))
-    check_datasets([*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])])
+    datasets = [*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])]
+    check_datasets(datasets)
+    check_classes(cfg, datasets)
     check_output_folder(args.output)
     if args.predictions:
         stored, truth = StoredPredictions.load(args.predictions), ground_truth(cfg.DATASETS.TEST[0])

@@ -83,12 +83,17 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     """Checks that data sets and model have the same classes in the same order.
 
     A class index means another class to a model and to a data set with one category more, and
-    every number would be of the wrong class.
+    every number would be of the wrong class. Training sets take part where they are at hand.
+
+    Args:
+        cfg (CfgNode): the model's.
+        names (Sequence[str]): registered data sets that are needed.
 
     Raises:
         ValueError: they differ; the message names the first difference.
     """
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = list(dict.fromkeys([*filter(_is_at_hand, cfg.DATASETS.TRAIN), *names]))
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
@@ -98,6 +103,13 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             )
         if classes is not None and names[0] != name:
             check_same_classes(names[0], name)
+
+
+def _is_at_hand(name: str) -> bool:
+    if name not in DatasetCatalog.list():
+        return False
+    path = MetadataCatalog.get(name).as_dict().get("json_file")
+    return path is not None and os.path.isfile(path)
 
 
 def check_masks(cfg: CfgNode) -> None:
