@@ -24,7 +24,7 @@ from .calibrations import (
     tau_norm,
     temperature,
 )
-from .calls import parse_call
+from .calls import check_number, parse_call
 from .frequency import ClassCounts, frequency_groups
 from .learned_scales import learned_scales, lws
 from .registry import Registry
@@ -217,6 +217,9 @@ def _groups(
             f"groups({', '.join(choices)}) should name calibrations for some of "
             f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
         )
+    for name, limit in (("rare_max", rare_max), ("common_max", common_max)):
+        if limit is not None:
+            check_number(name, limit, "[0, inf]")
     image_count, groups = inputs.image_count(), inputs.groups()
     if groups is None or rare_max is not None or common_max is not None:
         groups = frequency_groups(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .affine import AffineCalibration, Background, foreground_columns
-from .calls import check_bool
+from .calls import check_bool, check_number
 from .stage import StageStatistics
 
 __all__ = ["class_balanced", "logit_adjustment", "logn", "norcal", "tau_norm", "temperature"]
@@ -64,6 +64,7 @@ def logn(
         >>> logn(stage)(torch.tensor([[2.0, 0.5, 1.0]])).tolist()
         [[0.5, 1.0, 1.0]]
     """
+    check_number("std_power", std_power, "(-inf, inf)")
     check_bool("use_mean", use_mean)
     check_bool("use_std", use_std)
     foreground = foreground_columns(background)
@@ -93,6 +94,7 @@ def norcal(
         >>> norcal([100, 4], gamma=0.5)(torch.zeros(1, 3)).exp()  # 1 / 10 and 1 / 2
         tensor([[0.1000, 0.5000, 1.0000]])
     """
+    check_number("gamma", gamma, "(-inf, inf)")
     count = _positive_counts(image_count)
     return AffineCalibration(
         torch.ones_like(count), -gamma * count.log(), background=background, name="norcal"
@@ -116,8 +118,7 @@ def class_balanced(
         >>> class_balanced([1, 2], gamma=0.5)(torch.zeros(1, 3)).exp()  # 0.5 / 0.5, 0.5 / 0.75
         tensor([[1.0000, 0.6667, 1.0000]])
     """
-    if not 0 < gamma < 1:
-        raise ValueError(f"gamma is {gamma}, expected a value between 0 and 1, for example 0.999.")
+    check_number("gamma", gamma, "(0, 1)")
     count = _positive_counts(image_count)
     shift = torch.log((1 - gamma) / (1 - gamma**count))
     return AffineCalibration(
@@ -144,6 +145,7 @@ def logit_adjustment(
         >>> logit_adjustment([8, 2], background="none")(torch.zeros(1, 2)).exp()  # 10 / 8, 10 / 2
         tensor([[1.2500, 5.0000]])
     """
+    check_number("tau", tau, "(-inf, inf)")
     count = _positive_counts(image_count)
     shift = -tau * (count / count.sum()).log()
     return AffineCalibration(
@@ -168,8 +170,7 @@ def temperature(
         >>> temperature(1, temperature=2.0)(torch.tensor([[3.0, 3.0]])).tolist()
         [[1.5, 3.0]]
     """
-    if not temperature > 0:
-        raise ValueError(f"The temperature is {temperature}, expected a value above 0.")
+    check_number("temperature", temperature, "(0, inf]")
     scale = torch.full((num_classes,), 1 / temperature)
     return AffineCalibration(
         scale, torch.zeros_like(scale), background=background, name="temperature"
@@ -206,6 +207,7 @@ def tau_norm(
         >>> calibration(torch.tensor([[10.0, 2.0]])).tolist()
         [[2.0, 2.0]]
     """
+    check_number("tau", tau, "(-inf, inf)")
     check_bool("keep_bias", keep_bias)
     foreground = foreground_columns(background)
     scale = weight.detach().cpu().double().norm(dim=1)[foreground] ** -tau

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterable
+from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_bool", "check_options", "parse_call"]
+__all__ = ["check_bool", "check_number", "check_options", "parse_call"]
 
 
 def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]:
@@ -84,6 +85,33 @@ def check_bool(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}, expected True or False.")
+
+
+def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
+    """Checks a value that a person has written.
+
+    Args:
+        name (str): of the option, for the error message.
+        value (Any): what was given for it.
+        interval (str): where it must be, for example "[0, 1)"; square brackets contain their end.
+        whole (bool): whether it must be an integer.
+
+    Raises:
+        ValueError: no number, or outside the interval.
+
+    Example:
+        >>> check_number("momentum", 0.9, "[0, 1)")
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not low <= value <= high
+        or (value == low and interval[0] == "(")
+        or (value == high and interval[-1] == ")")
+    ):
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} is {value!r}, expected {kind} in {interval}.")
 
 
 def _name_and_options(node: ast.Call) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import LogitStatistics, StatisticsError
+from ..core import ClassCounts, LogitStatistics, StatisticsError
+from ..data import class_counts
 from ..evaluation import collect_from_config
 from ..evaluation.resume import deciding_settings, weights_digest
 from ..modeling.box_predictors import unwrapped
@@ -24,6 +25,7 @@ __all__ = [
     "periodic_collection",
     "periodic_statistics_path",
     "statistics_path",
+    "warn_of_unused_classes",
     "without_calibration",
 ]
 
@@ -80,8 +82,28 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
     statistics = replace(statistics, provenance={**statistics.provenance, "run": digest})
     if comm.is_main_process():
         statistics.save(path)
+        warn_of_unused_classes(statistics, class_counts(cfg.DATASETS.TRAIN))
     comm.synchronize()
     return statistics
+
+
+def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> None:
+    """Names a class without training objects that sets LogN's beta, the smallest mean.
+
+    No RoI ever raised its logit, so that its mean can lie far below all others; calibrated scores
+    then fall below thresholds that are meant for the other classes.
+    """
+    for number, stage in enumerate(statistics.stages):
+        if len(stage.mean) < len(counts.image_count):
+            continue
+        lowest = int(stage.mean[: len(counts.image_count)].argmin())
+        if counts.image_count[lowest] == 0:
+            logger.warning(
+                "Stage %d: class '%s' has no training object and sets LogN's beta, %.2f. Take it "
+                "out of the categories, use logn(beta=mean), or set "
+                "MODEL.ROI_HEADS.SCORE_THRESH_TEST to 0.",
+                *(number, counts.class_names[lowest], stage.mean[lowest]),
+            )
 
 
 def is_current(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> bool:

@@ -249,3 +249,19 @@ def test_statistics_are_asked_for_where_a_calibration_needs_them_and_once(monkey
 def test_statistics_that_are_asked_for_late_are_checked_too():
     with pytest.raises(StatisticsError):
         stage_calibrations("logn", num_classes=3, num_stages=1, statistics=lambda: STATISTICS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("norcal(gamma=abc)", "gamma is 'abc', expected a number"),
+        ("norcal(gamma=True)", "gamma is True, expected a number"),
+        ("logit_adjustment(tau=abc)", "tau is 'abc', expected a number"),
+        ("temperature(temperature=hot)", "temperature is 'hot', expected a number"),
+        ("groups(rare_max=abc, rare=uncalibrated)", "rare_max is 'abc', expected a number"),
+    ],
+)
+def test_an_option_that_is_no_number_is_named(text, message):
+    counts = ClassCounts(("a", "b"), np.array([1, 2]), np.array([1, 2]), 3)
+    with pytest.raises(ValueError, match=message):
+        build_calibration(text, CalibrationInputs(num_classes=2, counts=counts))

@@ -55,7 +55,7 @@ def test_class_balanced_worked_example():
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, -0.5, 1.5, math.nan])
 def test_class_balanced_needs_a_gamma_between_0_and_1(gamma):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=r"expected a number in \(0, 1\)"):
         class_balanced(COUNT, gamma=gamma)
 
 
@@ -125,7 +125,7 @@ def test_temperature_divides_the_foreground():
     found = temperature(3, temperature=2.0)(LOGITS)
     close(found, (LOGITS / torch.tensor([2, 2, 2, 1])).double())
     for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="above 0"):
+        with pytest.raises(ValueError, match=r"expected a number in \(0, inf\]"):
             temperature(3, temperature=wrong)
 
 

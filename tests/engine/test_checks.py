@@ -4,13 +4,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from logn_d2.core import CalibrationInputs, build_calibration
+from logn_d2.core import (
+    CalibrationInputs,
+    ClassCounts,
+    LogitStatistics,
+    StageStatistics,
+    build_calibration,
+)
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import training_images
 from logn_d2.engine.checks import check_classes, check_images, check_masks
+from logn_d2.engine.statistics import warn_of_unused_classes
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0]
 RUNS = {"size": [32, 40], "counts": [10, 20, 1250]}
@@ -121,3 +129,16 @@ def test_calibrated_groups_are_those_of_the_data_set(tiny_folder):
     inputs = CalibrationInputs(num_classes=len(letters), counts=counts)
     scale = build_calibration("groups(frequent=temperature(temperature=2))", inputs).scale
     assert (scale.numpy() == np.where(letters == "f", 0.5, 1.0)).all()
+
+
+@pytest.mark.parametrize(("lowest", "warned"), [(0, True), (1, False)])
+def test_a_class_without_objects_that_sets_beta_is_named(caplog, lowest, warned):
+    mean = torch.zeros(3, dtype=torch.float64)
+    mean[lowest] = -9.0
+    stage = StageStatistics(mean, torch.ones(3, dtype=torch.float64), torch.full((3,), 5))
+    count = np.array([0, 4])
+    warn_of_unused_classes(
+        LogitStatistics((stage,), ("things", "disc")),
+        ClassCounts(("things", "disc"), count, count, 4),
+    )
+    assert ("class 'things' has no training object" in caplog.text) is warned

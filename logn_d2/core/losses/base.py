@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from numbers import Integral, Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..calls import check_bool
+from ..calls import check_bool, check_number
 
 __all__ = [
     "ClassificationLoss",
@@ -236,33 +234,6 @@ class SigmoidLoss(RoIWiseLoss):
 
     def _calibration_obstacle(self) -> str:
         return "" if self.unused_column else "calibrations need K + 1 columns (unused_column=True)"
-
-
-def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
-    """Checks a value that a person has written.
-
-    Args:
-        name (str): of the option, for the error message.
-        value (Any): what was given for it.
-        interval (str): where it must be, for example "[0, 1)"; square brackets contain their end.
-        whole (bool): whether it must be an integer.
-
-    Raises:
-        ValueError: no number, or outside the interval.
-
-    Example:
-        >>> check_number("momentum", 0.9, "[0, 1)")
-    """
-    low, high = map(float, interval[1:-1].split(","))
-    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if (
-        not is_number
-        or not low <= value <= high
-        or (value == low and interval[0] == "(")
-        or (value == high and interval[-1] == ")")
-    ):
-        kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} is {value!r}, expected {kind} in {interval}.")
 
 
 def is_foreground(targets: Tensor, num_classes: int) -> Tensor:
