@@ -12,6 +12,7 @@ import numpy as np
 from logn_d2.report.words import display_name
 
 from ..evaluation.lvis_reference import run_lvis_api, write_json
+from ..evaluation.tide_reference import SlowTide
 from .small_runs import CALIBRATIONS, MAX_DETS, RESAMPLES, SmallRuns
 
 NAMES = {display_name(calibration): calibration for calibration in CALIBRATIONS}
@@ -33,6 +34,17 @@ def read_cell(text: str) -> tuple[float, float, float]:
     value, _, ends = text.partition("[")
     low, high = ends.rstrip("]").split(", ") if ends else ("–", "–")
     return number(value.strip()), number(low), number(high)
+
+
+def exhaustively_labelled(runs: SmallRuns, name: str) -> list[dict]:
+    """Detections of a run with their kind, of pairs whose objects are all annotated."""
+    partial = {
+        (image["id"], category_id)
+        for image in runs.content["images"]
+        for category_id in image.get("not_exhaustive_category_ids", ())
+    }
+    slow = SlowTide(runs.content, runs.results[NAMES[name]], max_dets=MAX_DETS)
+    return [d for d in slow.detections if (d["image_id"], d["category_id"]) not in partial]
 
 
 def is_close(shown: float, expected: float, decimals: int = 1) -> bool:

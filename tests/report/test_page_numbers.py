@@ -11,7 +11,18 @@ from logn_d2.evaluation.errors import ERROR_TYPES
 
 from ..evaluation.tide_reference import SlowTide
 from .read_page import Page
-from .recount import GROUPS, METRICS, NAMES, ORDER, TASKS, SlowFigures, is_close, number, read_cell
+from .recount import (
+    GROUPS,
+    METRICS,
+    NAMES,
+    ORDER,
+    TASKS,
+    SlowFigures,
+    exhaustively_labelled,
+    is_close,
+    number,
+    read_cell,
+)
 from .small_runs import MAX_DETS, SmallRuns
 
 
@@ -130,18 +141,8 @@ def test_errors_are_those_of_tide_written_out(page: Page, small_runs: SmallRuns,
 
 def test_reliability_is_that_of_the_labelled_detections(page: Page, small_runs: SmallRuns) -> None:
     group_of = {c["id"]: c["frequency"] for c in small_runs.content["categories"]}
-    partial = {
-        (image["id"], category_id)
-        for image in small_runs.content["images"]
-        for category_id in image.get("not_exhaustive_category_ids", ())
-    }
     for name, *cells in page.tables["quality"][1:]:
-        results = small_runs.results[NAMES[name]]
-        labelled = [
-            each
-            for each in SlowTide(small_runs.content, results, max_dets=MAX_DETS).detections
-            if (each["image_id"], each["category_id"]) not in partial
-        ]
+        labelled = exhaustively_labelled(small_runs, name)
         hits = [each["kind"] == "TP" for each in labelled]
         expected = [100 * np.mean(hits), 100 * np.mean([each["score"] for each in labelled])]
         for group in GROUPS.values():

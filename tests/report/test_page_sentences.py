@@ -11,9 +11,17 @@ import pytest
 from logn_d2.report import Report
 
 from ..evaluation.lvis_reference import run_lvis_api
-from ..evaluation.tide_reference import SlowTide, iou_of
+from ..evaluation.tide_reference import iou_of
 from .read_page import Page
-from .recount import GROUPS, METRICS, NAMES, ORDER, is_close, number
+from .recount import (
+    GROUPS,
+    METRICS,
+    NAMES,
+    ORDER,
+    exhaustively_labelled,
+    is_close,
+    number,
+)
 from .small_runs import MAX_DETS, RESAMPLES, SmallRuns
 
 SHOWN = ("AP", "APr", "APc", "APf")
@@ -105,9 +113,9 @@ def test_reliability_and_histograms_are_counted(report: Report, small_runs: Smal
     group_of = {c["id"]: c["frequency"] for c in small_runs.content["categories"]}
     for name in ORDER[:2]:
         quality = report.comparison.quality[name]
-        slow = SlowTide(small_runs.content, small_runs.results[NAMES[name]], max_dets=MAX_DETS)
+        labelled = exhaustively_labelled(small_runs, name)
         for group in GROUPS.values():
-            mine = [d for d in slow.detections if group in ("all", group_of[d["category_id"]])]
+            mine = [d for d in labelled if group in ("all", group_of[d["category_id"]])]
             confidence, precision = quality.reliability(group)
             for place, (low, high) in enumerate(zip(quality.edges, quality.edges[1:])):
                 inside = [d for d in mine if low < d["score"] <= high]
