@@ -15,11 +15,11 @@ import argparse
 import os
 import sys
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from logn_d2.config import add_logn_config
-from logn_d2.data import check_dataset, register_from_config, register_glyphs
+from logn_d2.data import check_dataset, register_glyphs
+from logn_d2.engine import load_config, short_errors
+from logn_d2.engine.checks import check_classes, check_masks
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,10 +36,7 @@ def chosen_names(args: argparse.Namespace) -> list[str]:
     """The names to check, in order, each once."""
     names = list(args.names)
     if args.config_file:
-        cfg = get_cfg()
-        add_logn_config(cfg)
-        cfg.merge_from_file(args.config_file)
-        register_from_config(cfg)
+        cfg = load_config(args.config_file, [])
         names += [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         known = [n for n in DatasetCatalog.list() if n.startswith(("lvis_v", "lt_glyphs_"))]
@@ -47,12 +44,27 @@ def chosen_names(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def config_problems(args: argparse.Namespace) -> list[str]:
+    """What a training with the config would refuse of sets that can be read."""
+    if not args.config_file:
+        return []
+    cfg = load_config(args.config_file, [])
+    problems = []
+    for check in (lambda: check_classes(cfg, cfg.DATASETS.TEST), lambda: check_masks(cfg)):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
 def main() -> int:
     """Print a table; the exit status is 1 when something is wrong or nothing was found."""
     args = parse_args()
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     register_glyphs()
-    names = chosen_names(args)
+    with short_errors():
+        names = chosen_names(args)
     if not names:
         print(f"No data set was found below {root}; see datasets/README.md.", file=sys.stderr)
         return 1
@@ -64,7 +76,12 @@ def main() -> int:
         sizes = (report.num_images, report.num_objects, report.num_classes, report.num_without_mask)
         state = "; ".join(report.problems) or "ok"
         print(row.format(report.name, *(f"{n:,}" for n in sizes), state, width=width))
-    return int(any(report.problems for report in reports))
+    if any(report.problems for report in reports):
+        return 1
+    problems = config_problems(args)
+    for problem in problems:
+        print(problem)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from logn_d2.config import config_file
 from logn_d2.data import (
     check_dataset,
     check_same_classes,
@@ -161,6 +162,21 @@ def test_tool_prints_a_table_and_tells_success(tiny_root, tmp_path, monkeypatch,
     assert lines[1].split()[1:] == ["40", "141", "12", "0", "ok"]
     assert run_tool(monkeypatch, "lvis_v1_train") == 1
     assert "annotations are missing" in capsys.readouterr().out
+
+
+def test_tool_refuses_what_a_training_with_the_config_would(
+    tiny_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
+    base = config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml")
+    for num_classes, status in ((12, 0), (5, 1)):
+        (tmp_path / "c.yaml").write_text(
+            f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NUM_CLASSES: {num_classes}}}}}\n"
+        )
+        assert run_tool(monkeypatch, "--config-file", "c.yaml") == status
+        out = capsys.readouterr().out
+        assert ("has 12 classes, MODEL.ROI_HEADS.NUM_CLASSES is 5" in out) == bool(status)
 
 
 def test_tool_says_where_it_looked_when_nothing_is_there(tmp_path, monkeypatch, capsys):
