@@ -190,7 +190,8 @@ def _properties(statistics: LogitStatistics) -> Iterator[list[str]]:
     yield ["estimator", statistics.estimator + momentum]
     augmented = ", augmented" if statistics.augmented else ""
     yield ["sampler", statistics.sampler + augmented]
-    yield ["logits", statistics.logits]
+    precision = "unknown" if statistics.autocast is None else statistics.autocast or "off"
+    yield ["mixed precision", precision]
     yield ["not usable", f"{len(statistics.unusable_classes())} classes"]
     for index, stage in enumerate(statistics.stages):
         error = _standard_error(stage)

@@ -34,7 +34,7 @@ from .stage import StageStatistics, StatisticsError
 __all__ = ["LogitStatistics"]
 
 FORMAT = "logn_d2 statistics"
-VERSION = 1
+VERSION = 2
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,10 @@ class LogitStatistics:
             the class that it is matched to).
         estimator (str): "exact", "ema" (as published) or "ema_debiased".
         momentum (float): of the moving average; None for exact statistics.
-        sampler (str): how images were repeated.
+        sampler (str): how images were repeated, with its settings.
         augmented (bool): whether training augmentation was on.
-        logits (str): "raw", or what was done to them.
+        autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None
+            where an older file does not say.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
         stop_at (float): the calibration error at which the pass was to end; 0 for never.
@@ -86,7 +87,7 @@ class LogitStatistics:
     momentum: float | None = None
     sampler: str = "TrainingSampler"
     augmented: bool = False
-    logits: str = "raw"
+    autocast: str | None = None
     num_images: int = 0
     num_rois: int = 0
     stop_at: float = 0.0
@@ -160,7 +161,7 @@ class LogitStatistics:
                 StageStatistics.from_tensors(tensors, f"stage{index}")
                 for index in range(metadata["num_stages"])
             )
-            # Files from before a pass could end early have no word of it.
+            # Older files lack the fields that were added later.
             known = [name for name in _METADATA if name in metadata or name not in _ADDED_LATER]
             fields = {name: metadata[name] for name in known}
             for name in ("class_names", "datasets"):
@@ -173,11 +174,18 @@ class LogitStatistics:
         except ValueError as error:
             raise StatisticsError(f"'{path}' can't be used. {error}") from error
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.datasets) or "unknown data"
+        return (
+            f"LogitStatistics({self.num_classes} classes, {len(self.stages)} stages, "
+            f"{self.num_images:,} images, {self.num_rois:,} RoIs of {names})"
+        )
+
     def unusable_classes(self) -> tuple[str, ...]:
         """Classes that some stage saw less than twice or always with the same logit."""
         usable = torch.stack([stage.usable for stage in self.stages]).all(dim=0)
         usable = usable[foreground_columns(self.background)].tolist()
-        return tuple(name for name, good in zip(self.class_names, usable) if not good)
+        return tuple(name for name, good in zip(self.class_names, usable, strict=True) if not good)
 
     def check(
         self,
@@ -239,7 +247,7 @@ class LogitStatistics:
         """
         for name in _SAME_WHEN_MERGED:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and not (name in _ADDED_LATER and None in (mine, theirs)):
                 raise StatisticsError(
                     f"Passes with different {name} can't be merged: {_short(mine)} and "
                     f"{_short(theirs)}."
@@ -248,7 +256,7 @@ class LogitStatistics:
             raise StatisticsError(
                 f"Passes over {len(self.stages)} and {len(other.stages)} stages can't be merged."
             )
-        pairs = list(zip(self.stages, other.stages))
+        pairs = list(zip(self.stages, other.stages, strict=True))
         for index, (mine, theirs) in enumerate(pairs):
             _check_fingerprint(index, mine.fingerprint, theirs.fingerprint)
         if any(stage.moments is None for stage in (*self.stages, *other.stages)):
@@ -257,12 +265,16 @@ class LogitStatistics:
                 "the exact estimator (MODEL.LOGN.COLLECT.ESTIMATOR exact)."
             )
         stages = tuple(
-            StageStatistics.from_moments(LogitMoments.merged([a.moments, b.moments]), a.fingerprint)
+            StageStatistics.from_moments(
+                LogitMoments.merged([a.moments, b.moments]),
+                b.fingerprint if a.fingerprint is None else a.fingerprint,
+            )
             for a, b in pairs
         )
         return replace(
             self,
             stages=stages,
+            autocast=other.autocast if self.autocast is None else self.autocast,
             datasets=tuple(dict.fromkeys((*self.datasets, *other.datasets))),
             num_images=self.num_images + other.num_images,
             num_rois=self.num_rois + other.num_rois,
@@ -271,11 +283,11 @@ class LogitStatistics:
 
 _METADATA = (
     "class_names", "background", "datasets", "population", "estimator", "momentum", "sampler",
-    "augmented", "logits", "num_images", "num_rois", "stop_at", "reached", "provenance",
+    "augmented", "autocast", "num_images", "num_rois", "stop_at", "reached", "provenance",
 )  # fmt: skip
-_ADDED_LATER = ("stop_at", "reached")
+_ADDED_LATER = ("stop_at", "reached", "autocast")
 _SAME_WHEN_MERGED = (
-    "class_names", "background", "population", "estimator", "sampler", "augmented", "logits",
+    "class_names", "background", "population", "estimator", "sampler", "augmented", "autocast",
     "stop_at",
 )  # fmt: skip
 
@@ -305,6 +317,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' has format version {decoded['version']}, this logn_d2 reads up to "
             f"{VERSION}. Update logn_d2."
         )
+    if decoded.get("logits", "raw") != "raw":
+        raise StatisticsError(
+            f"'{path}' holds statistics of logits that are not raw ({_short(decoded['logits'])}). "
+            "Collect them again from this model's own logits."
+        )
     return tensors, decoded
 
 
@@ -314,7 +331,7 @@ def _check_class_names(model: Sequence[str], statistics: Sequence[str], source: 
             f"The model's data set has {len(model)} class names, but {source} have "
             f"{len(statistics)}. Collect them again with this data set."
         )
-    for index, (expected, found) in enumerate(zip(model, statistics)):
+    for index, (expected, found) in enumerate(zip(model, statistics, strict=True)):
         if expected != found:
             raise StatisticsError(
                 f"The classes differ: class {index} is {expected!r} in the model's data set and "

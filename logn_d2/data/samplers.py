@@ -25,6 +25,7 @@ __all__ = [
     "CeilRepeatFactorTrainingSampler",
     "ClassAwareTrainingSampler",
     "build_training_sampler",
+    "described_sampler",
     "repeat_factors",
     "repetitions",
 ]
@@ -139,6 +140,22 @@ def repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> Tensor:
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
     )
+
+
+def described_sampler(cfg: CfgNode) -> str:
+    """The training sampler with all that decides how often it draws an image.
+
+    A sampler that `repetitions` does not know is not followed: the plain one is named.
+
+    Args:
+        cfg (CfgNode): DATALOADER.SAMPLER_TRAIN, REPEAT_THRESHOLD, and REPEAT_SQRT where Detectron2
+            has it.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name in ("RepeatFactorTrainingSampler", "CeilRepeatFactorTrainingSampler"):
+        root = "" if cfg.DATALOADER.get("REPEAT_SQRT", True) else ", sqrt=False"
+        return f"{name}({cfg.DATALOADER.REPEAT_THRESHOLD:g}{root})"
+    return name if name == "ClassAwareTrainingSampler" else "TrainingSampler"
 
 
 def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:

@@ -23,6 +23,7 @@ import logn_d2
 from ..core import LogitStatistics
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
+from ..data.samplers import described_sampler
 from ..modeling.box_predictors import check_calibratable
 from ..modeling.recording import LogitRecorder, Recording
 from .early_stopping import StoppingLoader
@@ -118,7 +119,7 @@ def collect_statistics(
         sampler=sampler,
         augmented=augmented,
         stop_at=stop_at,
-        provenance={**_versions(), **(provenance or {})},
+        provenance={**_versions(), "seed": seed, **(provenance or {})},
     )
     statistics, collector = _run_pass(
         model,
@@ -166,7 +167,7 @@ def collect_from_config(
         population=collect.POPULATION,
         estimator=collect.ESTIMATOR,
         momentum=None if collect.ESTIMATOR == "exact" else collect.MOMENTUM,
-        sampler=cfg.DATALOADER.SAMPLER_TRAIN if collect.REPEAT else "TrainingSampler",
+        sampler=described_sampler(cfg) if collect.REPEAT else "TrainingSampler",
         augmented=collect.AUGMENT,
         stop_at=collect.STOP_AT,
         provenance={

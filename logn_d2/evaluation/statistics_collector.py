@@ -149,7 +149,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 "the model was trained on."
             )
         names = names or tuple(map(str, range(num_columns - 1)))
-        self._description = replace(description, class_names=names)
+        autocast = _autocast(logits.device.type)
+        self._description = replace(description, class_names=names, autocast=autocast)
         # Apple's devices have no float64.
         device = torch.device("cpu") if logits.device.type == "mps" else logits.device
         for stage in outputs.stages:
@@ -212,7 +213,9 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
     def _restore(self, saved: LogitStatistics) -> None:
         """The inverse of ``_statistics(partial=True)``."""
-        self._description = replace(self._description, class_names=saved.class_names)
+        self._description = replace(
+            self._description, class_names=saved.class_names, autocast=saved.autocast
+        )
         for index, stage in enumerate(saved.stages):
             self._fingerprints.append(stage.fingerprint)
             if stage.moments is not None:
@@ -238,6 +241,15 @@ def _select(population: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
     if population == "foreground":
         return logits[(labels >= 0) & (labels < background)], None
     return logits, labels[:, None] == torch.arange(background + 1, device=labels.device)
+
+
+def _autocast(device_type: str) -> str | None:
+    """The type of mixed precision that is on, "" without it, None where PyTorch is too old."""
+    if not hasattr(torch, "get_autocast_dtype"):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return ""
+    return str(torch.get_autocast_dtype(device_type)).removeprefix("torch.")
 
 
 def _check_description(description: LogitStatistics) -> None:

@@ -42,6 +42,7 @@ def make_statistics(*stages, **fields):
         "population": "proposals",
         "sampler": "RepeatFactorTrainingSampler(0.001)",
         "augmented": True,
+        "autocast": "float16",
         "num_images": 6,
         "num_rois": 21,
         "provenance": {"torch": "2.3", "seed": 0, "share": 0.1 + 0.2, "list": [1, None]},
@@ -76,14 +77,30 @@ def test_files_from_before_passes_could_end_early_are_read(tmp_path):
     path = tmp_path / "stats.safetensors"
     make_statistics().save(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        metadata = {k: v for k, v in file.metadata().items() if k not in ("stop_at", "reached")}
+        later = ("stop_at", "reached", "autocast")
+        metadata = {k: v for k, v in file.metadata().items() if k not in later}
+        metadata |= {"version": "1", "logits": '"raw"'}
         tensors = {k: file.get_tensor(k) for k in file.keys() if ".spread_" not in k}
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     loaded = LogitStatistics.load(path)
-    assert (loaded.stop_at, loaded.reached) == (0.0, None)
+    assert (loaded.stop_at, loaded.reached, loaded.autocast) == (0.0, None, None)
     assert torch.equal(loaded.stages[0].mean, make_stage().mean)
     loaded.save(path)
-    assert LogitStatistics.load(path).merge(make_statistics()).num_images == 12
+    merged = LogitStatistics.load(path).merge(make_statistics())
+    assert (merged.num_images, merged.autocast) == (12, "float16")
+
+
+def test_known_weights_stay_known_in_a_merge():
+    known, unknown = make_statistics(), make_statistics(make_stage(fingerprint=False))
+    for merged in (known.merge(unknown), unknown.merge(known)):
+        assert torch.equal(merged.stages[0].fingerprint, known.stages[0].fingerprint)
+
+
+def test_repr_is_one_short_line():
+    text = repr(make_statistics(*map(make_stage, range(3))))
+    assert text == (
+        "LogitStatistics(4 classes, 3 stages, 6 images, 21 RoIs of lvis_v1_train, more)"
+    )
 
 
 def test_moving_averages_are_kept_too(tmp_path):
@@ -108,7 +125,7 @@ def test_file_is_readable_with_safetensors_alone(tmp_path):
     with safetensors.safe_open(tmp_path / "stats.safetensors", "np") as file:
         metadata = {name: json.loads(value) for name, value in file.metadata().items()}
     assert metadata["class_names"] == list(NAMES)
-    assert (metadata["format"], metadata["version"]) == ("logn_d2 statistics", 1)
+    assert (metadata["format"], metadata["version"]) == ("logn_d2 statistics", 2)
 
 
 def test_file_can_be_read_by_others(tmp_path):
@@ -165,7 +182,8 @@ def test_merged_statistics_equal_a_single_pass(tmp_path):
         ("estimator", "ema"),
         ("sampler", "TrainingSampler"),
         ("augmented", False),
-        ("logits", "logitnorm(tau=0.04)"),
+        ("autocast", "bfloat16"),
+        ("sampler", "RepeatFactorTrainingSampler(0.002)"),
     ],
 )
 def test_passes_that_differ_can_not_be_merged(field, value):

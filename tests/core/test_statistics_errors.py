@@ -89,8 +89,14 @@ def test_truncated_at_any_byte(path, start):
 
 
 def test_newer_version(path):
-    rewrite(path, version=2)
-    with pytest.raises(StatisticsError, match=r"version 2, .* up to 1. Update logn_d2"):
+    rewrite(path, version=3)
+    with pytest.raises(StatisticsError, match=r"version 3, .* up to 2. Update logn_d2"):
+        LogitStatistics.load(path)
+
+
+def test_statistics_of_other_than_raw_logits(path):
+    rewrite(path, logits="logitnorm(tau=0.04)", version=1)
+    with pytest.raises(StatisticsError, match=r"not raw \('logitnorm"):
         LogitStatistics.load(path)
 
 

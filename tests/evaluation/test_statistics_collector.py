@@ -19,7 +19,13 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from logn_d2.core import AffineCalibration, LogitStatistics, NonFiniteLogitsError, logn
+from logn_d2.core import (
+    AffineCalibration,
+    LogitStatistics,
+    NonFiniteLogitsError,
+    StatisticsError,
+    logn,
+)
 from logn_d2.data.loader import build_statistics_loader
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config, collect_statistics
 from logn_d2.modeling.attach import attach
@@ -547,6 +553,33 @@ def test_the_file_tells_where_it_comes_from(
     fingerprints = [predictor_fingerprint(each) for each in find_box_predictors(model)]
     statistics.check(num_classes=NUM_CLASSES, num_stages=3, fingerprints=fingerprints)
     assert "images/s on 1 processes" in caplog.text
+
+
+def test_the_file_tells_how_images_were_repeated(model: nn.Module, tmp_path: Path) -> None:
+    """Passes with other thresholds are of other populations: they must not merge."""
+    found = []
+    for threshold in (0.5, 0.6):
+        cfg = few(1, DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
+        cfg.DATALOADER.REPEAT_THRESHOLD = threshold
+        found.append(collect_from_config(cfg, model, tmp_path / "x.safetensors"))
+    assert [each.sampler for each in found] == [
+        "RepeatFactorTrainingSampler(0.5)", "RepeatFactorTrainingSampler(0.6)",
+    ]  # fmt: skip
+    with pytest.raises(StatisticsError, match="different sampler"):
+        found[0].merge(found[1])
+    unknown = few(1, DATALOADER__SAMPLER_TRAIN="MySampler")
+    assert collect_from_config(unknown, model, tmp_path / "y").sampler == "TrainingSampler"
+
+
+def test_the_file_tells_mixed_precision_and_the_seed(model: nn.Module) -> None:
+    loader = build_statistics_loader(few(1))
+    plain = collect_statistics(model, loader, seed=5)
+    assert (plain.autocast, plain.provenance["seed"]) == ("", 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = collect_statistics(model, loader)
+    assert mixed.autocast == "bfloat16"
+    with pytest.raises(StatisticsError, match="different autocast"):
+        plain.merge(mixed)
 
 
 def test_numbers_stand_for_class_names_that_are_not_given(model: nn.Module) -> None:
