@@ -6,14 +6,25 @@ Shapes: R RoIs, K foreground classes. Detector logits are (R, K + 1) with the ba
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from pathlib import Path
 from typing import Literal
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from .files import atomic_write
 
 __all__ = ["AffineCalibration", "Background", "foreground_columns"]
 
 Background = Literal["last", "first", "none"]
+
+FORMAT = "logn_d2 calibration"
+VERSION = 1
 
 _FOREGROUND = {"last": slice(0, -1), "first": slice(1, None), "none": slice(None)}
 
@@ -31,7 +42,7 @@ def foreground_columns(background: Background) -> slice:
         >>> torch.tensor([1, 2, 3])[foreground_columns("last")].tolist()
         [1, 2]
     """
-    if background not in _FOREGROUND:
+    if not isinstance(background, str) or background not in _FOREGROUND:
         known = ", ".join(map(repr, _FOREGROUND))
         raise ValueError(f"background is {background!r}, expected one of {known}.")
     return _FOREGROUND[background]
@@ -41,13 +52,17 @@ class AffineCalibration(nn.Module):
     """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is left as it is.
 
     A module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers are
-    not in the state dict: the checkpoint of a calibrated model is that of the model.
+    not in the state dict unless ``persistent`` is set: the checkpoint of a model that `attach` has
+    calibrated is that of the model. A head of your own that holds a calibration and has to find it
+    again in its checkpoint needs ``persistent=True``; `save` and `load` write a calibration alone.
 
     Args:
         scale (Tensor): (K,), positive and finite.
         shift (Tensor): (K,), finite, in nats.
         background (str): where the background column is: "last", "first" or "none".
-        name (str): what this is, for tables and file names, for example "logn".
+        name (str): what this is, for tables and file names, for example "logn". It is not part of a
+            state dict.
+        persistent (bool): whether state dicts hold the buffers.
 
     Raises:
         ValueError: the vectors have another form, or hold values that would spoil every score.
@@ -68,6 +83,7 @@ class AffineCalibration(nn.Module):
         *,
         background: Background = "last",
         name: str = "affine",
+        persistent: bool = False,
     ) -> None:
         super().__init__()
         foreground_columns(background)
@@ -78,19 +94,90 @@ class AffineCalibration(nn.Module):
         self.name = name
         # One multiply-add over all columns is faster than slicing off the background, and exact:
         # z * 1 + 0 == z.
-        self.register_buffer("column_scale", self._with_background(scale, 1.0), persistent=False)
-        self.register_buffer("column_shift", self._with_background(shift, 0.0), persistent=False)
+        columns = {
+            "column_scale": self._with_background(scale, 1.0),
+            "column_shift": self._with_background(shift, 0.0),
+        }
+        for buffer, column in columns.items():
+            self.register_buffer(buffer, column, persistent=persistent)
 
     @classmethod
-    def identity(cls, num_classes: int, background: Background = "last") -> AffineCalibration:
+    def identity(
+        cls, num_classes: int, background: Background = "last", *, persistent: bool = False
+    ) -> AffineCalibration:
         """The calibration that changes nothing.
 
         Args:
             num_classes (int): K.
             background (str): "last", "first" or "none".
+            persistent (bool): True for a placeholder that a checkpoint fills.
         """
         ones = torch.ones(num_classes)
-        return cls(ones, torch.zeros_like(ones), background=background, name="uncalibrated")
+        return cls(
+            ones,
+            torch.zeros_like(ones),
+            background=background,
+            name="uncalibrated",
+            persistent=persistent,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file: ``scale`` and ``shift``, float32 (K,), and JSON metadata.
+
+        Raises:
+            OSError: the folder can't be written or the disk is full.
+
+        Example:
+            >>> import tempfile
+            >>> calibration = AffineCalibration.identity(3)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     calibration.save(Path(folder, "c.safetensors"))
+            ...     AffineCalibration.load(Path(folder, "c.safetensors"))
+            AffineCalibration(name='uncalibrated', num_classes=3, background='last')
+        """
+        tensors = {name: getattr(self, name).float().cpu().clone() for name in ("scale", "shift")}
+        fields = {
+            "format": FORMAT, "version": VERSION, "background": self.background, "name": self.name,
+        }  # fmt: skip
+        metadata = {name: json.dumps(value) for name, value in fields.items()}
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, persistent: bool = False) -> AffineCalibration:
+        """Reads what `save` has written.
+
+        Args:
+            path (PathLike): the file.
+            persistent (bool): whether state dicts hold the buffers.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, another kind of file, or from a newer version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no calibration at '{path}'.")
+        tensors, fields = _read(path)
+        try:
+            return cls(
+                tensors["scale"],
+                tensors["shift"],
+                background=fields["background"],
+                name=str(fields["name"]),
+                persistent=persistent,
+            )
+        except KeyError as error:
+            raise ValueError(f"'{path}' lacks {error}. Save the calibration again.") from None
+        except ValueError as error:
+            raise ValueError(f"'{path}' can't be used. {error}") from error
+
+    def digest(self) -> str:
+        """A hash of all that decides the calibrated logits: 16 hexadecimal digits, any device."""
+        digest = hashlib.sha256(f"{self.background} {len(self.column_scale)}".encode())
+        for column in (self.column_scale, self.column_shift):
+            digest.update(column.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def scale(self) -> Tensor:
@@ -136,6 +223,31 @@ class AffineCalibration(nn.Module):
         if self.background == "none":
             return vector.clone()
         return torch.cat([vector, column] if self.background == "last" else [column, vector])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Tensors and metadata of a calibration file of a known version."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"'{path}' is not a whole calibration file ({error}).") from None
+    if metadata.get("format") != json.dumps(FORMAT):
+        raise ValueError(
+            f"'{path}' is no calibration (format: {metadata.get('format')!r}). Give a file that "
+            "AffineCalibration.save has written; statistics are read by LogitStatistics.load."
+        )
+    try:
+        fields = {name: json.loads(value) for name, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The metadata of '{path}' are damaged ({error}).") from None
+    if fields.get("version") != VERSION:
+        raise ValueError(
+            f"'{path}' has format version {fields.get('version')}, this logn_d2 reads {VERSION}. "
+            "Update logn_d2."
+        )
+    return tensors, fields
 
 
 def _check_vectors(scale: Tensor, shift: Tensor) -> None:

@@ -1,9 +1,11 @@
 """AffineCalibration maps the foreground columns and leaves the background alone."""
 
 import copy
+import json
 import math
 
 import pytest
+import safetensors.torch
 import torch
 
 from logn_d2.core import AffineCalibration
@@ -164,3 +166,70 @@ def test_printed_form_tells_what_it_is():
     assert repr(draw("first")[0]) == (
         "AffineCalibration(name='affine', num_classes=6, background='first')"
     )
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_saved_and_loaded_is_the_same_calibration(tmp_path, background):
+    calibration, _, _, logits = draw(background)
+    calibration.name = "groups(rare=logn)"
+    calibration.save(tmp_path / "new" / "c.safetensors")
+    loaded = AffineCalibration.load(tmp_path / "new" / "c.safetensors")
+    assert torch.equal(loaded(logits), calibration(logits))
+    assert (loaded.name, loaded.background) == (calibration.name, background)
+    assert loaded.digest() == calibration.digest()
+    assert not loaded.state_dict()
+
+
+def test_digest_follows_what_changes_scores():
+    calibration, scale, shift, _ = draw("last")
+    others = [
+        AffineCalibration(scale.flip(0), shift),
+        AffineCalibration(scale, shift + 1),
+        AffineCalibration(scale, shift, background="first"),
+    ]
+    assert len({each.digest() for each in (calibration, *others)}) == 4
+    assert AffineCalibration(scale, shift, name="other").digest() == calibration.digest()
+
+
+def test_a_persistent_calibration_survives_a_checkpoint(tmp_path):
+    """A head of somebody else's, with a placeholder where the calibration will be."""
+
+    def head(calibration):
+        return torch.nn.ModuleDict({"cls": torch.nn.Linear(2, 7), "calibration": calibration})
+
+    calibration, scale, shift, logits = draw("last")
+    trained = head(AffineCalibration(scale, shift, persistent=True))
+    torch.save(trained.state_dict(), tmp_path / "model.pth")
+    state = torch.load(tmp_path / "model.pth", weights_only=True)
+    found = head(AffineCalibration.identity(6, persistent=True))
+    found.load_state_dict(state)
+    assert torch.equal(found["calibration"](logits), calibration(logits))
+    with pytest.raises(RuntimeError, match="calibration.column_scale"):  # not in silence
+        head(AffineCalibration.identity(6)).load_state_dict(state)
+
+
+def test_files_that_are_no_calibration_are_refused(tmp_path):
+    path, one = tmp_path / "c.safetensors", {"scale": torch.ones(2), "shift": torch.ones(2)}
+    good = {"format": "logn_d2 calibration", "version": 1, "background": "last", "name": "x"}
+
+    def write(tensors, **changes):
+        fields = {k: json.dumps(v) for k, v in {**good, **changes}.items() if v is not None}
+        path.write_bytes(safetensors.torch.save(tensors, fields))
+
+    with pytest.raises(FileNotFoundError, match="no calibration at"):
+        AffineCalibration.load(path)
+    for tensors, changes, message in (
+        (one, {"format": "logn_d2 statistics"}, "no calibration .*LogitStatistics.load"),
+        (one, {"version": 2}, "version 2, .* reads 1"),
+        (one, {"background": None}, "lacks 'background'"),
+        (one, {"background": ["last"]}, "expected one of"),
+        ({"scale": torch.ones(2)}, {}, "lacks 'shift'"),
+        ({**one, "scale": torch.tensor([1.0, torch.nan])}, {}, "can't be used. 1 of 2 classes"),
+    ):
+        write(tensors, **changes)
+        with pytest.raises(ValueError, match=message):
+            AffineCalibration.load(path)
+    write(one)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="not a whole calibration file"):
+        AffineCalibration.load(path)
