@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -10,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
-from logn_d2.core import LogitStatistics, parse_calibration
+from logn_d2.core import ClassCounts, LogitStatistics, build_loss, parse_calibration
 from logn_d2.core.losses import parse_loss
 from logn_d2.data import register_glyphs
 from logn_d2.engine import Trainer
@@ -165,10 +166,14 @@ def test_bags_has_the_predictors_of_its_first_stage(name):
 
 
 def test_eql_spares_the_classes_that_its_source_spares():
-    _, options = parse_loss(load(CONFIGS / "eql" / LVIS[0]).MODEL.LOGN.LOSS)
     # Its table's shares are of the 99,388 images with annotations, as ours are.
-    assert options["threshold"] == 0.0011
-    assert sum(images / 99_388 < options["threshold"] for images in range(1, 200)) == 109
+    images = np.arange(1, 200)
+    counts = ClassCounts(tuple(map(str, images)), images, images, 99_388)
+    loss = build_loss(load(CONFIGS / "eql" / LVIS[0]).MODEL.LOGN.LOSS, len(images), counts)
+    # A foreground RoI of the last class: a spared one does not push the others down.
+    logits = torch.zeros(1, len(images) + 1, requires_grad=True)
+    loss(logits, torch.tensor([len(images) - 1])).backward()
+    assert (logits.grad[0, : len(images)] == 0).sum() == 109
 
 
 def weights_of_first_stage(cfg, folder):

@@ -102,9 +102,15 @@ def test_type_is_kept_and_rounded_once(dtype):
     weight, bias = weight.to(dtype), bias.to(dtype)
     folded_weight, folded_bias = fold_linear(weight, bias, calibration)
     assert folded_weight.dtype == folded_bias.dtype == dtype
-    scale, shift = calibration.column_scale.double(), calibration.column_shift.double()
-    assert torch.equal(folded_weight, (weight.double() * scale[:, None]).to(dtype))
-    assert torch.equal(folded_bias, (bias.double() * scale + shift).to(dtype))
+    # The float64 fold, rounded: a fold in the weights' own type would round on the way.
+    exact_weight, exact_bias = fold_linear(weight.double(), bias.double(), calibration)
+    assert torch.equal(folded_weight, exact_weight.to(dtype))
+    assert torch.equal(folded_bias, exact_bias.to(dtype))
+    x = torch.randn(20, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = x @ weight.double().T + bias.double()
+    torch.testing.assert_close(
+        x @ exact_weight.T + exact_bias, calibration(logits), rtol=1e-12, atol=1e-10
+    )
     gain, cosine_bias = fold_cosine(20.0, bias, calibration, len(weight))
     assert gain.dtype == cosine_bias.dtype == dtype
 

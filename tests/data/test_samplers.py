@@ -145,6 +145,8 @@ def test_repetitions_are_what_the_sampler_draws(name):
     expected = repetitions(cfg, data)
     share = torch.tensor([drawn[index] / 20_000 for index in range(len(data))])
     torch.testing.assert_close(share, expected / expected.sum(), atol=0.01, rtol=0)
+    # How long a pass is: at least each image once, or for class-aware sampling as many draws.
+    assert expected.min() >= 1 if name != AWARE else expected.sum() == pytest.approx(len(data))
 
 
 def test_repetitions_of_an_unknown_sampler_are_unknown():

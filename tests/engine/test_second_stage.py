@@ -60,6 +60,8 @@ def test_only_what_is_trained_changes(name, classifier, first):
     assert changed
     strangers = {key for key in changed if not any(part in key for part in ONLY[name])}
     assert not strangers  # running means of batch norm among them
+    for part in ONLY[name] - (set() if first.MODEL.MASK_ON else {"mask_head"}):
+        assert any(part in key for key in changed), part
 
 
 def test_crt_starts_from_a_new_classifier_and_the_others_from_the_old_one(first):

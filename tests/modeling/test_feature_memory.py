@@ -178,3 +178,14 @@ def test_models_can_be_copied():
     model = small_model(HEAD)
     train_step(model)
     assert len(copy.deepcopy(model).roi_heads.memory) == len(model.roi_heads.memory)
+
+
+def test_memory_has_the_published_size():
+    """LOCE: a ring of 80 RoIs a class, of which a step draws 8 classes with 4 each."""
+    node = small_config("LogNMemoryROIHeads").MODEL.LOGN.MEMORY
+    assert (node.CAPACITY, node.CLASSES, node.SAMPLES) == (80, 8, 4)
+    memory, labels = FeatureMemory(3), torch.arange(3).repeat_interleave(50)
+    for _ in range(2):
+        memory.add(MemorySample(torch.zeros(150, 1, 1, 1), labels, torch.zeros(150, 4)))
+    assert len(memory) == 3 * 80
+    assert len(memory.draw(torch.full((3,), 0.01))) == 8 * 4
