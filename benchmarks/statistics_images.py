@@ -124,7 +124,7 @@ def keep_pass(folder: Path, snapshots: Snapshots) -> None:
 
 def stopping_points(snapshots: Snapshots, period: int, tolerances: Sequence[float]) -> dict:
     """Tolerance -> images at which a pass would have ended, and the error there."""
-    errors = {count: each.calibration_error() for count, each in snapshots.items()}
+    errors = {count: each.sampling_error() for count, each in snapshots.items()}
     last = max(errors)
     looks = [count for count in errors if count % period == 0 or count == last]
     points = {}
@@ -176,7 +176,7 @@ def by_images(
     for count in [*counts, None]:
         # Passes may differ in length, where a sampler repeats images at random.
         seen = {seed: max(own) if count is None else count for seed, own in passes.items()}
-        errors = [passes[seed][images].calibration_error() for seed, images in seen.items()]
+        errors = [passes[seed][images].sampling_error() for seed, images in seen.items()]
         row: dict[str, Any] = {"images": max(seen.values()), "std_error": summarize(errors)}
         for name in names:
             found = [metrics[label(name, *each)]["bbox"] for each in seen.items()]

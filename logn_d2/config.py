@@ -74,7 +74,8 @@ def add_logn_config(cfg: CN) -> None:
     node.COLLECT.MOMENTUM = 5e-5
     # Training augmentation, or the test-time resize.
     node.COLLECT.AUGMENT = False
-    # Images as often as the training sampler repeats them (DATALOADER.SAMPLER_TRAIN), or once.
+    # Count images as often as training (DATALOADER.SAMPLER_TRAIN) repeats them, or once.
+    # Each is passed once, with a weight; augmented, or for moving averages, it is repeated.
     node.COLLECT.REPEAT = True
     # Use at most this many images, drawn at random; 0 for all.
     node.COLLECT.MAX_IMAGES = 0

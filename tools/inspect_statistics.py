@@ -203,8 +203,8 @@ def _properties(statistics: LogitStatistics) -> Iterator[list[str]]:
         reached = "reached" if statistics.reached else "not reached"
         yield ["ended at error", f"{statistics.stop_at:g}, {reached}"]
     with contextlib.suppress(StatisticsError):
-        error = f"{statistics.calibration_error():.4f}" if statistics.stages else "-"
-        yield ["calibration error", f"{error} (largest standard error of a LogN logit)"]
+        error = f"{statistics.sampling_error():.4f}" if statistics.stages else "-"
+        yield ["sampling error", f"{error} (largest standard error of a LogN logit)"]
     for name, value in sorted(statistics.provenance.items()):
         yield [_escaped(name), _escaped(value if isinstance(value, str) else json.dumps(value))]
 
@@ -364,8 +364,9 @@ def _foreground_order(statistics: LogitStatistics, mean: Tensor) -> list[int]:
 
 
 def _standard_error(stage: StageStatistics) -> Tensor | None:
-    """(C,) of the mean, with images as clusters of RoIs; None for moving averages."""
-    return None if stage.moments is None else stage.moments.std_error
+    """(C,) of the mean over images; None for moving averages and files of early releases."""
+    error = None if stage.moments is None else stage.moments.std_error
+    return None if error is None or error.isnan().any() else error
 
 
 def _combined_error(a: StageStatistics, b: StageStatistics) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from .affine import AffineCalibration
 from .batch_norm_import import import_batch_norm, load_batch_norm
-from .calibration_error import logn_std_error
 from .calibration_grids import expand_grid
 from .calibration_registry import (
     CALIBRATION_REGISTRY,
@@ -20,6 +19,7 @@ from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
 from .registry import Registry
+from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
 from .statistics import LogitStatistics
 
@@ -51,10 +51,10 @@ __all__ = [
     "load_batch_norm",
     "logit_adjustment",
     "logn",
-    "logn_std_error",
     "lws",
     "norcal",
     "parse_calibration",
+    "sampling_error",
     "shot_groups",
     "stage_calibrations",
     "tau_norm",

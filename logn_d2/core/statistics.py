@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from .affine import Background, foreground_columns
-from .calibration_error import logn_std_error
 from .files import atomic_write
 from .fingerprint import fingerprint_differences
 from .moments import LogitMoments
+from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
 
 __all__ = ["LogitStatistics"]
@@ -59,7 +59,7 @@ class LogitStatistics:
             where an older file does not say.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
-        stop_at (float): the calibration error at which the pass was to end; 0 for never.
+        stop_at (float): the sampling error at which the pass was to end; 0 for never.
         reached (bool): whether that error was reached; None where the pass had no such aim.
         provenance (dict): versions, weights, command: for people, never checked.
 
@@ -109,21 +109,21 @@ class LogitStatistics:
         """K."""
         return len(self.class_names)
 
-    def calibration_error(self) -> float:
+    def sampling_error(self) -> float:
         """The largest standard error of a LogN logit, over stages and classes.
 
-        See `logn_std_error` for what exactly is bounded: z' of every foreground class, for raw
-        logits z from the class's mean to 3 standard deviations above.
+        See `logn_d2.core.sampling_error`: of z' of every foreground class, for raw logits z from
+        the class's mean to 3 standard deviations above.
 
         Raises:
             StatisticsError: moving averages, or statistics of a release that kept too little.
         """
-        errors = [logn_std_error(stage, background=self.background) for stage in self.stages]
+        errors = [sampling_error(stage, background=self.background) for stage in self.stages]
         return float(torch.stack(errors).amax())
 
     def with_reached(self) -> LogitStatistics:
-        """These statistics, with `reached` as the calibration error says."""
-        reached = self.calibration_error() <= self.stop_at if self.stop_at > 0 else None
+        """These statistics, with `reached` as the sampling error says."""
+        reached = self.sampling_error() <= self.stop_at if self.stop_at > 0 else None
         return replace(self, reached=reached)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -53,6 +53,7 @@ class PassDataset(torchdata.Dataset):
         mapper (Callable): for example a DatasetMapper.
         seed (int): of what the mapper draws.
         needs_instances (bool): whether mapped images must have ground truth.
+        weights (Tensor): (P,) how many images each position counts for; None for one each.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PassDataset(torchdata.Dataset):
         *,
         seed: int = 0,
         needs_instances: bool = False,
+        weights: torch.Tensor | None = None,
     ) -> None:
         # Serialized: as Python objects the records would be copied into every worker.
         self._records = DatasetFromList(list(records), copy=False)
@@ -70,6 +72,7 @@ class PassDataset(torchdata.Dataset):
         self._mapper = mapper
         self._seed = seed
         self._needs_instances = needs_instances
+        self._weights = weights
 
     def __len__(self) -> int:
         return len(self._order)
@@ -86,6 +89,8 @@ class PassDataset(torchdata.Dataset):
             )
         mapped.setdefault("image_id", index)
         mapped["statistics_index"] = position
+        if self._weights is not None:
+            mapped["statistics_weight"] = float(self._weights[position])
         return mapped
 
     @property
@@ -97,6 +102,8 @@ class PassDataset(torchdata.Dataset):
         """A hash of which images are passed, in which order: 16 hexadecimal digits."""
         names = [str(record.get("file_name")) for record in self._records]
         content = "\n".join(names).encode() + self._order.numpy().tobytes()
+        if self._weights is not None:
+            content += self._weights.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -110,8 +117,10 @@ def build_statistics_loader(
     """A finite loader over the training set with its annotations, for the statistics pass.
 
     Images come one at a time in a random order that is fixed by the seed, so that any beginning of
-    the pass is a random sample of it. ``cfg.MODEL.LOGN.COLLECT`` decides how often an image comes,
-    how many do, and whether they are augmented.
+    the pass is a random sample of it. ``cfg.MODEL.LOGN.COLLECT`` decides how often an image counts,
+    how many come, and whether they are augmented. An image that training repeats comes once, with
+    the number of its repetitions as weight; augmented, or for moving averages, which have no
+    weights, it comes again each time.
 
     Args:
         cfg (CfgNode): as used for training.
@@ -121,7 +130,8 @@ def build_statistics_loader(
 
     Returns:
         DataLoader: of lists of one mapped image, this process's share. Each image has
-        "statistics_index", its position in the whole pass.
+        "statistics_index", its position in the whole pass, and where images count differently
+        "statistics_weight".
 
     Raises:
         ValueError: there are no images to pass over, or they have no annotations.
@@ -130,7 +140,7 @@ def build_statistics_loader(
     keeps_masks = _filtering_needs_masks(cfg)
     if dataset is None:
         dataset = training_images(cfg)
-    order = _pass_order(cfg, dataset)
+    order, weights = _pass_order(cfg, dataset)
     records = dataset
     if mapper is None and not keeps_masks:  # a mapper of the user's own may need everything
         records = [_without_masks(record, drop_empty=cfg.MODEL.MASK_ON) for record in dataset]
@@ -139,7 +149,7 @@ def build_statistics_loader(
         len(order),
         ", ".join(cfg.DATASETS.TRAIN),
         len(records),
-        "repeated as in training" if collect.REPEAT else "each once",
+        _repeating(cfg),
         "on" if collect.AUGMENT else "off",
     )
     images = PassDataset(
@@ -148,6 +158,7 @@ def build_statistics_loader(
         mapper or statistics_mapper(cfg),
         seed=collect.SEED,
         needs_instances=collect.POPULATION != "proposals",
+        weights=weights,
     )
     return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
 
@@ -275,8 +286,22 @@ def _without_masks(record: Record, drop_empty: bool) -> Record:
     return light
 
 
-def _pass_order(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
-    """(P,) int64, the record at each position of the pass."""
+def _repeating(cfg: CfgNode) -> str:
+    if not cfg.MODEL.LOGN.COLLECT.REPEAT:
+        return "each once"
+    return "weighted as training repeats them" if _weighs(cfg) else "repeated as in training"
+
+
+def _weighs(cfg: CfgNode) -> bool:
+    """Whether an image's repetitions are a weight: all its views are the same picture."""
+    collect = cfg.MODEL.LOGN.COLLECT
+    return collect.REPEAT and not collect.AUGMENT and collect.ESTIMATOR == "exact"
+
+
+def _pass_order(
+    cfg: CfgNode, records: Sequence[Record]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(P,) int64, the record at each position of the pass, and (P,) weights where these differ."""
     collect = cfg.MODEL.LOGN.COLLECT
     if not len(records):
         raise ValueError(
@@ -285,26 +310,31 @@ def _pass_order(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
         )
     generator = torch.Generator().manual_seed(collect.SEED % 2**63)
     order = torch.arange(len(records))
-    if collect.REPEAT:
-        order = torch.repeat_interleave(order, _repetitions(cfg, records, generator))
+    factors = _factors(cfg, records) if collect.REPEAT else torch.ones(len(records))
+    if _weighs(cfg):
+        order = order[factors > 0]  # class-aware sampling never draws an image of no class
+    elif collect.REPEAT:
+        # Stochastic rounding, as the sampler does each epoch.
+        whole = factors.trunc()
+        copies = whole + (torch.rand(len(factors), generator=generator) < factors - whole)
+        order = torch.repeat_interleave(order, copies.long())
     order = order[torch.randperm(len(order), generator=generator)]
-    return order[: collect.MAX_IMAGES] if collect.MAX_IMAGES > 0 else order
+    if collect.MAX_IMAGES > 0:
+        order = order[: collect.MAX_IMAGES]
+    weights = factors.double()[order]
+    return order, weights if _weighs(cfg) and (weights != 1).any() else None
 
 
-def _repetitions(
-    cfg: CfgNode, records: Sequence[Record], generator: torch.Generator
-) -> torch.Tensor:
-    """(N,) int64, how often each image comes in one epoch of the training sampler."""
+def _factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
+    """(N,) float, how often the training sampler draws each image in an epoch, on average."""
     factors = repetitions(cfg, records)
-    if factors is None:
-        logger.warning(
-            "How often %s repeats an image is not known here; every image is passed once.",
-            cfg.DATALOADER.SAMPLER_TRAIN,
-        )
-        return torch.ones(len(records), dtype=torch.int64)
-    # Stochastic rounding, as the sampler does each epoch.
-    whole = factors.trunc()
-    return (whole + (torch.rand(len(factors), generator=generator) < factors - whole)).long()
+    if factors is not None:
+        return factors
+    logger.warning(
+        "How often %s repeats an image is not known here; every image is passed once.",
+        cfg.DATALOADER.SAMPLER_TRAIN,
+    )
+    return torch.ones(len(records))
 
 
 def _loader(images: PassDataset, skip: int, num_workers: int) -> torchdata.DataLoader:

@@ -78,7 +78,7 @@ def collect_statistics(
         sampler (str): how the loader repeats images, for the record.
         augmented (bool): whether the loader augments, for the record.
         stop_at (float): end as soon as the standard error of the calibrated logits, which the
-            statistics cause, is at most this in every class and stage (see `logn_std_error`:
+            statistics cause, is at most this in every class and stage (see `sampling_error`:
             for raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of
             such a standard deviation). 0 passes over all images. Needs images in random order and
             the exact estimator.
@@ -262,7 +262,7 @@ def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -
     if statistics.stop_at > 0:
         logger.info(
             "Standard error of calibrated logits: %.4f; the aim of %g was %s",
-            statistics.calibration_error(),
+            statistics.sampling_error(),
             statistics.stop_at,
             "reached" if statistics.reached else "not reached with all images",
         )

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class StoppingLoader:
     """A loader that has no more batches once the statistics' error is small enough.
 
-    The error is `LogitStatistics.calibration_error` of all processes' images together. It falls
+    The error is `LogitStatistics.sampling_error` of all processes' images together. It falls
     with the square root of the number of images. Every process takes part in every look, also one
     whose images are all done, and takes process 0's word for the result: so all stop together.
 
@@ -104,7 +104,7 @@ class StoppingLoader:
             return False
         statistics = functools.reduce(LogitStatistics.merge, seen)
         # The others' arithmetic might round otherwise on another kind of processor.
-        error = comm.all_gather(statistics.calibration_error())[0]
+        error = comm.all_gather(statistics.sampling_error())[0]
         logger.info(
             "Look %d, %d images: standard error of calibrated logits %.4f, the pass ends at %g",
             look,

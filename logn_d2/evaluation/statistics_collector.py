@@ -80,10 +80,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self._restore(self._saved)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Recording) -> None:
-        """Adds the RoIs of some images; each image is one cluster of dependent RoIs.
+        """Adds the RoIs of some images.
+
+        All RoIs of one "image_id" depend on each other: repetitions are no new images.
 
         Args:
-            inputs (Sequence[Mapping]): N mapped images.
+            inputs (Sequence[Mapping]): N mapped images; "statistics_weight" is how many images one
+                counts for.
             outputs (Recording): what the model said about them.
 
         Raises:
@@ -173,8 +176,17 @@ class LogitStatisticsCollector(DatasetEvaluator):
     def _update(
         self, stage: int, logits: Tensor, mask: Tensor | None, image: Mapping[str, Any]
     ) -> None:
+        moments = self._moments[stage]
         try:
-            self._moments[stage].update(logits, mask)
+            if isinstance(moments, LogitMoments):
+                moments.update(
+                    logits,
+                    mask,
+                    weight=image.get("statistics_weight", 1.0),
+                    image=image.get("image_id", image.get("file_name")),
+                )
+            else:
+                moments.update(logits, mask)
         except NonFiniteLogitsError as error:
             name = image.get("file_name", f"image {image.get('image_id')}")
             raise NonFiniteLogitsError(

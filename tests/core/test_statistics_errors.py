@@ -101,7 +101,7 @@ def test_statistics_of_other_than_raw_logits(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["stage0__mean", "stage0__count", "stage0__residual_size", "class_names", "num_stages"]
+    "name", ["stage0__mean", "stage0__count", "stage0__group_mean", "class_names", "num_stages"]
 )
 def test_missing_parts(path, name):
     rewrite(path, **{name: None})

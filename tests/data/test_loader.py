@@ -30,6 +30,7 @@ from logn_d2.data.loader import (
     training_images,
 )
 from logn_d2.data.rng import preserved_rng, seed_rng
+from logn_d2.data.samplers import repeat_factors
 
 from ..evaluation.small_detectors import annotation
 
@@ -193,7 +194,39 @@ def test_loading_leaves_random_generators_alone(cfg: CfgNode) -> None:
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
+@pytest.mark.parametrize("threshold", [0.1, 1.0])
+def test_repeated_images_come_once_with_their_factor(cfg: CfgNode, threshold: float) -> None:
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = threshold
+    factors = repeat_factors(cfg, training_images(cfg))
+    expected = {100 + index: float(factor) for index, factor in enumerate(factors)}
+    images = [image for (image,) in build_statistics_loader(cfg)]
+    found = {image["image_id"]: image.get("statistics_weight", 1.0) for image in images}
+    assert len(images) == 12 and found == expected
+    assert (max(found.values()) > 3) == (threshold == 1.0)  # one image in twelve: sqrt(12)
+
+
+def test_augmented_images_and_moving_averages_come_again(cfg: CfgNode) -> None:
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    for key, value in (("AUGMENT", True), ("ESTIMATOR", "ema")):
+        other = cfg.clone()
+        other.MODEL.LOGN.COLLECT[key] = value
+        images = [image for (image,) in build_statistics_loader(other)]
+        assert len(images) > 12 and not any("statistics_weight" in image for image in images)
+
+
+def test_other_weights_of_images_are_another_pass(cfg: CfgNode) -> None:
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    digests = set()
+    for threshold in (0.1, 0.9, 1.0):
+        cfg.DATALOADER.REPEAT_THRESHOLD = threshold
+        digests.add(build_statistics_loader(cfg).dataset.digest())
+    assert len(digests) == 3
+
+
 def test_images_repeat_as_the_training_sampler_repeats_them(cfg: CfgNode) -> None:
+    cfg.MODEL.LOGN.COLLECT.AUGMENT = True  # each time another view
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(

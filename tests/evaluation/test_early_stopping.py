@@ -34,9 +34,9 @@ def images() -> list[list[dict]]:
 
 @pytest.fixture(scope="module")
 def errors(model: nn.Module, images: list[list[dict]]) -> dict[int, float]:
-    """The calibration error after so many images."""
+    """The sampling error after so many images."""
     counts = range(2, 11)
-    return {n: collect_statistics(model, images[:n]).calibration_error() for n in counts}
+    return {n: collect_statistics(model, images[:n]).sampling_error() for n in counts}
 
 
 def assert_same(left: LogitStatistics, right: LogitStatistics) -> None:
@@ -65,7 +65,7 @@ def test_pass_ends_at_the_first_look_below_the_tolerance(
         assert found.num_images == expected
         assert found.stop_at == tolerance
         assert found.reached is (errors[expected] <= tolerance)
-        assert found.calibration_error() == pytest.approx(errors[expected], rel=1e-9)
+        assert found.sampling_error() == pytest.approx(errors[expected], rel=1e-9)
 
 
 def test_images_after_the_end_are_not_loaded(
@@ -259,7 +259,7 @@ def test_merged_shards_may_reach_together_what_none_did_alone(
     model: nn.Module, images: list[list[dict]], errors: dict[int, float]
 ) -> None:
     parts = [images[:5], images[5:]]
-    alone = [collect_statistics(model, part, stop_at=1.0).calibration_error() for part in parts]
+    alone = [collect_statistics(model, part, stop_at=1.0).sampling_error() for part in parts]
     assert errors[10] < min(alone)
     tolerance = (errors[10] + min(alone)) / 2
     one, other = (

@@ -124,13 +124,28 @@ def test_moments_equal_those_of_all_logits_together(
         torch.testing.assert_close(stage.var, logits.var(dim=0), rtol=1e-10, atol=1e-10)
 
 
-def test_each_image_is_one_cluster_of_dependent_rois(model: nn.Module) -> None:
+def test_all_views_of_an_image_are_in_one_group(model: nn.Module, data_set: list[dict]) -> None:
+    """So that repeated images do not count as new ones in the standard error."""
+    loader = build_statistics_loader(small_config(), dataset=data_set[:2] * 3)
+    moments = collect_statistics(model, loader).stages[0].moments
+    assert sorted(moments.group_weight[:, 0].tolist())[-3:] == [0, 3 * 24, 3 * 24]
+
+
+def test_repeated_images_are_passed_once_and_weighted(model: nn.Module) -> None:
+    cfg = small_config(DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    loader = build_statistics_loader(cfg)
     with every_output(model) as seen:
-        statistics = collect_statistics(model, build_statistics_loader(few(6)))
+        stage = collect_statistics(model, loader).stages[0]
+    weights = [image.get("statistics_weight", 1.0) for (image,) in loader]
+    assert len(seen[0]) == 10 and max(weights) > 3
+    of_roi = torch.cat([torch.full((len(z), 1), w) for z, w in zip(seen[0], weights)]).double()
     logits = torch.cat(seen[0])
-    residuals = torch.stack([(of_image - logits.mean(dim=0)).sum(dim=0) for of_image in seen[0]])
-    expected = ((residuals**2).sum(dim=0) * 6 / 5).sqrt() / len(logits)
-    torch.testing.assert_close(statistics.stages[0].moments.std_error, expected)
+    mean = (of_roi * logits).sum(dim=0) / of_roi.sum()
+    torch.testing.assert_close(stage.mean, mean)
+    var = (of_roi * (logits - mean) ** 2).sum(dim=0) / (of_roi.sum() - 1)
+    torch.testing.assert_close(stage.var, var)
+    assert stage.count.tolist() == [len(logits)] * (NUM_CLASSES + 1)
 
 
 def test_foreground_is_the_matched_rois(model: nn.Module) -> None:

