@@ -86,6 +86,4 @@ def sampling_error(
         for share, mean, var in zip(shares, means, variances, strict=True)
     ])  # fmt: skip
     whole = calibration(stage, background=background).double()(logits)
-    error = jackknife_error(replicates, whole, shares).amax(dim=0)
-    constant = (stage.count >= 2) & ~stage.usable
-    return torch.where(constant, 0.0, error)[columns]
+    return jackknife_error(replicates, whole, shares).amax(dim=0)[columns]

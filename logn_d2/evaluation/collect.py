@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..core import LogitStatistics
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
 from ..data.samplers import described_sampler
-from ..modeling.box_predictors import check_calibratable
+from ..modeling.box_predictors import check_calibratable, find_box_predictors, num_classes_of
 from ..modeling.recording import LogitRecorder, Recording
 from .early_stopping import StoppingLoader
 from .partial_statistics import PartialStatistics
@@ -104,11 +104,8 @@ def collect_statistics(
         >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
     """
     check_calibratable(model)  # statistics of other logits are of no use
-    if isinstance(class_names, str):
-        raise ValueError(
-            f"class_names is the text {class_names!r}; expected a sequence of names, such as "
-            '["bolt", "nut"].'
-        )
+    _check_class_names(model, class_names)
+    _check_loader(loader)
     description = LogitStatistics(
         stages=(),
         class_names=tuple(class_names or ()),
@@ -233,6 +230,36 @@ def _run_pass(
     statistics = results["statistics"]
     _log_summary(statistics, collector.num_images - images_before, seconds)
     return statistics, collector
+
+
+def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
+    """Raises a ValueError if these are not the names of the model's classes, before a pass."""
+    if isinstance(class_names, str):
+        raise ValueError(
+            f"class_names is the text {class_names!r}; expected a sequence of names, such as "
+            '["bolt", "nut"].'
+        )
+    num_classes = num_classes_of(find_box_predictors(model)[0])
+    if class_names and num_classes is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"The model has {num_classes} classes, but {len(class_names)} class names were given. "
+            "Use those of the data set that the model was trained on."
+        )
+
+
+def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
+    """Raises a ValueError for loaders that never end, and for images that are in no batch."""
+    if isinstance(loader, Iterable) and not isinstance(loader, Sized):
+        raise ValueError(
+            f"A pass needs a loader that ends, and a {type(loader).__name__} has no length. Use "
+            "build_statistics_loader(cfg) or detectron2.data.build_detection_test_loader(..., "
+            "mapper=DatasetMapper(cfg, is_train=True, augmentations=[...])), not a training loader."
+        )
+    if isinstance(loader, Sequence) and loader and isinstance(loader[0], Mapping):
+        raise ValueError(
+            "The loader gives images, expected batches: lists of images. Write "
+            "[[image] for image in images]."
+        )
 
 
 def _repeats_sampled_anew(recorder: LogitRecorder) -> Callable[[Sequence[Mapping]], Recording]:

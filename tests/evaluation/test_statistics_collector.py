@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -518,8 +522,27 @@ def test_an_empty_loader_is_an_error(model: nn.Module) -> None:
 
 
 def test_class_names_must_be_the_models(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="has 4 classes, but 2 class names were given"):
-        collect_statistics(model, build_statistics_loader(few(1)), class_names=["a", "b"])
+    loader = build_statistics_loader(few(1))
+    with every_output(model) as seen:
+        with pytest.raises(ValueError, match="has 4 classes, but 2 class names were given"):
+            collect_statistics(model, loader, class_names=["a", "b"])
+        with pytest.raises(ValueError, match="the text 'boltnuts'"):
+            collect_statistics(model, loader, class_names="boltnuts")
+    assert not seen[0]  # nothing was computed
+
+
+def test_loaders_that_are_no_finite_batches_are_refused_before_the_pass(model: nn.Module) -> None:
+    images = [image for batch in build_statistics_loader(few(2)) for image in batch]
+    endless = build_detection_train_loader(
+        small_config(), sampler=None, total_batch_size=1, num_workers=0
+    )
+    with every_output(model) as seen:
+        for loader in (endless, iter([images])):
+            with pytest.raises(ValueError, match="needs a loader that ends"):
+                collect_statistics(model, loader)
+        with pytest.raises(ValueError, match=r"Write \[\[image\] for image in images\]"):
+            collect_statistics(model, images)
+    assert not seen[0]
 
 
 @pytest.mark.parametrize(
