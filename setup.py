@@ -27,9 +27,8 @@ def read_readme() -> str:
     return readme.read_text() if readme.is_file() else ""
 
 
-EVALUATION = ["pycocotools>=2.0.2"]
 PLOTS = ["matplotlib>=3.6"]
-REPORT = [*EVALUATION, *PLOTS, "jinja2>=3"]
+REPORT = [*PLOTS, "jinja2>=3"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -55,9 +54,12 @@ setup(
         "lvis>=0.5.3",
         "opencv-python",
         "safetensors>=0.4",
+        "pycocotools>=2.0.2",
+        "Pillow",
+        "tabulate",
+        "tqdm",
     ],
     extras_require={
-        "evaluation": EVALUATION,
         "plots": PLOTS,
         "report": REPORT,
         "dev": [

@@ -133,6 +133,11 @@ def main(args: argparse.Namespace) -> None:
 def placement(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Processes on this machine."""
     if cfg.MODEL.DEVICE == "cpu":
+        if args.num_gpus > 1:
+            raise ValueError(
+                f"--num-gpus is {args.num_gpus}, but this runs on the CPU, since there is no CUDA "
+                "device or MODEL.DEVICE is cpu. Give --num-processes for the CPU."
+            )
         if not torch.cuda.is_available():
             print(
                 f"No CUDA device: running on the CPU, processes: {args.num_processes}", flush=True

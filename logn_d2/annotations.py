@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_annotations", "mask_of", "read_annotations"]
+__all__ = ["check_annotations", "mask_of", "name_of", "read_annotations"]
 
 Entry = Mapping[str, Any]
 
@@ -41,6 +41,8 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is no complete JSON file ({error}). Fetch or write it again."
             ) from error
+        except RecursionError as error:
+            raise ValueError(f"{path} is nested too deeply to be an annotation file.") from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not encoded in UTF-8 ({error}). Convert it, for example with iconv."
@@ -82,6 +84,13 @@ def check_annotations(content: Any, source: str) -> None:
         _check_ids(content[section], f"{source}: {section}", kind)
     for where, image in _entries(content["images"], f"{source}: images"):
         _check_image(image, where)
+    with_list = sum("neg_category_ids" in image for image in content["images"])
+    if 0 < with_list < len(content["images"]):
+        raise ValueError(
+            f"{source} gives neg_category_ids for {with_list} of {len(content['images'])} images. "
+            "Give it for all of them (an empty list where no class is known to be absent) or for "
+            "none."
+        )
     for where, category in _entries(content["categories"], f"{source}: categories"):
         _check_category(category, where)
     sizes = {
@@ -93,6 +102,16 @@ def check_annotations(content: Any, source: str) -> None:
         for name, kind in (("image_id", image_kind), ("category_id", Integral)):
             _check_id(_field(annotation, name, where), kind, where, name)
         _check_object(annotation, sizes, where)
+
+
+def name_of(category: Entry) -> str:
+    """The name of a category: its "name", else its first synonym, else its id.
+
+    Example:
+        >>> name_of({"id": 3, "synonyms": ["sofa", "couch"]}), name_of({"id": 3})
+        ('sofa', '3')
+    """
+    return category.get("name") or next(iter(category.get("synonyms") or ()), str(category["id"]))
 
 
 def mask_of(annotation: Entry) -> list[list[float]] | dict[str, Any] | None:
@@ -158,7 +177,13 @@ def _refuse(where: str, name: str, value: Any, expected: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number; Python's whole numbers have no largest one, floats do."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_image(image: Entry, where: str) -> None:
@@ -176,6 +201,9 @@ def _check_image(image: Entry, where: str) -> None:
 def _check_category(category: Entry, where: str) -> None:
     if "name" in category and not (isinstance(category["name"], str) and category["name"]):
         _refuse(where, "name", category["name"], "a string that is not empty")
+    synonyms = category.get("synonyms")
+    if synonyms is not None and not _is_list_of(synonyms, str):
+        _refuse(where, "synonyms", synonyms, "a list of strings")
     for name in ("image_count", "instance_count"):
         if name in category and not (_is_number(category[name]) and category[name] >= 0):
             _refuse(where, name, category[name], "a number of 0 or more")
@@ -193,10 +221,13 @@ def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str)
     box = _field(annotation, "bbox", where)
     if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
         _refuse(where, "bbox", box, "four finite numbers: left, top, width, height")
-    # null is a tool's way to say "unknown"; Python's json reads NaN too.
+    # null is a tool's way to say "unknown"; Python's json reads NaN, which differs from itself.
     area = annotation.get("area")
-    if area is not None and (not isinstance(area, Real) or area in (math.inf, -math.inf)):
+    if area is not None and area == area and not _is_number(area):
         _refuse(where, "area", area, "a number")
+    ignore = annotation.get("ignore", 0)
+    if not (isinstance(ignore, Integral) and ignore in (0, 1)):
+        _refuse(where, "ignore", ignore, "0 or 1")
     # Detectron2 leaves out whatever differs from 0, pycocotools what is true.
     crowd = annotation.get("iscrowd", 0)
     if not (isinstance(crowd, Integral) and crowd in (0, 1)):
@@ -213,17 +244,43 @@ def _check_run_lengths(rle: Entry, size: list[Any] | None, where: str) -> None:
         _refuse(where, "segmentation counts", rle.get("counts"), "numbers or a string")
     if not (_is_list_of(rle.get("size"), Integral) and len(rle["size"]) == 2):
         _refuse(where, "segmentation size", rle.get("size"), "[height, width]")
-    if isinstance(rle["counts"], list):
-        height, width = rle["size"]
-        counts = rle["counts"]
-        if not _is_list_of(counts, Integral) or sum(counts) != height * width or min(counts) < 0:
-            _refuse(where, "segmentation counts", counts, f"{height} x {width} pixels in all")
+    height, width = rle["size"]
+    counts = rle["counts"] if isinstance(rle["counts"], list) else _decoded(rle["counts"])
+    # pycocotools takes whatever it is given, and reads past the end of what is short.
+    whole = counts is not None and _is_list_of(counts, Integral)
+    if not whole or sum(counts) != height * width or min(counts, default=0) < 0:
+        _refuse(where, "segmentation counts", rle["counts"], f"{height} x {width} pixels in all")
     # pycocotools gives an overlap of 0 or -1 to masks of different sizes, without a word.
     if size is not None and list(rle["size"]) != list(size):
         raise ValueError(
             f"{where} has a mask of {rle['size'][0]} x {rle['size'][1]} pixels (height x width), "
             f"its image has {size[0]} x {size[1]}. Was it made for a resized image?"
         )
+
+
+def _decoded(text: str | bytes) -> list[int] | None:
+    """Run lengths of COCO's compressed form; None where the text is none.
+
+    Each number has groups of five bits, the lowest first, in characters from "0" on; a sixth bit
+    says that another group follows. From the fourth number on, the one two places before is
+    subtracted.
+    """
+    codes = text if isinstance(text, bytes) else text.encode("ascii", "replace")
+    counts: list[int] = []
+    number = shift = 0
+    for code in codes:
+        group = code - 48
+        if not 0 <= group < 64:
+            return None
+        number |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            number -= 1 << shift
+        counts.append(number + counts[-2] if len(counts) > 2 else number)
+        number = shift = 0
+    return None if shift else counts
 
 
 def _check_polygons(polygons: Any, where: str) -> None:

@@ -6,6 +6,7 @@ import math
 import random
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 
 from logn_d2.annotations import check_annotations, mask_of, read_annotations
@@ -69,6 +70,13 @@ BROKEN = [
     ("annotations", 2, "segmentation", [[2.0, 1e12, *SQUARE]], "finite pixel"),
     ("annotations", 2, "segmentation", {"size": [40, 32], "counts": [1280]}, "resized image"),
     ("annotations", 2, "segmentation", {"size": [32, 40], "counts": [7]}, "32 x 40 pixels"),
+    ("annotations", 2, "segmentation", {"size": [32, 40], "counts": "zzzz"}, "32 x 40 pixels"),
+    ("annotations", 2, "segmentation", {"size": [32, 40], "counts": "1"}, "32 x 40 pixels"),
+    ("annotations", 2, "segmentation", {"size": [32, 40], "counts": "é"}, "32 x 40 pixels"),
+    ("annotations", 2, "area", 10**400, "a number"),
+    ("annotations", 2, "bbox", [0, 0, 10**400, 1], "four finite numbers"),
+    ("annotations", 2, "ignore", [], "0 or 1"),
+    ("categories", 1, "synonyms", "jar", "list of strings"),
 ]
 
 
@@ -122,6 +130,32 @@ def test_short_polygons_are_no_mask():
         assert mask_of({"segmentation": none}) is None
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_compressed_run_lengths_of_pycocotools_are_read(seed):
+    draw = np.random.default_rng(seed)
+    height, width = draw.integers(1, 400, 2)
+    pixels = np.cumsum(draw.random((height, width)) < draw.choice([0.0, 0.01, 0.5]), axis=0) % 2
+    rle = mask_util.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    described = content()
+    described["images"][0].update(height=int(height), width=int(width))
+    for counts in (rle["counts"], rle["counts"].decode()):
+        described["annotations"][0]["segmentation"] = {"size": rle["size"], "counts": counts}
+        check_annotations(described, "val.json")
+
+
+def test_negative_lists_are_given_for_all_images_or_none():
+    some = content()
+    some["images"][0]["neg_category_ids"] = []
+    with pytest.raises(ValueError, match="val.json gives neg_category_ids for 1 of 2 images"):
+        check_annotations(some, "val.json")
+
+
+def test_a_json_that_is_nested_without_end_is_named(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="deep.json"):
+        read_annotations(tmp_path / "deep.json")
+
+
 def perfect_ap(truth):
     """Box AP of detections that are the objects of `content()`, whatever `truth` says."""
     whole = LvisGroundTruth.from_dict(content(), masks=False)
@@ -142,9 +176,10 @@ def test_in_coco_form_an_object_counts_whatever_its_area(area):
     assert len(truth.box) == 4 and perfect_ap(truth) == pytest.approx(1.0)
 
 
-def test_in_lvis_form_an_object_without_area_is_left_out_and_named(caplog):
+@pytest.mark.parametrize("area", [0, math.nan])
+def test_in_lvis_form_an_object_without_area_is_left_out_and_named(caplog, area):
     without = content()
-    without["annotations"][0]["area"] = 0
+    without["annotations"][0]["area"] = area
     for image in without["images"]:
         image["neg_category_ids"] = []
     assert len(LvisGroundTruth.from_dict(without).box) == 3

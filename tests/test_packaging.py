@@ -84,8 +84,30 @@ def test_requirements_are_names_from_the_package_index(wheel: Path) -> None:
     assert {"torch", "torchvision", "fvcore", "numpy", "opencv-python", "lvis"} <= core
     assert "detectron2" not in {name for name, _ in required}
     assert not any("@" in rest for _, rest in required)
-    for extra in ("evaluation", "plots", "dev"):
+    for extra in ("report", "plots", "dev"):
         assert f"Provides-Extra: {extra}" in header
+    # What a module imports when it is loaded, pip has installed, or Detectron2 has brought along.
+    canonical = {"cv2": "opencv-python", "PIL": "Pillow"}
+    known = {*core, "detectron2", "logn_d2", *sys.stdlib_module_names}
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "logn_d2").rglob("*.py")
+        for name in _loaded_with(path)
+        if canonical.get(name, name) not in known
+        and not (name in ("matplotlib", "jinja2", "markupsafe") and "report" in path.parts)
+    }
+    assert not missing
+
+
+def _loaded_with(path: Path) -> set[str]:
+    """Packages that a module imports outside its functions, by their first names."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def test_every_requirement_is_locked() -> None:

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.data import check_dataset, register_glyphs
 from logn_d2.engine import load_config, short_errors
-from logn_d2.engine.checks import check_classes, check_masks
+from logn_d2.engine.checks import check_classes, check_ground_truth, check_masks
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,12 @@ def config_problems(args: argparse.Namespace) -> list[str]:
         return []
     cfg = load_config(args.config_file, [])
     problems = []
-    for check in (lambda: check_classes(cfg, cfg.DATASETS.TEST), lambda: check_masks(cfg)):
+    checks = (
+        lambda: check_classes(cfg, cfg.DATASETS.TEST),
+        lambda: check_ground_truth(cfg),
+        lambda: check_masks(cfg),
+    )
+    for check in checks:
         try:
             check()
         except ValueError as error:

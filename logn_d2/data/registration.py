@@ -19,7 +19,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from ..annotations import mask_of, read_annotations
+from ..annotations import mask_of, name_of, read_annotations
 
 __all__ = [
     "load_lvis_form",
@@ -92,7 +92,7 @@ def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata that a json holds; counts only where every category tells them."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     described: dict[str, Any] = {
-        "thing_classes": [c.get("name") or c["synonyms"][0] for c in categories],
+        "thing_classes": [name_of(category) for category in categories],
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
         "federated": any("neg_category_ids" in image for image in content["images"]),
     }
@@ -223,6 +223,8 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
             "MODEL.MASK_ON leaves them out; without it their boxes are used.",
             *(name, len(without_mask), len(content["annotations"]), without_mask[0]),
         )
+    if any("neg_category_ids" in image for image in content["images"]):
+        _warn_of_crowds(content["annotations"], name)
     records = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
         objects = [
@@ -233,6 +235,17 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
     _check_images(records[:check_images], name, meta.image_root)
     logger.info("Loaded %d images of %s from %s", len(records), name, meta.json_file)
     return records
+
+
+def _warn_of_crowds(annotations: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Names the one thing that training and evaluation of LVIS-form sets read differently."""
+    crowds = [annotation["id"] for annotation in annotations if annotation.get("iscrowd", 0)]
+    if crowds:
+        logger.warning(
+            "%s: %d of %d objects are crowds, the first is annotation %s. Training leaves them "
+            "out; LVIS's rule knows no crowds and counts them as objects.",
+            *(name, len(crowds), len(annotations), crowds[0]),
+        )
 
 
 def _group_annotations(content: Mapping[str, Any], name: str) -> dict[int, list[dict[str, Any]]]:

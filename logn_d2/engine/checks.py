@@ -23,7 +23,8 @@ from ..core import (
 )
 from ..core.calibration_registry import CalibrationInputs
 from ..data import check_same_classes, image_problem
-from ..evaluation import LogitStatisticsCollector
+from ..evaluation import LogitStatisticsCollector, LvisGroundTruth
+from ..evaluation.lvis_checks import check_groups
 from ..modeling.build import known_class_names
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "check_classes",
     "check_collection_settings",
     "check_datasets",
+    "check_ground_truth",
     "check_images",
     "check_loss",
     "check_loss_options",
@@ -112,6 +114,22 @@ def _is_at_hand(name: str) -> bool:
     return path is not None and os.path.isfile(path)
 
 
+def check_ground_truth(cfg: CfgNode) -> None:
+    """Reads what the evaluation will read, so that it can't refuse it after the training.
+
+    The ground truth stays in the reader's cache, from which the evaluation takes it.
+
+    Raises:
+        ValueError: an annotation or a group that the evaluation refuses.
+    """
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        path = metadata.as_dict().get("json_file")
+        if metadata.get("evaluator_type") == "lvis" and path and os.path.isfile(path):
+            truth = LvisGroundTruth.from_json(path, masks=cfg.MODEL.MASK_ON)
+            check_groups(truth.groups, truth.num_classes, {})
+
+
 def check_masks(cfg: CfgNode) -> None:
     """Checks that the training sets have the masks that the config trains.
 
@@ -127,6 +145,12 @@ def check_masks(cfg: CfgNode) -> None:
             raise ValueError(
                 f"None of the {len(objects)} objects of '{name}' has a mask, but MODEL.MASK_ON is "
                 "True. Set it to False to train boxes alone, or give the objects masks."
+            )
+        if cfg.INPUT.MASK_FORMAT == "bitmask" and len(masks) < len(objects):
+            raise ValueError(
+                f"{len(objects) - len(masks)} of the {len(objects)} objects of '{name}' have no "
+                "mask, which Detectron2 can't train with INPUT.MASK_FORMAT bitmask. Set it to "
+                "polygon, which leaves them out, or leave them out of the json."
             )
         run_lengths = sum(isinstance(mask, dict) for mask in masks)
         if run_lengths and cfg.INPUT.MASK_FORMAT == "polygon":

@@ -17,6 +17,7 @@ from .checks import (
     check_classes,
     check_collection_settings,
     check_datasets,
+    check_ground_truth,
     check_images,
     check_loss_options,
     check_masks,
@@ -67,6 +68,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     check_second_stage(cfg)
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _check_evaluators(cfg)
+    check_ground_truth(cfg)
     check_masks(cfg)
     check_images([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], node.CHECK_IMAGES)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from logn_d2.annotations import check_annotations, mask_of, read_annotations
+from logn_d2.annotations import check_annotations, mask_of, name_of, read_annotations
 from logn_d2.core import frequency_groups
 
 from .detections import RleMasks, image_id_array
@@ -147,7 +147,7 @@ class LvisGroundTruth:
         categories = sorted(dataset["categories"], key=lambda category: category["id"])
         image_ids = image_id_array([image["id"] for image in images])
         category_ids = image_id_array([category["id"] for category in categories])
-        federated = _is_federated(images, source)
+        federated = any("neg_category_ids" in image for image in images)
         annotations, image, category = _known_annotations(
             dataset["annotations"], image_ids, category_ids, source, federated
         )
@@ -164,7 +164,7 @@ class LvisGroundTruth:
             image_ids=image_ids,
             image_size=size,
             category_ids=category_ids,
-            class_names=tuple(str(c.get("name", c["id"])) for c in categories),
+            class_names=tuple(map(name_of, categories)),
             groups=_class_groups(categories),
             image=image,
             category=category,
@@ -201,17 +201,6 @@ def _in(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _read(path: str, masks: bool, mtime_ns: int, num_bytes: int) -> LvisGroundTruth:
     return LvisGroundTruth.from_dict(read_annotations(path), masks=masks, json_file=path)
-
-
-def _is_federated(images: Sequence[Mapping[str, Any]], source: str) -> bool:
-    """Tell LVIS form from COCO form."""
-    with_list = sum("neg_category_ids" in image for image in images)
-    if 0 < with_list < len(images):
-        raise ValueError(
-            f"{source} gives neg_category_ids for {with_list} of {len(images)} images. Give it "
-            "for all of them (an empty list where no class is known to be absent) or for none."
-        )
-    return with_list > 0
 
 
 def _known_annotations(
@@ -257,10 +246,9 @@ def _column(
 ) -> np.ndarray:
     """Return one field of all annotations; an area that is not given is that of the box."""
     if name == "area":
-        # null and NaN (which differs from itself) give no area.
         areas = [a.get("area") for a in annotations]
         boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
-        values = [b if a is None or a != a else a for a, b in zip(areas, boxes, strict=True)]
+        values = [b if a is None else a for a, b in zip(areas, boxes, strict=True)]
     elif default is None:
         values = [annotation[name] for annotation in annotations]
     else:

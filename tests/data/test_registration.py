@@ -200,6 +200,25 @@ def test_boxes_alone_written_as_empty_polygons_have_no_masks(shop):
     assert not any("segmentation" in a for r in load(shop(content)) for a in r["annotations"])
 
 
+def test_crowds_of_lvis_form_are_named_since_evaluation_counts_them(shop, caplog):
+    content = coco_form()
+    content["annotations"][0]["iscrowd"] = 1
+    load(shop(content))
+    assert "crowds" not in caplog.text
+    for image in content["images"]:
+        image["neg_category_ids"] = []
+    shop(content)
+    DatasetCatalog.get("shop")
+    assert "1 of 3 objects are crowds, the first is annotation 1" in caplog.text
+
+
+def test_a_category_without_a_name_is_called_by_its_id(shop):
+    content = coco_form()
+    del content["categories"][1]["name"]
+    load(shop(content))
+    assert MetadataCatalog.get("shop").thing_classes == ["7", "jar"]
+
+
 def test_an_empty_address_is_none(shop):
     content = coco_form()
     for image in content["images"]:

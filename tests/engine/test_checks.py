@@ -17,7 +17,12 @@ from logn_d2.core import (
 )
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import training_images
-from logn_d2.engine.checks import check_classes, check_images, check_masks
+from logn_d2.engine.checks import (
+    check_classes,
+    check_ground_truth,
+    check_images,
+    check_masks,
+)
 from logn_d2.engine.statistics import warn_of_unused_classes
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0]
@@ -93,6 +98,30 @@ def test_masks_must_be_of_the_format_that_is_trained(register, cfg):
         check_masks(cfg)
     cfg.INPUT.MASK_FORMAT = "bitmask"
     check_masks(cfg)
+
+
+def test_a_bitmap_set_has_a_mask_for_every_object(register, cfg):
+    register("some", TRAIN, masks=[None])
+    cfg.DATASETS.TRAIN = ("some",)
+    check_masks(cfg)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    with pytest.raises(ValueError, match="1 of the 3 objects of 'some' have no mask"):
+        check_masks(cfg)
+
+
+def test_what_the_evaluation_refuses_is_refused_before_training(register, cfg):
+    register("own_val", TRAIN, frequency="r")  # of objects, where it says nothing
+    cfg.DATASETS.TEST = ("own_val",)
+    check_ground_truth(cfg)
+    path = MetadataCatalog.get("own_val").json_file
+    with open(path) as file:
+        content = json.load(file)
+    for category in content["categories"]:
+        category["frequency"] = "s"  # APs is the AP of small objects
+    with open(path, "w") as file:
+        json.dump(content, file)
+    with pytest.raises(ValueError, match="A group is named 's'"):
+        check_ground_truth(cfg)
 
 
 def test_masks_are_needed_only_where_they_are_trained(register, cfg):
