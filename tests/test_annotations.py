@@ -10,7 +10,13 @@ import pycocotools.mask as mask_util
 import pytest
 
 from logn_d2.annotations import check_annotations, mask_of, read_annotations
-from logn_d2.evaluation import Detections, LvisGroundTruth, evaluate_lvis
+from logn_d2.evaluation import (
+    Detections,
+    LvisGroundTruth,
+    RleMasks,
+    calibration_quality,
+    evaluate_lvis,
+)
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
 
@@ -189,8 +195,41 @@ def test_in_lvis_form_an_object_without_area_is_left_out_and_named(caplog, area)
 def test_objects_without_a_mask_are_counted_and_named(caplog):
     without = content()
     without["annotations"][2]["segmentation"] = [[0, 0, 4, 4]]
-    assert LvisGroundTruth.from_dict(without).masks is None
+    truth = LvisGroundTruth.from_dict(without)
+    assert truth.without_mask.tolist() == [False, False, True, False]
     assert "1 of 4 objects have no mask, the first is annotation 3" in caplog.text
+    for each in without["annotations"]:
+        each["segmentation"] = []
+    assert LvisGroundTruth.from_dict(without).masks is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mask_ap_leaves_an_object_without_a_mask_to_nobody(seed):
+    """It is that of a set without the object whose image is not exhaustive for its class."""
+    draw = np.random.default_rng(seed)
+    without = content()
+    for image in without["images"]:
+        image["neg_category_ids"] = [7, 20]
+    removed = copy.deepcopy(without)
+    without["annotations"][2]["segmentation"] = [[]]
+    del removed["annotations"][2]
+    removed["images"][1]["not_exhaustive_category_ids"] = [7]
+    pixels = np.zeros((32, 40), dtype=np.uint8)
+    pixels[2:12, 2:12] = 1
+    mask = mask_util.encode(np.asfortranarray(pixels))
+    found = Detections(
+        image_id=draw.choice([4, 9], 12),
+        category=draw.integers(0, 2, 12),
+        score=draw.random(12),
+        box=np.tile([2.0, 2.0, 10.0, 10.0], (12, 1)),
+        masks=RleMasks.from_dicts([mask] * 12),
+    )
+    truths = [LvisGroundTruth.from_dict(each) for each in (without, removed)]
+    results = [evaluate_lvis(truth, found, iou_type="segm").per_class_ap for truth in truths]
+    np.testing.assert_array_equal(*results)
+    counts = [calibration_quality(found, truth, iou_type="segm").count for truth in truths]
+    np.testing.assert_array_equal(*counts)
+    assert len(truths[0]) == 4 and len(truths[1]) == 3  # boxes count in both tasks' own way
 
 
 VALUES = (None, math.nan, math.inf, -1, 1e300, 2**70, "", "7", [], {}, [[]], [None], True)

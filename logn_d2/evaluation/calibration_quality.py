@@ -200,7 +200,7 @@ def calibration_quality(
     labelled = (outcomes.kind != UNLABELLED) & (matches.score >= min_score)
     # Of a pair that is not exhaustive, precision would be 1 whatever the scores are.
     keys = matches.image * ground_truth.num_classes + matches.category
-    labelled &= ~ground_truth.is_not_exhaustive(keys)
+    labelled &= ~ground_truth.for_task(iou_type).is_not_exhaustive(keys)
     shape = ground_truth.num_classes, num_bins
     place = matches.category * num_bins + bins
 

@@ -128,6 +128,7 @@ def label_detections(
         frequency_groups=frequency_groups,
         class_groups=class_groups,
     )
+    ground_truth = ground_truth.for_task(iou_type)
     if "all" in group_members(matches.groups, matches.class_groups):
         raise ValueError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)

@@ -15,7 +15,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class LvisGroundTruth:
 
     A COCO-form json (no `neg_category_ids`) works too: then every image counts as exhaustively
     annotated for every class, and crowd regions follow COCO's rule. In an LVIS-form json
-    `iscrowd` is not looked at, as in lvis-api. Objects with area 0 are left out, as in lvis-api.
+    `iscrowd` is not looked at, and objects without an area above 0 are left out, as in lvis-api.
 
     Args:
         image_ids (ndarray): (N,) int64 or strings, ascending.
@@ -56,6 +56,8 @@ class LvisGroundTruth:
             where every pair is.
         not_exhaustive (ndarray): sorted keys of the pairs with objects left unannotated.
         masks (RleMasks | None): G masks.
+        without_mask (ndarray | None): (G,) bool, objects with a box alone, whose mask is empty;
+            None where there are none.
         json_file (str | None): where the annotations came from.
     """
 
@@ -74,6 +76,7 @@ class LvisGroundTruth:
     listed: np.ndarray | None
     not_exhaustive: np.ndarray
     masks: RleMasks | None = None
+    without_mask: np.ndarray | None = None
     json_file: str | None = None
 
     @property
@@ -92,6 +95,30 @@ class LvisGroundTruth:
     def keys(self) -> np.ndarray:
         """Return the (image, class) keys of the objects, (G,) int64, ascending."""
         return self.image * self.num_classes + self.category
+
+    def for_task(self, iou_type: str) -> LvisGroundTruth:
+        """Return the objects that a task can find.
+
+        Objects without a mask are no objects of "segm", and their (image, class) pairs count as
+        not exhaustively annotated: a detection that may be of such an object does no harm.
+
+        Args:
+            iou_type (str): "bbox" or "segm".
+        """
+        return self if iou_type == "bbox" or self.without_mask is None else self._with_masks
+
+    @functools.cached_property
+    def _with_masks(self) -> LvisGroundTruth:
+        assert self.masks is not None and self.without_mask is not None
+        kept = ~self.without_mask
+        names = ("image", "category", "box", "area", "ignore", "crowd", "annotation_id")
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept] for name in names},
+            not_exhaustive=np.union1d(self.not_exhaustive, self.keys()[~kept]),
+            masks=self.masks.take(kept),
+            without_mask=None,
+        )
 
     @classmethod
     def from_json(cls, json_file: str | os.PathLike[str], *, masks: bool = True) -> LvisGroundTruth:
@@ -175,7 +202,7 @@ class LvisGroundTruth:
             annotation_id=_column(annotations, "id", np.int64),
             listed=listed,
             not_exhaustive=_list_keys(images, "not_exhaustive_category_ids", category_ids),
-            masks=_encode_masks(annotations, size[image], source) if masks else None,
+            **(_encode_masks(annotations, size[image], source) if masks else {}),
             json_file=json_file,
         )
 
@@ -279,24 +306,31 @@ def _class_groups(categories: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 
 def _encode_masks(
     annotations: Sequence[Mapping[str, Any]], size: np.ndarray, source: str
-) -> RleMasks | None:
-    """Encode polygons and run lengths of any form; None where an object has a box only."""
+) -> dict[str, Any]:
+    """Encode polygons and run lengths of any form: `masks` and `without_mask`, if there are any."""
     masks = [mask_of(annotation) for annotation in annotations]
-    without = [a["id"] for a, mask in zip(annotations, masks, strict=True) if mask is None]
-    if without:
-        if len(without) < len(annotations):
-            logger.warning(
-                "%s: %d of %d objects have no mask, the first is annotation %s, so there is no "
-                "mask AP. Give these objects a mask, or leave them out.",
-                *(source, len(without), len(annotations), without[0]),
-            )
-        return None
+    without = np.array([mask is None for mask in masks], dtype=bool)
+    if without.all() and len(without):
+        return {}
+    if without.any():
+        logger.warning(
+            "%s: %d of %d objects have no mask, the first is annotation %s. Mask AP is of the "
+            "others; of these objects' classes, detections in their images that find no other "
+            "object are left out of it.",
+            *(source, np.count_nonzero(without), len(without)),
+            annotations[int(np.argmax(without))]["id"],
+        )
     rles = []
     for segmentation, (height, width) in zip(masks, size.tolist(), strict=True):
+        if segmentation is None:
+            segmentation = {"size": [height, width], "counts": [height * width]}
         if isinstance(segmentation, list):
             parts = mask_util.frPyObjects(segmentation, height, width)
             segmentation = mask_util.merge(parts) if len(parts) > 1 else parts[0]
         elif isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, height, width)
         rles.append(segmentation)
-    return RleMasks.from_dicts(rles)
+    return {
+        "masks": RleMasks.from_dicts(rles),
+        "without_mask": without if without.any() else None,
+    }

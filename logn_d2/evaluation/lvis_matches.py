@@ -242,6 +242,7 @@ def match_lvis(
     )
     check_groups(groups, ground_truth.num_classes, members)
     check_detections(ground_truth, detections, iou_type)
+    ground_truth = ground_truth.for_task(iou_type)
     ranked = rank_detections(ground_truth, detections, iou_type, max_dets, max_dets_per_class)
     ignored = ignored_objects(ground_truth)
     pairs = CANDIDATES[iou_type](
