@@ -116,6 +116,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--predictions", metavar="FOLDER", help="sweep over what --save-predictions has kept"
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted sweep")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace finished results of something else"
+    )
     parser.add_argument("--num-gpus", type=int, default=1)
     parser.add_argument("--num-processes", type=int, default=1, help="processes on the CPU")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
@@ -220,6 +223,7 @@ class NetworkSweep:
             ground_truth=ground_truth(dataset),
             output_dir=folder,
             resume=self._args.resume,
+            overwrite=self._args.overwrite,
             settings=deciding_settings(self._cfg),
             store=store,
             max_boxes=self._args.max_boxes,
@@ -233,6 +237,7 @@ class StoredSweep:
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._stored = StoredPredictions.load(args.predictions)
         self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
+        self._overwrite = args.overwrite
         self.provenance = {**self._stored.info, "predictions": args.predictions}
         known = (self._stored.fingerprints, self._stored.classifiers())
         self._calibrations = make_calibrations(cfg, args, *known)
@@ -245,6 +250,7 @@ class StoredSweep:
             average=self._average,
             ground_truth=ground_truth(dataset),
             output_dir=folder,
+            overwrite=self._overwrite,
             device=self._device,
         )
 

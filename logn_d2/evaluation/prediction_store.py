@@ -239,6 +239,21 @@ class StoreWriter:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def keep_other_store(folder: str | os.PathLike[str], digest: str) -> None:
+    """Refuses a folder that holds the whole predictions of something else.
+
+    Raises:
+        ValueError: what would be lost; on every process.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest.get("shards") is not None and manifest.get("digest") != digest:
+        raise ValueError(
+            f"'{folder}' holds the predictions of other weights, images or settings "
+            f"in {len(manifest['shards'])} files ({manifest.get('info')}). Choose another "
+            "folder, or replace them with --overwrite."
+        )
+
+
 def ids_to_tensor(image_ids: np.ndarray) -> Tensor:
     """(N,) int64; or (N, length) int32 code points of (N,) strings, which no tensor can hold."""
     if image_ids.dtype.kind == "U":

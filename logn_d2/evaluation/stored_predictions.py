@@ -35,7 +35,7 @@ from .prediction_store import (
     ids_from_tensor,
     read_manifest,
 )
-from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
+from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter, keep_others
 from .sweep_ranking import (
     Calibrations,
     RawPredictions,
@@ -241,6 +241,7 @@ def sweep_stored(
     average: str = "probs",
     ground_truth: LvisGroundTruth | None = None,
     output_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
     device: str | torch.device = "cpu",
 ) -> SweepPredictions:
     """What `sweep` finds, from stored predictions; boxes, classes and scores equal bit for bit.
@@ -256,6 +257,7 @@ def sweep_stored(
         ground_truth (LvisGroundTruth): what the predictions will be evaluated with; masks that it
             does not look at are not missed.
         output_dir (PathLike): folder for the predictions; None keeps them in memory.
+        overwrite (bool): replace a finished sweep of something else that is there; False refuses.
         device (str or torch.device): to compute on.
 
     Returns:
@@ -276,6 +278,8 @@ def sweep_stored(
     on_device = [[copy.deepcopy(each).to(device) for each in s] for s in calibrations.values()]
     decisive = [stored.digest, list(calibrations), calibrations_digest(calibrations), average]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    if not overwrite:
+        keep_others(output_dir, digest)
     writer, done, total = SweepWriter(list(calibrations), output_dir, digest), 0, stored.num_images
     for shard in stored.shards():
         masks = _KnownMasks(shard.found) if shard.found is not None else None

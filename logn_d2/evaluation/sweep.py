@@ -20,9 +20,9 @@ from torch import nn
 
 from ..data.rng import preserved_rng
 from .lvis_ground_truth import LvisGroundTruth
-from .prediction_store import StoreWriter
+from .prediction_store import StoreWriter, keep_other_store
 from .resume import BatchLoader, LoaderFactory, loader_from, pass_digest
-from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter
+from .sweep_predictions import ImagePredictions, SweepPredictions, SweepWriter, keep_others
 from .sweep_ranking import Calibrations
 from .sweep_runner import SweepRunner
 
@@ -41,6 +41,7 @@ def sweep(
     output_dir: str | os.PathLike[str] | None = None,
     chunk_size: int = 200,
     resume: bool = False,
+    overwrite: bool = True,
     settings: Mapping[str, Any] | None = None,
     store: str | os.PathLike[str] | None = None,
     max_boxes: int = 0,
@@ -68,7 +69,9 @@ def sweep(
         chunk_size (int): images of a process between two files, which is what a killed sweep loses
             at most.
         resume (bool): go on from the files of an interrupted sweep with the same settings.
-        settings (Mapping): whatever else must be the same for that.
+        overwrite (bool): replace a finished sweep, or stored predictions, of something else that
+            are in these folders; False refuses.
+        settings (Mapping): whatever else must be the same for resuming.
         store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
             other calibrations without the model; None stores nothing.
         max_boxes (int): of boxes of each class, store only those of so many best candidates of an
@@ -80,8 +83,9 @@ def sweep(
         have their own images.
 
     Raises:
-        ValueError: calibrations that do not fit the model; a model whose predictions can't be
-            stored, since its scores are no softmax or sigmoid of its logits.
+        ValueError: calibrations that do not fit the model; other results in a folder; a model
+            whose predictions can't be stored, since its scores are no softmax or sigmoid of its
+            logits.
 
     Example:
         >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
@@ -96,6 +100,11 @@ def sweep(
         if keep is not None:
             decisive["store"] = [str(keep.folder.resolve()), max_boxes]
         digest = pass_digest(model, first, decisive)
+        if not overwrite:
+            keep_others(output_dir, digest)
+            if keep is not None:
+                keep_other_store(keep.folder, digest)
+            comm.synchronize()  # no process writes before all have looked
         options = {"chunk_size": chunk_size, "resume": resume}
         if keep is not None:
             # First what is stored: a chunk says that its images are done.

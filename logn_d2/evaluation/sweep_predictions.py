@@ -200,6 +200,25 @@ class SweepPredictions:
                 yield chunk
 
 
+def keep_others(folder: str | os.PathLike[str] | None, digest: str) -> None:
+    """Refuses a folder that holds a finished sweep of something else.
+
+    Args:
+        folder (PathLike): where a sweep is to be written; None is always free.
+        digest (str): of everything that decides the result of the new one.
+
+    Raises:
+        ValueError: what would be lost; on every process.
+    """
+    manifest = (_read_manifest(Path(folder)) or {}) if folder is not None else {}
+    if manifest.get("finished") and manifest["digest"] != digest:
+        raise ValueError(
+            f"'{folder}' holds a finished sweep of other weights, images, calibrations or settings "
+            f"({', '.join(manifest['names'])}). Choose another folder, or replace it with "
+            "--overwrite."
+        )
+
+
 class SweepWriter:
     """Keeps one process's part of a sweep: in memory, or in chunk files from which it resumes.
 

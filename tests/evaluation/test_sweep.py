@@ -459,3 +459,22 @@ def test_sweeps_without_a_list_of_chunks_stay_readable(
     assert len(manifest.pop("chunks")) == 3
     (tmp_path / "sweep.json").write_text(json.dumps(manifest))
     same_predictions(SweepPredictions.load(tmp_path), whole)
+
+
+def test_finished_results_of_other_weights_are_kept_unless_they_are_to_be_replaced(
+    loader: list, tmp_path: Path
+) -> None:
+    model = small_model(small_config())
+    folders = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store"}
+    sweep(model, loader, calibrations(), **folders)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    for kept, free in (("output_dir", "store"), ("store", "output_dir")):
+        mixed = {kept: folders[kept], free: tmp_path / "new"}
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=f"'{folders[kept]}' holds .*--overwrite"):
+                sweep(model, loader, calibrations(), **mixed, overwrite=False, resume=resume)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    sweep(model, loader, calibrations(), **folders)
+    sweep(model, loader, calibrations(), **folders, overwrite=False)  # the same once more

@@ -156,7 +156,11 @@ def test_stored_predictions_need_neither_weights_nor_network(
     assert found.provenance["weights"] == f"{folder}/model.pth"
     # Another calibration finds boxes whose masks are not stored.
     other = with_calibrations(later, "logn", "temperature(temperature=0.2)")
-    assert tool.run(tool.parse_args(other)) == 0
+    with pytest.raises(SystemExit):
+        tool.run(tool.parse_args(other))
+    assert "holds a finished sweep" in capsys.readouterr().err
+    assert Results.load(folder / "later" / "results.json").tasks == expected.tasks
+    assert tool.run(tool.parse_args([*other, "--overwrite"])) == 0
     results = Results.load(folder / "later" / "results.json")
     assert results.tasks == ("bbox",)
     np.testing.assert_equal(results.row("logn").tasks["bbox"], expected.row("logn").tasks["bbox"])
