@@ -11,8 +11,9 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import log_every_n_seconds
 
 from ..modeling.box_predictors import unwrapped
+from .training_stream import TrainingStream
 
-__all__ = ["FillMemoryHook", "StatisticsHook"]
+__all__ = ["FillMemoryHook", "StatisticsHook", "StreamHook"]
 
 
 class FillMemoryHook(HookBase):
@@ -50,6 +51,26 @@ class FillMemoryHook(HookBase):
             buffer.copy_(kept)
         seconds = time.perf_counter() - start
         trainer.storage.put_scalar("memory/seconds", seconds, smoothing_hint=False)
+
+
+class StreamHook(HookBase):
+    """Notes the position in the stream of images just before a checkpoint is saved.
+
+    All processes have one, while the first alone saves. It belongs before the hook that saves.
+
+    Args:
+        period (int): iterations between two checkpoints (SOLVER.CHECKPOINT_PERIOD).
+        stream (TrainingStream): the training's loader.
+    """
+
+    def __init__(self, period: int, stream: TrainingStream) -> None:
+        self._period = period
+        self._stream = stream
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done >= self.trainer.max_iter:
+            self._stream.keep(self.trainer.iter)
 
 
 class StatisticsHook(HookBase):

@@ -8,12 +8,13 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
@@ -43,7 +44,7 @@ from .evaluation import (
     make_calibrations,
 )
 from .events import ComparedImages, put_statistics
-from .hooks import FillMemoryHook, StatisticsHook
+from .hooks import FillMemoryHook, StatisticsHook, StreamHook
 from .second_stage import (
     classifier_state,
     freeze,
@@ -58,6 +59,7 @@ from .statistics import (
     statistics_path,
     without_calibration,
 )
+from .training_stream import TrainingStream
 
 __all__ = ["Trainer", "build_evaluator", "evaluator_class"]
 
@@ -112,7 +114,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader, with our samplers too (see `logn_d2.data.samplers`)."""
         images = training_images(cfg)
         sampler = build_training_sampler(cfg, images)
-        return build_detection_train_loader(cfg, dataset=images, sampler=sampler)
+        return TrainingStream(cfg, images, sampler)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -126,14 +128,17 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        stream = self._trainer.data_loader
+        self.checkpointer.add_checkpointable("training_stream", stream)
         hooks = super().build_hooks()
         (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
-        hooks[:0] = self._memory_hooks()
         if self.cfg.MODEL.LOGN.COLLECT.ENABLED:
             periodic = self.cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES > 0
             period = self.cfg.TEST.EVAL_PERIOD if periodic else 0
             hooks.insert(place, StatisticsHook(period, self._collect))
+        # Before the hook that saves, which is there on the first process alone.
+        hooks[:0] = [*self._memory_hooks(), StreamHook(self.cfg.SOLVER.CHECKPOINT_PERIOD, stream)]
         return hooks
 
     def _memory_hooks(self) -> list[HookBase]:
@@ -166,6 +171,16 @@ class Trainer(DefaultTrainer):
         for module in self.model.modules():
             if isinstance(module, CountBuffers):
                 module.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As Detectron2's, with the optimizer, whose momentum 0.5 leaves out."""
+        return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict and "load_state_dict" not in vars(DefaultTrainer):  # 0.5
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _load_first_stage(self) -> None:
         """Loads MODEL.WEIGHTS, for a training that starts anew."""

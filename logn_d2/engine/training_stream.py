@@ -1,0 +1,220 @@
+"""The stream of training images, which a resumed training takes up where it broke off.
+
+Detectron2 saves weights, optimizer, schedule and iteration. A resumed training then sees the images
+from the beginning of the sampler again, under random numbers from the beginning, and ends with
+other weights than one that was never interrupted.
+
+What holds: with DATALOADER.NUM_WORKERS 0 the resumed training equals the uninterrupted one bit for
+bit. With worker processes it sees the same images in the same order, under other augmentations:
+the generators of the workers live and die with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data as torchdata
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, DatasetMapper, build_detection_train_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.utils import comm
+
+from ..data.rng import preserved_rng
+
+__all__ = ["TrainingStream"]
+
+logger = logging.getLogger(__name__)
+
+_INDEX, _STATE = "training_index", "training_rng"
+
+Record = dict[str, Any]
+RngState = dict[str, Any]
+
+
+class TrainingStream:
+    """Detectron2's training loader, with a position that can be kept and returned to.
+
+    Args:
+        cfg (CfgNode): DATALOADER, INPUT and SOLVER.IMS_PER_BATCH decide, as in Detectron2.
+        images (Sequence[dict]): the training images, in Detectron2's form.
+        sampler (Sampler or None): an endless stream of their indices, the same each time for its
+            seed; None for Detectron2's own, as DATALOADER.SAMPLER_TRAIN says.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, images: Sequence[Record], sampler: torchdata.Sampler[int] | None = None
+    ) -> None:
+        self._mapper = _Mapper(DatasetMapper(cfg, is_train=True))
+        # The arguments that `build_detection_train_loader` makes of a config: a sampler can't be
+        # put around the one that a finished loader has.
+        arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
+        self._sampler = _Skipping(arguments["sampler"])
+        arguments.update(dataset=_Numbered(images), sampler=self._sampler)
+        self._loader = build_detection_train_loader(**arguments)
+        self._batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        self._has_workers = cfg.DATALOADER.NUM_WORKERS > 0
+        self._num_taken = 0  # of the sampler by this object, in batches or waiting for one
+        self._pending: RngState | None = None
+        self._kept: dict[str, Any] = {}
+        # A position means something in this very stream alone.
+        self._settings = {
+            "images": len(images),
+            "batch": cfg.SOLVER.IMS_PER_BATCH,
+            "processes": comm.get_world_size(),
+            "sampler": type(self._sampler.sampler).__name__,
+            "grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        }
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        for batch in self._loader:
+            self._num_taken += len(batch)
+            if self._has_workers and self._pending is not None:
+                _set_rng(self._pending)
+                self._pending = None
+            yield batch
+
+    def keep(self, iteration: int) -> None:
+        """Notes the position and the random states of all processes; called on each of them.
+
+        Args:
+            iteration (int): the one that has just ended.
+        """
+        waiting = self._waiting()
+        mine = {
+            "consumed": self._sampler.skip + self._num_taken + len(waiting),
+            "waiting": [{"index": each[_INDEX], "rng": each.get(_STATE)} for each in waiting],
+            "rng": _get_rng(),
+        }
+        self._kept = {
+            **self._settings,
+            "iteration": iteration,
+            "seed": getattr(self._sampler.sampler, "_seed", None),
+            "ranks": comm.all_gather(mine),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `keep` has noted last, for a checkpoint."""
+        return self._kept
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Returns to a position; called before the first batch.
+
+        A stream of other images, batches or processes begins anew, with a warning.
+        """
+        if not state:  # saved by hand, between two notes
+            return
+        changed = [key for key, value in self._settings.items() if state.get(key) != value]
+        if changed:
+            logger.warning(
+                "The checkpoint is of a training with other %s: images are drawn from the "
+                "beginning of the sampler.",
+                ", ".join(changed),
+            )
+            return
+        mine = state["ranks"][comm.get_rank()]
+        if state["seed"] is not None:
+            self._sampler.sampler._seed = state["seed"]
+        self._sampler.skip = mine["consumed"]
+        self._num_taken = -len(mine["waiting"])  # they will come in batches, but were taken before
+        buckets = self._buckets()
+        for each in mine["waiting"]:
+            record = self._mapped_again(each["index"], each["rng"])
+            buckets[0 if record["width"] > record["height"] else 1].append(record)
+        self._pending = mine["rng"]
+        if not self._has_workers:
+            # Mapping happens in this process: the states must be there when it begins, which is
+            # after the loader has drawn a seed of its own.
+            self._mapper.pending, self._pending = self._pending, None
+
+    def _mapped_again(self, index: int, rng: RngState | None) -> Record:
+        dataset = self._loader.dataset.dataset  # of the loader inside the one that groups
+        with preserved_rng():
+            if rng is not None:
+                _set_rng(rng)
+            return dataset[index]
+
+    def _buckets(self) -> list[list[Record]]:
+        """Images that wait for others of their aspect ratio, [wide, tall]."""
+        return getattr(self._loader, "_buckets", [[], []])
+
+    def _waiting(self) -> list[Record]:
+        # A full bucket has been handed out already; it is emptied when the next batch is asked for.
+        return [
+            each for bucket in self._buckets() if len(bucket) < self._batch_size for each in bucket
+        ]
+
+
+class _Skipping(torchdata.Sampler):
+    """A sampler without its first indices."""
+
+    def __init__(self, sampler: torchdata.Sampler[int]) -> None:
+        self.sampler = sampler
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[int]:
+        stream = iter(self.sampler)
+        for _ in range(self.skip):
+            next(stream)
+        yield from stream
+
+
+class _Numbered(torchdata.Dataset):
+    """Records that tell their index."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = DatasetFromList(list(records), copy=False)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return {**self._records[index], _INDEX: int(index)}
+
+
+class _Mapper:
+    """A mapper whose images tell under which random states they were mapped.
+
+    In worker processes they don't: nobody could put these back.
+    """
+
+    def __init__(self, mapper: DatasetMapper) -> None:
+        self._mapper = mapper
+        self.pending: RngState | None = None
+
+    def __call__(self, record: Record) -> Record | None:
+        if torchdata.get_worker_info() is not None:
+            return self._mapper(record)
+        if self.pending is not None:
+            _set_rng(self.pending)
+            self.pending = None
+        state = _get_rng(cuda=False)
+        mapped = self._mapper(record)
+        return None if mapped is None else {**mapped, _STATE: state}
+
+
+def _get_rng(cuda: bool = True) -> RngState:
+    """The states of Python's, NumPy's and torch's generators, in types that are safe to load."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    used = cuda and torch.cuda.is_initialized()
+    return {
+        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if used else None,
+    }
+
+
+def _set_rng(state: RngState) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
