@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--max-dets", type=int, default=default.max_dets, help="detections of an image that count "
-        f"(default: {default.max_dets}, as LVIS says; -1 for all)",
+        "(default: 300 in LVIS form, all in COCO form, as their rules say; -1 for all)",
     )  # fmt: skip
     parser.add_argument(
         "--score-threshold", type=float, default=default.score_threshold,

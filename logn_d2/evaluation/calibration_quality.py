@@ -145,7 +145,7 @@ def calibration_quality(
     iou_threshold: float = 0.5,
     num_bins: int = 15,
     min_score: float = 0.0,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> CalibrationQuality:
@@ -159,7 +159,8 @@ def calibration_quality(
         num_bins (int): B, all of the same width.
         min_score (float): leave out detections with a lower score. The many
             detections with hardly any score decide ECE where they are kept.
-        max_dets (int): best detections of each image that are kept; negative keeps all.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
             truth's.
         class_groups (Mapping | None): further groups: name -> class names or category ids.
@@ -209,7 +210,8 @@ def calibration_quality(
         return np.bincount(place[chosen], weights, shape[0] * shape[1]).reshape(shape)
 
     count = total(labelled)
-    kept = detections.top_per_image_mask(max_dets) & (detections.score >= min_score)
+    limit = ground_truth.limit(max_dets)
+    kept = detections.top_per_image_mask(limit) & (detections.score >= min_score)
     return CalibrationQuality(
         iou_type=iou_type,
         edges=edges,

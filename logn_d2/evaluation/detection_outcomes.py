@@ -82,7 +82,7 @@ def label_detections(
     *,
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> DetectionOutcomes:
@@ -94,7 +94,8 @@ def label_detections(
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): overlap that finds an object.
         background_iou (float): overlap up to which a detection is on background.
-        max_dets (int): best detections of each image that are kept; negative keeps all.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
         class_groups (Mapping | None): see `evaluate_lvis`.
 

@@ -115,7 +115,7 @@ def error_analysis(
     iou_type: str = "bbox",
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> ErrorAnalysis:
@@ -127,7 +127,8 @@ def error_analysis(
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): overlap that finds an object.
         background_iou (float): overlap up to which a detection is on background.
-        max_dets (int): best detections of each image that are kept; negative keeps all.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
             truth's.
         class_groups (Mapping | None): further groups: name -> class names or category ids.

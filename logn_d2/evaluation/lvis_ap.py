@@ -34,7 +34,7 @@ def evaluate_lvis(
     detections: Detections,
     iou_type: str = "bbox",
     *,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     max_dets_per_class: int = -1,
     engine: str = "fast",
     frequency_groups: Sequence[str] | None = None,
@@ -50,7 +50,8 @@ def evaluate_lvis(
         ground_truth (LvisGroundTruth): the annotations.
         detections (Detections): of any of its images; an image without detections is all missed.
         iou_type (str): "bbox" or "segm". The areas of detections are those of boxes or masks.
-        max_dets (int): best detections of each image that are kept; negative keeps all.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
         max_dets_per_class (int): best detections of each class over all images that are kept of
             these; negative keeps all. For fixed AP see `evaluate_fixed_ap`.
         engine (str): "fast", or "lvis" for lvis-api itself, which must be installed.
@@ -89,6 +90,7 @@ def evaluate_lvis(
         return match_lvis(ground_truth, detections, iou_type, **options).result()
     nothing = match_lvis(ground_truth, Detections.empty(), iou_type, **options).result()
     check_detections(ground_truth, detections, iou_type)
+    max_dets = ground_truth.limit(max_dets)
     kept = detections.top_per_image(max_dets).top_per_class(max_dets_per_class)
     precision, recall = lvis_api(ground_truth, kept.canonical(), iou_type, max_dets)
     return replace(nothing, precision=precision, recall=recall)

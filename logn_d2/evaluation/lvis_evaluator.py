@@ -53,7 +53,8 @@ class LVISFormEvaluator(DatasetEvaluator):
         output_dir (str | None): where files are written; None writes none.
         distributed (bool): collect the detections of all processes; False evaluates this one's,
             with files in a folder of its own in `output_dir` where there are several.
-        max_dets (int): best detections of each image that are kept (LVIS: 300).
+        max_dets (int | None): best detections of each image that are kept; None for 300 in LVIS
+            form, and all in COCO form, whose rule has no such limit.
         max_dets_per_class (int | None): evaluate *fixed AP* in place of AP, with so many detections
             of each class over all images (10,000) and no limit for an image. The results have
             "AP-pooled" and so on as well. Only these detections are kept, in memory.
@@ -79,7 +80,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         tasks: Sequence[str] | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         distributed: bool = True,
-        max_dets: int = 300,
+        max_dets: int | None = None,
         max_dets_per_class: int | None = None,
         engine: str = "fast",
         class_names: Sequence[str] | None = None,

@@ -30,6 +30,8 @@ __all__ = ["LvisGroundTruth"]
 
 logger = logging.getLogger(__name__)
 
+LVIS_MAX_DETS = 300
+
 
 @dataclass(frozen=True, eq=False)
 class LvisGroundTruth:
@@ -95,6 +97,17 @@ class LvisGroundTruth:
     def keys(self) -> np.ndarray:
         """Return the (image, class) keys of the objects, (G,) int64, ascending."""
         return self.image * self.num_classes + self.category
+
+    def limit(self, max_dets: int | None) -> int:
+        """Return how many detections of an image count; negative for all.
+
+        Args:
+            max_dets (int | None): None for the rule's own: LVIS looks at 300, COCO has no limit
+                over all classes.
+        """
+        if max_dets is not None:
+            return max_dets
+        return -1 if self.listed is None else LVIS_MAX_DETS
 
     def for_task(self, iou_type: str) -> LvisGroundTruth:
         """Return the objects that a task can find.

@@ -212,7 +212,7 @@ def match_lvis(
     detections: Detections,
     iou_type: str = "bbox",
     *,
-    max_dets: int = 300,
+    max_dets: int | None = None,
     max_dets_per_class: int = -1,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
@@ -242,7 +242,7 @@ def match_lvis(
     )
     check_groups(groups, ground_truth.num_classes, members)
     check_detections(ground_truth, detections, iou_type)
-    ground_truth = ground_truth.for_task(iou_type)
+    ground_truth, max_dets = ground_truth.for_task(iou_type), ground_truth.limit(max_dets)
     ranked = rank_detections(ground_truth, detections, iou_type, max_dets, max_dets_per_class)
     ignored = ignored_objects(ground_truth)
     pairs = CANDIDATES[iou_type](

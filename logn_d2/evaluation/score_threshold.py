@@ -190,7 +190,7 @@ def ap_against_threshold(
     thresholds: Sequence[float] | np.ndarray,
     *,
     iou_type: str = "bbox",
-    max_dets: int = 300,
+    max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> ThresholdCurve:
@@ -201,7 +201,8 @@ def ap_against_threshold(
         ground_truth (LvisGroundTruth): the annotations.
         thresholds (Sequence[float]): H scores.
         iou_type (str): "bbox" or "segm".
-        max_dets (int): best detections of each image that are kept; negative keeps all.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
         class_groups (Mapping | None): see `evaluate_lvis`.
 
@@ -220,7 +221,7 @@ def ap_against_threshold(
     )
     blocks = (threshold[i : i + _BLOCK] for i in range(0, len(threshold), _BLOCK))
     metrics = [result.metrics for block in blocks for result in matches.results_above(block)]
-    kept = np.sort(detections.score[detections.top_per_image_mask(max_dets)])
+    kept = np.sort(detections.score[detections.top_per_image_mask(ground_truth.limit(max_dets))])
     above = len(kept) - np.searchsorted(kept, threshold, side="right")
     names = metrics[0] if metrics else ()
     return ThresholdCurve(

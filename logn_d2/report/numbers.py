@@ -72,7 +72,8 @@ class Settings:
     Attributes:
         resamples (int): of the bootstrap.
         seed (int): of the bootstrap.
-        max_dets (int): detections of each image that count; negative for all. Fixed AP keeps all.
+        max_dets (int | None): detections of each image that count; negative for all, None for 300
+            in LVIS form and all in COCO form. Fixed AP keeps all.
         score_threshold (float): that a user of the baseline shows detections with.
         level (float): share of the resamples in an interval.
         groups (Sequence[str] | None): (K,) group of each class in place of the annotations'.
@@ -81,7 +82,7 @@ class Settings:
 
     resamples: int = 1000
     seed: int = 0
-    max_dets: int = 300
+    max_dets: int | None = None
     score_threshold: float = 0.5
     level: float = 0.95
     groups: Sequence[str] | None = None
@@ -249,6 +250,7 @@ def compare(
         ValueError: detections of other images or classes.
     """
     settings = settings or Settings()
+    settings = replace(settings, max_dets=truth.limit(settings.max_dets))
     pair = (runs[0], _find_focus(runs, focus))
     tasks = _common_tasks(runs, truth)
     # Read twice rather than keep all runs' detections: a limit that no image exceeds makes fixed AP

@@ -485,3 +485,23 @@ def test_swapped_arguments_are_told() -> None:
     for function in (error_analysis, calibration_quality):
         with pytest.raises(ValueError, match="in the other order"):
             function(truth, found)
+
+
+@pytest.mark.parametrize(("form", "expected"), [("COCO", 1.0), ("LVIS", 0.752475)])
+def test_only_lvis_form_limits_the_detections_of_an_image(form: str, expected: float) -> None:
+    """400 objects, all found: LVIS's rule looks at 300, COCO's has no limit over all classes."""
+    boxes = [[40 * x, 40 * y, 30, 30] for x in range(20) for y in range(20)]
+    lists = {"neg_category_ids": []} if form == "LVIS" else {}
+    truth = LvisGroundTruth.from_dict(
+        {
+            "images": [{"id": 7, **lists}],
+            "categories": [{"id": 1, "name": "can"}],
+            "annotations": [
+                {"id": i, "image_id": 7, "category_id": 1, "bbox": box, "area": 900}
+                for i, box in enumerate(boxes)
+            ],
+        }
+    )
+    found = Detections([7] * 400, [0] * 400, np.linspace(0.9, 0.5, 400), boxes)
+    assert evaluate_lvis(truth, found).metrics["AP"] == pytest.approx(expected, abs=1e-5)
+    assert evaluate_lvis(truth, found, max_dets=-1).metrics["AP"] == pytest.approx(1.0)
