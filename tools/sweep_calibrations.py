@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -49,10 +48,10 @@ from logn_d2.engine.checks import (
     check_statistics,
     check_weights,
 )
+from logn_d2.engine.evaluation import read_ground_truth
 from logn_d2.engine.experiments import has_begun
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.evaluation import (
-    LvisGroundTruth,
     StoredPredictions,
     SweepPredictions,
     best_of_grid,
@@ -159,7 +158,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_classes(cfg, datasets)
     check_output_folder(args.output)
     if args.predictions:
-        stored, truth = StoredPredictions.load(args.predictions), ground_truth(cfg.DATASETS.TEST[0])
+        stored = StoredPredictions.load(args.predictions)
+        truth = read_ground_truth(cfg.DATASETS.TEST[0])
         stored.check(truth)
     else:
         check_weights(cfg.MODEL.WEIGHTS)
@@ -195,11 +195,6 @@ def make_calibrations(
     }
 
 
-def ground_truth(dataset: str) -> LvisGroundTruth:
-    """The annotations of a registered data set."""
-    return LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-
-
 class NetworkSweep:
     """Sweeps with the network."""
 
@@ -220,7 +215,7 @@ class NetworkSweep:
             lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
             self._calibrations,
             average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
-            ground_truth=ground_truth(dataset),
+            ground_truth=read_ground_truth(dataset),
             output_dir=folder,
             resume=self._args.resume,
             overwrite=self._args.overwrite,
@@ -248,7 +243,7 @@ class StoredSweep:
             self._stored,
             self._calibrations,
             average=self._average,
-            ground_truth=ground_truth(dataset),
+            ground_truth=read_ground_truth(dataset),
             output_dir=folder,
             overwrite=self._overwrite,
             device=self._device,
@@ -271,10 +266,10 @@ def main(args: argparse.Namespace) -> None:
         if not comm.is_main_process():
             return
         keep_config(cfg, Path(args.output))
-        metrics = evaluate_sweep(predictions, ground_truth(dataset))
+        metrics = evaluate_sweep(predictions, read_ground_truth(dataset, cfg.DATASETS.TRAIN))
         chooses = metrics
         if others is not None:
-            chooses = evaluate_sweep(others, ground_truth(args.choose_on), ("bbox",))
+            chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))
         chosen = [best_of_grid(chooses, members) for members in args.grids]
         provenance = {
             "data set": dataset,

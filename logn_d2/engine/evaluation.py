@@ -10,7 +10,9 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -24,6 +26,7 @@ from ..core import (
     atomic_write,
     stage_calibrations,
 )
+from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..evaluation import (
     LVISFormEvaluator,
@@ -32,6 +35,7 @@ from ..evaluation import (
     resumable_inference,
     sweep,
     sweep_results,
+    training_groups,
 )
 from ..evaluation.resume import deciding_settings
 from ..modeling import (
@@ -51,7 +55,9 @@ __all__ = [
     "calibration_name",
     "check_head",
     "evaluate_calibrations",
+    "groups_of_training",
     "make_calibrations",
+    "read_ground_truth",
 ]
 
 logger = logging.getLogger(__name__)
@@ -181,15 +187,43 @@ def make_calibrations(
     }
 
 
+def read_ground_truth(
+    dataset: str, train_datasets: Sequence[str] = (), *, masks: bool = True
+) -> LvisGroundTruth:
+    """The annotations of a registered data set, with a frequency group for each class.
+
+    Args:
+        dataset (str): its name.
+        train_datasets (Sequence[str]): their images tell rare from frequent classes where the data
+            set itself does not, as in COCO's form.
+        masks (bool): False leaves segmentations out.
+    """
+    truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file, masks=masks)
+    if truth.groups is not None:
+        return truth
+    return replace(truth, groups=groups_of_training(dataset, train_datasets))
+
+
+def groups_of_training(dataset: str, train_datasets: Sequence[str]) -> np.ndarray | None:
+    """Group of each class, (K,); None where the training sets are missing or of other classes."""
+    names = MetadataCatalog.get(dataset).get("thing_classes")
+    try:
+        for train in train_datasets:
+            check_same_classes(train, dataset)
+        return training_groups(train_datasets) if train_datasets and names else None
+    except (AttributeError, KeyError, OSError, ValueError) as error:
+        logger.info("No AP by groups of training images for %s: %s", dataset, error)
+        return None
+
+
 def _one_pass(
     cfg: CfgNode, model: nn.Module, dataset: str, calibrations: Calibrations, resume: bool
 ) -> dict[str, Metrics]:
     """Name -> task -> metrics; empty on all processes but the first."""
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     # Every process leaves out the masks that are not looked at; the first one evaluates the others.
-    ground_truth = LvisGroundTruth.from_json(
-        MetadataCatalog.get(dataset).json_file, masks="segm" in tasks and comm.is_main_process()
-    )
+    masks = "segm" in tasks and comm.is_main_process()
+    ground_truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN, masks=masks)
     predictions = sweep(
         model,
         functools.partial(_loader, cfg, dataset),

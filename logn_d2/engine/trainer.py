@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
@@ -24,10 +23,9 @@ from torch.optim import Optimizer
 
 from ..core import LogitStatistics
 from ..core.losses.counts import CountBuffers
-from ..data import check_same_classes
 from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
-from ..evaluation import COCOFormEvaluator, LVISFormEvaluator, training_groups
+from ..evaluation import COCOFormEvaluator, LVISFormEvaluator
 from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
 from ..modeling.build import TrainingClassCounts
@@ -41,6 +39,7 @@ from .evaluation import (
     calibration_name,
     check_head,
     evaluate_calibrations,
+    groups_of_training,
     make_calibrations,
 )
 from .events import ComparedImages, put_statistics
@@ -266,20 +265,8 @@ def build_evaluator(
     """
     kind, options = evaluator_class(dataset_name), {}
     if kind is COCOFormEvaluator:
-        options["frequency_groups"] = _groups_of_training(dataset_name, train_datasets)
+        options["frequency_groups"] = groups_of_training(dataset_name, train_datasets)
     return kind(dataset_name, output_dir=output_dir, **options)
-
-
-def _groups_of_training(dataset_name: str, train_datasets: Sequence[str]) -> np.ndarray | None:
-    """Group of each class; None where the training sets are missing or of other classes."""
-    names = MetadataCatalog.get(dataset_name).get("thing_classes")
-    try:
-        for train in train_datasets:
-            check_same_classes(train, dataset_name)
-        return training_groups(train_datasets) if train_datasets and names else None
-    except (AttributeError, KeyError, OSError, ValueError) as error:
-        logger.info("No AP by groups of training images for %s: %s", dataset_name, error)
-        return None
 
 
 def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:

@@ -23,7 +23,9 @@ from logn_d2.engine.checks import (
     check_images,
     check_masks,
 )
+from logn_d2.engine.evaluation import read_ground_truth
 from logn_d2.engine.statistics import warn_of_unused_classes
+from logn_d2.evaluation import Detections, evaluate_lvis
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0]
 RUNS = {"size": [32, 40], "counts": [10, 20, 1250]}
@@ -171,3 +173,14 @@ def test_a_class_without_objects_that_sets_beta_is_named(caplog, lowest, warned)
         ClassCounts(("things", "disc"), count, count, 4),
     )
     assert ("class 'things' has no training object" in caplog.text) is warned
+
+
+def test_classes_of_coco_form_have_the_groups_of_their_training_images(register):
+    register("own_train", TRAIN)
+    register("own_val", TRAIN)
+    truth = read_ground_truth("own_val", ("own_train",))
+    assert truth.groups.tolist() == ["r", "r", "r"]
+    assert "APr" in evaluate_lvis(truth, Detections.empty()).metrics
+    assert read_ground_truth("own_val").groups is None
+    register("of_others", {1: "square"})
+    assert read_ground_truth("own_val", ("of_others",)).groups is None
