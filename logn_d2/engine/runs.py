@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import LogitStatistics
+from ..data.loader import training_images
 from ..modeling.build import TrainingClassCounts
 from .checkpoint import load_weights
 from .checks import (
@@ -69,6 +70,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _check_evaluators(cfg)
     check_ground_truth(cfg)
+    training_images(cfg)
     check_masks(cfg)
     check_images([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], node.CHECK_IMAGES)
 
