@@ -51,11 +51,20 @@ class _JsonMetadata(Metadata):
         # which would ask for them again.
         fields = self.__dict__
         if key in _FROM_JSON and "json_file" in fields and "_read" not in fields:
-            content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
+            try:
+                content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
+            except FileNotFoundError as error:
+                # What hasattr and get(key, default) understand: a model may be used where its
+                # training set is not.
+                raise AttributeError(str(error)) from error
             self._take(content)
             if key in fields:
                 return fields[key]
         return super().__getattr__(key)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, without what this class keeps for itself."""
+        return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
 
     def _take(self, content: Mapping[str, Any]) -> None:
         """Keep what ``_FROM_JSON`` names, unless it was set at registration."""
@@ -210,7 +219,7 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
         1
     """
     meta = MetadataCatalog.get(name)
-    content = _read_json(meta.json_file, name, meta.as_dict().get("_hint", ""))
+    content = _read_json(meta.json_file, name, vars(meta).get("_hint", ""))
     if isinstance(meta, _JsonMetadata):
         meta._take(content)
     index_of = meta.thing_dataset_id_to_contiguous_id

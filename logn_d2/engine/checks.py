@@ -77,7 +77,7 @@ def check_datasets(names: Sequence[str]) -> None:
         for key, what in (("json_file", "annotations"), ("image_root", "image folder")):
             path = metadata.as_dict().get(key)
             if path and "://" not in path and not os.path.exists(path):
-                hint = metadata.as_dict().get("_hint") or "See datasets/README.md."
+                hint = vars(metadata).get("_hint") or "See datasets/README.md."
                 raise FileNotFoundError(f"The {what} of '{name}' are missing: {path}. {hint}")
 
 

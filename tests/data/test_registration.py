@@ -286,7 +286,7 @@ def test_missing_json_is_named_by_data_and_by_metadata(tmp_path):
     register_lvis_form("shop", tmp_path / "none.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"none\.json.*README"):
         DatasetCatalog.get("shop")
-    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+    with pytest.raises(AttributeError, match=r"none\.json"):
         _ = MetadataCatalog.get("shop").thing_classes
 
 
@@ -339,3 +339,14 @@ def test_detectron2s_own_sets_can_be_loaded_by_name(shop):
     meta = SimpleNamespace(json_file=str(json_file), image_root=str(image_root))
     MetadataCatalog.get("theirs").set(**vars(meta), thing_dataset_id_to_contiguous_id={7: 0, 20: 1})
     assert len(load_lvis_form("theirs")) == 2
+
+
+def test_metadata_of_a_missing_json_answer_with_defaults_and_keep_their_own_affairs(tmp_path):
+    register_lvis_form("far", tmp_path / "far.json", tmp_path, hint="Fetch it.")
+    meta = MetadataCatalog.get("far")
+    assert meta.get("thing_classes", None) is None and not hasattr(meta, "thing_classes")
+    with pytest.raises(AttributeError, match="annotations of 'far' are missing.*Fetch it"):
+        meta.thing_classes  # noqa: B018
+    with pytest.raises(FileNotFoundError, match="Fetch it"):
+        DatasetCatalog.get("far")
+    assert {"json_file", "image_root", "evaluator_type", "name"} == set(meta.as_dict())
