@@ -8,14 +8,17 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import pycocotools.mask as mask_util
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
@@ -29,8 +32,10 @@ from ..core import (
 from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..evaluation import (
+    Detections,
     LVISFormEvaluator,
     LvisGroundTruth,
+    SweepPredictions,
     format_table,
     resumable_inference,
     sweep,
@@ -91,6 +96,13 @@ def check_head(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: they are not ours, or were trained with a loss whose logits can't be calibrated.
     """
+    try:
+        find_box_predictors(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} To train it without statistics and calibration, set "
+            "MODEL.LOGN.COLLECT.ENABLED False."
+        ) from error
     if not _is_ours(model):
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is {name}, whose box predictor can't be calibrated from a "
@@ -111,8 +123,9 @@ def evaluate_calibrations(
 ) -> Results:
     """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the one that is asked for.
 
-    For data sets in LVIS's form the network runs once. Each data set's results are written to
-    OUTPUT_DIR/inference/DATASET/results.json, and AP of each class of these to CSV files beside it.
+    For data sets in LVIS's and COCO's form the network runs once, but for key points. Each data
+    set's results are written to OUTPUT_DIR/inference/DATASET/results.json, and AP of each class to
+    CSV files beside it.
 
     Args:
         cfg (CfgNode): the model's config.
@@ -131,6 +144,10 @@ def evaluate_calibrations(
         kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
         if calibrations[UNCALIBRATED] and kind == "lvis":
             found = _one_pass(cfg, model, dataset, calibrations, resume)
+        elif calibrations[UNCALIBRATED] and kind == "coco" and not cfg.MODEL.KEYPOINT_ON:
+            found = _one_pass_for_evaluators(
+                cfg, model, dataset, calibrations, build_evaluator, resume
+            )
         else:
             found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator, resume)
         if comm.is_main_process():
@@ -224,17 +241,7 @@ def _one_pass(
     # Every process leaves out the masks that are not looked at; the first one evaluates the others.
     masks = "segm" in tasks and comm.is_main_process()
     ground_truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN, masks=masks)
-    predictions = sweep(
-        model,
-        functools.partial(_loader, cfg, dataset),
-        calibrations,
-        average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
-        ground_truth=ground_truth,
-        output_dir=os.path.join(_folder(cfg, dataset), "sweep"),
-        chunk_size=min(cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
-        resume=resume,
-        settings=deciding_settings(cfg),
-    )
+    predictions = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
     if not comm.is_main_process():
         return {}
     results = sweep_results(predictions, ground_truth, tasks)
@@ -246,6 +253,80 @@ def _one_pass(
         name: {task: dict(result.as_dict()) for task, result in by_task.items()}
         for name, by_task in results.items()
     }
+
+
+def _swept(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    calibrations: Calibrations,
+    resume: bool,
+    ground_truth: LvisGroundTruth | None = None,
+) -> SweepPredictions:
+    return sweep(
+        model,
+        functools.partial(_loader, cfg, dataset),
+        calibrations,
+        average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
+        ground_truth=ground_truth,
+        output_dir=os.path.join(_folder(cfg, dataset), "sweep"),
+        chunk_size=min(cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
+        resume=resume,
+        settings=deciding_settings(cfg),
+    )
+
+
+def _one_pass_for_evaluators(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    calibrations: Calibrations,
+    build_evaluator: BuildEvaluator,
+    resume: bool,
+) -> dict[str, Metrics]:
+    """The network once, then an evaluator for each calibration: on what the sweep has found."""
+    predictions = _swept(cfg, model, dataset, calibrations, resume)
+    records = DatasetCatalog.get(dataset) if comm.is_main_process() else []
+    results = {}
+    for name in calibrations:
+        evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
+        evaluator.reset()
+        if comm.is_main_process():
+            detections = predictions.detections(name)
+            for record, instances in zip(records, _instances(records, detections), strict=True):
+                evaluator.process([record], [{"instances": instances}])
+        results[name] = evaluator.evaluate()  # on every process: some evaluators gather
+    return results
+
+
+def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[Instances]:
+    """Detections of each image, as a model gives them."""
+    order = np.argsort(detections.image_id, kind="stable")
+    sorted_ids = detections.image_id[order]
+    for record in records:
+        first, end = (np.searchsorted(sorted_ids, record["image_id"], s) for s in ("left", "right"))
+        mine = detections.take(order[first:end])
+        size = record["height"], record["width"]
+        corners = np.concatenate([mine.box[:, :2], mine.box[:, :2] + mine.box[:, 2:]], axis=1)
+        instances = Instances(size)
+        instances.pred_boxes = Boxes(torch.from_numpy(corners).float())
+        instances.scores = torch.from_numpy(mine.score)
+        instances.pred_classes = torch.from_numpy(mine.category.astype(np.int64))
+        if mine.masks is not None:
+            masks = [mask_util.decode(rle) for rle in mine.masks.to_dicts()]
+            instances.pred_masks = torch.from_numpy(
+                np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
+            ).bool()
+        yield instances
+
+
+def _with_own_folder(cfg: CfgNode, dataset: str, name: str, calibrations: Calibrations) -> CfgNode:
+    """A config with a folder for one calibration, where another one's files would be replaced."""
+    own = cfg.clone()
+    own.defrost()
+    if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
+        own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), _file_name(name))
+    return own
 
 
 def _file_name(text: str) -> str:
@@ -268,12 +349,7 @@ def _one_pass_each(
     """The same for evaluators that know nothing of sweeps."""
     results = {}
     for name, stages in calibrations.items():
-        own = cfg.clone()
-        own.defrost()
-        # In one folder each would write over the files of the last.
-        if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
-            own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), _file_name(name))
-        evaluator = build_evaluator(own, dataset)
+        evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
         with attach(model, list(stages)) if stages else nullcontext():
             if isinstance(evaluator, LVISFormEvaluator):
                 results[name] = resumable_inference(

@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from logn_d2.core import LogitStatistics
 from logn_d2.data import register_lvis_form
-from logn_d2.engine import Trainer, collect
+from logn_d2.engine import Trainer, collect, evaluation
 from logn_d2.engine.evaluation import evaluate_calibrations, make_calibrations
 from logn_d2.evaluation import SweepPredictions, sweep
 from logn_d2.modeling import find_box_predictors
@@ -104,6 +104,24 @@ def test_coco_evaluator_runs(few_images):
     results = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
     assert set(results) == {"uncalibrated/bbox", "uncalibrated/segm"}
     assert "AP75" in results["uncalibrated/bbox"]
+
+
+def test_one_pass_over_a_coco_set_gives_what_one_pass_for_each_calibration_does(
+    few_images, monkeypatch
+):
+    few_images.MODEL.LOGN.CALIBRATION = NORCAL
+    few_images.DATASETS.TEST = ("few_coco",)
+    model, passes = Trainer.build_model(few_images), []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    one = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    count = len(passes)
+    monkeypatch.setattr(
+        "logn_d2.engine.evaluation._one_pass_for_evaluators", evaluation._one_pass_each
+    )
+    each = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    np.testing.assert_equal(one, each)
+    assert len(passes) - count == 2 * count > 0
+    assert f"{NORCAL}/segm" in one
 
 
 def test_every_calibration_of_a_coco_set_keeps_its_files(few_images):
