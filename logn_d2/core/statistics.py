@@ -11,10 +11,11 @@ Shapes: S stages, C logit columns (K foreground classes and the background, if t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ class LogitStatistics:
         fields = {name: getattr(self, name) for name in _METADATA}
         fields.update(format=FORMAT, version=VERSION, num_stages=len(self.stages))
         metadata = {name: json.dumps(value) for name, value in fields.items()}
+        metadata[_CHECKSUM] = json.dumps(_checksum(tensors, metadata))
         with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
@@ -173,6 +175,12 @@ class LogitStatistics:
             ) from None
         except ValueError as error:
             raise StatisticsError(f"'{path}' can't be used. {error}") from error
+        except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError) as error:
+            # Files without a checksum may hold anything; nothing but the file decides here.
+            raise StatisticsError(
+                f"'{path}' is damaged: a field or tensor has another type or shape ({error}). "
+                "Collect the statistics again."
+            ) from error
 
     def __repr__(self) -> str:
         names = ", ".join(self.datasets) or "unknown data"
@@ -310,9 +318,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         decoded = {name: json.loads(value) for name, value in metadata.items()}
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise StatisticsError(f"The metadata of '{path}' are damaged ({error}).") from None
-    if decoded.get("version", 0) > VERSION:
+    version = decoded.get("version", 0)
+    if not isinstance(version, int):
+        raise StatisticsError(f"'{path}' has the format version {version!r}, expected a number.")
+    if version > VERSION:
         raise StatisticsError(
             f"'{path}' has format version {decoded['version']}, this logn_d2 reads up to "
             f"{VERSION}. Update logn_d2."
@@ -322,7 +333,28 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' holds statistics of logits that are not raw ({_short(decoded['logits'])}). "
             "Collect them again from this model's own logits."
         )
+    written = decoded.pop(_CHECKSUM, None)  # older files have none
+    metadata.pop(_CHECKSUM, None)
+    if written is not None and written != _checksum(tensors, metadata):
+        raise StatisticsError(
+            f"'{path}' is not what was written: its checksum differs. Copy it again, or collect "
+            "the statistics again."
+        )
     return tensors, decoded
+
+
+_CHECKSUM = "sha256"
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of all tensors and metadata: a flipped bit in a mean is a number like any other."""
+    digest = hashlib.sha256()
+    for name, value in sorted(metadata.items()):
+        digest.update(f"{name}={value};".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_class_names(model: Sequence[str], statistics: Sequence[str], source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,8 +141,9 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
             f"the command, or --resume for the last checkpoint in {output_dir}."
         )
     try:
+        _check_archive(weights)
         checkpointer.load(weights, checkpointables=[])
-    except OSError:  # a missing file, which names itself
+    except (FileNotFoundError, PermissionError):  # these name the file
         raise
     except IncompleteWeightsError as error:
         raise IncompleteWeightsError(f"The weights {weights} can't be used. {error}") from None
@@ -154,11 +156,25 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
     return weights
 
 
+def _check_archive(path: str) -> None:
+    """Compares the checksums in a file of torch.save, which torch does not look at.
+
+    Raises:
+        ValueError: a part differs. A flipped bit in a weight is a number like any other.
+    """
+    if os.path.isfile(path) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"the checksum of {broken} differs")
+
+
 def _check_finite(model: nn.Module, weights: str) -> None:
-    broken = [name for name, each in model.named_parameters() if not each.isfinite().all()]
+    # Running means of batch norm are buffers, and as good as weights.
+    broken = [name for name, each in model.state_dict().items() if not each.isfinite().all()]
     if broken:
         raise ValueError(
-            f"The weights {weights} have values that are not finite in {len(broken)} parameters; "
+            f"The weights {weights} have values that are not finite in {len(broken)} tensors; "
             f"the first is {broken[0]}. The training diverged, or the file is damaged: name "
             "another checkpoint."
         )

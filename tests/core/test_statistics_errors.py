@@ -16,6 +16,8 @@ from logn_d2.core import (
     classifier_fingerprint,
 )
 
+from ..load_script import load_script
+
 
 def make_statistics(stages=1, names=("axolotl", "bee", "cat"), fingerprint=None):
     moments = LogitMoments(len(names) + 1)
@@ -33,9 +35,10 @@ def path(tmp_path):
 
 
 def rewrite(path, **changes):
-    """Changes metadata or tensors of a file; None removes."""
+    """Changes metadata or tensors of a file, as of a release without checksums; None removes."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
+        del metadata["sha256"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for name, value in changes.items():
         name = name.replace("__", ".")
@@ -221,3 +224,22 @@ def test_provenance_that_json_does_not_know_leaves_the_old_file_whole(path):
     with pytest.raises(TypeError):
         dataclasses.replace(make_statistics(), provenance={"path": path}).save(path)
     assert path.read_bytes() == before
+
+
+def test_a_number_that_was_changed_is_noticed_by_the_checksum(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # in the last tensor: a number like any other
+    path.write_bytes(content)
+    with pytest.raises(StatisticsError, match="stats.safetensors' is not what was written"):
+        LogitStatistics.load(path)
+
+
+def test_damaged_files_are_read_as_written_or_refused(tmp_path):
+    fuzz = load_script("benchmarks/fuzz_statistics.py")
+    expected = fuzz.example()
+    expected.save(tmp_path / "whole.safetensors")
+    content = (tmp_path / "whole.safetensors").read_bytes()
+    found = {seed: fuzz.outcome(content, expected, seed, tmp_path) for seed in range(150)}
+    fine = ("same", "refused", "other numbers, no checksum")
+    assert not {seed: how for seed, how in found.items() if how not in fine}
+    assert {"same", "refused"} <= set(found.values())

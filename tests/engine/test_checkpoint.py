@@ -8,6 +8,8 @@ from torch import nn
 
 from logn_d2.engine.checkpoint import AtomicCheckpointer, load_weights
 
+from ..load_script import load_script
+
 
 @pytest.fixture
 def checkpointer(tmp_path):
@@ -86,7 +88,7 @@ PARTIAL = {
         "lacks 2 of .*first is cls_score.weight, which is not in it.*backbone alone",
     ),
     "prefix": (lambda s: {f"student.{k}": v for k, v in s.items()}, "remove 'student.' from"),
-    "nan": (lambda s: {k: v * torch.nan for k, v in s.items()}, "not finite in 4 parameters"),
+    "nan": (lambda s: {k: v * torch.nan for k, v in s.items()}, "not finite in 4 tensors"),
 }
 
 
@@ -121,3 +123,12 @@ def test_a_damaged_file_is_named_whatever_its_damage(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match="can't be loaded"):
             load_weights(Detector(), str(path), str(tmp_path), resume=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_checkpoints_are_loaded_as_saved_or_refused(tmp_path):
+    fuzz = load_script("benchmarks/fuzz_checkpoints.py")
+    content = fuzz.save({"model": fuzz.example().state_dict()})
+    found = {seed: fuzz.outcome(content, seed, tmp_path) for seed in range(100)}
+    assert not {seed: how for seed, how in found.items() if how not in ("same", "refused")}
+    assert set(found.values()) == {"same", "refused"}
