@@ -7,6 +7,7 @@ and not in an evaluation days later. Standard library only.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,13 @@ from typing import Any
 
 __all__ = ["check_annotations", "mask_of", "name_of", "read_annotations"]
 
+logger = logging.getLogger(__name__)
+
 Entry = Mapping[str, Any]
+
+# Fields that change the meaning of the others: of all entries or of none.
+_OF_ALL_IMAGES = ("neg_category_ids", "not_exhaustive_category_ids", "height", "width")
+_OF_ALL_CATEGORIES = ("frequency", "image_count", "instance_count")
 
 # Pixels. pycocotools allocates memory in proportion to the coordinates of a polygon, whatever the
 # size of the image: beyond this, one polygon can take all of the machine's memory.
@@ -84,15 +91,11 @@ def check_annotations(content: Any, source: str) -> None:
         _check_ids(content[section], f"{source}: {section}", kind)
     for where, image in _entries(content["images"], f"{source}: images"):
         _check_image(image, where)
-    with_list = sum("neg_category_ids" in image for image in content["images"])
-    if 0 < with_list < len(content["images"]):
-        raise ValueError(
-            f"{source} gives neg_category_ids for {with_list} of {len(content['images'])} images. "
-            "Give it for all of them (an empty list where no class is known to be absent) or for "
-            "none."
-        )
     for where, category in _entries(content["categories"], f"{source}: categories"):
         _check_category(category, where)
+    _check_all_or_none(content["images"], "images", _OF_ALL_IMAGES, source)
+    _check_all_or_none(content["categories"], "categories", _OF_ALL_CATEGORIES, source)
+    _warn_of_unknown_classes(content, source)
     sizes = {
         image["id"]: [image["height"], image["width"]]
         for image in content["images"]
@@ -166,6 +169,37 @@ def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
         seen.add(number)
 
 
+def _check_all_or_none(
+    entries: Sequence[Entry], section: str, fields: Sequence[str], source: str
+) -> None:
+    for field in fields:
+        count = sum(field in entry for entry in entries)
+        if 0 < count < len(entries):
+            first = next(entry["id"] for entry in entries if field not in entry)
+            raise ValueError(
+                f"{source} gives {field} for {count} of {len(entries)} {section}, the first "
+                f"without it is {first!r}. Give it for all of them (an empty list where a list has "
+                "nothing to say) or for none."
+            )
+
+
+def _warn_of_unknown_classes(content: Mapping[str, Any], source: str) -> None:
+    known = {category["id"] for category in content["categories"]}
+    for field in _OF_ALL_IMAGES[:2]:
+        unknown = [
+            (image["id"], number)
+            for image in content["images"]
+            for number in image.get(field, ())
+            if number not in known
+        ]
+        if unknown:
+            logger.warning(
+                "%s: %d entries of %s are no category of the file and are left out, the first is "
+                "%s of image %s.",
+                *(source, len(unknown), field, unknown[0][1], unknown[0][0]),
+            )
+
+
 def _field(entry: Entry, name: str, where: str) -> Any:
     if name not in entry:
         raise ValueError(f"{where} has no '{name}'. Write it, or leave the entry out.")
@@ -204,9 +238,13 @@ def _check_category(category: Entry, where: str) -> None:
     synonyms = category.get("synonyms")
     if synonyms is not None and not _is_list_of(synonyms, str):
         _refuse(where, "synonyms", synonyms, "a list of strings")
+    frequency = category.get("frequency", "r")
+    if not (isinstance(frequency, str) and frequency):
+        _refuse(where, "frequency", frequency, 'the name of a group, such as "r", "c" or "f"')
     for name in ("image_count", "instance_count"):
-        if name in category and not (_is_number(category[name]) and category[name] >= 0):
-            _refuse(where, name, category[name], "a number of 0 or more")
+        count = category.get(name, 0)
+        if not (isinstance(count, Integral) and _is_number(count) and 0 <= count < 2**63):
+            _refuse(where, name, count, "a whole number of 0 or more")
 
 
 def _is_list_of_ids(value: Any) -> bool:
@@ -221,10 +259,13 @@ def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str)
     box = _field(annotation, "bbox", where)
     if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
         _refuse(where, "bbox", box, "four finite numbers: left, top, width, height")
+    if max(map(abs, box)) > MAX_COORDINATE or min(box[2:]) < 0:
+        _refuse(where, "bbox", box, "pixels, with a width and height of 0 or more")
     # null is a tool's way to say "unknown"; Python's json reads NaN, which differs from itself.
     area = annotation.get("area")
-    if area is not None and area == area and not _is_number(area):
-        _refuse(where, "area", area, "a number")
+    if area is not None and area == area:
+        if not _is_number(area) or not 0 <= area <= MAX_COORDINATE**2:
+            _refuse(where, "area", area, "a number of pixels")
     ignore = annotation.get("ignore", 0)
     if not (isinstance(ignore, Integral) and ignore in (0, 1)):
         _refuse(where, "ignore", ignore, "0 or 1")

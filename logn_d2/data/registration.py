@@ -223,7 +223,7 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
     if isinstance(meta, _JsonMetadata):
         meta._take(content)
     index_of = meta.thing_dataset_id_to_contiguous_id
-    by_image = _group_annotations(content, name)
+    by_image = _group_annotations(content, meta.json_file)
     without_mask = [a["id"] for a in content["annotations"] if mask_of(a) is None]
     some_have_masks = len(without_mask) < len(content["annotations"])
     if without_mask and some_have_masks:
@@ -237,10 +237,10 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
     records = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
         objects = [
-            _convert(annotation, index_of, name, some_have_masks)
+            _convert(annotation, index_of, meta.json_file, some_have_masks)
             for annotation in by_image[image["id"]]
         ]
-        records.append({**_image_record(image, meta.image_root), "annotations": objects})
+        records.append({**_image_record(image, meta), "annotations": objects})
     _check_images(records[:check_images], name, meta.image_root)
     logger.info("Loaded %d images of %s from %s", len(records), name, meta.json_file)
     return records
@@ -257,20 +257,20 @@ def _warn_of_crowds(annotations: Sequence[Mapping[str, Any]], name: str) -> None
         )
 
 
-def _group_annotations(content: Mapping[str, Any], name: str) -> dict[int, list[dict[str, Any]]]:
+def _group_annotations(content: Mapping[str, Any], source: str) -> dict[int, list[dict[str, Any]]]:
     """Annotations by image id; every image has an entry."""
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if annotation["image_id"] not in by_image:
             raise ValueError(
-                f"{name}: annotation {annotation['id']} belongs to image "
+                f"{source}: annotation {annotation['id']} belongs to image "
                 f"{annotation['image_id']}, which the json does not list."
             )
         by_image[annotation["image_id"]].append(annotation)
     return by_image
 
 
-def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
+def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
     """Detectron2's fields of an image, without annotations."""
     # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the address lead to
     # the image. COCO has both, and its file_name is right.
@@ -281,10 +281,11 @@ def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
         tail = image["file_name"]
     else:
         raise ValueError(
-            f"Image {image['id']} has neither 'file_name' nor 'coco_url'; expected one of them."
+            f"{meta.json_file}: image {image['id']} has neither 'file_name' nor 'coco_url'; "
+            "expected one of them."
         )
     record = {
-        "file_name": os.path.join(image_root, tail),
+        "file_name": os.path.join(meta.image_root, tail),
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
@@ -296,13 +297,13 @@ def _image_record(image: Mapping[str, Any], image_root: str) -> dict[str, Any]:
 
 
 def _convert(
-    annotation: Mapping[str, Any], index_of: Mapping[int, int], name: str, some_have_masks: bool
+    annotation: Mapping[str, Any], index_of: Mapping[int, int], source: str, some_have_masks: bool
 ) -> dict[str, Any]:
     """An annotation in Detectron2's form."""
     category_id = annotation["category_id"]
     if category_id not in index_of:
         raise ValueError(
-            f"{name}: annotation {annotation['id']} has category_id={category_id}, which is not "
+            f"{source}: annotation {annotation['id']} has category_id={category_id}, which is not "
             f"among the json's {len(index_of)} categories."
         )
     converted = {

@@ -200,6 +200,8 @@ class LvisGroundTruth:
         size = np.array(size, dtype=np.int32).reshape(-1, 2)
         crowd = _column(annotations, "iscrowd", bool, 0)
         crowd &= not federated
+        box = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+        area = _column(annotations, "area", np.float64)
         return cls(
             image_ids=image_ids,
             image_size=size,
@@ -208,8 +210,8 @@ class LvisGroundTruth:
             groups=_class_groups(categories),
             image=image,
             category=category,
-            box=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
-            area=_column(annotations, "area", np.float64),
+            box=box,
+            area=np.where(np.isnan(area), box[:, 2] * box[:, 3], area),
             ignore=_column(annotations, "ignore", bool, 0) | crowd,
             crowd=crowd,
             annotation_id=_column(annotations, "id", np.int64),
@@ -261,6 +263,14 @@ def _known_annotations(
             "are left out; the first is %s (image %s, category %s).",
             *(source, np.count_nonzero(~known), len(known)),
             *(first["id"], first["image_id"], first["category_id"]),
+        )
+    # NaN, which differs from itself, is no area either; lvis-api leaves such objects out.
+    missing = (a["id"] for a in annotations if a.get("area") is None or a["area"] != a["area"])
+    without = [] if federated else list(missing)
+    if 0 < len(without) < len(annotations):
+        logger.warning(
+            "%s: %d of %d annotations give no area, the first is %s: that of the box is taken.",
+            *(source, len(without), len(annotations), without[0]),
         )
     if federated:
         # lvis-api looks annotations up by an area range that is open at 0; pycocotools, whose rule

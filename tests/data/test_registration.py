@@ -329,7 +329,7 @@ def test_inconsistent_annotation_is_named(shop, number, change, message):
 def test_image_without_a_name_is_named(shop):
     content = coco_form()
     del content["images"][1]["file_name"]
-    with pytest.raises(ValueError, match="Image 4 has neither"):
+    with pytest.raises(ValueError, match="image 4 has neither"):
         load(shop(content))
 
 
