@@ -35,6 +35,7 @@ from logn_d2.engine import (
     short_errors,
     statistics_path,
 )
+from logn_d2.errors import UserError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -134,7 +135,7 @@ def placement(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Processes on this machine."""
     if cfg.MODEL.DEVICE == "cpu":
         if args.num_gpus > 1:
-            raise ValueError(
+            raise UserError(
                 f"--num-gpus is {args.num_gpus}, but this runs on the CPU, since there is no CUDA "
                 "device or MODEL.DEVICE is cpu. Give --num-processes for the CPU."
             )
@@ -144,10 +145,10 @@ def placement(cfg: CfgNode, args: argparse.Namespace) -> int:
             )
         return args.num_processes
     if args.num_processes != 1:
-        raise ValueError("--num-processes is for the CPU (MODEL.DEVICE cpu); use --num-gpus.")
+        raise UserError("--num-processes is for the CPU (MODEL.DEVICE cpu); use --num-gpus.")
     if args.num_gpus > torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise ValueError(f"--num-gpus is {args.num_gpus}, but CUDA devices: {found}.")
+        raise UserError(f"--num-gpus is {args.num_gpus}, but CUDA devices: {found}.")
     return args.num_gpus
 
 

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from logn_d2.core import atomic_write
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.comparison import SideBySide, check_comparison
+from logn_d2.errors import MissingFileError, UserError
 from logn_d2.evaluation.before_after import Shown
 
 WINDOW = "before and after calibration (q ends)"
@@ -123,14 +124,14 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         )
         files = [file for path in sorted(paths) for file in _images_at(path)]
         if not files:
-            raise FileNotFoundError(f"There is no image at '{name}'. Give files or a folder.")
+            raise MissingFileError(f"There is no image at '{name}'. Give files or a folder.")
         found += files
     for path in found:
         try:
             with Image.open(path):
                 pass
         except OSError as error:
-            raise ValueError(f"{path} is no image that can be read ({error}).") from error
+            raise UserError(f"{path} is no image that can be read ({error}).") from error
     return found
 
 
@@ -151,13 +152,13 @@ def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None
         return [None] * len(images)
     names_file = len(images) == 1 and Path(output).suffix and not os.path.isdir(output)
     if names_file and Path(output).suffix.lower() not in READABLE:
-        raise ValueError(f"--output {output} is neither a folder nor one of {sorted(READABLE)}.")
+        raise UserError(f"--output {output} is neither a folder nor one of {sorted(READABLE)}.")
     paths = [Path(output)] if names_file else [Path(output, image.name) for image in images]
     # What can be read can not always be written.
     paths = [p if p.suffix.lower() in READABLE else p.with_suffix(".png") for p in paths]
     taken = {path.resolve() for path in images}
     if len(set(paths)) < len(paths) or any(path.resolve() in taken for path in paths):
-        raise ValueError(
+        raise UserError(
             f"Pictures in {output} would overwrite each other or their images. Choose another "
             "--output, and one call for each folder of images."
         )
@@ -187,13 +188,13 @@ def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
     """Draws the frames of a video or camera into an mp4 file, a window, or both."""
     source = 0 if args.webcam else args.video_input
     if not args.webcam and not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no video {source}.")
+        raise MissingFileError(f"There is no video {source}.")
     path = video_path(args.output, "webcam" if args.webcam else source)
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
             what = "The camera can't be opened" if args.webcam else f"{source} is no video"
-            raise ValueError(f"{what} that OpenCV can read. Check it, or use --input with images.")
+            raise UserError(f"{what} that OpenCV can read. Check it, or use --input with images.")
         rate = capture.get(cv2.CAP_PROP_FPS)
         if args.webcam or not 0 < rate < 1000:
             rate = WEBCAM_FPS
@@ -206,7 +207,7 @@ def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
         capture.release()
     if number == 0:
         what = "The camera gives no frames; is it in use?" if args.webcam else f"{source} is empty."
-        raise ValueError(f"{what} There is nothing to show.")
+        raise UserError(f"{what} There is nothing to show.")
     if path:
         print(f"Wrote {number} frames to {path}")
 
@@ -223,9 +224,9 @@ def video_path(output: str | None, source: str) -> Path | None:
     if path.is_dir() or not path.suffix:
         path = path / f"{Path(source).stem}.mp4"
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"--output {output} is no mp4 file. Name it *.mp4, or give a folder.")
+        raise UserError(f"--output {output} is no mp4 file. Name it *.mp4, or give a folder.")
     if path.exists() and Path(source).exists() and path.samefile(source):
-        raise ValueError(f"--output {output} is the video itself. Choose another name.")
+        raise UserError(f"--output {output} is the video itself. Choose another name.")
     return path
 
 
@@ -310,11 +311,11 @@ def check_window() -> None:
     # Asked first, since Qt ends the process where it finds none.
     named = {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     if sys.platform.startswith("linux") and not named:
-        raise ValueError(f"--show needs a screen, and DISPLAY is not set. {hint}")
+        raise UserError(f"--show needs a screen, and DISPLAY is not set. {hint}")
     try:
         cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
     except cv2.error as error:
-        raise ValueError(
+        raise UserError(
             f"--show needs an OpenCV with windows; opencv-python-headless has none. {hint}"
         ) from error
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from .errors import UserError
+
 __all__ = ["check_annotations", "mask_of", "name_of", "read_annotations"]
 
 logger = logging.getLogger(__name__)
@@ -45,13 +47,13 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             content = json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no complete JSON file ({error}). Fetch or write it again."
             ) from error
         except RecursionError as error:
-            raise ValueError(f"{path} is nested too deeply to be an annotation file.") from error
+            raise UserError(f"{path} is nested too deeply to be an annotation file.") from error
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not encoded in UTF-8 ({error}). Convert it, for example with iconv."
             ) from error
     check_annotations(content, str(path))
@@ -75,7 +77,7 @@ def check_annotations(content: Any, source: str) -> None:
         if not isinstance(content, Mapping) or not isinstance(content.get(key), Sequence)
     ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{source} lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}: expected "
             "images, categories and annotations in LVIS's or COCO's form, not a result or "
             "image-info file."
@@ -145,7 +147,7 @@ def _check_id(value: Any, kind: type, where: str, name: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = "a string" if kind is str else "a whole number"
         expected += ", as the ids of the file's list" if name != "id" else " as every id"
-        raise ValueError(
+        raise UserError(
             f"{where} has the {name} {value!r:.80} of type {type(value).__name__}; expected "
             f"{expected}."
         )
@@ -158,11 +160,11 @@ def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
     seen: set[Any] = set()
     for position, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise ValueError(f"{section}[{position}] is {entry!r:.80}; expected an object.")
+            raise UserError(f"{section}[{position}] is {entry!r:.80}; expected an object.")
         number = _field(entry, "id", f"{section}[{position}]")
         _check_id(number, kind, f"{section}[{position}]", "id")
         if number in seen:
-            raise ValueError(
+            raise UserError(
                 f"{section}[{position}] has the id {number}, which occurs more than once. Ids "
                 "must be unique; number the entries anew, or were two data sets joined?"
             )
@@ -176,7 +178,7 @@ def _check_all_or_none(
         count = sum(field in entry for entry in entries)
         if 0 < count < len(entries):
             first = next(entry["id"] for entry in entries if field not in entry)
-            raise ValueError(
+            raise UserError(
                 f"{source} gives {field} for {count} of {len(entries)} {section}, the first "
                 f"without it is {first!r}. Give it for all of them (an empty list where a list has "
                 "nothing to say) or for none."
@@ -202,12 +204,12 @@ def _warn_of_unknown_classes(content: Mapping[str, Any], source: str) -> None:
 
 def _field(entry: Entry, name: str, where: str) -> Any:
     if name not in entry:
-        raise ValueError(f"{where} has no '{name}'. Write it, or leave the entry out.")
+        raise UserError(f"{where} has no '{name}'. Write it, or leave the entry out.")
     return entry[name]
 
 
 def _refuse(where: str, name: str, value: Any, expected: str) -> None:
-    raise ValueError(f"{where} has {name} {value!r:.80}; expected {expected}.")
+    raise UserError(f"{where} has {name} {value!r:.80}; expected {expected}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -293,7 +295,7 @@ def _check_run_lengths(rle: Entry, size: list[Any] | None, where: str) -> None:
         _refuse(where, "segmentation counts", rle["counts"], f"{height} x {width} pixels in all")
     # pycocotools gives an overlap of 0 or -1 to masks of different sizes, without a word.
     if size is not None and list(rle["size"]) != list(size):
-        raise ValueError(
+        raise UserError(
             f"{where} has a mask of {rle['size'][0]} x {rle['size'][1]} pixels (height x width), "
             f"its image has {size[0]} x {size[1]}. Was it made for a resized image?"
         )

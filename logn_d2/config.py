@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode as CN
 
 from . import modeling as _  # noqa: F401  # only registration
+from .errors import MissingFileError
 
 __all__ = ["add_logn_config", "config_file"]
 
@@ -107,5 +108,5 @@ def config_file(name: str) -> str:
     folder = next(each for each in folders if each.is_dir())
     if not (folder / name).is_file():
         known = ", ".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml")))
-        raise FileNotFoundError(f"There is no config '{name}'. Known: {known}.")
+        raise MissingFileError(f"There is no config '{name}'. Known: {known}.")
     return str(folder / name)

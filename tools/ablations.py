@@ -41,6 +41,7 @@ from logn_d2.engine.experiments import (
     measure,
     run_config,
 )
+from logn_d2.errors import UserError
 from logn_d2.evaluation import format_table
 from logn_d2.report.provenance import commit, machine
 
@@ -201,7 +202,7 @@ def train(config_file: Path | str, output: Path, args: argparse.Namespace, *opts
     command += keys
     print(f"Training {output}: {shlex.join(command)}", flush=True)
     if subprocess.run(command).returncode:
-        raise ValueError(f"The training has failed; its log is {output}/log.txt.")
+        raise UserError(f"The training has failed; its log is {output}/log.txt.")
 
 
 def prepare(args: argparse.Namespace) -> None:

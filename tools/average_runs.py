@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from logn_d2.engine import short_errors
+from logn_d2.errors import MissingFileError, UserError
 from logn_d2.evaluation import format_table
 
 Scores = dict[str, dict[str, float]]
@@ -33,18 +34,18 @@ def read_rows(run: Path) -> dict[str, Scores]:
     files = [run] if run.is_file() else sorted(run.glob("results.json"))
     files = files or sorted(run.glob("inference/*/results.json"))
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{run} has no results.json: expected the folder of a finished run of tools/demo.py or "
             "train_net.py."
         )
     if len(files) > 1:
         names = ", ".join(str(path) for path in files)
-        raise ValueError(f"{run} has results on several data sets: give one of {names}.")
+        raise UserError(f"{run} has results on several data sets: give one of {names}.")
     try:
         rows = json.loads(files[0].read_text("utf-8"))["rows"]
         return {row.pop("calibration"): row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{files[0]} is not a file of results: expected json with 'rows', each with its "
             f"'calibration' ({type(error).__name__}: {error})."
         ) from None
@@ -59,7 +60,7 @@ def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
     common = [name for name in runs[0] if all(name in run for run in runs)]
     if not common:
         found = "; ".join(", ".join(run) for run in runs)
-        raise ValueError(f"No calibration is in all runs; they have: {found}.")
+        raise UserError(f"No calibration is in all runs; they have: {found}.")
     return {name: [run[name] for run in runs] for name in common}
 
 

@@ -39,6 +39,7 @@ from logn_d2.data.glyphs import get_size
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import Trainer, short_errors
 from logn_d2.engine import collect as collect_statistics
+from logn_d2.errors import UserError
 from logn_d2.evaluation import (
     LvisResult,
     format_table,
@@ -293,7 +294,7 @@ def run_phases(run: Run, only: str | None) -> None:
         done = is_done(run, name)
         if only not in (None, name):
             if not done:
-                raise ValueError(f"'{only}' needs '{name}': run that first, or leave out --phase.")
+                raise UserError(f"'{only}' needs '{name}': run that first, or leave out --phase.")
         elif done and only != "report":
             say(f"{_mark(name)} done before, in {run.seconds(name):.0f} s")
         else:

@@ -25,6 +25,7 @@ from logn_d2.core import atomic_write
 from logn_d2.data import register_glyphs
 from logn_d2.data.glyphs import glyphs_folder
 from logn_d2.engine import load_config
+from logn_d2.errors import UserError
 from logn_d2.evaluation import LvisGroundTruth
 
 __all__ = ["SAMPLERS", "Run", "open_run"]
@@ -173,7 +174,7 @@ def open_run(args: argparse.Namespace) -> Run:
     if args.fresh and ours:
         shutil.rmtree(output)
     elif output.is_dir() and any(output.iterdir()) and not ours:
-        raise ValueError(
+        raise UserError(
             f"{output} is not empty and holds no run of the demo; give another --output."
         )
     output.mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,7 @@ def _check_settings(run: Run) -> None:
         return
     # Another seed is another config too; the digest speaks where nothing else does.
     key = different[0]
-    raise ValueError(
+    raise UserError(
         f"{run.output} holds a run with other settings ({key} {found.get(key)}, now {asked[key]}). "
         "Give another --output, or start over with --fresh."
     )

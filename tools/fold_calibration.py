@@ -38,6 +38,7 @@ from logn_d2.core import AffineCalibration, atomic_write
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.statistics import without_calibration
+from logn_d2.errors import MissingFileError, UserError
 from logn_d2.modeling import (
     LogitRecorder,
     attach,
@@ -170,7 +171,7 @@ def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, 
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         inputs.append({"image": tensor, "height": height, "width": width, "file_name": file})
     if not inputs:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There are no images in {source or 'the data sets of DATASETS.TEST'} to compare "
             "detections on. Give --images FOLDER."
         )
@@ -188,7 +189,7 @@ def _image_files(sources: Sequence[str]) -> Iterator[str]:
         elif source in DatasetCatalog.list():
             yield from (record["file_name"] for record in DatasetCatalog.get(source))
         else:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"'{source}' is neither a folder nor a registered data set. Give --images FOLDER."
             )
 
@@ -229,10 +230,10 @@ class Difference:
     def check(self, tolerance: float) -> None:
         """Raises ValueError if the models do not agree, or if nothing was compared."""
         if self.rois == 0:
-            raise ValueError("The images have no proposals, so nothing was compared. Give others.")
+            raise UserError("The images have no proposals, so nothing was compared. Give others.")
         largest = max(self.scores, self.detection_scores)
         if not largest <= tolerance:  # NaN is no agreement
-            raise ValueError(
+            raise UserError(
                 f"The folded model's scores differ from the calibrated one's by {largest:.2e}, "
                 f"more than --tolerance {tolerance:g}. Nothing was written. A predictor that "
                 "changes the logits behind its cls_score can't be folded: attach the calibration."
@@ -252,7 +253,7 @@ def compare(
     for image in inputs:
         for mine, theirs in zip(*(_stage_probs(m, image) for m in (calibrated, folded))):
             if mine.shape != theirs.shape:
-                raise ValueError(
+                raise UserError(
                     f"The models have {len(mine)} and {len(theirs)} RoIs on {image['file_name']}: "
                     "their proposals are not reproducible, so they can't be compared."
                 )

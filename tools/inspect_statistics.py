@@ -39,6 +39,7 @@ from logn_d2.core import (
 )
 from logn_d2.core.affine import foreground_columns
 from logn_d2.core.fingerprint import fingerprint_differences
+from logn_d2.errors import UnknownNameError
 
 # Standard error of a mean, in standard deviations of the logit, above which a class is counted as
 # noisy: chance alone then moves its calibrated logit by as much.
@@ -115,7 +116,7 @@ def class_names_of(dataset: str) -> Sequence[str]:
     register_glyphs()
     names = MetadataCatalog.get(dataset).get("thing_classes")
     if not names:
-        raise KeyError(f"No data set '{dataset}' with class names is registered.")
+        raise UnknownNameError(f"No data set '{dataset}' with class names is registered.")
     return names
 
 

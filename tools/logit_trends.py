@@ -32,6 +32,7 @@ from logn_d2.core.affine import foreground_columns
 from logn_d2.data import class_counts
 from logn_d2.engine import short_errors
 from logn_d2.engine.experiments import run_config
+from logn_d2.errors import MissingFileError
 from logn_d2.evaluation import format_spread
 from logn_d2.report.numbers import spearman
 
@@ -84,7 +85,7 @@ def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
     """
     cfg, path = run_config(run), run / file
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} does not exist. Gather the statistics: python train_net.py --config-file "
             f"{run}/config.yaml --collect-stats {path} MODEL.WEIGHTS {run}/model_final.pth"
         )

@@ -51,6 +51,7 @@ from logn_d2.engine.checks import (
 from logn_d2.engine.evaluation import read_ground_truth
 from logn_d2.engine.experiments import has_begun
 from logn_d2.engine.statistics import without_calibration
+from logn_d2.errors import UserError
 from logn_d2.evaluation import (
     StoredPredictions,
     SweepPredictions,
@@ -144,7 +145,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty: name a data set with --dataset.")
+        raise UserError("DATASETS.TEST is empty: name a data set with --dataset.")
     cfg.freeze()
     return without_calibration(cfg)
 

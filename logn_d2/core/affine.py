@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..errors import MissingFileError, UserError
 from .files import atomic_write
 
 __all__ = ["AffineCalibration", "Background", "foreground_columns"]
@@ -44,7 +45,7 @@ def foreground_columns(background: Background) -> slice:
     """
     if not isinstance(background, str) or background not in _FOREGROUND:
         known = ", ".join(map(repr, _FOREGROUND))
-        raise ValueError(f"background is {background!r}, expected one of {known}.")
+        raise UserError(f"background is {background!r}, expected one of {known}.")
     return _FOREGROUND[background]
 
 
@@ -157,7 +158,7 @@ class AffineCalibration(nn.Module):
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no calibration at '{path}'.")
+            raise MissingFileError(f"There is no calibration at '{path}'.")
         tensors, fields = _read(path)
         try:
             return cls(
@@ -168,9 +169,9 @@ class AffineCalibration(nn.Module):
                 persistent=persistent,
             )
         except KeyError as error:
-            raise ValueError(f"'{path}' lacks {error}. Save the calibration again.") from None
+            raise UserError(f"'{path}' lacks {error}. Save the calibration again.") from None
         except ValueError as error:
-            raise ValueError(f"'{path}' can't be used. {error}") from error
+            raise UserError(f"'{path}' can't be used. {error}") from error
 
     def digest(self) -> str:
         """A hash of all that decides the calibrated logits: 16 hexadecimal digits, any device."""
@@ -208,7 +209,7 @@ class AffineCalibration(nn.Module):
         """
         # A traced graph can't raise, and tracing warns of such comparisons.
         if not torch.jit.is_tracing() and logits.shape[-1] != len(self.column_scale):
-            raise ValueError(
+            raise UserError(
                 f"The calibration '{self.name}' has {len(self.column_scale)} columns (background: "
                 f"{self.background}), but these logits have {logits.shape[-1]}. Use statistics of "
                 "this head, or build the calibration with the right background=."
@@ -232,18 +233,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"'{path}' is not a whole calibration file ({error}).") from None
+        raise UserError(f"'{path}' is not a whole calibration file ({error}).") from None
     if metadata.get("format") != json.dumps(FORMAT):
-        raise ValueError(
+        raise UserError(
             f"'{path}' is no calibration (format: {metadata.get('format')!r}). Give a file that "
             "AffineCalibration.save has written; statistics are read by LogitStatistics.load."
         )
     try:
         fields = {name: json.loads(value) for name, value in metadata.items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"The metadata of '{path}' are damaged ({error}).") from None
+        raise UserError(f"The metadata of '{path}' are damaged ({error}).") from None
     if fields.get("version") != VERSION:
-        raise ValueError(
+        raise UserError(
             f"'{path}' has format version {fields.get('version')}, this logn_d2 reads {VERSION}. "
             "Update logn_d2."
         )
@@ -252,14 +253,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 def _check_vectors(scale: Tensor, shift: Tensor) -> None:
     if scale.dim() != 1 or scale.shape != shift.shape:
-        raise ValueError(
+        raise UserError(
             f"Expected scale and shift of one shape (K,), found {tuple(scale.shape)} and "
             f"{tuple(shift.shape)}."
         )
     bad = ~(scale.isfinite() & (scale > 0) & shift.isfinite())
     if bad.any():
         index = int(bad.nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"{int(bad.sum())} of {len(scale)} classes have a scale that is not positive, or a "
             f"value that is not finite in float32; the first is class {index} with scale "
             f"{float(scale[index])} and shift {float(shift[index])}. Check the statistics, counts "

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import MissingFileError
 from .fingerprint import classifier_fingerprint
 from .moments import EmaLogitMoments
 from .stage import StageStatistics, StatisticsError
@@ -58,7 +59,7 @@ def load_batch_norm(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'.")
+        raise MissingFileError(f"There is no checkpoint at '{path}'.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 
+from ..errors import UserError
+
 __all__ = ["MAX_GRID", "expand_grid"]
 
 # A typing error in a step should not start a sweep of a million calibrations.
@@ -43,7 +45,7 @@ def expand_grid(text: str) -> tuple[str, ...]:
     """
     found = list(itertools.islice(_expanded(_RANGE.sub(_listed, text), text), MAX_GRID + 1))
     if len(found) > MAX_GRID:
-        raise ValueError(
+        raise UserError(
             f"The grid {text!r} stands for more than {MAX_GRID} calibrations. Take larger steps."
         )
     return tuple(dict.fromkeys(found))
@@ -63,7 +65,7 @@ def _expanded(spelled: str, text: str) -> Iterator[str]:
         return
     values = first.value.elts
     if not values:
-        raise ValueError(f"The grid {text!r} has an empty list of values for {first.arg}.")
+        raise UserError(f"The grid {text!r} has an empty list of values for {first.arg}.")
     for value in values:
         first.value = value
         chosen = ast.unparse(tree.body)
@@ -76,11 +78,11 @@ def _listed(match: re.Match[str]) -> str:
         return match[0]
     start, stop, step = map(Decimal, match.groups())  # 0.2 + 0.4 is 0.6 here
     if step == 0 or (stop - start) / step < 0:
-        raise ValueError(
+        raise UserError(
             f"The range {match[0]} is empty or endless. Write start:stop:step, for example "
             "0.2:1:0.2."
         )
     count = int((stop - start) / step) + 1
     if count > MAX_GRID:
-        raise ValueError(f"The range {match[0]} has {count} values, expected at most {MAX_GRID}.")
+        raise UserError(f"The range {match[0]} has {count} values, expected at most {MAX_GRID}.")
     return f"[{', '.join(str(start + index * step) for index in range(count))}]"

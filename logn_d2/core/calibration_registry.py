@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
 from .calibrations import (
@@ -79,7 +80,7 @@ class CalibrationInputs:
             ValueError: they are not known.
         """
         if self.classifier is None:
-            raise ValueError(
+            raise UserError(
                 "This calibration needs the weights of the classifier: attach it to a model whose "
                 "weights are loaded, or give classifiers= to stage_calibrations."
             )
@@ -97,13 +98,13 @@ class CalibrationInputs:
             ValueError: the class counts are not known.
         """
         if self.counts is None:
-            raise ValueError(
+            raise UserError(
                 "This calibration needs the class counts of the training set: give counts=, or "
                 "register the training set so that class_counts(DATASET) can count it."
             )
         counts = self.counts() if callable(self.counts) else self.counts
         if len(counts.image_count) != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"The training set has {len(counts.image_count)} classes, this head "
                 f"{self.num_classes}. Count the data set that the model was trained on."
             )
@@ -116,7 +117,7 @@ class CalibrationInputs:
             ValueError: there are none.
         """
         if self.stage is None:
-            raise ValueError(
+            raise UserError(
                 "This calibration needs logit statistics: give the file of --collect-stats with "
                 "--stats PATH or MODEL.LOGN.STATISTICS."
             )
@@ -188,7 +189,7 @@ def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
     scales = learned_scales(checkpoint)
     columns = inputs.num_classes + (inputs.background != "none")
     if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {checkpoint} has learnt scales of {[len(each) for each in scales]} "
             f"columns, but this is stage {inputs.stage_index} of a head with {columns} columns. "
             "Name the LWS checkpoint of this model."
@@ -213,7 +214,7 @@ def _groups(
     the vectors is then taken.
     """
     if not choices or not set(choices) <= set(_GROUPS):
-        raise ValueError(
+        raise UserError(
             f"groups({', '.join(choices)}) should name calibrations for some of "
             f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
         )
@@ -261,7 +262,7 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
     """
     grid = expand_grid(text)
     if len(grid) > 1:
-        raise ValueError(
+        raise UserError(
             f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
             f"{grid[0]}. A sweep (tools/sweep_calibrations.py) compares all of a grid."
         )
@@ -292,7 +293,7 @@ def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration
     try:
         calibration = CALIBRATION_REGISTRY.get(name)(inputs, **options)
     except TypeError as error:
-        raise ValueError(f"The calibration {text!r} has wrong options: {error}.") from None
+        raise UserError(f"The calibration {text!r} has wrong options: {error}.") from None
     calibration.name = text
     return calibration
 
@@ -336,7 +337,7 @@ def stage_calibrations(
     def check(found: LogitStatistics) -> Sequence[StageStatistics]:
         found.check(num_classes=num_classes, num_stages=num_stages)
         if found.background != background:
-            raise ValueError(
+            raise UserError(
                 f"The statistics have the background column '{found.background}', this head "
                 f"'{background}'. Collect them again with this head, or give its background=."
             )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .affine import AffineCalibration, Background, foreground_columns
 from .calls import check_bool, check_number
 from .stage import StageStatistics
@@ -224,7 +225,7 @@ def _beta(rule: str | float, stage: StageStatistics, background: Background) -> 
         return float(rule)
     rules = ("min", "max", "mean", "background", "none")
     if rule not in rules:
-        raise ValueError(f"beta is {rule!r}, expected one of {', '.join(rules)}, or a number.")
+        raise UserError(f"beta is {rule!r}, expected one of {', '.join(rules)}, or a number.")
     foreground = foreground_columns(background)
     mean = stage.mean.double()[foreground][stage.usable[foreground]]
     if rule == "none" or background == "none" or len(mean) == 0:
@@ -232,7 +233,7 @@ def _beta(rule: str | float, stage: StageStatistics, background: Background) -> 
     if rule == "background":
         index = -1 if background == "last" else 0
         if stage.count[index] == 0:
-            raise ValueError(
+            raise UserError(
                 "beta=background needs the background's mean logit, but these statistics saw no "
                 "background logit. Collect them with the population 'sampled', or use beta=min."
             )
@@ -244,5 +245,5 @@ def _positive_counts(image_count: Counts) -> Tensor:
     """Counts as float64; a class without images counts as one, since log 0 has no use here."""
     count = torch.as_tensor(image_count).double()
     if (count < 0).any():
-        raise ValueError("A class count is negative; count the training set again.")
+        raise UserError("A class count is negative; count the training set again.")
     return count.clamp(min=1)

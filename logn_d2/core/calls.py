@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
+from ..errors import UserError
+
 __all__ = ["check_bool", "check_number", "check_options", "parse_call"]
 
 
@@ -35,9 +37,9 @@ def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]
             return node.id, {}
         if isinstance(node, ast.Call):
             return _name_and_options(node)
-        raise ValueError("neither a name nor a call")
+        raise UserError("neither a name nor a call")
     except (RecursionError, SyntaxError, TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"Can't read the {kind} {text!r}. Write a name or a call with keywords, for example "
             f"{example}."
         ) from None
@@ -64,7 +66,7 @@ def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -
     known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"The {kind} {text!r} has no option {', '.join(unknown)}. Its options: "
             f"{', '.join(known) or 'none'}."
         )
@@ -84,7 +86,7 @@ def check_bool(name: str, value: Any) -> None:
         >>> check_bool("use_mean", False)
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, expected True or False.")
+        raise UserError(f"{name} is {value!r}, expected True or False.")
 
 
 def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
@@ -111,16 +113,16 @@ def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -
         or (value == high and interval[-1] == ")")
     ):
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} is {value!r}, expected {kind} in {interval}.")
+        raise UserError(f"{name} is {value!r}, expected {kind} in {interval}.")
 
 
 def _name_and_options(node: ast.Call) -> tuple[str, dict[str, Any]]:
     if not isinstance(node.func, ast.Name) or node.args:
-        raise ValueError("another call")
+        raise UserError("another call")
     options = {}
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in options:
-            raise ValueError("**, or a keyword twice")
+            raise UserError("**, or a keyword twice")
         options[keyword.arg] = _value(keyword.value)
     return node.func.id, options
 

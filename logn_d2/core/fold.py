@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .affine import AffineCalibration
 
 __all__ = ["fold_cosine", "fold_linear"]
@@ -101,7 +102,7 @@ def _fold_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
 def _check_columns(found: int, calibration: AffineCalibration) -> None:
     expected = len(calibration.column_scale)
     if found != expected:
-        raise ValueError(
+        raise UserError(
             f"The classifier has {found} columns, but the calibration '{calibration.name}' has "
             f"{expected} (background: {calibration.background}). Fold it into the classifier that "
             "its statistics were collected from."

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import UserError
+
 __all__ = ["ClassCounts", "frequency_groups", "shot_groups"]
 
 
@@ -47,7 +49,7 @@ class ClassCounts:
             value = getattr(self, field)
             found = np.shape(value)
             if value is not None and found != expected:
-                raise ValueError(f"{field} has shape {found}, expected {expected}: one a class.")
+                raise UserError(f"{field} has shape {found}, expected {expected}: one a class.")
 
 
 def frequency_groups(

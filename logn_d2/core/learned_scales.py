@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .affine import AffineCalibration, Background, foreground_columns
 
 __all__ = ["SCALE_KEY", "learned_scales", "lws"]
@@ -52,12 +53,12 @@ def _scales(path: str, changed: int, size: int) -> tuple[Tensor, ...]:
         mapped = zipfile.is_zipfile(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"The checkpoint {path} can't be read ({error}).") from error
+        raise UserError(f"The checkpoint {path} can't be read ({error}).") from error
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
     # One predictor, or box_predictor.0 to .2 of a cascade.
     scales = tuple(state[name].clone() for name in sorted(state) if name.endswith(SCALE_KEY))
     if not scales:
-        raise ValueError(
+        raise UserError(
             f"The checkpoint {path} has no {SCALE_KEY}, which the second stage 'lws' learns. Train "
             "it with MODEL.LOGN.SECOND_STAGE lws, or name another checkpoint."
         )

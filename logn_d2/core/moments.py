@@ -13,6 +13,8 @@ from collections.abc import Hashable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 __all__ = [
     "NUM_GROUPS",
     "EmaLogitMoments",
@@ -29,7 +31,7 @@ _Moments = tuple[Tensor, Tensor, Tensor]
 """Weight, mean, and sum of squared deviations."""
 
 
-class NonFiniteLogitsError(ValueError):
+class NonFiniteLogitsError(UserError):
     """A batch of logits holds NaN or infinity."""
 
 
@@ -138,12 +140,12 @@ class LogitMoments:
         """
         _check_columns(logits, self.num_columns)
         if mask is not None and mask.shape != logits.shape:
-            raise ValueError(
+            raise UserError(
                 f"Expected a mask of the logits' shape {tuple(logits.shape)}, found "
                 f"{tuple(mask.shape)}."
             )
         if not 0 < weight < math.inf:
-            raise ValueError(f"The weight of an image is {weight}, expected a number above 0.")
+            raise UserError(f"The weight of an image is {weight}, expected a number above 0.")
         if len(logits) == 0:
             return
         count, mean, sum_square = _batch_moments(
@@ -171,7 +173,7 @@ class LogitMoments:
             ValueError: another number of columns.
         """
         if other.num_columns != self.num_columns:
-            raise ValueError(
+            raise UserError(
                 f"Moments of {other.num_columns} logit columns can't be merged into moments of "
                 f"{self.num_columns}. Merge only files of the same head."
             )
@@ -191,7 +193,7 @@ class LogitMoments:
         """
         parts = list(parts)
         if not parts:
-            raise ValueError("There are no moments to merge: expected at least one object.")
+            raise UserError("There are no moments to merge: expected at least one object.")
         total = cls(parts[0].num_columns, parts[0].mean.device)
         for part in parts:
             total.merge(part)
@@ -222,7 +224,7 @@ class LogitMoments:
         for name in cls._STATE:
             own = getattr(moments, name)
             if state[name].shape != own.shape:
-                raise ValueError(
+                raise UserError(
                     f"{name} has the shape {tuple(state[name].shape)}, expected {tuple(own.shape)}."
                 )
             setattr(moments, name, state[name].to(own.dtype).clone())
@@ -298,7 +300,7 @@ class EmaLogitMoments:
         self, num_columns: int, momentum: float = 5e-5, device: torch.device | str = "cpu"
     ) -> None:
         if not 0 < momentum <= 1:
-            raise ValueError(
+            raise UserError(
                 f"The momentum is {momentum}, expected a value in (0, 1]; the released configs "
                 "have 5e-5 (MODEL.LOGN.COLLECT.MOMENTUM)."
             )
@@ -327,7 +329,7 @@ class EmaLogitMoments:
         """
         _check_columns(logits, self.num_columns)
         if mask is not None:
-            raise ValueError("Moving averages take every RoI: use the exact estimator with a mask.")
+            raise UserError("Moving averages take every RoI: use the exact estimator with a mask.")
         if len(logits) < 2:
             return
         _, mean, sum_square = _batch_moments(logits.to(self.mean.device, torch.float64))
@@ -345,7 +347,7 @@ class EmaLogitMoments:
             ValueError: no batch has been seen.
         """
         if self.steps == 0:
-            raise ValueError("No batch was seen, so there is nothing to correct.")
+            raise UserError("No batch was seen, so there is nothing to correct.")
         left = (1 - self.momentum) ** int(self.steps)
         # A class whose logit never varies may come out below 0 by rounding.
         return self.mean / (1 - left), ((self.var - left) / (1 - left)).clamp(min=0)
@@ -405,7 +407,7 @@ def _batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, 
 
 def _check_columns(logits: Tensor, num_columns: int) -> None:
     if logits.dim() != 2 or logits.shape[1] != num_columns:
-        raise ValueError(
+        raise UserError(
             f"Expected logits of shape (R, {num_columns}), found {tuple(logits.shape)}. "
             "The number of columns is that of the classifier's outputs, background included."
         )

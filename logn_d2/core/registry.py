@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from ..errors import UnknownNameError, UserError
+
 __all__ = ["Registry"]
 
 T = TypeVar("T", bound=Callable)
@@ -37,7 +39,7 @@ class Registry(Generic[T]):
 
         def add(entry: T) -> T:
             if name in self._entries:
-                raise ValueError(f"The {self._kind} '{name}' is registered already.")
+                raise UserError(f"The {self._kind} '{name}' is registered already.")
             self._entries[name] = entry
             return entry
 
@@ -51,7 +53,7 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             known = ", ".join(sorted(self._entries))
-            raise KeyError(f"Unknown {self._kind} '{name}'. Known: {known}.")
+            raise UnknownNameError(f"Unknown {self._kind} '{name}'. Known: {known}.")
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import UserError
 from .moments import LogitMoments
 
 __all__ = ["MIN_VARIANCE", "StageStatistics", "StatisticsError"]
@@ -18,7 +19,7 @@ __all__ = ["MIN_VARIANCE", "StageStatistics", "StatisticsError"]
 MIN_VARIANCE = 1e-11
 
 
-class StatisticsError(ValueError):
+class StatisticsError(UserError):
     """Statistics can't be read, make no sense, or do not belong to this model."""
 
 

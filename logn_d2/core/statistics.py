@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..errors import MissingFileError
 from .affine import Background, foreground_columns
 from .files import atomic_write
 from .fingerprint import fingerprint_differences
@@ -153,7 +154,7 @@ class LogitStatistics:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no statistics file at '{path}'. Make one with: train_net.py "
                 "--config-file CONFIG --collect-stats PATH MODEL.WEIGHTS WEIGHTS"
             )

@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..core.frequency import ClassCounts, frequency_groups
+from ..errors import UserError
 
 __all__ = ["check_same_classes", "class_counts"]
 
@@ -37,7 +38,7 @@ def check_same_classes(train_name: str, test_name: str) -> None:
         what = f"{len(train)} classes against {len(test)}"
     else:
         what = f"class {first} is '{train[first]}' against '{test[first]}'"
-    raise ValueError(
+    raise UserError(
         f"{train_name} and {test_name} have different classes: {what}. Both jsons must list the "
         "same categories with the same ids, also those without an object."
     )
@@ -63,7 +64,7 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
     """
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     if not names:
-        raise ValueError("No training set is named; set DATASETS.TRAIN.")
+        raise UserError("No training set is named; set DATASETS.TRAIN.")
     for other in names[1:]:
         check_same_classes(names[0], other)
     class_names = None
@@ -76,7 +77,7 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
         image_count, instance_count = image_count + counts[0], instance_count + counts[1]
         num_images, num_records = num_images + annotated, num_records + len(records)
     if instance_count.sum() == 0:
-        raise ValueError(
+        raise UserError(
             f"The training set {', '.join(names)} has {num_records} images and no annotated "
             "object; class counts need at least one. Check the json's 'annotations'."
         )

@@ -26,6 +26,7 @@ from detectron2.data import (
 )
 from detectron2.utils import comm
 
+from ..errors import UserError
 from .rng import seeded_rng
 from .samplers import ClassAwareTrainingSampler, repetitions
 
@@ -83,7 +84,7 @@ class PassDataset(torchdata.Dataset):
         with seeded_rng(self._seed, position):
             mapped = self._mapper(record)
         if self._needs_instances and "instances" not in mapped:
-            raise ValueError(
+            raise UserError(
                 f"'{record.get('file_name')}' has no annotations, which sampled RoIs need. Set "
                 "MODEL.LOGN.COLLECT.POPULATION to proposals, or register the data set with them."
             )
@@ -217,7 +218,7 @@ def training_images(cfg: CfgNode) -> list[Record]:
     """
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:
-        raise ValueError(
+        raise UserError(
             "DATASETS.TRAIN is empty, so there are no training images. Name the data set that the "
             "model is trained on."
         )
@@ -232,7 +233,7 @@ def training_images(cfg: CfgNode) -> list[Record]:
             ),
         )
     except AssertionError as error:
-        raise ValueError(
+        raise UserError(
             f"The training set {', '.join(names)} can't be used: {error} Check DATASETS.TRAIN, and "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images without annotations or "
             f"with crowds (iscrowd 1) only. {_count_crowds(names)}"
@@ -304,7 +305,7 @@ def _pass_order(
     """(P,) int64, the record at each position of the pass, and (P,) weights where these differ."""
     collect = cfg.MODEL.LOGN.COLLECT
     if not len(records):
-        raise ValueError(
+        raise UserError(
             f"There are no images in {', '.join(cfg.DATASETS.TRAIN)} to gather statistics from. "
             "Check DATASETS.TRAIN and DATALOADER.FILTER_EMPTY_ANNOTATIONS."
         )

@@ -20,6 +20,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..annotations import mask_of, name_of, read_annotations
+from ..errors import MissingFileError, UserError
 
 __all__ = [
     "load_lvis_form",
@@ -77,7 +78,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
     """Read an annotation file and check that it is one."""
     path = PathManager.get_local_path(json_file)
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The annotations of '{name}' are missing: expected the file {path}. "
             + (hint or "See datasets/README.md for where files go, and set DETECTRON2_DATASETS.")
         )
@@ -88,7 +89,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
     content = read_annotations(path)
     for position, image in enumerate(content["images"]):
         if not {"height", "width"} <= set(image):
-            raise ValueError(
+            raise UserError(
                 f"{path}: images[{position}] (id {image['id']!r}) lacks 'height' or 'width', which "
                 "training needs. Write the size of the image file in pixels."
             )
@@ -157,7 +158,7 @@ def register_lvis_form(
         if found == paths and not replace:
             return
         if found != paths and not replace:
-            raise ValueError(
+            raise UserError(
                 f"Dataset '{name}' is already registered with {found}; cannot register it with "
                 f"{paths}. Choose another name, or pass replace=True."
             )
@@ -189,7 +190,7 @@ def register_from_config(cfg: CfgNode) -> list[str]:
     names = []
     for entry in cfg.MODEL.LOGN.DATASETS:
         if isinstance(entry, str) or len(entry) != 3 or not all(isinstance(p, str) for p in entry):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.LOGN.DATASETS holds {entry!r}; expected a list of [name, json file, image "
                 'folder], such as [["shop_train", "shop/train.json", "shop/images"]].'
             )
@@ -262,7 +263,7 @@ def _group_annotations(content: Mapping[str, Any], source: str) -> dict[int, lis
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         if annotation["image_id"] not in by_image:
-            raise ValueError(
+            raise UserError(
                 f"{source}: annotation {annotation['id']} belongs to image "
                 f"{annotation['image_id']}, which the json does not list."
             )
@@ -280,7 +281,7 @@ def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
     elif image.get("file_name"):
         tail = image["file_name"]
     else:
-        raise ValueError(
+        raise UserError(
             f"{meta.json_file}: image {image['id']} has neither 'file_name' nor 'coco_url'; "
             "expected one of them."
         )
@@ -302,7 +303,7 @@ def _convert(
     """An annotation in Detectron2's form."""
     category_id = annotation["category_id"]
     if category_id not in index_of:
-        raise ValueError(
+        raise UserError(
             f"{source}: annotation {annotation['id']} has category_id={category_id}, which is not "
             f"among the json's {len(index_of)} categories."
         )
@@ -336,7 +337,7 @@ def _check_images(records: Sequence[Mapping[str, Any]], name: str, image_root: s
     """Raise when image files are missing: later, a worker process would say much less."""
     missing = [r["file_name"] for r in records if not PathManager.isfile(r["file_name"])]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name}: {len(missing)} of the first {len(records)} images are missing, the first "
             f"one is {missing[0]}. Images are expected below {image_root}: see "
             "datasets/README.md, or set DETECTRON2_DATASETS. For work with annotations alone "

@@ -20,6 +20,8 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..errors import UserError
+
 __all__ = [
     "TRAINING_SAMPLERS",
     "CeilRepeatFactorTrainingSampler",
@@ -83,7 +85,7 @@ class ClassAwareTrainingSampler(Sampler):
     ) -> None:
         self._images = [torch.as_tensor(list(images)) for images in images_of_class if len(images)]
         if not self._images:
-            raise ValueError(
+            raise UserError(
                 "No class has an image, so there is nothing to draw. Check the annotations of "
                 "DATASETS.TRAIN."
             )

@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..core import atomic_write
+from ..errors import UserError
 
 __all__ = ["AtomicCheckpointer", "WholeCheckpointer", "load_weights"]
 
@@ -62,7 +63,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         logger.info("Saved checkpoint %s", self._name)
 
 
-class IncompleteWeightsError(ValueError):
+class IncompleteWeightsError(UserError):
     """A checkpoint lacks parameters of the model."""
 
 
@@ -136,7 +137,7 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if not weights:
-        raise ValueError(
+        raise UserError(
             "There are no weights: MODEL.WEIGHTS is empty. Write MODEL.WEIGHTS FILE at the end of "
             f"the command, or --resume for the last checkpoint in {output_dir}."
         )
@@ -148,7 +149,7 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
     except IncompleteWeightsError as error:
         raise IncompleteWeightsError(f"The weights {weights} can't be used. {error}") from None
     except Exception as error:  # whatever a damaged file makes torch, fvcore or pickle raise
-        raise ValueError(
+        raise UserError(
             f"The weights {weights} can't be loaded ({error}). The file is missing, truncated or "
             "of another model: check MODEL.WEIGHTS and the config."
         ) from error
@@ -166,14 +167,14 @@ def _check_archive(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
-            raise ValueError(f"the checksum of {broken} differs")
+            raise UserError(f"the checksum of {broken} differs")
 
 
 def _check_finite(model: nn.Module, weights: str) -> None:
     # Running means of batch norm are buffers, and as good as weights.
     broken = [name for name, each in model.state_dict().items() if not each.isfinite().all()]
     if broken:
-        raise ValueError(
+        raise UserError(
             f"The weights {weights} have values that are not finite in {len(broken)} tensors; "
             f"the first is {broken[0]}. The training diverged, or the file is damaged: name "
             "another checkpoint."

@@ -23,6 +23,7 @@ from ..core import (
 )
 from ..core.calibration_registry import CalibrationInputs
 from ..data import check_same_classes, image_problem
+from ..errors import MissingFileError, UnknownNameError, UserError
 from ..evaluation import LogitStatisticsCollector, LvisGroundTruth
 from ..evaluation.lvis_checks import check_groups
 from ..modeling.build import known_class_names
@@ -69,7 +70,7 @@ def check_datasets(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in DatasetCatalog.list():
-            raise KeyError(
+            raise UnknownNameError(
                 f"The data set '{name}' is not registered. Name it in MODEL.LOGN.DATASETS as "
                 f"[{name}, JSON FILE, IMAGE FOLDER], or correct DATASETS.TRAIN and DATASETS.TEST."
             )
@@ -78,7 +79,7 @@ def check_datasets(names: Sequence[str]) -> None:
             path = metadata.as_dict().get(key)
             if path and "://" not in path and not os.path.exists(path):
                 hint = vars(metadata).get("_hint") or "See datasets/README.md."
-                raise FileNotFoundError(f"The {what} of '{name}' are missing: {path}. {hint}")
+                raise MissingFileError(f"The {what} of '{name}' are missing: {path}. {hint}")
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -99,7 +100,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
-            raise ValueError(
+            raise UserError(
                 f"'{name}' has {len(classes)} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
                 f"{num_classes}. Set it to {len(classes)}, or name the data set of this model."
             )
@@ -142,19 +143,19 @@ def check_masks(cfg: CfgNode) -> None:
         objects = [o for r in DatasetCatalog.get(name) for o in r.get("annotations", ())]
         masks = [o["segmentation"] for o in objects if o.get("segmentation")]
         if objects and not masks:
-            raise ValueError(
+            raise UserError(
                 f"None of the {len(objects)} objects of '{name}' has a mask, but MODEL.MASK_ON is "
                 "True. Set it to False to train boxes alone, or give the objects masks."
             )
         if cfg.INPUT.MASK_FORMAT == "bitmask" and len(masks) < len(objects):
-            raise ValueError(
+            raise UserError(
                 f"{len(objects) - len(masks)} of the {len(objects)} objects of '{name}' have no "
                 "mask, which Detectron2 can't train with INPUT.MASK_FORMAT bitmask. Set it to "
                 "polygon, which leaves them out, or leave them out of the json."
             )
         run_lengths = sum(isinstance(mask, dict) for mask in masks)
         if run_lengths and cfg.INPUT.MASK_FORMAT == "polygon":
-            raise ValueError(
+            raise UserError(
                 f"{run_lengths} of the {len(masks)} masks of '{name}' are run lengths, but "
                 "INPUT.MASK_FORMAT is polygon. Set it to bitmask, which takes both."
             )
@@ -178,12 +179,12 @@ def check_images(names: Sequence[str], num_images: int) -> None:
             path = record["file_name"]
             problem = None if "://" in path else image_problem(record)
             if problem and not os.path.isfile(path):
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"An image of '{name}' is missing: {path}. See datasets/README.md, or set "
                     "DETECTRON2_DATASETS to the folder that has the data sets."
                 )
             if problem:
-                raise ValueError(
+                raise UserError(
                     f"An image of '{name}' can't be used: {problem}. Mend the file or leave it out "
                     "of the json; tools/check_datasets.py looks at all of them."
                 )
@@ -196,7 +197,7 @@ def check_weights(weights: str) -> None:
         FileNotFoundError: it is not.
     """
     if weights and "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(f"The weights are missing: there is no file {weights}.")
+        raise MissingFileError(f"The weights are missing: there is no file {weights}.")
 
 
 def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None:
@@ -251,7 +252,7 @@ def check_loss(cfg: CfgNode, model: nn.Module) -> None:
         ValueError: the model's heads don't know of it.
     """
     if cfg.MODEL.LOGN.LOSS and not any(isinstance(m, ClassificationLoss) for m in model.modules()):
-        raise ValueError(
+        raise UserError(
             f"MODEL.LOGN.LOSS is {cfg.MODEL.LOGN.LOSS}, but MODEL.ROI_HEADS.NAME is "
             f"{cfg.MODEL.ROI_HEADS.NAME}, which has Detectron2's loss. Set LogNROIHeads, "
             "LogNCascadeROIHeads or LogNRes5ROIHeads, or leave MODEL.LOGN.LOSS empty."

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..core import AffineCalibration
 from ..data import class_counts
+from ..errors import UserError
 from ..evaluation.before_after import BeforeAfter, Shown
 from ..evaluation.side_by_side import draw_side_by_side, enlarged
 from ..modeling import attach
@@ -39,7 +40,7 @@ def check_comparison(cfg: CfgNode) -> None:
     path = cfg.MODEL.LOGN.STATISTICS
     name = calibration_name(cfg, bool(path))
     if not name:
-        raise ValueError(
+        raise UserError(
             "There is nothing to show after calibration. Give --stats FILE, or a --calibration "
             "that needs no statistics, such as norcal(gamma=0.6)."
         )

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_logn_config
 from ..data import register_from_config, register_glyphs
+from ..errors import UserError
 
 __all__ = ["load_config"]
 
@@ -36,7 +37,7 @@ def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -
         cfg.merge_from_file(os.fspath(config_file))
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # what yacs raises for a key that does not exist
-        raise ValueError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
+        raise UserError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_glyphs()

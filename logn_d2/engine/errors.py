@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..errors import UserError
+
 __all__ = ["DEBUG_VARIABLE", "short_errors"]
 
 DEBUG_VARIABLE = "LOGN_D2_DEBUG"
 """Environment variable; when set, errors come with their traceback."""
 
-USER_ERRORS = (ValueError, KeyError, OSError)
+# Packages that check what a config says, and know no UserError.
+_CHECKING = {"detectron2", "fvcore", "yacs"}
 
 
 @contextmanager
@@ -31,27 +34,36 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
         log_file (str): gets the traceback; None writes it nowhere.
 
     Raises:
-        SystemExit: instead of ValueError, KeyError and OSError (FileNotFoundError, a full disk),
-            and of a ProcessExitedException.
+        SystemExit: instead of UserError, of OSError (a full disk, a folder that can't be written),
+            of ValueError and KeyError that Detectron2, fvcore or yacs raise where they check a
+            config, and of a ProcessExitedException. All else is a mistake of ours, and passes.
     """
     try:
         yield
-    except USER_ERRORS as error:
-        if os.environ.get(DEBUG_VARIABLE):
+    except (ValueError, KeyError, OSError) as error:
+        if os.environ.get(DEBUG_VARIABLE) or not _is_of_the_user(error):
             raise
         where = _write_traceback(log_file)
         if not comm.is_main_process():
             # All processes meet the same mistake; when the first ends, the others are ended before
             # they can repeat its message.
             time.sleep(20)
-        # A KeyError's text is the repr of its argument.
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        # The text of a plain KeyError is the repr of its argument.
+        plain = type(error) is KeyError and error.args
+        text = error.args[0] if plain else error
         print(f"error: {text}\n({type(error).__name__}; {where})", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except ProcessExitedException as error:
         if error.exit_code != 1:  # with 1 the process has come through here and has said why
             print(f"error: {error}{_memory_hint(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _is_of_the_user(error: BaseException) -> bool:
+    if isinstance(error, UserError | OSError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").split(".")[0] in _CHECKING
 
 
 def _memory_hint(error: ProcessExitedException) -> str:

@@ -31,6 +31,7 @@ from ..core import (
 )
 from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
+from ..errors import UserError
 from ..evaluation import (
     Detections,
     LVISFormEvaluator,
@@ -99,12 +100,12 @@ def check_head(model: nn.Module, name: str) -> None:
     try:
         find_box_predictors(model)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{error} To train it without statistics and calibration, set "
             "MODEL.LOGN.COLLECT.ENABLED False."
         ) from error
     if not _is_ours(model):
-        raise ValueError(
+        raise UserError(
             f"MODEL.ROI_HEADS.NAME is {name}, whose box predictor can't be calibrated from a "
             "config. Either set MODEL.ROI_HEADS.NAME to LogNROIHeads (LogNCascadeROIHeads for "
             "CascadeROIHeads, LogNRes5ROIHeads for Res5ROIHeads; the weights stay the same), or "

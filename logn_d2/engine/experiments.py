@@ -21,6 +21,7 @@ from torch import nn
 from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
+from ..errors import MissingFileError, UserError
 from ..evaluation import LvisGroundTruth, evaluate_sweep, sweep
 from ..evaluation.resume import deciding_settings
 from ..modeling import find_box_predictors
@@ -91,7 +92,7 @@ def check_same_training(folder: str | os.PathLike[str], cfg: CfgNode) -> None:
     other = [key for key in keys if found.get(key) != wanted.get(key)]
     if other:
         each = "; ".join(f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in other)
-        raise ValueError(
+        raise UserError(
             f"The training in {folder} has other settings than the one that is asked for: {each}. "
             "Give it the same, name it as RUN, or move its folder away."
         )
@@ -120,16 +121,14 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
     """
     folder = Path(folder)
     if not is_trained(folder):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} is no finished training: expected config.yaml and model_final.pth in it. "
             f"Train it first: python train_net.py --config-file C.yaml OUTPUT_DIR {folder}"
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
     cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))
     if not cfg.DATASETS.TEST:
-        raise ValueError(
-            f"DATASETS.TEST of {folder}/config.yaml is empty: add DATASETS.TEST NAMES."
-        )
+        raise UserError(f"DATASETS.TEST of {folder}/config.yaml is empty: add DATASETS.TEST NAMES.")
     cfg.freeze()
     return cfg
 
@@ -158,7 +157,7 @@ def measure(
     """
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"Labels must differ, found {', '.join(sorted(labels))}.")
+        raise UserError(f"Labels must differ, found {', '.join(sorted(labels))}.")
     model = Trainer.build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
     calibrations = _calibrations(cfg, model, rows, Path(output))

@@ -18,6 +18,8 @@ from detectron2.engine import defaults
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 
+from ..errors import UserError
+
 __all__ = ["launch"]
 
 # Rank 0 reads annotations and writes results while the others wait for it at a barrier.
@@ -53,7 +55,7 @@ def launch(
             more processes than these.
     """
     if num_machines > 1 and dist_url == "auto":
-        raise ValueError(
+        raise UserError(
             f"--num-machines {num_machines} needs an address that all of them reach: give "
             "--dist-url tcp://HOST:PORT with a free port of machine 0."
         )
@@ -76,7 +78,7 @@ def _check_environment(world_size: int) -> None:
     """Refuses processes that would each take themselves for the only one, and write one file."""
     started = os.environ.get("WORLD_SIZE", "1")
     if started.isdigit() and int(started) > world_size:
-        raise ValueError(
+        raise UserError(
             f"WORLD_SIZE is {started} in the environment, as torchrun sets it, but {world_size} "
             "processes are asked for: each one would do all of the work and write the same files. "
             "Start the command once on each machine, without torchrun, and give --num-gpus (on the "

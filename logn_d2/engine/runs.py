@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core import LogitStatistics
 from ..data.loader import training_images
+from ..errors import UserError
 from ..modeling.build import TrainingClassCounts
 from .checkpoint import load_weights
 from .checks import (
@@ -53,12 +54,12 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     """
     node = cfg.MODEL.LOGN
     if node.STATISTICS:
-        raise ValueError(
+        raise UserError(
             f"MODEL.LOGN.STATISTICS is {node.STATISTICS}, but training changes the weights that "
             "they are of. Leave it empty: statistics are gathered when training ends."
         )
     if cfg.SOLVER.IMS_PER_BATCH % num_processes:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
@@ -101,7 +102,7 @@ def check_collection(cfg: CfgNode, path: str) -> None:
         ValueError, KeyError, OSError: what is wrong and what to do.
     """
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder. Give --collect-stats the path of a file in it.")
+        raise UserError(f"{path} is a folder. Give --collect-stats the path of a file in it.")
     check_collection_settings(cfg)
     _check_files(cfg, cfg.DATASETS.TRAIN)
     check_output_folder(os.path.dirname(path) or ".")
@@ -158,7 +159,7 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
 
 def _check_evaluators(cfg: CfgNode) -> None:
     if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
+        raise UserError(
             "TEST.AUG.ENABLED is True, but calibrations are evaluated without test-time "
             "augmentation: set it to False, or wrap a model in Detectron2's GeneralizedRCNNWithTTA "
             "after logn_d2.attach."

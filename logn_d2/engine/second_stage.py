@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..modeling import (
     LogNCascadeROIHeads,
     LogNRes5ROIHeads,
@@ -49,12 +50,12 @@ def check_second_stage(cfg: CfgNode) -> None:
     if stage is None:
         return
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(
+        raise UserError(
             f"MODEL.LOGN.SECOND_STAGE is {name}, but MODEL.WEIGHTS is empty. Name the checkpoint "
             "of the first stage, for example output/FIRST/model_final.pth."
         )
     if stage.scales and not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), _HEADS):
-        raise ValueError(
+        raise UserError(
             f"MODEL.LOGN.SECOND_STAGE lws needs our RoI heads, but MODEL.ROI_HEADS.NAME is "
             f"{cfg.MODEL.ROI_HEADS.NAME}. Set LogNROIHeads, LogNCascadeROIHeads or "
             "LogNRes5ROIHeads, or a subclass of them; the weights stay the same."
@@ -74,7 +75,7 @@ def freeze(model: nn.Module, stage: SecondStage) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
+        raise UserError(
             f"This model has no {' or '.join(stage.trained)} to train. The second stages are for "
             "heads with a classifier named cls_score."
         )
@@ -111,7 +112,7 @@ def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
     yield
     missing = [name for name, parameter in frozen.items() if parameter.isnan().all()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(frozen)} parameters that this second stage does not train are "
             f"not in MODEL.WEIGHTS, or of another shape there: {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}. Give the first stage's model_final.pth."

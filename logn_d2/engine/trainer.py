@@ -25,6 +25,7 @@ from ..core import LogitStatistics
 from ..core.losses.counts import CountBuffers
 from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
+from ..errors import UserError
 from ..evaluation import COCOFormEvaluator, LVISFormEvaluator
 from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
@@ -278,7 +279,7 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     classes = {"lvis": LVISFormEvaluator, "coco": COCOFormEvaluator}
     if kind not in classes:
-        raise ValueError(
+        raise UserError(
             f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
             "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form."
         )

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from .lvis_matches import LvisMatches
 from .lvis_result import LvisResult
 
@@ -197,12 +198,12 @@ def _bootstrap(
     """Figures of the last run, less those of the first if there are two."""
     num_images = len(runs[0].image_ids)
     if resamples < 1 or not 0 < level < 1 or not num_images:
-        raise ValueError(
+        raise UserError(
             f"Got {resamples} resamples, level {level} and {num_images} images; expected at least "
             "one resample, a level between 0 and 1 such as 0.95, and at least one image."
         )
     if method not in ("centred", "percentile"):
-        raise ValueError(f'method is {method!r}, expected "centred" or "percentile".')
+        raise UserError(f'method is {method!r}, expected "centred" or "percentile".')
     rng = np.random.default_rng(seed)
     estimate, per_class = _difference([_figures(run.result()) for run in runs])
     samples = np.empty((resamples, len(estimate)))
@@ -264,7 +265,7 @@ def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
 def _check_same(first: LvisMatches, second: LvisMatches) -> None:
     """Refuse runs whose difference means nothing."""
     if first.class_names != second.class_names:
-        raise ValueError(
+        raise UserError(
             f"The runs have different classes ({len(first.class_names)} against "
             f"{len(second.class_names)}, or other names). Match both with the same ground truth."
         )
@@ -273,14 +274,14 @@ def _check_same(first: LvisMatches, second: LvisMatches) -> None:
         for name in ("gt_image", "gt_category", "gt_counted")
     )
     if not same_truth:
-        raise ValueError(
+        raise UserError(
             f"The runs have different annotations ({len(first.image_ids)} images and "
             f"{len(first.gt_image)} objects against {len(second.image_ids)} and "
             f"{len(second.gt_image)}, or others). Match both with the same ground truth."
         )
     names = [list(run.members) for run in (first, second)]
     if names[0] != names[1]:
-        raise ValueError(
+        raise UserError(
             f"The runs have different groups: {names[0]} against {names[1]}. Give both the same "
             "frequency_groups and class_groups."
         )

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from .detection_outcomes import UNLABELLED, label_detections
 from .detections import Detections
 from .lvis_checks import check_arguments
@@ -186,7 +187,7 @@ def calibration_quality(
     check_arguments(ground_truth, detections)
     _check_scores(detections.score)
     if num_bins < 1:
-        raise ValueError(f"num_bins is {num_bins}, expected at least 1.")
+        raise UserError(f"num_bins is {num_bins}, expected at least 1.")
     outcomes = label_detections(
         *(ground_truth, detections, iou_type),
         foreground_iou=iou_threshold,
@@ -251,7 +252,7 @@ def calibration_table(qualities: Mapping[str, CalibrationQuality]) -> str:
 def _check_scores(score: np.ndarray) -> None:
     outside = np.flatnonzero((score < 0) | (score > 1))
     if len(outside):
-        raise ValueError(
+        raise UserError(
             f"{len(outside)} of {len(score)} detections have a score outside [0, 1], the first is "
             f"{score[outside[0]]}. Only probabilities can be compared with precision: give the "
             "detector's own scores, not logits."

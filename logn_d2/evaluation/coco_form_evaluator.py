@@ -21,6 +21,7 @@ from detectron2.utils import comm
 
 from ..core.frequency import frequency_groups as groups_by_images
 from ..data import class_counts
+from ..errors import UserError
 from .lvis_checks import check_groups
 from .lvis_result import class_members, group_members, write_csv
 
@@ -147,7 +148,7 @@ def _different(names: Sequence[str], dataset_name: str) -> tuple[str, ...]:
     """Refuse classes with one name: their AP would be one number."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"'{dataset_name}' has {len(twice)} class names that several classes have, the first "
             f"is {twice[0]!r}. Rename them in its json: COCO's results are by name."
         )

@@ -24,6 +24,7 @@ from ..core import LogitStatistics
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
 from ..data.samplers import described_sampler
+from ..errors import UserError
 from ..modeling.box_predictors import check_calibratable, find_box_predictors, num_classes_of
 from ..modeling.recording import LogitRecorder, Recording
 from .early_stopping import StoppingLoader
@@ -235,13 +236,13 @@ def _run_pass(
 def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
     """Raises a ValueError if these are not the names of the model's classes, before a pass."""
     if isinstance(class_names, str):
-        raise ValueError(
+        raise UserError(
             f"class_names is the text {class_names!r}; expected a sequence of names, such as "
             '["bolt", "nut"].'
         )
     num_classes = num_classes_of(find_box_predictors(model)[0])
     if class_names and num_classes is not None and len(class_names) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"The model has {num_classes} classes, but {len(class_names)} class names were given. "
             "Use those of the data set that the model was trained on."
         )
@@ -250,13 +251,13 @@ def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> N
 def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
     """Raises a ValueError for loaders that never end, and for images that are in no batch."""
     if isinstance(loader, Iterable) and not isinstance(loader, Sized):
-        raise ValueError(
+        raise UserError(
             f"A pass needs a loader that ends, and a {type(loader).__name__} has no length. Use "
             "build_statistics_loader(cfg) or detectron2.data.build_detection_test_loader(..., "
             "mapper=DatasetMapper(cfg, is_train=True, augmentations=[...])), not a training loader."
         )
     if isinstance(loader, Sequence) and loader and isinstance(loader[0], Mapping):
-        raise ValueError(
+        raise UserError(
             "The loader gives images, expected batches: lists of images. Write "
             "[[image] for image in images]."
         )

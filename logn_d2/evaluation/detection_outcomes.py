@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import LvisMatches, match_lvis
@@ -119,7 +120,7 @@ def label_detections(
         ['TP', 'Dupe', 'Loc', 'Bkg']
     """
     if not 0 < background_iou <= foreground_iou <= 1:
-        raise ValueError(
+        raise UserError(
             f"background_iou is {background_iou} and foreground_iou {foreground_iou}, expected "
             "0 < background_iou <= foreground_iou <= 1."
         )
@@ -131,7 +132,7 @@ def label_detections(
     )
     ground_truth = ground_truth.for_task(iou_type)
     if "all" in group_members(matches.groups, matches.class_groups):
-        raise ValueError('A group is named "all", which stands for all classes. Rename it.')
+        raise UserError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)
     kind = np.where(outcome == MATCHED, _TP, UNLABELLED).astype(np.int8)
     false = np.flatnonzero((outcome == 0) & matches.counted[:, 0])

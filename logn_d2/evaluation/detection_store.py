@@ -21,6 +21,7 @@ from detectron2.utils import comm
 
 from logn_d2.core import atomic_write
 
+from ..errors import UserError
 from .detection_order import best_of_each
 from .detections import Detections, image_id_array
 
@@ -88,7 +89,7 @@ class BestOfEachClass(MemoryStore):
     def __init__(self, max_dets: int = 10_000, spare: int = 1_000_000) -> None:
         super().__init__()
         if max_dets < 1:
-            raise ValueError(f"max_dets is {max_dets}, expected at least 1 detection of a class.")
+            raise UserError(f"max_dets is {max_dets}, expected at least 1 detection of a class.")
         self._max_dets = max_dets
         self._spare = spare
         self._waiting = 0
@@ -241,7 +242,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a whole file of detections ({error}). Delete it and those with higher "
             "numbers, then go on with --resume."
         ) from error

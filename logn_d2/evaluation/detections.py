@@ -22,6 +22,7 @@ import pycocotools.mask as mask_util
 
 from logn_d2.core import atomic_write
 
+from ..errors import UserError
 from .detection_order import best_of_each, sort_positions
 from .rle_masks import RleMasks
 
@@ -69,7 +70,7 @@ class Detections:
         if self.masks is not None:
             lengths["masks"] = len(self.masks)
         if len(set(lengths.values())) > 1:
-            raise ValueError(
+            raise UserError(
                 f"The columns of Detections have different lengths: {lengths}. Each detection "
                 "needs one entry in every column."
             )
@@ -100,7 +101,7 @@ class Detections:
             Detections: of all images; masks are encoded, bitmaps are not kept.
         """
         if len(instances) != len(image_ids):
-            raise ValueError(f"Got {len(instances)} predictions for {len(image_ids)} image ids.")
+            raise UserError(f"Got {len(instances)} predictions for {len(image_ids)} image ids.")
         return cls.concatenate(
             [_one_image(preds, i) for preds, i in zip(instances, image_ids, strict=True)]
         )
@@ -117,7 +118,7 @@ class Detections:
             return cls.empty()
         without = sum(part.masks is None for part in parts)
         if 0 < without < len(parts):
-            raise ValueError(
+            raise UserError(
                 f"{without} of {len(parts)} sets of detections have no masks, the others have: "
                 "they come from different models. Join sets of one model only."
             )
@@ -202,7 +203,7 @@ class Detections:
             arrays = {name: file[name] for name in file.files}
         version = int(arrays.pop("format_version", -1))
         if version != _FORMAT_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(path)} has detections format {version} with {sorted(arrays)}; "
                 f"expected format {_FORMAT_VERSION}. Write it again with Detections.save."
             )
@@ -284,12 +285,12 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
         kinds = sorted({type(image_id).__name__ for image_id in array.tolist()})
         if isinstance(image_ids, Sequence):
             kinds = sorted({type(image_id).__name__ for image_id in image_ids})
-        raise ValueError(
+        raise UserError(
             f"Image ids are of type {', '.join(kinds)}, expected either integers or strings for "
             "all, as in the annotations."
         )
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(
+        raise UserError(
             f"An image id is {array.max()}, expected at most {np.iinfo(np.int64).max}. Number the "
             "images anew, or give strings."
         )
@@ -301,7 +302,7 @@ def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int
     first = results[0] if isinstance(results, Sequence) else None
     if not isinstance(first, Mapping):
         found = sorted(results) if isinstance(results, Mapping) else type(first).__name__
-        raise ValueError(
+        raise UserError(
             f"Expected a list of results in LVIS's (COCO's) format, found {found}. Were the "
             "annotations given in place of the results?"
         )
@@ -309,13 +310,13 @@ def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int
     needed = {"image_id", "category_id", "score", *shapes}
     for number, result in enumerate(results):
         if not needed <= result.keys():
-            raise ValueError(
+            raise UserError(
                 f"Result number {number} of {len(results)} has {sorted(result)} and lacks "
                 f"{sorted(needed - result.keys())}. All results need the same fields."
             )
     unknown = [r["category_id"] for r in results if r["category_id"] not in index]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} of {len(results)} results have a category id that the data set "
             f"lacks, the first is {unknown[0]}. Are these the results of another data set?"
         )

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch.utils.data import SequentialSampler
 
 from ..core import LogitStatistics
+from ..errors import UserError
 from .resume import BatchLoader
 from .statistics_collector import LogitStatisticsCollector
 
@@ -119,7 +120,7 @@ def _check_random_order(loader: BatchLoader) -> None:
     sampler = getattr(loader, "sampler", None)
     in_order = isinstance(sampler, (SequentialSampler, InferenceSampler))
     if in_order or getattr(getattr(loader, "dataset", None), "in_order", False):
-        raise ValueError(
+        raise UserError(
             "This loader gives images in the data set's order, and the first of them need not be "
             "like the others: the pass can't end early. Shuffle them with a seed "
             "(build_statistics_loader does), or set stop_at to 0."

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from ..errors import UserError
 from ..modeling.box_predictors import find_box_predictors
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
@@ -158,7 +159,7 @@ def detection_limits(
         ...     inference_on_dataset(model, loader, evaluator)
     """
     if score_threshold < 0:
-        raise ValueError(f"score_threshold is {score_threshold}, expected a score of at least 0.")
+        raise UserError(f"score_threshold is {score_threshold}, expected a score of at least 0.")
     limits = {"test_score_thresh": score_threshold, "test_topk_per_image": detections_per_image}
     predictors = find_box_predictors(model)
     before = [{name: getattr(each, name) for name in limits} for each in predictors]

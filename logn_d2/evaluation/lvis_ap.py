@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_checks import check_detections
 from .lvis_engines import ENGINES, lvis_api
@@ -79,7 +80,7 @@ def evaluate_lvis(
         (1.0, 0.6)
     """
     if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected one of {sorted(ENGINES)}.")
+        raise UserError(f"engine is {engine!r}, expected one of {sorted(ENGINES)}.")
     options = dict(
         max_dets=max_dets,
         max_dets_per_class=max_dets_per_class,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 
@@ -34,14 +35,14 @@ def check_groups(
     names = set()
     if groups is not None:
         if groups.shape != (num_classes,):
-            raise ValueError(
+            raise UserError(
                 f"frequency_groups has shape {groups.shape}, expected ({num_classes},): the name "
                 "of the group of each class of the data set, in the order of its category ids."
             )
         names = set(groups.tolist())
     clash = sorted((_TAKEN & names) | ((_TAKEN | names | {"r", "c", "f"}) & set(class_groups)))
     if clash:
-        raise ValueError(
+        raise UserError(
             f"A group is named {clash[0]!r}, and AP{clash[0]} is the name of another number. "
             "Choose another name."
         )
@@ -51,7 +52,7 @@ def check_arguments(ground_truth: object, detections: object) -> None:
     """Refuse other types by name, swapped arguments above all."""
     if isinstance(ground_truth, LvisGroundTruth) and isinstance(detections, Detections):
         return
-    raise ValueError(
+    raise UserError(
         f"The ground truth is of type {type(ground_truth).__name__} and the detections are of type "
         f"{type(detections).__name__}, expected LvisGroundTruth and Detections. Are the arguments "
         "in the other order?"
@@ -94,7 +95,7 @@ def _check_kind_of_ids(ground_truth: LvisGroundTruth, detections: Detections, so
     ids = (detections.image_id, ground_truth.image_ids)
     if not all(map(len, ids)) or len({each.dtype.kind for each in ids}) == 1:
         return
-    raise ValueError(
+    raise UserError(
         f"The first detection's image id is {ids[0][:1].tolist()[0]!r}, the first of {source} is "
         f"{ids[1][:1].tolist()[0]!r}: one is a string and the other an integer. Write them alike."
     )
@@ -102,7 +103,7 @@ def _check_kind_of_ids(ground_truth: LvisGroundTruth, detections: Detections, so
 
 def _check_masks(ground_truth: LvisGroundTruth, detections: Detections, source: str) -> None:
     if ground_truth.masks is None:
-        raise ValueError(
+        raise UserError(
             f"{source} was read without masks, or some of its annotations have none, so "
             'iou_type="segm" can\'t be computed. Use LvisGroundTruth.from_json(..., masks=True), '
             'or evaluate iou_type="bbox" only.'
@@ -110,7 +111,7 @@ def _check_masks(ground_truth: LvisGroundTruth, detections: Detections, source: 
     if not len(detections):
         return
     if detections.masks is None:
-        raise ValueError(
+        raise UserError(
             f'The {len(detections)} detections have no masks, so iou_type="segm" can\'t be '
             'computed. Evaluate iou_type="bbox" only, or use a model with a mask head '
             "(MODEL.MASK_ON True)."
@@ -128,7 +129,7 @@ def _refuse(wrong: np.ndarray, name: str, values: np.ndarray, expected: str) -> 
     if not wrong.any():
         return
     first = int(np.argmax(wrong))
-    raise ValueError(
+    raise UserError(
         f"{np.count_nonzero(wrong)} of {len(wrong)} detections have a wrong {name}: the first "
         f"(number {first}) has {values[first].tolist()}, expected {expected}"
     )

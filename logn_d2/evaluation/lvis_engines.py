@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import match_lvis
@@ -25,7 +26,7 @@ def lvis_api(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute precision and recall, (A, T, K) each, by lvis-api."""
     if ground_truth.json_file is None or ground_truth.listed is None:
-        raise ValueError(
+        raise UserError(
             'engine="lvis" reads an LVIS-form json file, and this ground truth '
             f"{'is not from a file' if ground_truth.json_file is None else 'is of COCO form'}. "
             'Use engine="fast".'

@@ -26,6 +26,7 @@ from detectron2.utils.logger import create_small_table
 
 from logn_d2.core import atomic_write
 
+from ..errors import MissingFileError, UserError
 from .detection_store import BestOfEachClass, DetectionStore, MemoryStore, ShardStore
 from .detections import Detections, image_id_array
 from .fixed_ap import evaluate_fixed_ap
@@ -105,7 +106,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         self._class_names = tuple(class_names or ())
         self._write_json = write_json
         if resume and (output_dir is None or max_dets_per_class is not None):
-            raise ValueError(
+            raise UserError(
                 "resume=True needs output_dir, where an interrupted pass has left its detections, "
                 "and goes without max_dets_per_class, which keeps them in memory."
             )
@@ -139,7 +140,7 @@ class LVISFormEvaluator(DatasetEvaluator):
             return MemoryStore()
         if not self._shards["digest"]:
             if self._shards["resume"]:
-                raise ValueError(
+                raise UserError(
                     "resume=True needs to know whose detections an interrupted pass has left: call "
                     "resumable_inference(model, loader, evaluator), or evaluator.start(digest) "
                     "with a digest of weights, images and settings."
@@ -158,7 +159,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
-                raise ValueError(
+                raise UserError(
                     f"The model's output for image {image['image_id']} has {sorted(output)}, "
                     'expected "instances". LVISFormEvaluator evaluates instance detection; is '
                     "the model a detector, and in eval mode?"
@@ -255,14 +256,14 @@ def _json_file(metadata: Any, dataset_name: str) -> str:
     """Return the local path of a data set's annotations, which must be there."""
     json_file = metadata.get("json_file")
     if json_file is None:
-        raise ValueError(
+        raise UserError(
             f"The metadata of data set '{dataset_name}' has no json_file, so there are no "
             "annotations to evaluate with. Register the data set with "
             "logn_d2.register_lvis_form, or set MetadataCatalog.get(name).json_file."
         )
     path = PathManager.get_local_path(os.fspath(json_file))
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The annotations of data set '{dataset_name}' are missing: expected the file {path}. "
             "Put them there, or set DETECTRON2_DATASETS to the folder that has them."
         )
@@ -272,7 +273,7 @@ def _json_file(metadata: Any, dataset_name: str) -> str:
 def _known_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     unknown = [task for task in tasks if task not in ("bbox", "segm")]
     if unknown or isinstance(tasks, str):
-        raise ValueError(f'tasks is {tasks!r}, expected ("bbox",), ("segm",) or both.')
+        raise UserError(f'tasks is {tasks!r}, expected ("bbox",), ("segm",) or both.')
     return tuple(sorted(tasks))
 
 
@@ -321,7 +322,7 @@ def _to_json_classes(
         return detections
     unknown = sorted(set(mapping) - set(ground_truth.category_ids.tolist()))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} of the {len(mapping)} category ids in the metadata are not in "
             f"{ground_truth.json_file}, the first is {unknown[0]}. Metadata and json are of "
             "different vocabularies: register the data set with its own json."
@@ -330,7 +331,7 @@ def _to_json_classes(
     index[list(mapping.values())] = np.searchsorted(ground_truth.category_ids, list(mapping))
     wrong = np.flatnonzero((detections.category < 0) | (detections.category >= len(index)))
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"{len(wrong)} of {len(detections)} detections have a wrong class index: the first has "
             f"{detections.category[wrong[0]]}, expected 0 to {len(index) - 1}. The model has more "
             "classes than the data set; set MODEL.ROI_HEADS.NUM_CLASSES to the data set's."

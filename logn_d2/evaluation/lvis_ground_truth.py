@@ -24,6 +24,7 @@ import pycocotools.mask as mask_util
 from logn_d2.annotations import check_annotations, mask_of, name_of, read_annotations
 from logn_d2.core import frequency_groups
 
+from ..errors import MissingFileError
 from .detections import RleMasks, image_id_array
 
 __all__ = ["LvisGroundTruth"]
@@ -148,7 +149,7 @@ class LvisGroundTruth:
         """
         path = os.path.abspath(json_file)
         if not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"Ground truth {path} does not exist. It is the data set's `json_file`; set it "
                 "when registering the data set, or put the annotations there."
             )

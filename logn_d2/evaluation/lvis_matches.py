@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_accumulate import Accumulator
 from .lvis_checks import check_arguments, check_detections, check_groups
@@ -235,7 +236,7 @@ def match_lvis(
     """
     check_arguments(ground_truth, detections)
     if iou_type not in ("bbox", "segm"):
-        raise ValueError(f'iou_type is {iou_type!r}, expected "bbox" or "segm".')
+        raise UserError(f'iou_type is {iou_type!r}, expected "bbox" or "segm".')
     groups = ground_truth.groups if frequency_groups is None else np.asarray(frequency_groups)
     members = class_members(
         class_groups or {}, ground_truth.class_names, ground_truth.category_ids.tolist()

@@ -18,6 +18,8 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
+from ..errors import UserError
+
 __all__ = ["LvisResult", "class_members", "group_members", "write_csv"]
 
 _AREA_NAMES = ("", "s", "m", "l")
@@ -217,19 +219,19 @@ def class_members(
     found = {}
     for group, members in class_groups.items():
         if isinstance(members, (str, int)):
-            raise ValueError(
+            raise UserError(
                 f"Group {group!r} is {members!r}, expected a list of class names or category ids."
             )
         unknown = [member for member in members if member not in index]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"Group {group!r} has {len(unknown)} of {len(members)} classes that the data set "
                 f"lacks, the first is {unknown[0]!r}. Give class names, or category ids of its "
                 "json."
             )
         twice = [member for member in members if list(class_names).count(member) > 1]
         if twice:
-            raise ValueError(
+            raise UserError(
                 f"Group {group!r} has {twice[0]!r}, the name of several classes. Give their "
                 "category ids instead."
             )

@@ -31,6 +31,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..core import atomic_write
+from ..errors import UserError
 from .detections import Detections, image_id_array
 from .lvis_ground_truth import LvisGroundTruth
 from .sweep_predictions import ImagePredictions
@@ -127,7 +128,7 @@ class StoreWriter:
             else:
                 done = end
         if done != num_batches:
-            raise ValueError(
+            raise UserError(
                 f"The sweep can't go on: {num_batches} batches are done, but {self.folder} has the "
                 f"predictions of {done}. Start it anew, without --resume."
             )
@@ -214,7 +215,7 @@ class StoreWriter:
             if all(torch.allclose(*each, rtol=0, atol=0, equal_nan=True) for each in expected):
                 self._activation = name
                 return
-        raise ValueError(
+        raise UserError(
             "This model's scores are not the softmax or sigmoid of its logits: its predict_probs "
             "does more. Its predictions can't be used without it; sweep with the model instead."
         )
@@ -247,7 +248,7 @@ def keep_other_store(folder: str | os.PathLike[str], digest: str) -> None:
     """
     manifest = read_manifest(Path(folder))
     if manifest.get("shards") is not None and manifest.get("digest") != digest:
-        raise ValueError(
+        raise UserError(
             f"'{folder}' holds the predictions of other weights, images or settings "
             f"in {len(manifest['shards'])} files ({manifest.get('info')}). Choose another "
             "folder, or replace them with --overwrite."

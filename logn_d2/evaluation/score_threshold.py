@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..errors import UserError
 from .detections import Detections
 from .lvis_ground_truth import LvisGroundTruth
 from .lvis_matches import match_lvis
@@ -113,7 +114,7 @@ def suggest_threshold(
     """
     seen = len(np.union1d(before.image_id, after.image_id))
     if num_images < max(seen, 1):
-        raise ValueError(
+        raise UserError(
             f"num_images is {num_images}, expected at least {max(seen, 1)}: the detections are of "
             f"{seen} images."
         )

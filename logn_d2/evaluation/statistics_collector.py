@@ -24,6 +24,7 @@ from ..core import (
     NonFiniteLogitsError,
     StageStatistics,
 )
+from ..errors import UserError
 from ..modeling.box_predictors import predictor_fingerprint
 from .partial_statistics import PartialStatistics
 
@@ -117,7 +118,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         """
         parts = [part for part in comm.all_gather(self.own_statistics()) if part is not None]
         if not parts:
-            raise ValueError(
+            raise UserError(
                 "No image was seen, so there are no statistics. Is the data loader empty?"
             )
         if self._description.estimator == "exact":
@@ -146,7 +147,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         logits = outputs.stages[0].logits
         num_columns, names = logits.shape[1], description.class_names
         if names and len(names) != num_columns - 1:
-            raise ValueError(
+            raise UserError(
                 f"The model has {num_columns - 1} classes, but {len(names)} class names were given "
                 f"(of {', '.join(description.datasets) or 'no data set'}). Use the data set that "
                 "the model was trained on."
@@ -267,30 +268,30 @@ def _autocast(device_type: str) -> str | None:
 def _check_description(description: LogitStatistics) -> None:
     population, estimator = description.population, description.estimator
     if population not in POPULATIONS:
-        raise ValueError(
+        raise UserError(
             f"The population is {population!r}, expected one of {', '.join(POPULATIONS)} "
             "(MODEL.LOGN.COLLECT.POPULATION)."
         )
     if estimator not in ESTIMATORS:
-        raise ValueError(
+        raise UserError(
             f"The estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)} "
             "(MODEL.LOGN.COLLECT.ESTIMATOR)."
         )
     if description.stop_at < 0 or (description.stop_at > 0 and estimator != "exact"):
-        raise ValueError(
+        raise UserError(
             f"stop_at is {description.stop_at} with the estimator {estimator}: expected a positive "
             "error for exact statistics, or 0 to pass over all images. Moving averages have no "
             "standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
         )
     if description.stop_at > 0 and population == "positives":
-        raise ValueError(
+        raise UserError(
             f"stop_at is {description.stop_at} with the population positives: expected 0. A class "
             "without positives in two images has no standard error, and rare classes would let the "
             "pass run to its end. Set MODEL.LOGN.COLLECT.STOP_AT to 0, or POPULATION to sampled, "
             "where every image speaks for every class."
         )
     if estimator != "exact" and population == "positives":
-        raise ValueError(
+        raise UserError(
             "Moving averages of positives do not exist: an image has none for most classes. Set "
             "MODEL.LOGN.COLLECT.ESTIMATOR to exact."
         )

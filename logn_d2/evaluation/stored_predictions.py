@@ -24,6 +24,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from ..core import AffineCalibration
+from ..errors import MissingFileError, UserError
 from .detections import Detections, RleMasks
 from .lvis_ground_truth import LvisGroundTruth
 from .prediction_store import (
@@ -142,29 +143,29 @@ class StoredPredictions:
         folder = Path(folder)
         manifest = read_manifest(folder)
         if not manifest:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There are no stored predictions in '{folder}' (no {MANIFEST} of logn_d2). Make "
                 "them with: tools/sweep_calibrations.py --config-file CONFIG --output DIR "
                 f"--save-predictions {folder} MODEL.WEIGHTS WEIGHTS"
             )
         if manifest["version"] > VERSION:
-            raise ValueError(
+            raise UserError(
                 f"The predictions in '{folder}' have format version {manifest['version']}, this "
                 f"logn_d2 reads up to {VERSION}. Update logn_d2."
             )
         if manifest.get("shards") is None:
-            raise ValueError(
+            raise UserError(
                 f"The predictions in '{folder}' are not whole: their sweep was interrupted. Repeat "
                 "its command with --resume to finish it."
             )
         try:
             stored = cls(folder, manifest)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
+            raise UserError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
         files = [*stored._shards, folder / CLASSIFIERS]
         missing = [path.name for path in files if not path.is_file()]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of {len(files)} files of the predictions in '{folder}' "
                 f"are missing, the first is {missing[0]}. Copy the whole folder."
             )
@@ -190,7 +191,7 @@ class StoredPredictions:
 
         def read(index: int) -> tuple[Tensor, Tensor | None]:
             if f"weight{index}" not in tensors:
-                raise ValueError(
+                raise UserError(
                     "This calibration is made from the classifier's weights, but the predictions "
                     f"in '{self.folder}' are of a model without such a layer. Choose another one."
                 )
@@ -205,7 +206,7 @@ class StoredPredictions:
             ValueError: its classes or images are others.
         """
         if ground_truth.num_classes != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"The predictions in '{self.folder}' are of {self.num_classes} classes, the data "
                 f"set has {ground_truth.num_classes}. Name the data set that they are of."
             )
@@ -213,7 +214,7 @@ class StoredPredictions:
         foreign = np.setdiff1d(ids, ground_truth.image_ids)
         lacking = np.setdiff1d(ground_truth.image_ids, ids)
         if len(foreign) or len(lacking):
-            raise ValueError(
+            raise UserError(
                 f"The predictions in '{self.folder}' are of another data set: {len(foreign)} of "
                 f"their {len(ids)} images are not in it, and {len(lacking)} of its "
                 f"{ground_truth.num_images} are not in them. They were made for "
@@ -231,7 +232,7 @@ class StoredPredictions:
             try:
                 yield _shard(tensors, self.num_stages, self.num_classes)
             except (KeyError, RuntimeError) as error:
-                raise ValueError(f"'{path}' is damaged ({error}).") from error
+                raise UserError(f"'{path}' is damaged ({error}).") from error
 
 
 def sweep_stored(
@@ -390,10 +391,10 @@ def _tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names or file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"'{path}' is not a whole file of predictions ({error}). It was cut off or changed: "
             "make the predictions again, or copy them again."
         ) from None
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"'{path}' is not a file of predictions of logn_d2.")
+        raise UserError(f"'{path}' is not a file of predictions of logn_d2.")
     return {**tensors, "activation": metadata.get("activation")}

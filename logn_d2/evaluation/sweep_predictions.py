@@ -24,6 +24,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from ..core import atomic_write
+from ..errors import MissingFileError, UnknownNameError, UserError
 from .detections import Detections, image_id_array
 
 __all__ = ["ImagePredictions", "SweepPredictions", "SweepWriter"]
@@ -116,12 +117,12 @@ class SweepPredictions:
         folder = Path(folder)
         manifest = _read_manifest(folder)
         if manifest is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no sweep in '{folder}'. Make one with: tools/sweep_calibrations.py "
                 f"--config-file CONFIG --output {folder} MODEL.WEIGHTS WEIGHTS"
             )
         if manifest["version"] > _VERSION:
-            raise ValueError(
+            raise UserError(
                 f"The sweep in '{folder}' has format version {manifest['version']}, this logn_d2 "
                 f"reads up to {_VERSION}. Update logn_d2."
             )
@@ -137,7 +138,7 @@ class SweepPredictions:
             files = [folder / Path(name).name for name in manifest["chunks"]]
             missing = [path.name for path in files if not path.is_file()]
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"{len(missing)} of {len(files)} files of the sweep in '{folder}' are missing, "
                     f"the first is {missing[0]}. Copy the whole folder, or repeat the sweep "
                     "without --resume."
@@ -189,7 +190,9 @@ class SweepPredictions:
     def _number(self, name: str) -> int:
         if name not in self.names:
             known = ", ".join(self.names)
-            raise KeyError(f"There is no calibration '{name}' in this sweep. It has: {known}.")
+            raise UnknownNameError(
+                f"There is no calibration '{name}' in this sweep. It has: {known}."
+            )
         return self.names.index(name)
 
     def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
@@ -212,7 +215,7 @@ def keep_others(folder: str | os.PathLike[str] | None, digest: str) -> None:
     """
     manifest = (_read_manifest(Path(folder)) or {}) if folder is not None else {}
     if manifest.get("finished") and manifest["digest"] != digest:
-        raise ValueError(
+        raise UserError(
             f"'{folder}' holds a finished sweep of other weights, images, calibrations or settings "
             f"({', '.join(manifest['names'])}). Choose another folder, or replace it with "
             "--overwrite."

@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..core import AffineCalibration
+from ..errors import UserError
 from ..modeling.topk_inference import fast_rcnn_inference_exact, moving_limit
 from .detections import Detections, RleMasks
 from .lvis_ground_truth import LvisGroundTruth
@@ -96,17 +97,17 @@ def check_calibrations(calibrations: Calibrations, num_classes: Sequence[int | N
     """
     stages = len(num_classes)
     if not calibrations:
-        raise ValueError("There are no calibrations to sweep; give at least 'uncalibrated'.")
+        raise UserError("There are no calibrations to sweep; give at least 'uncalibrated'.")
     for name, given in calibrations.items():
         if len(given) != stages:
-            raise ValueError(
+            raise UserError(
                 f"'{name}' has {len(given)} calibrations, but this model has {stages} "
                 "box predictors (cascade stages). Make it with stage_calibrations(..., "
                 f"num_stages={stages})."
             )
         for calibration, expected in zip(given, num_classes, strict=True):
             if calibration.num_classes != expected:
-                raise ValueError(
+                raise UserError(
                     f"'{name}' has {calibration.num_classes} classes, this model has "
                     f"{expected}. Use statistics and counts of this model."
                 )
@@ -128,7 +129,7 @@ def check_average(average: str) -> None:
         ValueError: something else than "probs" and "logits".
     """
     if average not in ("probs", "logits"):
-        raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
+        raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
 
 
 def find_unions(
@@ -184,7 +185,7 @@ def _check_known(
     if int(candidates.count_nonzero()) * 4 > moving_limit(scores.device.type) and len(found):
         unknown &= scores >= found.scores.min()
     if unknown.any():
-        raise ValueError(
+        raise UserError(
             f"The boxes of {int(unknown.count_nonzero())} candidates of an image may be among the "
             f"detections of '{name}', and are not stored. Name this calibration in the sweep that "
             "stores, keep more boxes (--max-boxes), or all."

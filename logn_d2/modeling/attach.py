@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..core.affine import Background
+from ..errors import UserError
 from .box_predictors import (
     check_calibratable,
     find_box_predictors,
@@ -111,7 +112,7 @@ def attach(
     check_calibratable(model)
     present = next(filter(None, (calibration_of(site.owner) for site in sites)), None)
     if present is not None and not replace:
-        raise ValueError(
+        raise UserError(
             f"This model has the calibration '{present.name}' already. Call detach(model) first, "
             "or give replace=True."
         )
@@ -147,7 +148,7 @@ def detach(model: nn.Module) -> None:
     """
     released = [release(site.owner) for site in find_sites(model)]
     if not any(released):
-        raise ValueError("This model has no calibration attached; there is nothing to detach.")
+        raise UserError("This model has no calibration attached; there is nothing to detach.")
 
 
 class Attachment:
@@ -325,12 +326,12 @@ def chosen_calibrations(
     files = [each for each in (*wanted, statistics) if each is not None]
     files = [each for each in files if not any(each is other for other in (*texts, *made))]
     if len(texts) > 1 or len(made) > 1 or len(files) > 1 or (made and (texts or files)):
-        raise ValueError(
+        raise UserError(
             f"There are several things to calibrate with: {', '.join(map(_short, wanted))}. Give a "
             "calibration, or statistics with at most the text of one. Leave one of them out."
         )
     if not (texts or made or files):
-        raise ValueError(
+        raise UserError(
             "There is nothing to calibrate with. Give a statistics file, a calibration such as "
             "'norcal(gamma=0.6)', or an AffineCalibration."
         )
@@ -367,7 +368,7 @@ def _made(
     statistics = _read(source)
     if statistics is not None:
         if statistics.background != sites[0].background:
-            raise ValueError(
+            raise UserError(
                 f"These statistics have the background column {statistics.background}, this model "
                 f"has it {sites[0].background}. Use statistics that were collected with this model."
             )
@@ -411,7 +412,7 @@ def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics
         return source
     if isinstance(source, (str, os.PathLike)):
         return LogitStatistics.load(PathManager.get_local_path(os.fspath(source)))
-    raise ValueError(
+    raise UserError(
         f"Can't attach a {type(source).__name__}. Give the path of a statistics file, a "
         "LogitStatistics, an AffineCalibration, or a list of one for each stage."
     )
@@ -419,14 +420,14 @@ def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics
 
 def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
     if len(calibrations) != len(sites):
-        raise ValueError(
+        raise UserError(
             f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
             "calibrations were given. Give one for each, in stage order."
         )
     for site, calibration in zip(sites, calibrations):
         expected = (num_classes_of(site.classifier), site.background)
         if (calibration.num_classes, calibration.background) != expected:
-            raise ValueError(
+            raise UserError(
                 f"The calibration '{calibration.name}' is for {calibration.num_classes} classes "
                 f"with the background column {calibration.background}; this model has "
                 f"{expected[0]} classes and the background column {expected[1]}."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import ClassificationLoss, classifier_fingerprint
+from ..errors import UserError
 from .cosine import CosineLinear
 
 __all__ = [
@@ -46,7 +47,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return model
     inside = {name: m for name, m in model.named_modules() if "roi_heads" in m._modules}
     if len(inside) > 1:
-        raise ValueError(
+        raise UserError(
             f"This {type(model).__name__} holds {len(inside)} detectors: {', '.join(inside)}. Give "
             f"the one that is meant, for example model.{next(iter(inside))}."
         )
@@ -68,12 +69,12 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
     found = [module for module in unwrapped(model).modules() if _is_box_predictor(module)]
     if not found:
         if any(hasattr(module, "postprocess_detections") for module in model.modules()):
-            raise ValueError(
+            raise UserError(
                 f"This {type(unwrapped(model)).__name__} is torchvision's. It can be calibrated "
                 "with attach, but its statistics are gathered with a hook: see "
                 "docs/your_project.md#torchvision."
             )
-        raise ValueError(
+        raise UserError(
             f"Found no box predictor in this {type(unwrapped(model)).__name__}. Looked for modules "
             "with the methods predict_probs(predictions, proposals) and losses(predictions, "
             "proposals) and a known number of classes, as Detectron2's FastRCNNOutputLayers has. "
@@ -130,7 +131,7 @@ def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor
     def read() -> tuple[Tensor, Tensor | None]:
         layer = classifier_layer(predictor)
         if layer is None:
-            raise ValueError(
+            raise UserError(
                 f"This calibration is made from the classifier's weights, but this "
                 f"{type(predictor).__name__} has no layer with one output for each class and the "
                 "background. Choose another calibration."

@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..core.calibration_registry import Classifier
+from ..errors import UserError
 
 __all__ = ["TrainingClassCounts", "calibrations_from_config", "known_class_names", "logn_node"]
 
@@ -21,7 +22,7 @@ def logn_node(cfg: CfgNode) -> CfgNode:
         ValueError: the config does not have it.
     """
     if "LOGN" not in cfg.MODEL:
-        raise ValueError(
+        raise UserError(
             "The config has no MODEL.LOGN. Call logn_d2.add_logn_config(cfg) before "
             "cfg.merge_from_file(...)."
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from .cosine import CosineLinear
 
 __all__ = ["ScaledLinear", "add_class_scales", "merge_class_scales"]
@@ -64,7 +65,7 @@ def add_class_scales(predictor: nn.Module) -> None:
             layer.class_scale = nn.Parameter(torch.ones_like(layer.weight[:, 0]))
         return
     if type(layer) is not nn.Linear:
-        raise ValueError(
+        raise UserError(
             f"The classifier of this {type(predictor).__name__} is a {type(layer).__name__}; the "
             "second stage 'lws' scales a Linear or CosineLinear named cls_score."
         )

@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..core import AffineCalibration, ClassCounts, ClassificationLoss, build_loss
+from ..errors import UserError
 from .build import TrainingClassCounts
 from .cosine import CosineLinear
 from .topk_inference import fast_rcnn_inference_exact
@@ -69,7 +70,7 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> None:
         super().__init__(input_shape, **kwargs)
         if classifier not in ("linear", "cosine"):
-            raise ValueError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
+            raise UserError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
         if isinstance(loss, str):
             loss = build_loss(loss, self.num_classes, counts) if loss else None
         self._check_loss(loss)
@@ -172,13 +173,13 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         if loss is None:
             return
         if getattr(self, "use_sigmoid_ce", False):  # releases after 0.6
-            raise ValueError(
+            raise UserError(
                 f"Detectron2's sigmoid cross-entropy and our {type(loss).__name__} are both asked "
                 "for. Set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE (and USE_FED_LOSS) to False, or leave "
                 "MODEL.LOGN.LOSS empty."
             )
         if loss.num_classes != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"The {type(loss).__name__} is for {loss.num_classes} classes, this head has "
                 f"{self.num_classes}. Build it with num_classes={self.num_classes}."
             )
@@ -187,7 +188,7 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         if calibration is None:
             return
         if calibration.num_classes != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
                 f"head has {self.num_classes}. Make it from this model's statistics."
             )

@@ -22,6 +22,7 @@ from ..core import (
     fold_linear,
 )
 from ..core.losses import SoftmaxLoss
+from ..errors import UserError
 from .attach import (
     Site,
     Source,
@@ -172,7 +173,7 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
 
 def _carried(site: Site) -> AffineCalibration:
     if calibration_of(site.owner) is None:
-        raise ValueError(
+        raise UserError(
             "This model carries no calibration to fold. Attach one first, or give it to fold()."
         )
     check_weights(site.owner)  # else looked at before the first calibrated output
@@ -185,14 +186,14 @@ def _one_for_each(
     if isinstance(calibrations, AffineCalibration):
         calibrations = [calibrations]
     if len(calibrations) != len(sites):
-        raise ValueError(
+        raise UserError(
             f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
             "calibrations were given. Give one for each, in stage order, such as "
             "stage_calibrations(..., num_stages=...) makes."
         )
     for site, calibration in zip(sites, calibrations):
         if calibration.background != site.background:
-            raise ValueError(
+            raise UserError(
                 f"The calibration '{calibration.name}' has the background column "
                 f"{calibration.background}, this model has it {site.background}. Make it with "
                 f"background={site.background!r}."
@@ -209,7 +210,7 @@ def _last_layer(predictor: nn.Module) -> nn.Linear:
     linear = getattr(type(layer), "forward", None) is nn.Linear.forward
     known = linear or isinstance(layer, (CosineLinear, ScaledLinear))
     if not known or "weight" not in layer._parameters:
-        raise ValueError(
+        raise UserError(
             f"The classifier of this {type(predictor).__name__} ends in a {type(layer).__name__}; "
             "a calibration can be folded into a Linear or CosineLinear named cls_score, with plain "
             "parameters. Keep the calibration attached instead."
@@ -222,7 +223,7 @@ def _check_weights_not_shared(model: nn.Module, layer: nn.Module, index: int) ->
     everywhere = unwrapped(model).named_parameters(remove_duplicate=False)
     names = [name for name, parameter in everywhere if id(parameter) in own]
     if len(names) > len(own):
-        raise ValueError(
+        raise UserError(
             f"The classifier of box predictor {index} shares its weights: {', '.join(names)} are "
             "the same tensors, and folding would change all of their layers. Give each its own."
         )
@@ -245,7 +246,7 @@ def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tenso
     if scaled:
         folded["class_scale"] = torch.ones_like(layer.class_scale)
     if not all(tensor.isfinite().all() for tensor in folded.values()):
-        raise ValueError(
+        raise UserError(
             f"Folding '{calibration.name}' gives weights that are not finite in "
             f"{layer.weight.dtype}. Fold the model in float32."
         )

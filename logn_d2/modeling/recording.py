@@ -17,6 +17,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .box_predictors import find_box_predictors, unwrapped
 from .stages import RecordedStage
 
@@ -90,15 +91,13 @@ class LogitRecorder:
         deltas: bool = True,
     ) -> None:
         if population not in ("sampled", "proposals"):
-            raise ValueError(
-                f"The population is {population!r}, expected 'sampled' or 'proposals'."
-            )
+            raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
         self.model = unwrapped(model)
         self.predictors = find_box_predictors(self.model)
         if population == "sampled" and hasattr(
             getattr(self.model, "proposal_generator", None), "num_branch"
         ):
-            raise ValueError(
+            raise UserError(
                 f"The RoIs of a {type(self.model).__name__} with several branches (TridentNet) "
                 "can't be sampled as in training. Use the population 'proposals'."
             )
@@ -128,14 +127,14 @@ class LogitRecorder:
         """
         sampled = self.population == "sampled"
         if sampled and any("instances" not in each for each in batched_inputs):
-            raise ValueError(
+            raise UserError(
                 "Sampled RoIs need ground truth, and an input has no 'instances'. Map the data set "
                 "with ground truth (DatasetMapper with is_train=True), or use the population "
                 "'proposals'."
             )
         if sampled and hasattr(self.model, "sem_seg_head"):
             if any("sem_seg" not in each for each in batched_inputs):
-                raise ValueError(
+                raise UserError(
                     f"A {type(self.model).__name__} needs an image's semantic labels to sample "
                     "RoIs as in training, and an input has no 'sem_seg'. Add them to the inputs, "
                     "or use the population 'proposals' (MODEL.LOGN.COLLECT.POPULATION)."

@@ -22,6 +22,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..core import AffineCalibration, LogitStatistics
+from ..errors import UserError
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .class_scales import add_class_scales
 from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
@@ -69,7 +70,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
     def __init__(self, *, cascade_average: str = "probs", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if cascade_average not in ("probs", "logits"):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.LOGN.CASCADE_AVERAGE is {cascade_average!r}, expected 'probs' or 'logits'."
             )
         self.cascade_average = cascade_average

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..errors import UnknownNameError
+
 __all__ = ["SECOND_STAGES", "SecondStage", "get_second_stage"]
 
 
@@ -52,7 +54,7 @@ def get_second_stage(name: str) -> SecondStage | None:
     """
     if name and name not in SECOND_STAGES:
         known = ", ".join(SECOND_STAGES)
-        raise KeyError(
+        raise UnknownNameError(
             f"Unknown MODEL.LOGN.SECOND_STAGE '{name}'. Known: {known}, and '' for none."
         )
     return SECOND_STAGES.get(name)

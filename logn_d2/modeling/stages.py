@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .fast_rcnn import Predictions
 
 __all__ = ["RecordedStage", "combine_stages"]
@@ -56,10 +57,10 @@ def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> l
         # Bit for bit what CascadeROIHeads does: a sum from 0 on, times 1 / S.
         return [sum(of_image) * weight for of_image in zip(*probs)]
     if average != "logits":
-        raise ValueError(f"average is {average!r}, expected 'probs' or 'logits'.")
+        raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
     plain = next((s.predictor for s in stages if not hasattr(s.predictor, "calibrated")), None)
     if plain is not None:
-        raise ValueError(
+        raise UserError(
             f"The logits of a {type(plain).__name__} can't be averaged over stages: that needs "
             "LogNFastRCNNOutputLayers (MODEL.ROI_HEADS.NAME LogNCascadeROIHeads). Set "
             "MODEL.LOGN.CASCADE_AVERAGE to probs, or use these heads."

@@ -19,6 +19,7 @@ from logn_d2.core import LogitStatistics, frequency_groups
 from logn_d2.data import class_counts
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 
+from ..errors import MissingFileError, UserError
 from .gallery import Gallery, make_gallery
 from .numbers import FEW_RESAMPLES, Comparison, Settings, compare
 from .page import Report
@@ -52,12 +53,12 @@ class _Annotations:
     def read(cls, json_file: str, root: str) -> _Annotations:
         path = PathManager.get_local_path(json_file)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"There are no annotations at '{path}'.")
+            raise MissingFileError(f"There are no annotations at '{path}'.")
         with open(path, encoding="utf-8") as file:
             try:
                 content = json.load(file)
             except ValueError as error:
-                raise ValueError(f"'{path}' is not a json file ({error}).") from error
+                raise UserError(f"'{path}' is not a json file ({error}).") from error
         truth = LvisGroundTruth.from_dict(content, json_file=path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         names, counts = ("image_count", "instance_count"), None
@@ -159,14 +160,14 @@ def _notes(comparison: Comparison) -> list[str]:
 def _registered(dataset: str) -> tuple[str, str]:
     """Annotations and image folder of a registered data set."""
     if dataset not in DatasetCatalog.list():
-        raise ValueError(
+        raise UserError(
             f"The runs are of the data set '{dataset}', which is not registered. Register it as "
             "the run did (its config, MODEL.LOGN.DATASETS), or give --annotations FILE."
         )
     metadata = MetadataCatalog.get(dataset)
     path = metadata.get("json_file", None)
     if path is None:
-        raise ValueError(
+        raise UserError(
             f"The metadata of the data set '{dataset}' has no json_file. Give --annotations FILE."
         )
     return path, metadata.get("image_root", "")
@@ -191,14 +192,14 @@ def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.nd
     """Training images and objects of each class, (K,) each, counted in the training set."""
     train_sets = next((folder.train_sets for folder in folders if folder.train_sets), ())
     if not train_sets:
-        raise ValueError(
+        raise UserError(
             f"The annotations of {folders[0].dataset} do not tell in how many training images each "
             "class is, and no run says what it was trained on. Give --config-file C.yaml, whose "
             "DATASETS.TRAIN names the training set."
         )
     counts = class_counts(train_sets)
     if counts.class_names != truth.class_names:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(train_sets)} has {len(counts.class_names)} classes, the annotations of "
             f"{folders[0].dataset} have {truth.num_classes}, or in another order."
         )
@@ -215,7 +216,7 @@ def _gallery(comparison: Comparison, annotations: _Annotations, pictures: int) -
     def read(image_id: int | str) -> np.ndarray:
         path = Path(annotations.root, annotations.files[image_id])
         if not path.is_file():
-            raise FileNotFoundError(f"There is no image {path}.")
+            raise MissingFileError(f"There is no image {path}.")
         # As the trainer opens it: turned as its Exif data say.
         return read_image(str(path), "RGB")
 

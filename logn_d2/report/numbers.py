@@ -34,6 +34,7 @@ from logn_d2.evaluation.score_threshold import (
     suggest_threshold,
 )
 
+from ..errors import UnknownNameError
 from .progress import Progress
 from .results import ClassInfo
 from .runs import Run
@@ -381,7 +382,7 @@ def _find_focus(runs: Sequence[Run], focus: str | None) -> Run:
         if focus in (run.name, run.calibration):
             return run
     known = ", ".join(run.calibration for run in runs[1:])
-    raise KeyError(f"No run beside the baseline is called '{focus}'. There are: {known}.")
+    raise UnknownNameError(f"No run beside the baseline is called '{focus}'. There are: {known}.")
 
 
 def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:

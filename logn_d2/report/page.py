@@ -24,6 +24,7 @@ from logn_d2.core import LogitStatistics, atomic_write
 from logn_d2.core.affine import foreground_columns
 from logn_d2.evaluation.errors import ERROR_TYPES
 
+from ..errors import UserError
 from . import figures, words
 from .gallery import Gallery
 from .numbers import Comparison, label_prior, spearman
@@ -72,7 +73,7 @@ class Report:
         for name, each in self.statistics.items():
             names = self.comparison.classes.names
             if each.class_names != names:
-                raise ValueError(
+                raise UserError(
                     f"The statistics of {name} are of {each.num_classes} classes (first "
                     f"{each.class_names[:1]}), the annotations of {len(names)} (first "
                     f"{names[:1]}). Give runs of one data set."

@@ -25,6 +25,7 @@ import numpy as np
 
 from logn_d2.core import atomic_write
 
+from ..errors import MissingFileError, UnknownNameError, UserError
 from .words import TASKS, group_title
 
 __all__ = ["BASELINE", "ClassInfo", "ResultRow", "Results"]
@@ -74,9 +75,9 @@ class ClassInfo:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         lengths = {name: len(getattr(self, name)) for name in _CLASS_FIELDS}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"The classes have columns of different lengths: {lengths}.")
+            raise UserError(f"The classes have columns of different lengths: {lengths}.")
         if not self.names:
-            raise ValueError("There are no classes; leave them out where they are not known.")
+            raise UserError("There are no classes; leave them out where they are not known.")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,16 +127,16 @@ class Results:
     def __post_init__(self) -> None:
         names = [row.calibration for row in self.rows]
         if BASELINE not in names:
-            raise ValueError(
+            raise UserError(
                 f"The results are of {', '.join(names) or 'no calibration'}; they need "
                 f"'{BASELINE}' to compare with. Evaluate that as well."
             )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"The results have several rows of {', '.join(repeated)}.")
+            raise UserError(f"The results have several rows of {', '.join(repeated)}.")
         for row in self.rows:
             if set(row.tasks) != set(self.rows[0].tasks):
-                raise ValueError(
+                raise UserError(
                     f"'{row.calibration}' was evaluated for {', '.join(row.tasks)}, '{names[0]}' "
                     f"for {', '.join(self.rows[0].tasks)}. Evaluate all for the same tasks."
                 )
@@ -146,7 +147,7 @@ class Results:
             for task, values in tasks.items():
                 if self.classes is None or len(values) != len(self.classes):
                     known = "none" if self.classes is None else len(self.classes)
-                    raise ValueError(
+                    raise UserError(
                         f"class_ap has {len(values)} values for '{name}' ({task}), but the classes "
                         f"are {known}. Write the results again."
                     )
@@ -166,7 +167,7 @@ class Results:
             if row.calibration == calibration:
                 return row
         known = ", ".join(row.calibration for row in self.rows)
-        raise KeyError(f"The results have no row '{calibration}'. They have: {known}.")
+        raise UnknownNameError(f"The results have no row '{calibration}'. They have: {known}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the file; NaN becomes None, since JSON has none."""
@@ -199,13 +200,13 @@ class Results:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no result file at '{path}'. Make one with: python tools/demo.py"
             )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise ValueError(f"'{path}' can't be used: {error}") from error
+            raise UserError(f"'{path}' can't be used: {error}") from error
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Results:
@@ -244,16 +245,16 @@ def _check_keys(
 ) -> None:
     """Refuses a mapping that lacks a key, or has one that nobody would look at."""
     if not isinstance(found, Mapping):
-        raise ValueError(f"{what} is a {type(found).__name__}, expected an object with names.")
+        raise UserError(f"{what} is a {type(found).__name__}, expected an object with names.")
     missing = [key for key in required if key not in found]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{what} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}. "
             "Write the results again with this version."
         )
     unknown = [key for key in found if known is not None and key not in known]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{what} has unknown fields {', '.join(unknown)}; known are {', '.join(known or ())}."
         )
 
@@ -268,7 +269,7 @@ def _numbers(values: Any) -> np.ndarray:
     try:
         return np.array([math.nan if value is None else float(value) for value in values])
     except TypeError:
-        raise ValueError(f"Expected numbers or null, found {values[:5]}.") from None
+        raise UserError(f"Expected numbers or null, found {values[:5]}.") from None
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from logn_d2.evaluation.detections import Detections
 from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 from logn_d2.evaluation.sweep_predictions import SweepPredictions
 
+from ..errors import MissingFileError, UnknownNameError, UserError
 from .results import BASELINE, Results
 from .words import display_name
 
@@ -79,7 +80,7 @@ class RunFolder:
         results = _find_results(predictions, path)
         name = dataset or _dataset_name(predictions, config, results)
         if name is None:
-            raise ValueError(
+            raise UserError(
                 f"'{path}' does not say of which data set its predictions are: there is neither a "
                 "results.json that names it nor a config.yaml. Give --dataset NAME."
             )
@@ -129,7 +130,9 @@ class RunFolder:
         """
         if calibration not in self.calibrations:
             known = ", ".join(self.calibrations)
-            raise KeyError(f"'{self.path}' has no calibration '{calibration}'. It has: {known}.")
+            raise UnknownNameError(
+                f"'{self.path}' has no calibration '{calibration}'. It has: {known}."
+            )
         if self._sweep is None:
             return Detections.load(self.predictions / _DETECTIONS)
         return self._sweep.detections(calibration)
@@ -151,7 +154,7 @@ class RunFolder:
         if known is not None and known.names != truth.class_names:
             names = itertools.zip_longest(known.names, truth.class_names)
             first = next((ours, theirs) for ours, theirs in names if ours != theirs)
-            raise ValueError(
+            raise UserError(
                 f"'{self.path}' was evaluated with {len(known)} classes, the annotations of "
                 f"{self.dataset} have {truth.num_classes}; the first that differs is "
                 f"{first[0]!r} in the run and {first[1]!r} there. "
@@ -160,7 +163,7 @@ class RunFolder:
         if self._sweep is None:
             return
         if not self._sweep.finished:
-            raise ValueError(
+            raise UserError(
                 f"The sweep in '{self.predictions}' is unfinished: images are missing, which would "
                 "count as missed objects. Repeat its command with --resume."
             )
@@ -169,7 +172,7 @@ class RunFolder:
         extra = np.setdiff1d(found, truth.image_ids)
         if len(missing) or len(extra):
             first = missing[0] if len(missing) else extra[0]
-            raise ValueError(
+            raise UserError(
                 f"The sweep in '{self.predictions}' has {len(found):,} images, the annotations of "
                 f"{self.dataset} have {truth.num_images:,}: {len(missing):,} are missing in the "
                 f"sweep and {len(extra):,} in the annotations, the first is image {first}. Sweep "
@@ -237,7 +240,7 @@ def open_runs(
             found[key, name] = folder
     _check_same_data(list(found.values()))
     if len(found) < 2:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(texts)}: that is one run, and a report compares at least two. Evaluate "
             "with a calibration as well, or name another run."
         )
@@ -251,7 +254,7 @@ def split_run(text: str) -> tuple[str, str]:
     for place in (place for place, letter in enumerate(text) if letter == ":"):
         if os.path.isdir(text[:place]):
             return text[:place], text[place + 1 :]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"There is no folder '{text.partition(':')[0]}'. Name a folder that train_net.py, "
         "tools/sweep_calibrations.py or tools/demo.py has written, or FOLDER:CALIBRATION."
     )
@@ -274,7 +277,7 @@ def _named(found: Mapping[tuple[str, str], RunFolder]) -> Iterator[Run]:
 def _check_same_data(folders: Sequence[RunFolder]) -> None:
     for folder in folders[1:]:
         if folder.dataset != folders[0].dataset:
-            raise ValueError(
+            raise UserError(
                 f"'{folders[0].path}' was evaluated on {folders[0].dataset}, '{folder.path}' on "
                 f"{folder.dataset}. Only runs on the same images can be compared; name the data "
                 "set that all were evaluated on with --dataset."
@@ -291,13 +294,13 @@ def _find_predictions(path: Path, dataset: str | None) -> Path:
     places += [each for folder in below for each in (folder / "sweep", folder)]
     found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"'{path}' has no predictions (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
             "them with train_net.py --eval-only, tools/sweep_calibrations.py or tools/demo.py."
         )
     if len(found) > 1 and dataset is None:
         listed = ", ".join(str(place.relative_to(path)) for place in found)
-        raise ValueError(f"'{path}' has several predictions: {listed}. Choose with --dataset NAME.")
+        raise UserError(f"'{path}' has several predictions: {listed}. Choose with --dataset NAME.")
     return found[-1]
 
 

@@ -1,13 +1,22 @@
 """One message and exit code 1 for a user's mistake; a traceback for ours."""
 
+import numpy as np
 import pytest
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.engine.errors import DEBUG_VARIABLE, short_errors
+from logn_d2.errors import MissingFileError, UnknownNameError, UserError
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bad value"), KeyError("bad key"), FileNotFoundError("bad file")]
+    "error",
+    [
+        UserError("bad value"),
+        UnknownNameError("bad key"),
+        MissingFileError("bad file"),
+        OSError("no space left"),
+    ],
 )
 def test_mistakes_end_with_one_message(capsys, tmp_path, error, monkeypatch):
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
@@ -26,7 +35,7 @@ def test_without_a_log_the_message_says_how_to_see_more(capsys, monkeypatch, tmp
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
     for log in (None, str(tmp_path / "missing" / "log.txt")):
         with pytest.raises(SystemExit), short_errors(log):
-            raise ValueError("bad")
+            raise UserError("bad")
         assert f"set {DEBUG_VARIABLE}=1" in capsys.readouterr().err
 
 
@@ -36,9 +45,27 @@ def test_debug_variable_lets_the_error_through(monkeypatch):
         raise ValueError("bad")
 
 
-def test_our_own_bugs_keep_their_traceback():
-    with pytest.raises(TypeError), short_errors():
-        raise TypeError("ours")
+@pytest.mark.parametrize("kind", [TypeError, ValueError, KeyError, IndexError])
+def test_our_own_bugs_keep_their_traceback(kind):
+    with pytest.raises(kind, match="ours"), short_errors():
+        raise kind("ours")
+
+
+def test_a_broken_array_is_a_bug_of_ours():
+    with pytest.raises(ValueError, match="broadcast"), short_errors():
+        np.ones(2) + np.ones(3)
+
+
+def test_what_detectron2_refuses_in_a_config_is_a_message(capsys):
+    with pytest.raises(SystemExit), short_errors():
+        META_ARCH_REGISTRY.get("NobodysNet")
+    assert "No object named 'NobodysNet'" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_known_reads_as_written():
+    assert str(UnknownNameError("no 'x'")) == "no 'x'"
+    for kind, parent in ((MissingFileError, FileNotFoundError), (UnknownNameError, KeyError)):
+        assert issubclass(kind, UserError) and issubclass(kind, parent)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import UserError
 from .base import ClassificationLoss, check_number, is_foreground
 from .counts import CountBuffers, CountsSource
 from .registry import LOSS_REGISTRY
@@ -145,4 +146,4 @@ def _check_edges(edges: Sequence[int]) -> None:
     for edge in edges if is_list else ():
         check_number("one of the edges", edge, "[0, inf)")
     if not is_list or list(edges) != sorted(set(edges)):
-        raise ValueError(f"edges are {edges!r}, expected a list of ascending numbers of instances.")
+        raise UserError(f"edges are {edges!r}, expected a list of ascending numbers of instances.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import UserError
 from ..calls import check_bool, check_number
 
 __all__ = [
@@ -119,7 +120,7 @@ class ClassificationLoss(nn.Module, ABC):
         """
         obstacle = self._calibration_obstacle()
         if obstacle:
-            raise ValueError(
+            raise UserError(
                 f"Logits of a classifier trained with {type(self).__name__} can't be calibrated: "
                 f"{obstacle}. Do without calibration: set MODEL.LOGN.COLLECT.ENABLED to False and "
                 "leave MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION empty."
@@ -130,7 +131,7 @@ class ClassificationLoss(nn.Module, ABC):
 
     def _check_shape(self, logits: Tensor) -> None:
         if logits.dim() != 2 or logits.shape[1] != self.num_outputs:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} for {self.num_classes} classes expects logits of shape "
                 f"(R, {self.num_outputs}), found {tuple(logits.shape)}. Give the classifier "
                 "num_outputs outputs."

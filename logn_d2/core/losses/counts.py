@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...errors import UserError
 from ..frequency import ClassCounts
 from .base import SigmoidLoss
 
@@ -23,7 +24,7 @@ Counted = Literal["image", "instance"]
 def check_counted(counted: str) -> None:
     """Raises a ValueError if it is neither "image" nor "instance"."""
     if counted not in ("image", "instance"):
-        raise ValueError(f"count is {counted!r}, expected 'image' or 'instance'.")
+        raise UserError(f"count is {counted!r}, expected 'image' or 'instance'.")
 
 
 class CountBuffers(nn.Module):
@@ -99,7 +100,7 @@ class CountBuffers(nn.Module):
             return
         if self.num_images == 0:  # else a checkpoint was loaded
             if self._source is None:
-                raise ValueError(
+                raise UserError(
                     "This loss needs the class counts of the training set: give counts=, or load "
                     "a checkpoint that was trained with this loss."
                 )
@@ -109,7 +110,7 @@ class CountBuffers(nn.Module):
     @torch.no_grad()
     def _fill(self, counts: ClassCounts) -> None:
         if len(counts.image_count) != len(self.image_count):
-            raise ValueError(
+            raise UserError(
                 f"The training set has {len(counts.image_count)} classes, this head "
                 f"{len(self.image_count)}. Count the data set that the model is trained on."
             )

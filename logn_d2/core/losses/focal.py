@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import UserError
 from .base import SigmoidLoss, check_number, is_foreground
 from .registry import LOSS_REGISTRY
 
@@ -50,7 +51,7 @@ class FocalLoss(SigmoidLoss):
         check_number("gamma", gamma, "[0, inf)")
         check_number("alpha", alpha, "(-inf, 1]")
         if divide_by not in ("rois", "positives"):
-            raise ValueError(f"divide_by is {divide_by!r}, expected 'rois' or 'positives'.")
+            raise UserError(f"divide_by is {divide_by!r}, expected 'rois' or 'positives'.")
         self.gamma = gamma
         self.alpha = alpha
         self.divide_by = divide_by

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from .base import SoftmaxLoss, check_number
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
@@ -59,9 +60,9 @@ class InverseLogN(SoftmaxLoss):
     ) -> None:
         super().__init__(num_classes)
         if columns not in ("foreground", "all"):
-            raise ValueError(f"columns is {columns!r}, expected 'foreground' or 'all'.")
+            raise UserError(f"columns is {columns!r}, expected 'foreground' or 'all'.")
         if beta not in ("none", "min"):
-            raise ValueError(f"beta is {beta!r}, expected 'none' or 'min'.")
+            raise UserError(f"beta is {beta!r}, expected 'none' or 'min'.")
         check_number("momentum", momentum, "(0, 1]")
         self.columns = columns
         self.beta = beta

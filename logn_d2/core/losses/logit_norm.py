@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import UserError
 from .base import SoftmaxLoss, check_number
 from .registry import LOSS_REGISTRY
 
@@ -52,7 +53,7 @@ class LogitNorm(SoftmaxLoss):
     ) -> None:
         super().__init__(num_classes)
         if test_scores not in ("normalized", "raw"):
-            raise ValueError(f"test_scores is {test_scores!r}, expected 'normalized' or 'raw'.")
+            raise UserError(f"test_scores is {test_scores!r}, expected 'normalized' or 'raw'.")
         check_number("tau", tau, "(0, inf)")
         check_number("eps", eps, "(0, inf)")
         self.tau = tau

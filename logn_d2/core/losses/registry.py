@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...errors import UserError
 from ..calls import check_options, parse_call
 from ..frequency import ClassCounts
 from ..registry import Registry
@@ -40,7 +41,7 @@ def parse_loss(text: str) -> tuple[str, dict[str, Any]]:
     name, options = parse_call(text, "loss", "seesaw(p=0.8, q=2.0)")
     entry = LOSS_REGISTRY.get(name)
     if entry.needs_counts and "counts" in options:
-        raise ValueError(f"The loss {text!r} gets its counts from the training set, not from text.")
+        raise UserError(f"The loss {text!r} gets its counts from the training set, not from text.")
     check_options(text, "loss", entry, options)
     return name, options
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from .lvis_form import count_classes, lvis_json
 from .plan import SPLITS
 from .shards import draw_shards, make_shards
@@ -74,13 +75,13 @@ def draw_glyphs(
     """
     size = get_size(size)
     if seed < 0:
-        raise ValueError(f"seed={seed}: expected a number >= 0.")
+        raise UserError(f"seed={seed}: expected a number >= 0.")
     folder = glyphs_folder(root, size.name)
     settings = _settings(size, seed)
     if _is_finished(folder, settings) and not overwrite:
         problems = verify_glyphs(folder)
         if problems:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has changed since it was drawn: {'; '.join(problems[:3])}"
                 f"{' ...' if len(problems) > 3 else ''}. Draw it again with overwrite=True."
             )
@@ -107,7 +108,7 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> 
     """Make the folder ready to draw into; refuse to mix two sets in it."""
     found = _read_settings(folder)
     if found is not None and found != settings and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds LT-Glyphs with other settings ({_difference(found, settings)}). "
             "Choose another root, or replace it with overwrite=True (--overwrite)."
         )

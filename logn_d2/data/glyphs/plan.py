@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from ...errors import UserError
 from .sizes import GlyphSize
 
 __all__ = ["SPLITS", "ImagePlan", "class_image_counts", "image_generator", "plan_split"]
@@ -139,7 +140,7 @@ def plan_split(size: GlyphSize, seed: int, split: str) -> list[ImagePlan]:
     num_images = size.train_images if split == "train" else size.val_images
     counts = class_image_counts(size, seed, split)
     if counts.max() > num_images:
-        raise ValueError(
+        raise UserError(
             f"size '{size.name}': the most frequent class should be in {counts.max()} {split} "
             f"images, but only {num_images} are drawn. Draw more images or lower the counts."
         )

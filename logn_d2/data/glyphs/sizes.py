@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...errors import UnknownNameError, UserError
+
 __all__ = ["SIZES", "GlyphSize", "get_size", "knot_image_counts", "zipf_image_counts"]
 
 # LVIS v1 train as published: 1,203 classes, 337 with at most 10 images, 461 with 11 to 100, 405
@@ -92,12 +94,12 @@ class GlyphSize:
     def __post_init__(self) -> None:
         low, high = self.classes_per_image
         if not 1 <= low <= high <= self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"size '{self.name}': classes_per_image={self.classes_per_image} must be two "
                 f"numbers from 1 to num_classes={self.num_classes}, the smaller one first."
             )
         if self.glyph_px[1] > 0.6 * self.image_px:
-            raise ValueError(
+            raise UserError(
                 f"size '{self.name}': glyphs of {self.glyph_px[1]} px leave no room in images of "
                 f"{self.image_px} px; keep glyph_px[1] at or below 0.6 * image_px."
             )
@@ -243,5 +245,5 @@ def get_size(size: str | GlyphSize) -> GlyphSize:
     if isinstance(size, GlyphSize):
         return size
     if size not in SIZES:
-        raise KeyError(f"LT-Glyphs has no size '{size}'; it has {', '.join(SIZES)}.")
+        raise UnknownNameError(f"LT-Glyphs has no size '{size}'; it has {', '.join(SIZES)}.")
     return SIZES[size]

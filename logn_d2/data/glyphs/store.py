@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...errors import MissingFileError
+
 __all__ = [
     "CHECKSUM_FILE",
     "PARTS_FOLDER",
@@ -99,7 +101,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     path = Path(folder) / CHECKSUM_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} is missing: the set was not drawn, or not to its end. Draw it with "
             "tools/draw_glyphs.py; an interrupted drawing goes on where it stopped."
         )

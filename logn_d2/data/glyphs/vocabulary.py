@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import MissingFileError, UserError
+
 __all__ = ["FACES", "category_of", "glyph_bitmap", "select_vocabulary"]
 
 # The faces that every matplotlib installation ships and that hold most characters in common.
@@ -34,7 +36,7 @@ def _face_path(face: int) -> str:
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", FACES[face] + ".ttf")
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"LT-Glyphs is drawn from the fonts that matplotlib installs, but {path} is missing. "
             "Reinstall matplotlib with pip; some system packages leave its fonts out."
         )
@@ -141,7 +143,7 @@ def select_vocabulary(
             kept.append(index)
             excluded |= cosine[index] > similarity
     if len(kept) < num_classes:
-        raise ValueError(
+        raise UserError(
             f"only {len(kept)} characters differ by a cosine below similarity={similarity}, but "
             f"num_classes={num_classes} were asked for. Raise similarity, or ask for fewer classes."
         )

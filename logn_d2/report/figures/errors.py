@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis
 
+from ...errors import UserError
 from ..words import group_title
 from .style import BAR_STYLES, INK, label, legend, new_figure, title
 
@@ -36,7 +37,7 @@ def error_figure(
         ValueError: none or more runs than can be told apart.
     """
     if not 1 <= len(analyses) <= len(BAR_STYLES):
-        raise ValueError(f"There are {len(analyses)} runs, expected 1 to {len(BAR_STYLES)}.")
+        raise UserError(f"There are {len(analyses)} runs, expected 1 to {len(BAR_STYLES)}.")
     rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
     first = next(iter(rows.values()))
     shown = first if groups is None else ("all", *groups)

@@ -31,6 +31,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from logn_d2.core import atomic_write
 
+from ...errors import UserError
 from ..results import ClassInfo
 from ..words import group_title
 
@@ -261,7 +262,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) ->
     """
     form = os.path.splitext(os.fspath(path))[1].lower().lstrip(".")
     if form not in ("png", "svg", "pdf"):
-        raise ValueError(f"{os.fspath(path)} ends in {form!r}, expected .png, .svg or .pdf.")
+        raise UserError(f"{os.fspath(path)} ends in {form!r}, expected .png, .svg or .pdf.")
     # No date, so that the same data make the same file.
     metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
     with atomic_write(path) as temporary, _fixed_svg():
