@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,7 +112,25 @@ def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("image_count", "instance_count"):
         if categories and all(key in c for c in categories):
             described[f"class_{key}"] = [{"id": c["id"], key: c[key]} for c in categories]
+    if "class_image_count" not in described:
+        # Detectron2's federated loss asks the metadata for it.
+        described["class_image_count"] = _count_images(content, categories)
+    if categories and categories[0].get("keypoints"):
+        described["keypoint_names"] = list(categories[0]["keypoints"])
     return described
+
+
+def _count_images(
+    content: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]
+) -> list[dict[str, int]]:
+    """Images of each category; crowds are no objects, as in training."""
+    pairs = {
+        (annotation["image_id"], annotation["category_id"])
+        for annotation in content["annotations"]
+        if not annotation.get("iscrowd", 0)
+    }
+    counts = Counter(category_id for _, category_id in pairs)
+    return [{"id": c["id"], "image_count": counts[c["id"]]} for c in categories]
 
 
 def register_lvis_form(
@@ -128,8 +147,9 @@ def register_lvis_form(
 
     Its metadata gets ``json_file``, ``image_root``, ``evaluator_type="lvis"`` and, read from the
     json when first asked for, ``thing_classes``, ``thing_dataset_id_to_contiguous_id``,
-    ``federated`` (whether images list negative categories) and, where the json tells them,
-    ``class_image_count`` and ``class_instance_count``.
+    ``federated`` (whether images list negative categories), ``class_image_count`` (as the json
+    tells it, else counted) and, where the json tells them, ``class_instance_count``,
+    ``class_groups`` and ``keypoint_names``.
 
     Args:
         name (str): the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -314,6 +334,12 @@ def _convert(
     }
     if "iscrowd" in annotation:
         converted["iscrowd"] = annotation["iscrowd"]
+    if annotation.get("keypoints"):
+        # Detectron2's coordinates are of corners, COCO's of pixels; each third number is a state.
+        converted["keypoints"] = [
+            value if place % 3 == 2 else value + 0.5
+            for place, value in enumerate(annotation["keypoints"])
+        ]
     mask = mask_of(annotation)
     if isinstance(mask, dict):
         converted["segmentation"] = _compressed(mask)

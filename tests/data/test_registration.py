@@ -120,9 +120,9 @@ def test_metadata_is_there_before_the_set_is_loaded(shop):
     assert meta.get("no_such_key", 3) == 3
 
 
-def test_counts_are_absent_where_the_json_tells_none(shop):
+def test_counts_of_objects_are_absent_where_the_json_tells_none(shop):
     register_lvis_form("shop", *shop(coco_form()))
-    assert MetadataCatalog.get("shop").get("class_image_count") is None
+    assert MetadataCatalog.get("shop").get("class_instance_count") is None
 
 
 def test_metadata_given_at_registration_wins(shop):
@@ -217,6 +217,32 @@ def test_a_category_without_a_name_is_called_by_its_id(shop):
     del content["categories"][1]["name"]
     load(shop(content))
     assert MetadataCatalog.get("shop").thing_classes == ["7", "jar"]
+
+
+def test_key_points_are_those_of_detectron2(shop, tmp_path):
+    content = coco_form()
+    for category in content["categories"]:
+        category["keypoints"] = ["top", "bottom"]
+    for each in content["annotations"]:
+        each.update(keypoints=[3, 4, 2, 5, 6, 1], num_keypoints=2)
+    path, images = shop(content)
+    load((path, images))
+    expected = load_coco_json(str(path), str(images), "shop_by_detectron2")
+    found = DatasetCatalog.get("shop")
+    assert [a["keypoints"] for r in found for a in r["annotations"]] == [
+        a["keypoints"] for r in expected for a in r["annotations"]
+    ]
+    assert MetadataCatalog.get("shop").keypoint_names == ["top", "bottom"]
+    MetadataCatalog.pop("shop_by_detectron2")
+
+
+def test_images_of_each_class_are_counted_where_the_json_does_not_tell(shop):
+    content = coco_form()
+    content["annotations"].append(annotation(4, 9, 20, segmentation=[SQUARE]))
+    content["annotations"].append(annotation(5, 9, 7, segmentation=[SQUARE], iscrowd=1))
+    load(shop(content))
+    counts = MetadataCatalog.get("shop").class_image_count
+    assert counts == [{"id": 7, "image_count": 1}, {"id": 20, "image_count": 2}]
 
 
 def test_an_empty_address_is_none(shop):
