@@ -10,7 +10,7 @@ from .calibration_registry import (
     parse_calibration,
     stage_calibrations,
 )
-from .calibrations import class_balanced, logit_adjustment, logn, norcal, tau_norm, temperature
+from .calibrations import logn, tau_norm, temperature
 from .files import atomic_write
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
@@ -18,6 +18,7 @@ from .frequency import ClassCounts, frequency_groups, shot_groups
 from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
+from .prior_calibrations import class_balanced, logit_adjustment, norcal, prior_shift
 from .registry import Registry
 from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
@@ -54,6 +55,7 @@ __all__ = [
     "lws",
     "norcal",
     "parse_calibration",
+    "prior_shift",
     "sampling_error",
     "shot_groups",
     "stage_calibrations",

@@ -17,17 +17,11 @@ from torch import Tensor
 from ..errors import UserError
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
-from .calibrations import (
-    class_balanced,
-    logit_adjustment,
-    logn,
-    norcal,
-    tau_norm,
-    temperature,
-)
+from .calibrations import logn, tau_norm, temperature
 from .calls import check_number, parse_call
 from .frequency import ClassCounts, frequency_groups
 from .learned_scales import learned_scales, lws
+from .prior_calibrations import class_balanced, logit_adjustment, norcal
 from .registry import Registry
 from .stage import StageStatistics
 from .statistics import LogitStatistics

@@ -1,15 +1,12 @@
 """The formulas of the post-hoc calibrations: functions that return an `AffineCalibration`.
 
 Shapes: K foreground classes, C logit columns (K + 1 with a background column), D feature channels.
-mu and sigma are the mean and standard deviation of a class's logit over the training set, N_c is
-the number of its training images. Logits are in nats.
+mu and sigma are the mean and standard deviation of a class's logit over the training set; logits
+are in nats. Calibrations that divide by a prior are in `prior_calibrations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +15,7 @@ from .affine import AffineCalibration, Background, foreground_columns
 from .calls import check_bool, check_number
 from .stage import StageStatistics
 
-__all__ = ["class_balanced", "logit_adjustment", "logn", "norcal", "tau_norm", "temperature"]
-
-Counts = Sequence[int] | np.ndarray | Tensor
+__all__ = ["logn", "tau_norm", "temperature"]
 
 
 def logn(
@@ -31,6 +26,7 @@ def logn(
     use_std: bool = True,
     beta: str | float = "min",
     std_power: float = 1.0,
+    std_reference: str = "none",
 ) -> AffineCalibration:
     """Logit normalization (Zhao, Teng, Wang, IJCV 2024): Eq. 2, or Eq. 1 without background.
 
@@ -48,13 +44,16 @@ def logn(
             (the background's mean), "none", or a constant (the paper's choices of beta). Without a
             background column every rule means "none".
         std_power (float): exponent of sigma; 2 in the paper's App. B.4.
+        std_reference (str): "none" (Eq. 2), or "geometric" to divide by sigma relative to its
+            geometric mean over the foreground. Eq. 2 divides all foreground logits by that mean
+            too, and not the background's: a change of temperature between the two.
 
     Returns:
         AffineCalibration: K classes, on the CPU.
 
     Raises:
-        ValueError: an unknown rule for beta, the mean of a background that was never seen, or a
-            switch that is neither True nor False.
+        ValueError: an unknown rule for beta or sigma, the mean of a background that was never seen,
+            or a switch that is neither True nor False.
 
     Example:
         >>> stage = StageStatistics(
@@ -70,88 +69,13 @@ def logn(
     check_bool("use_std", use_std)
     foreground = foreground_columns(background)
     mean, usable = stage.mean.double()[foreground], stage.usable[foreground]
-    sigma = stage.var.double()[foreground].sqrt() ** std_power
+    sigma = stage.var.double()[foreground].sqrt() ** std_power / _reference(
+        std_reference, std_power, stage, foreground
+    )
     sigma = torch.where(usable, sigma, 1.0) if use_std else torch.ones_like(mean)
     offset = _beta(beta, stage, background) - (mean if use_mean else torch.zeros_like(mean))
     shift = torch.where(usable, offset / sigma, 0.0)
     return AffineCalibration(1 / sigma, shift, background=background, name="logn")
-
-
-def norcal(
-    image_count: Counts, *, gamma: float, background: Background = "last"
-) -> AffineCalibration:
-    """NorCal (Pan et al., NeurIPS 2021): foreground scores divided by N_c^gamma.
-
-        z'_c = z_c - gamma log N_c,     z'_bg = z_bg
-
-    gamma is a hyper-parameter that the authors choose on the training set; there is no default.
-
-    Args:
-        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
-        gamma (float): 0 changes nothing.
-        background (str): "last", "first" or "none".
-
-    Example:
-        >>> norcal([100, 4], gamma=0.5)(torch.zeros(1, 3)).exp()  # 1 / 10 and 1 / 2
-        tensor([[0.1000, 0.5000, 1.0000]])
-    """
-    check_number("gamma", gamma, "(-inf, inf)")
-    count = _positive_counts(image_count)
-    return AffineCalibration(
-        torch.ones_like(count), -gamma * count.log(), background=background, name="norcal"
-    )
-
-
-def class_balanced(
-    image_count: Counts, *, gamma: float, background: Background = "last"
-) -> AffineCalibration:
-    """NorCal's other rule: scores times the class-balanced weight (1 - gamma) / (1 - gamma^N_c).
-
-    Args:
-        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
-        gamma (float): in (0, 1), for example 0.999.
-        background (str): "last", "first" or "none".
-
-    Raises:
-        ValueError: gamma outside (0, 1).
-
-    Example:
-        >>> class_balanced([1, 2], gamma=0.5)(torch.zeros(1, 3)).exp()  # 0.5 / 0.5, 0.5 / 0.75
-        tensor([[1.0000, 0.6667, 1.0000]])
-    """
-    check_number("gamma", gamma, "(0, 1)")
-    count = _positive_counts(image_count)
-    shift = torch.log((1 - gamma) / (1 - gamma**count))
-    return AffineCalibration(
-        torch.ones_like(count), shift, background=background, name="class_balanced"
-    )
-
-
-def logit_adjustment(
-    image_count: Counts, *, tau: float = 1.0, background: Background = "last"
-) -> AffineCalibration:
-    """Post-hoc logit adjustment (Menon et al., ICLR 2021) with the prior pi_c = N_c / sum N.
-
-        z'_c = z_c - tau log pi_c,     z'_bg = z_bg
-
-    With a background column this is *not* NorCal at gamma = tau: the normalised prior lifts all
-    foreground logits by tau log(sum N) more.
-
-    Args:
-        image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
-        tau (float): 0 changes nothing.
-        background (str): "last", "first" or "none".
-
-    Example:
-        >>> logit_adjustment([8, 2], background="none")(torch.zeros(1, 2)).exp()  # 10 / 8, 10 / 2
-        tensor([[1.2500, 5.0000]])
-    """
-    check_number("tau", tau, "(-inf, inf)")
-    count = _positive_counts(image_count)
-    shift = -tau * (count / count.sum()).log()
-    return AffineCalibration(
-        torch.ones_like(count), shift, background=background, name="logit_adjustment"
-    )
 
 
 def temperature(
@@ -241,9 +165,13 @@ def _beta(rule: str | float, stage: StageStatistics, background: Background) -> 
     return float(getattr(mean, rule)())
 
 
-def _positive_counts(image_count: Counts) -> Tensor:
-    """Counts as float64; a class without images counts as one, since log 0 has no use here."""
-    count = torch.as_tensor(image_count).double()
-    if (count < 0).any():
-        raise UserError("A class count is negative; count the training set again.")
-    return count.clamp(min=1)
+def _reference(
+    rule: str, std_power: float, stage: StageStatistics, foreground: slice
+) -> Tensor | float:
+    """What sigma to a power is taken relative to."""
+    if rule not in ("none", "geometric"):
+        raise UserError(f"std_reference is {rule!r}, expected none or geometric.")
+    var = stage.var.double()[foreground][stage.usable[foreground]]
+    if rule == "none" or len(var) == 0:
+        return 1.0
+    return (var.log().mean() * std_power / 2).exp()

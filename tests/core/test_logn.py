@@ -76,6 +76,37 @@ def test_parts_and_choices_of_beta(name, first, second):
     assert calibration.name == name
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_geometric_reference_keeps_the_temperature_against_background(power):
+    """The scales' geometric mean is 1; relative to each other they are as in Eq. 2."""
+    stage, reference = make_stage(), math.prod(math.sqrt(v) ** power for v in VAR[:3]) ** (1 / 3)
+    found = logn(stage, std_power=power, std_reference="geometric")
+    close(found.scale.log().sum(), 0.0)
+    close(found.scale, logn(stage, std_power=power).scale.double() * reference)
+    close(found.shift, logn(stage, std_power=power).shift.double() * reference)
+
+
+def test_geometric_reference_of_unusable_classes_is_of_the_others():
+    stage = make_stage(count=torch.tensor([9, 9, 1, 9]))
+    scale = logn(stage, std_reference="geometric").scale
+    close(scale, [math.sqrt(0.75), math.sqrt(4 / 3), 1.0])  # sigma 2 and 1.5
+    nothing = logn(make_stage(count=torch.zeros(4).long()), std_reference="geometric")
+    assert torch.equal(nothing(LOGITS), LOGITS)
+
+
+@pytest.mark.parametrize("factor", [0.1, 7.0])
+def test_geometric_reference_does_not_depend_on_a_common_factor_of_sigma(factor):
+    found = logn(make_stage(var=[v * factor**2 for v in VAR]), std_reference="geometric")
+    close(found(LOGITS), logn(make_stage(), std_reference="geometric")(LOGITS))
+
+
+def test_geometric_reference_has_no_part_where_sigma_has_none():
+    one, other = (logn(make_stage(), use_std=False, std_reference=r) for r in ("none", "geometric"))
+    assert torch.equal(one(LOGITS), other(LOGITS))
+    with pytest.raises(ValueError, match="std_reference is 'mean', expected none or geometric"):
+        logn(make_stage(), std_reference="mean")
+
+
 def test_beta_alone_is_the_same_as_raising_the_background():
     calibrated = logn(make_stage(), use_mean=False, use_std=False)(LOGITS).softmax(1)
     close(calibrated[0], [0.017898, 0.003994, 0.000891, 0.977217])

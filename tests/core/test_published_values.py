@@ -57,14 +57,16 @@ PUBLISHED = {
 
 CALIBRATIONS = {
     # Eq. 2 of the paper.
-    logn: {"use_mean": True, "use_std": True, "beta": "min", "std_power": 1.0},
+    logn: {
+        "use_mean": True, "use_std": True, "beta": "min", "std_power": 1.0, "std_reference": "none",
+    },
     # No gamma is published for LVIS v1.
-    norcal: {"gamma": NEEDED},
+    norcal: {"gamma": NEEDED, "centre": "none", "offset": 0.0},
     class_balanced: {"gamma": NEEDED},
     logit_adjustment: {"tau": 1.0},
     # Kang et al.'s normalisation; detectors keep the bias.
     tau_norm: {"tau": 1.0, "keep_bias": True},
-}
+}  # fmt: skip
 
 
 def options(function, without=("counts", "background")):
