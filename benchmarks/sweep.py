@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import machine, seconds, spread
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
@@ -32,6 +31,7 @@ from logn_d2.core import LogitStatistics, expand_grid, stage_calibrations
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import load_config
+from logn_d2.engine.checkpoint import load_weights
 from logn_d2.evaluation import (
     LVISFormEvaluator,
     LvisGroundTruth,
@@ -64,7 +64,7 @@ class Sides:
     def __init__(self, cfg: CfgNode, run: Path, folder: Path) -> None:
         self._cfg, self._store = cfg, folder / "store"
         self._model = build_model(cfg).eval()
-        DetectionCheckpointer(self._model).load(str(run / "model_final.pth"))
+        load_weights(self._model, str(run / "model_final.pth"), cfg.OUTPUT_DIR, resume=False)
         statistics = LogitStatistics.load(run / "logn_stats.safetensors")
         counts = class_counts(tuple(cfg.DATASETS.TRAIN))
         self._calibrations = {

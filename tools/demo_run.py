@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -25,6 +24,7 @@ from logn_d2.core import atomic_write
 from logn_d2.data import register_glyphs
 from logn_d2.data.glyphs import glyphs_folder
 from logn_d2.engine import load_config
+from logn_d2.engine.checkpoint import load_weights
 from logn_d2.errors import UserError
 from logn_d2.evaluation import LvisGroundTruth
 
@@ -124,7 +124,7 @@ class Run:
     def model(self) -> nn.Module:
         """The trained detector, in evaluation mode."""
         model = build_model(self.cfg)
-        DetectionCheckpointer(model).load(str(self.weights))
+        load_weights(model, str(self.weights), self.cfg.OUTPUT_DIR, resume=False)
         return model.eval()
 
     def truth(self) -> LvisGroundTruth:

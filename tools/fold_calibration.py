@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from logn_d2.core import AffineCalibration, atomic_write
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.checkpoint import load_weights
+from logn_d2.engine.checks import check_classes
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.errors import MissingFileError, UserError
 from logn_d2.modeling import (
@@ -108,6 +109,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
     cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION or "logn"
+    check_classes(cfg)
     return cfg
 
 

@@ -287,9 +287,20 @@ def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration
     try:
         calibration = CALIBRATION_REGISTRY.get(name)(inputs, **options)
     except TypeError as error:
+        if not _is_of_the_call(error):
+            raise
         raise UserError(f"The calibration {text!r} has wrong options: {error}.") from None
     calibration.name = text
     return calibration
+
+
+def _is_of_the_call(error: TypeError) -> bool:
+    """Whether options did not fit a function's parameters, and not a mistake in its body."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # A call with wrong keywords fails in the caller's frame, and all callers are in this file.
+    return trace is not None and trace.tb_frame.f_code.co_filename == __file__
 
 
 def stage_calibrations(

@@ -82,7 +82,7 @@ class PassDataset(torchdata.Dataset):
         index = int(self._order[position])
         record = self._records[index]
         with seeded_rng(self._seed, position):
-            mapped = self._mapper(record)
+            mapped = map_record(self._mapper, record)
         if self._needs_instances and "instances" not in mapped:
             raise UserError(
                 f"'{record.get('file_name')}' has no annotations, which sampled RoIs need. Set "
@@ -244,6 +244,23 @@ def _count_crowds(names: Sequence[str]) -> str:
     """A sentence on the crowds of data sets, which training leaves out."""
     objects = [o for n in names for r in DatasetCatalog.get(n) for o in r.get("annotations", ())]
     return f"{sum(o.get('iscrowd', 0) != 0 for o in objects)} of {len(objects)} objects are crowds."
+
+
+def map_record(mapper: Mapper, record: Record) -> Record | None:
+    """Loads what a record names.
+
+    Raises:
+        ValueError: the image can't be decoded; PIL's own message does not tell which one.
+    """
+    try:
+        return mapper(record)
+    except FileNotFoundError:  # names the file
+        raise
+    except (OSError, SyntaxError) as error:
+        raise UserError(
+            f"The image {record.get('file_name')} can't be read ({error}). Mend the file or leave "
+            "it out of the json; tools/check_datasets.py looks at all of them."
+        ) from error
 
 
 def statistics_mapper(cfg: CfgNode) -> DatasetMapper:

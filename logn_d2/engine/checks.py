@@ -82,11 +82,12 @@ def check_datasets(names: Sequence[str]) -> None:
                 raise MissingFileError(f"The {what} of '{name}' are missing: {path}. {hint}")
 
 
-def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
+def check_classes(cfg: CfgNode, names: Sequence[str] = ()) -> None:
     """Checks that data sets and model have the same classes in the same order.
 
     A class index means another class to a model and to a data set with one category more, and
     every number would be of the wrong class. Training sets take part where they are at hand.
+    Showing or folding a model needs no data set, and checks those alone.
 
     Args:
         cfg (CfgNode): the model's.

@@ -24,7 +24,7 @@ from ..evaluation.side_by_side import draw_side_by_side, enlarged
 from ..modeling import attach
 from ..modeling.build import known_class_names
 from .checkpoint import load_weights
-from .checks import check_calibration, check_statistics, check_weights
+from .checks import check_calibration, check_classes, check_statistics, check_weights
 from .evaluation import calibration_name
 from .statistics import without_calibration
 
@@ -45,6 +45,7 @@ def check_comparison(cfg: CfgNode) -> None:
             "that needs no statistics, such as norcal(gamma=0.6)."
         )
     check_weights(cfg.MODEL.WEIGHTS)
+    check_classes(cfg)
     check_calibration(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(path))
     if path:
         check_statistics(cfg, path)

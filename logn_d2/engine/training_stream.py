@@ -24,6 +24,7 @@ from detectron2.data import DatasetFromList, DatasetMapper, build_detection_trai
 from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 
+from ..data.loader import map_record
 from ..data.rng import preserved_rng
 
 __all__ = ["TrainingStream"]
@@ -188,12 +189,12 @@ class _Mapper:
 
     def __call__(self, record: Record) -> Record | None:
         if torchdata.get_worker_info() is not None:
-            return self._mapper(record)
+            return map_record(self._mapper, record)
         if self.pending is not None:
             _set_rng(self.pending)
             self.pending = None
         state = _get_rng(cuda=False)
-        mapped = self._mapper(record)
+        mapped = map_record(self._mapper, record)
         return None if mapped is None else {**mapped, _STATE: state}
 
 

@@ -10,9 +10,10 @@ ranking, and a resample, with fewer different images, has more of these: the mea
 lies above the estimate, sometimes so far that the middle 95 % of the resamples do not hold it. An
 interval here is therefore *centred*: these middle 95 %, moved by the difference of the means. It
 is for the AP that sets of as many images give on average, and not for that of ever more images.
-A single other set varies as much again, so its AP lies outside more often. Where a class lives in a
-few images an interval holds the average less often than its level says. The plain percentile
-interval is there as well.
+A single other set varies as much again, so its AP lies outside more often.
+`benchmarks/interval_coverage.py` measures how often an interval of 95 % holds that average: in
+90.5 % of 200 drawn sets for AP with 30 images a class (percentile interval: 81 %), in 88.5 % with
+three images a class (85 %), and in 93.5 to 97.5 % for the difference of two runs (94 to 94.5 %).
 
 A class whose objects are all in images that were not drawn has none in that resample and is left
 out of its means, as everywhere in LVIS. A figure of which no class is left is undefined there; the

@@ -273,7 +273,8 @@ class SweepWriter:
         if self._folder is None:
             self._in_memory.append(arrays)
         else:
-            with atomic_write(self._chunk_path()) as temporary, open(temporary, "wb") as file:
+            path = self._chunk_path(self._num_chunks)
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, batches=np.int64(self._pending_batches), **arrays)
         self._num_chunks += 1
         self.num_batches += self._pending_batches
@@ -291,9 +292,10 @@ class SweepWriter:
             parts = comm.gather(self._in_memory, dst=0)
             mine = [self._in_memory] if not comm.is_main_process() else parts
             return SweepPredictions(self._names, [chunk for part in mine for chunk in part])
-        comm.synchronize()  # all chunks are there
+        # Each process names its own: on a network file system a listing may lack a new file.
+        parts = comm.gather([self._chunk_path(number).name for number in range(self._num_chunks)])
         if comm.is_main_process():
-            self._write_manifest(finished=True)
+            self._write_manifest(chunks=[name for part in parts for name in part])
         comm.synchronize()
         return SweepPredictions.load(self._folder)
 
@@ -302,10 +304,10 @@ class SweepWriter:
         if comm.is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
             self._remove_others(folder, resume)
-            self._write_manifest(finished=False)
+            self._write_manifest(chunks=None)
         comm.synchronize()
-        while self._chunk_path().exists():
-            self.num_batches += int(_read_chunk(self._chunk_path())["batches"])
+        while (path := self._chunk_path(self._num_chunks)).exists():
+            self.num_batches += int(_read_chunk(path)["batches"])
             self._num_chunks += 1
         if self.num_batches:
             logger.info("Resuming after %d batches of this process", self.num_batches)
@@ -325,23 +327,23 @@ class SweepWriter:
             for path in folder.glob(f"{digest}-*.npz"):
                 path.unlink()
 
-    def _chunk_path(self) -> Path:
-        """Of the next chunk."""
+    def _chunk_path(self, number: int) -> Path:
+        """Of a chunk of this process."""
         assert self._folder is not None
-        return self._folder / f"{self._digest}-{self._share}-{self._num_chunks:05d}.npz"
+        return self._folder / f"{self._digest}-{self._share}-{number:05d}.npz"
 
-    def _write_manifest(self, finished: bool) -> None:
+    def _write_manifest(self, chunks: list[str] | None) -> None:
+        """Writes sweep.json; ``chunks`` of all processes once the sweep is finished."""
         content: dict[str, Any] = {
             "format": _FORMAT,
             "version": _VERSION,
             "names": self._names,
             "digest": self._digest,
-            "finished": finished,
+            "finished": chunks is not None,
         }
         assert self._folder is not None
-        if finished:
-            paths = sorted(self._folder.glob(f"{self._digest}-*.npz"))
-            content["chunks"] = [path.name for path in paths]
+        if chunks is not None:
+            content["chunks"] = chunks
         with atomic_write(self._folder / _MANIFEST) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

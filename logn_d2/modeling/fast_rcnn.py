@@ -32,7 +32,8 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's predictor with any classification loss, and calibrated class probabilities.
 
     The calibration acts in `predict_probs` alone. With a linear classifier, no loss of ours and no
-    calibration every output equals the parent's, bit for bit.
+    calibration every output equals the parent's, bit for bit. `torch.jit.script` takes the parent
+    alone: script the folded model, whose heads are Detectron2's (see `logn_d2.fold`).
 
     Args:
         input_shape (ShapeSpec or int): of the features.

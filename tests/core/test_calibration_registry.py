@@ -105,6 +105,20 @@ def test_wrong_options_are_named(text, message):
         build_calibration(text, CalibrationInputs(3, make_stage(), COUNTS))
 
 
+def test_a_mistake_inside_a_calibration_of_ones_own_is_not_taken_for_wrong_options():
+    @CALIBRATION_REGISTRY.register("broken_for_this_test")
+    def _broken(inputs, *, gamma=1.0):
+        return len(gamma)
+
+    try:
+        with pytest.raises(TypeError, match="has no len"):
+            build_calibration("broken_for_this_test", CalibrationInputs(3))
+        with pytest.raises(ValueError, match="wrong options: .*tau"):
+            build_calibration("broken_for_this_test(tau=1)", CalibrationInputs(3))
+    finally:
+        del CALIBRATION_REGISTRY._entries["broken_for_this_test"]
+
+
 @pytest.mark.parametrize("option", ["use_mean=no", "use_std=false", "use_mean=0", "use_std=None"])
 def test_words_are_no_switches(option):
     with pytest.raises(ValueError, match="expected True or False"):

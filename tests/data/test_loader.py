@@ -27,6 +27,7 @@ from logn_d2.data.loader import (
     build_class_aware_loader,
     build_evaluation_loader,
     build_statistics_loader,
+    map_record,
     training_images,
 )
 from logn_d2.data.rng import preserved_rng, seed_rng
@@ -377,3 +378,13 @@ def test_evaluation_images_come_in_order_and_as_at_test(
         assert torch.equal(image["image"], expected["image"])
         assert (image["height"], image["width"]) == (record["height"], record["width"])
         assert "annotations" not in image
+
+
+def test_an_image_that_breaks_off_is_named(records: list[dict], tmp_path: Path) -> None:
+    path = tmp_path / "short.png"
+    path.write_bytes(Path(records[0]["file_name"]).read_bytes()[:-200])
+    cfg = get_cfg()
+    with pytest.raises(ValueError, match=r"image .*short\.png can't be read .*truncated"):
+        map_record(DatasetMapper(cfg, is_train=False), {**records[0], "file_name": str(path)})
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        map_record(DatasetMapper(cfg, is_train=False), {**records[0], "file_name": "none.png"})

@@ -8,7 +8,7 @@ from logn_d2.config import config_file
 from logn_d2.data import register_glyphs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny_folder(tiny_root):
     register_glyphs(tiny_root)
     return tiny_root / "lt_glyphs" / "tiny"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
@@ -27,6 +28,7 @@ from torch import nn
 
 from logn_d2.config import add_logn_config
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics
+from logn_d2.data import register_lvis_form
 from logn_d2.modeling import LogitRecorder, find_box_predictors, predictor_fingerprint
 
 from ..load_script import load_script
@@ -272,6 +274,20 @@ def test_statistics_of_other_weights_are_refused(tmp_path, capsys):
     replace(project.statistics, stages=stages).save(project.path("stats.safetensors"))
     assert project.fold() == 1
     assert "collected with other weights" in capsys.readouterr().err
+    assert project.written() == []
+
+
+def test_training_sets_of_other_classes_are_refused(tmp_path, capsys):
+    project = Project(tmp_path / "a")
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "one"}]}
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    register_lvis_form("one_class", tmp_path / "one.json", tmp_path)
+    try:
+        assert project.fold("DATASETS.TRAIN", "('one_class',)") == 1
+        assert "'one_class' has 1 classes" in capsys.readouterr().err
+    finally:
+        DatasetCatalog.remove("one_class")
+        MetadataCatalog.remove("one_class")
     assert project.written() == []
 
 
