@@ -1,0 +1,253 @@
+"""How well a score separates known inputs from unknown ones.
+
+A score is higher for inputs that look known (ID). AUROC does not depend on which side is called
+positive; the others do, and papers differ in it without saying so, so the name tells:
+
+- ID positive, as LogitNorm, VOS and SIREN report: ``fpr95_id_pos`` is the share of OOD inputs that
+  are accepted when 95 % of ID inputs are; ``aupr_in``.
+- OOD positive, as OpenOOD and pytorch-ood report: ``fpr95_ood_pos`` is the share of ID inputs that
+  are rejected when 95 % of OOD inputs are; ``aupr_out``.
+
+Inputs with equal scores are on the same side of every threshold, and count half in AUROC. The rate
+of 95 % is the first one, from the strictest threshold on, that is not below it; nothing is
+interpolated.
+
+Shapes: N ID inputs, M OOD inputs, U different scores. Results are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import UserError
+
+__all__ = [
+    "aupr_in",
+    "aupr_out",
+    "auroc",
+    "average_precision_in",
+    "average_precision_out",
+    "detection_error",
+    "fpr95_id_pos",
+    "fpr95_ood_pos",
+    "roc_curve",
+]
+
+
+def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Probability that an ID input has a higher score than an OOD input.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> auroc([3, 2, 1], [1, 0])
+        0.9166666666666666
+    """
+    ood_rate, id_rate = roc_curve(id_scores, ood_scores)
+    return _trapezoid(ood_rate, id_rate)
+
+
+def fpr95_id_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.95) -> float:
+    """Share of OOD inputs that are accepted when 95 % of the ID inputs are (ID positive).
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+        level (float): share of the ID inputs that is to be accepted, in (0, 1].
+
+    Raises:
+        ValueError: a side is empty or holds NaN, or a level outside its range.
+
+    Example:
+        >>> fpr95_id_pos([3, 2, 1], [1, 0])
+        0.5
+    """
+    return _false_positives(*roc_curve(id_scores, ood_scores), level)
+
+
+def fpr95_ood_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.95) -> float:
+    """Share of ID inputs that are rejected when 95 % of the OOD inputs are (OOD positive).
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+        level (float): share of the OOD inputs that is to be rejected, in (0, 1].
+
+    Raises:
+        ValueError: a side is empty or holds NaN, or a level outside its range.
+
+    Example:
+        >>> fpr95_ood_pos([3, 2, 1], [1, 0])
+        0.3333333333333333
+    """
+    return _false_positives(*_rejection_curve(id_scores, ood_scores), level)
+
+
+def aupr_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Area under precision over recall, ID positive, by the trapezoidal rule.
+
+    It depends on the share of ID inputs, N / (N + M): compare equal shares alone. The rule
+    interpolates precision linearly, which is a little too friendly; `average_precision_in`, which
+    is what scikit-learn recommends, does not.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> aupr_in([3, 2], [1, 0])
+        1.0
+    """
+    return _trapezoid(*_precision_curve(*_accepted(id_scores, ood_scores)))
+
+
+def aupr_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Area under precision over recall, OOD positive, by the trapezoidal rule; see `aupr_in`.
+
+    Example:
+        >>> aupr_out([3, 2], [1, 0])
+        1.0
+    """
+    return _trapezoid(*_precision_curve(*_rejected(id_scores, ood_scores)))
+
+
+def average_precision_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Average precision, ID positive: the sum of precision times the step in recall.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> average_precision_in([3, 1], [2, 0])
+        0.8333333333333333
+    """
+    return _average_precision(*_accepted(id_scores, ood_scores))
+
+
+def average_precision_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Average precision, OOD positive; see `average_precision_in`.
+
+    Example:
+        >>> average_precision_out([3, 1], [2, 0])
+        0.8333333333333333
+    """
+    return _average_precision(*_rejected(id_scores, ood_scores))
+
+
+def detection_error(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Smallest error of any threshold where ID and OOD are equally frequent.
+
+    ``min over thresholds of (share of ID rejected + share of OOD accepted) / 2``, as Lee et al.
+    (NeurIPS 2018) report it; ODIN's has the threshold where 95 % of ID inputs are accepted.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> detection_error([3, 1], [2, 0])
+        0.25
+    """
+    ood_rate, id_rate = roc_curve(id_scores, ood_scores)
+    return float((1 - id_rate + ood_rate).min() / 2)
+
+
+def roc_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of inputs that are accepted, from the strictest threshold to the laxest.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Returns:
+        tuple[ndarray, ndarray]: (U + 1,) of OOD and of ID inputs, from 0 to 1.
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> [rate.tolist() for rate in roc_curve([3, 1], [1])]
+        [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]
+    """
+    id_count, ood_count = _accepted(id_scores, ood_scores)
+    return _with_origin(ood_count) / ood_count[-1], _with_origin(id_count) / id_count[-1]
+
+
+def _rejection_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of ID and of OOD inputs that are rejected, from the laxest threshold on."""
+    ood_count, id_count = _rejected(id_scores, ood_scores)
+    return _with_origin(id_count) / id_count[-1], _with_origin(ood_count) / ood_count[-1]
+
+
+def _accepted(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(U,) int64 numbers of ID and OOD inputs with at least each score, highest score first."""
+    known, unknown = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
+    values, place = np.unique(np.concatenate([known, unknown]), return_inverse=True)
+    counts = [
+        np.bincount(part, minlength=len(values))[::-1].cumsum()
+        for part in (place[: len(known)], place[len(known) :])
+    ]
+    return counts[0], counts[1]
+
+
+def _rejected(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(U,) int64 numbers of OOD and ID inputs with at most each score, lowest score first."""
+    return _accepted(-_checked(ood_scores, "OOD"), -_checked(id_scores, "ID"))
+
+
+def _precision_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision of each threshold; precision begins at 1 where recall is 0."""
+    precision = positives / (positives + negatives)
+    return _with_origin(positives) / positives[-1], np.concatenate([[1.0], precision])
+
+
+def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> float:
+    recall, precision = _precision_curve(positives, negatives)
+    return float((np.diff(recall) * precision[1:]).sum())
+
+
+def _false_positives(negative_rate: np.ndarray, positive_rate: np.ndarray, level: float) -> float:
+    if not 0 < level <= 1:
+        raise UserError(f"level is {level!r}, expected a share in (0, 1].")
+    return float(negative_rate[np.searchsorted(positive_rate, level)])
+
+
+def _trapezoid(x: np.ndarray, y: np.ndarray) -> float:
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
+
+
+def _with_origin(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], counts])
+
+
+def _checked(scores: ArrayLike, side: str) -> np.ndarray:
+    """Scores as a float64 vector."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 1 or not scores.size:
+        raise UserError(
+            f"The {side} scores have shape {scores.shape}, expected (number of inputs,) with at "
+            "least one: nothing can be told apart from an empty side."
+        )
+    bad = np.flatnonzero(np.isnan(scores))
+    if bad.size:
+        raise UserError(
+            f"{bad.size} of {len(scores)} {side} scores are NaN, the first is number {bad[0]}. "
+            "Check the logits that they come from."
+        )
+    return scores
