@@ -25,7 +25,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, StatisticsError
+from logn_d2.core import (
+    LogitMoments,
+    LogitStatistics,
+    PosteriorMoments,
+    StageStatistics,
+    StatisticsError,
+)
 
 VALUES = (None, True, -1, 0, 3, 1e300, 10**30, "", "x", [], ["x"], {}, {"x": 1}, float("nan"))
 
@@ -34,9 +40,12 @@ def example() -> LogitStatistics:
     """Two stages of four classes, with everything that a file can hold."""
     stages = []
     for seed in range(2):
-        moments = LogitMoments(num_columns=5)
-        moments.update(torch.randn(40, 5, generator=torch.Generator().manual_seed(seed)))
-        stages.append(StageStatistics.from_moments(moments, fingerprint=torch.rand(5).double()))
+        moments, posteriors = LogitMoments(num_columns=5), PosteriorMoments(num_columns=5)
+        logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(seed))
+        moments.update(logits)
+        posteriors.update(logits, logits.softmax(dim=1), torch.arange(40) % 5)
+        fingerprint = torch.rand(5).double()
+        stages.append(StageStatistics.from_moments(moments, fingerprint, posteriors))
     return LogitStatistics(tuple(stages), ("a", "b", "c", "d"), num_images=9, num_rois=80)
 
 

@@ -11,13 +11,15 @@ from .calibration_registry import (
     stage_calibrations,
 )
 from .calibrations import logn, tau_norm, temperature
+from .ema_moments import EmaLogitMoments
 from .files import atomic_write
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
 from .frequency import ClassCounts, frequency_groups, shot_groups
 from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
-from .moments import EmaLogitMoments, LogitMoments, NonFiniteLogitsError
+from .moments import LogitMoments, NonFiniteLogitsError
+from .posterior_moments import PosteriorMoments
 from .prior_calibrations import class_balanced, logit_adjustment, norcal, prior_shift
 from .registry import Registry
 from .sampling_error import sampling_error
@@ -35,6 +37,7 @@ __all__ = [
     "LogitMoments",
     "LogitStatistics",
     "NonFiniteLogitsError",
+    "PosteriorMoments",
     "Registry",
     "StageStatistics",
     "StatisticsError",

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingFileError
+from .ema_moments import EmaLogitMoments
 from .fingerprint import classifier_fingerprint
-from .moments import EmaLogitMoments
 from .stage import StageStatistics, StatisticsError
 from .statistics import LogitStatistics
 

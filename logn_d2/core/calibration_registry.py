@@ -53,6 +53,8 @@ class CalibrationInputs:
         classifier (Callable): returns this classifier's weight (C, D) and bias (C,) or None;
             called only when they are needed, since weights may be loaded later. Or None.
         stage_index (int): which cascade stage this is.
+        unlabelled (Callable): returns `LogitStatistics.unlabelled` of this stage; called only where
+            the statistics are. Or None.
 
     Example:
         >>> inputs = CalibrationInputs(num_classes=2)
@@ -66,6 +68,7 @@ class CalibrationInputs:
     background: Background = "last"
     classifier: Classifier | None = None
     stage_index: int = 0
+    unlabelled: Callable[[], Tensor | None] | None = None
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the classifier.
@@ -129,7 +132,9 @@ def _uncalibrated(inputs: CalibrationInputs) -> AffineCalibration:
 
 @CALIBRATION_REGISTRY.register("logn")
 def _logn(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return logn(inputs.statistics(), background=inputs.background, **options)
+    stage = inputs.statistics()
+    unlabelled = inputs.unlabelled() if inputs.unlabelled is not None else None
+    return logn(stage, background=inputs.background, unlabelled=unlabelled, **options)
 
 
 @CALIBRATION_REGISTRY.register("logn_mean")
@@ -339,28 +344,33 @@ def stage_calibrations(
         ['uncalibrated', 'uncalibrated']
     """
 
-    def check(found: LogitStatistics) -> Sequence[StageStatistics]:
+    def check(found: LogitStatistics) -> LogitStatistics:
         found.check(num_classes=num_classes, num_stages=num_stages)
         if found.background != background:
             raise UserError(
                 f"The statistics have the background column '{found.background}', this head "
                 f"'{background}'. Collect them again with this head, or give its background=."
             )
-        return found.stages
+        return found
 
-    stages: Sequence[Any] = [None] * num_stages
-    if callable(statistics):
-        read = functools.cache(lambda: check(statistics()))
-        stages = [lambda index=index: read()[index] for index in range(num_stages)]
-    elif statistics is not None:
-        stages = check(statistics)
+    if statistics is not None and not callable(statistics):
+        check(statistics)
+    read = functools.cache(lambda: check(statistics()) if callable(statistics) else statistics)
     if callable(counts):
         counts = functools.cache(counts)  # count once, not once a stage
+    known = statistics is not None
     return [
         build_calibration(
-            text, CalibrationInputs(num_classes, stage, counts, background, classifier, index)
+            text,
+            CalibrationInputs(
+                num_classes,
+                (lambda index=index: read().stages[index]) if known else None,
+                counts,
+                background,
+                classifier,
+                index,
+                (lambda index=index: read().unlabelled(index)) if known else None,
+            ),
         )
-        for index, (stage, classifier) in enumerate(
-            zip(stages, classifiers or [None] * num_stages, strict=True)
-        )
+        for index, classifier in enumerate(classifiers or [None] * num_stages)
     ]

@@ -27,6 +27,7 @@ def logn(
     beta: str | float = "min",
     std_power: float = 1.0,
     std_reference: str = "none",
+    unlabelled: Tensor | None = None,
 ) -> AffineCalibration:
     """Logit normalization (Zhao, Teng, Wang, IJCV 2024): Eq. 2, or Eq. 1 without background.
 
@@ -47,6 +48,9 @@ def logn(
         std_reference (str): "none" (Eq. 2), or "geometric" to divide by sigma relative to its
             geometric mean over the foreground. Eq. 2 divides all foreground logits by that mean
             too, and not the background's: a change of temperature between the two.
+        unlabelled (Tensor): (K,) bool, classes that no training RoI is matched to. Nothing ever
+            raised their logits, whose means may lie far below all others: they have no say in beta.
+            None where that is not known.
 
     Returns:
         AffineCalibration: K classes, on the CPU.
@@ -73,7 +77,8 @@ def logn(
         std_reference, std_power, stage, foreground
     )
     sigma = torch.where(usable, sigma, 1.0) if use_std else torch.ones_like(mean)
-    offset = _beta(beta, stage, background) - (mean if use_mean else torch.zeros_like(mean))
+    beta = _beta(beta, stage, background, unlabelled)
+    offset = beta - mean if use_mean else torch.full_like(mean, beta)
     shift = torch.where(usable, offset / sigma, 0.0)
     return AffineCalibration(1 / sigma, shift, background=background, name="logn")
 
@@ -143,7 +148,9 @@ def tau_norm(
     return AffineCalibration(scale, shift, background=background, name="tau_norm")
 
 
-def _beta(rule: str | float, stage: StageStatistics, background: Background) -> float:
+def _beta(
+    rule: str | float, stage: StageStatistics, background: Background, unlabelled: Tensor | None
+) -> float:
     """beta of Eq. 2 by its rule; 0 for none."""
     if isinstance(rule, (int, float)) and not isinstance(rule, bool):
         return float(rule)
@@ -151,7 +158,10 @@ def _beta(rule: str | float, stage: StageStatistics, background: Background) -> 
     if rule not in rules:
         raise UserError(f"beta is {rule!r}, expected one of {', '.join(rules)}, or a number.")
     foreground = foreground_columns(background)
-    mean = stage.mean.double()[foreground][stage.usable[foreground]]
+    counts = stage.usable[foreground]
+    if unlabelled is not None:
+        counts = counts & ~unlabelled
+    mean = stage.mean.double()[foreground][counts]
     if rule == "none" or background == "none" or len(mean) == 0:
         return 0.0
     if rule == "background":

@@ -17,7 +17,6 @@ from ..errors import UserError
 
 __all__ = [
     "NUM_GROUPS",
-    "EmaLogitMoments",
     "LogitMoments",
     "NonFiniteLogitsError",
     "jackknife_error",
@@ -27,7 +26,7 @@ __all__ = [
 # 1 / sqrt(2 * 19), 16 %; more groups would tell it better and make larger files.
 NUM_GROUPS = 20
 
-_Moments = tuple[Tensor, Tensor, Tensor]
+Moments = tuple[Tensor, Tensor, Tensor]
 """Weight, mean, and sum of squared deviations."""
 
 
@@ -86,7 +85,7 @@ class LogitMoments:
     @property
     def var(self) -> Tensor:
         """(C,) float64, unbiased variance of all logits pooled; 0 where fewer than two are."""
-        return _variance(self.sum_square, self.weight)
+        return variance(self.sum_square, self.weight)
 
     @property
     def std_error(self) -> Tensor:
@@ -105,15 +104,9 @@ class LogitMoments:
             tuple[Tensor, Tensor, Tensor]: (G, C) float64 each: the group's share of the weight, and
             mean and variance without the group. NaN where the state is of an early release.
         """
-        left = self.weight - self.group_weight
-        divisor = torch.where(left > 0, left, 1.0)
-        difference = (self.group_mean - self.mean) * (self.group_weight / divisor)
-        mean = self.mean - difference
-        # The inverse of `_combined`; rounding may leave a little below zero.
-        between = (self.group_mean - mean) * (self.group_mean - self.mean) * self.group_weight
-        square = (self.sum_square - self.group_sum_square - between).clamp(min=0)
+        left, mean, square = separated(self._totals(), self._groups())
         total = torch.where(self.weight > 0, self.weight, 1.0)
-        return self.group_weight / total, mean, _variance(square, left)
+        return self.group_weight / total, mean, variance(square, left)
 
     @torch.no_grad()
     def update(
@@ -138,7 +131,7 @@ class LogitMoments:
             ValueError: another number of columns, a mask of another shape, or a weight that is not
                 above 0.
         """
-        _check_columns(logits, self.num_columns)
+        check_columns(logits, self.num_columns)
         if mask is not None and mask.shape != logits.shape:
             raise UserError(
                 f"Expected a mask of the logits' shape {tuple(logits.shape)}, found "
@@ -148,22 +141,22 @@ class LogitMoments:
             raise UserError(f"The weight of an image is {weight}, expected a number above 0.")
         if len(logits) == 0:
             return
-        count, mean, sum_square = _batch_moments(
+        count, mean, sum_square = batch_moments(
             logits.to(self.mean.device, torch.float64),
             None if mask is None else mask.to(self.mean.device),
         )
-        _check_finite(mean)
+        check_finite(mean)
         added = (count * float(weight), mean, sum_square * float(weight))
-        group = _group_of(logits[0].double().cpu().numpy().tobytes() if image is None else image)
-        self.weight, self.mean, self.sum_square = _combined(self._totals(), added)
-        for rows, row in zip(self._groups(), _combined(self._groups(group), added), strict=True):
+        group = image_group(image, logits)
+        self.weight, self.mean, self.sum_square = combined(self._totals(), added)
+        for rows, row in zip(self._groups(), combined(self._groups(group), added), strict=True):
             rows[group] = row
         self.count = self.count + count
 
-    def _totals(self) -> _Moments:
+    def _totals(self) -> Moments:
         return self.weight, self.mean, self.sum_square
 
-    def _groups(self, group: int | slice = slice(None)) -> _Moments:
+    def _groups(self, group: int | slice = slice(None)) -> Moments:
         return self.group_weight[group], self.group_mean[group], self.group_sum_square[group]
 
     def merge(self, other: LogitMoments) -> LogitMoments:
@@ -178,8 +171,8 @@ class LogitMoments:
                 f"{self.num_columns}. Merge only files of the same head."
             )
         other = other.to(self.mean.device)
-        self.weight, self.mean, self.sum_square = _combined(self._totals(), other._totals())
-        merged = _combined(self._groups(), other._groups())
+        self.weight, self.mean, self.sum_square = combined(self._totals(), other._totals())
+        merged = combined(self._groups(), other._groups())
         self.group_weight, self.group_mean, self.group_sum_square = merged
         self.count = self.count + other.count
         return self
@@ -265,108 +258,8 @@ def jackknife_error(replicates: Tensor, whole: Tensor, share: Tensor) -> Tensor:
     return torch.where(share.isnan().any(dim=0), torch.nan, error)
 
 
-class EmaLogitMoments:
-    """Moving-average mean and variance, as the released LogN code gathers them.
-
-    The released code puts a ``BatchNorm1d(affine=False)`` behind the classifier, in training mode:
-    the averages start at mean 0 and variance 1, and each batch of two or more RoIs moves them by
-
-        mean <- (1 - m) mean + m * batch mean,    var <- (1 - m) var + m * unbiased batch variance.
-
-    After T batches a share (1 - m)^T of the start value is still in them, and the variance
-    *between* images is missing. :meth:`debiased` removes the first. Use :class:`LogitMoments`
-    unless the published numbers are to be reproduced.
-
-    Args:
-        num_columns (int): C.
-        momentum (float): m in (0, 1]; 5e-5 in the released fine-tuning configs.
-        device (torch.device or str): where the state lives.
-
-    Raises:
-        ValueError: a momentum outside (0, 1].
-
-    Example:
-        >>> moments = EmaLogitMoments(num_columns=1, momentum=0.5)
-        >>> moments.update(torch.tensor([[1.0], [3.0]]))
-        >>> moments.mean.tolist(), moments.var.tolist()
-        ([1.0], [1.5])
-        >>> [moment.tolist() for moment in moments.debiased()]
-        [[2.0], [2.0]]
-    """
-
-    _STATE = ("mean", "var", "steps", "count")
-
-    def __init__(
-        self, num_columns: int, momentum: float = 5e-5, device: torch.device | str = "cpu"
-    ) -> None:
-        if not 0 < momentum <= 1:
-            raise UserError(
-                f"The momentum is {momentum}, expected a value in (0, 1]; the released configs "
-                "have 5e-5 (MODEL.LOGN.COLLECT.MOMENTUM)."
-            )
-        self.momentum = momentum
-        self.mean = torch.zeros(num_columns, dtype=torch.float64, device=device)
-        self.var = torch.ones(num_columns, dtype=torch.float64, device=device)
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
-        self.count = torch.zeros(num_columns, dtype=torch.int64, device=device)
-
-    @property
-    def num_columns(self) -> int:
-        """C."""
-        return len(self.mean)
-
-    @torch.no_grad()
-    def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
-        """Moves the averages by one batch; batches of fewer than two RoIs are left out.
-
-        Args:
-            logits (Tensor): (R, C).
-            mask: must be None: a moving average has no meaning where columns see different RoIs.
-
-        Raises:
-            NonFiniteLogitsError: NaN or infinite logits; nothing changes.
-            ValueError: another number of columns, or a mask.
-        """
-        _check_columns(logits, self.num_columns)
-        if mask is not None:
-            raise UserError("Moving averages take every RoI: use the exact estimator with a mask.")
-        if len(logits) < 2:
-            return
-        _, mean, sum_square = _batch_moments(logits.to(self.mean.device, torch.float64))
-        _check_finite(mean)
-        var = sum_square / (len(logits) - 1)
-        self.mean = self.mean + self.momentum * (mean - self.mean)
-        self.var = self.var + self.momentum * (var - self.var)
-        self.steps = self.steps + 1
-        self.count = self.count + len(logits)
-
-    def debiased(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance, each (C,), without the share of the start values 0 and 1.
-
-        Raises:
-            ValueError: no batch has been seen.
-        """
-        if self.steps == 0:
-            raise UserError("No batch was seen, so there is nothing to correct.")
-        left = (1 - self.momentum) ** int(self.steps)
-        # A class whose logit never varies may come out below 0 by rounding.
-        return self.mean / (1 - left), ((self.var - left) / (1 - left)).clamp(min=0)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole state but the momentum, a copy."""
-        return {name: getattr(self, name).clone() for name in self._STATE}
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], momentum: float) -> EmaLogitMoments:
-        """The object that :meth:`state_dict` came from."""
-        moments = cls(len(state["mean"]), momentum, state["mean"].device)
-        for name in cls._STATE:
-            setattr(moments, name, state[name].clone())
-        return moments
-
-
-def _combined(a: _Moments, b: _Moments) -> _Moments:
-    """Moments of two sets of RoIs together."""
+def combined(a: Moments, b: Moments) -> Moments:
+    """Moments of two sets of RoIs together; see `separated`."""
     (weight, mean, square), (added, other_mean, other_square) = a, b
     total = weight + added
     share = added / torch.where(total == 0, 1.0, total)  # keeps the NaN of unknown groups
@@ -374,17 +267,35 @@ def _combined(a: _Moments, b: _Moments) -> _Moments:
     return total, mean + delta * share, square + other_square + delta**2 * (weight * share)
 
 
-def _variance(sum_square: Tensor, weight: Tensor) -> Tensor:
+def separated(whole: Moments, part: Moments) -> Moments:
+    """Moments of a set of RoIs without some of its RoIs: the inverse of `combined`."""
+    (weight, mean, square), (taken, part_mean, part_square) = whole, part
+    left = weight - taken
+    rest = mean - (part_mean - mean) * (taken / torch.where(left > 0, left, 1.0))
+    # Rounding may leave a little below zero.
+    between = (part_mean - rest) * (part_mean - mean) * taken
+    return left, rest, (square - part_square - between).clamp(min=0)
+
+
+def variance(sum_square: Tensor, weight: Tensor) -> Tensor:
+    """Unbiased variance of weighted copies; 0 where fewer than two are."""
     return sum_square / (weight - 1).clamp(min=1)
 
 
-def _group_of(image: Hashable) -> int:
-    """The group of an image: the same in every pass, process and release."""
+def image_group(image: Hashable | None, logits: Tensor) -> int:
+    """The group of an image: the same in every pass, process and release.
+
+    Args:
+        image (Hashable): its id; None where it has none.
+        logits (Tensor): (R, C) of its RoIs, R > 0; the first decides for an image without an id.
+    """
+    if image is None:
+        image = logits[0].double().cpu().numpy().tobytes()
     name = image if isinstance(image, bytes) else str(image).encode()
     return zlib.crc32(name) % NUM_GROUPS
 
 
-def _batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and sum of squared deviations of each column, about the batch's own mean.
 
     Two plain passes: as exact as `torch.var_mean` and ten times as fast along this dimension.
@@ -405,7 +316,7 @@ def _batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, 
     return count, mean, torch.where(mask, logits - mean, 0.0).square_().sum(dim=0)
 
 
-def _check_columns(logits: Tensor, num_columns: int) -> None:
+def check_columns(logits: Tensor, num_columns: int) -> None:
     if logits.dim() != 2 or logits.shape[1] != num_columns:
         raise UserError(
             f"Expected logits of shape (R, {num_columns}), found {tuple(logits.shape)}. "
@@ -413,7 +324,7 @@ def _check_columns(logits: Tensor, num_columns: int) -> None:
         )
 
 
-def _check_finite(mean: Tensor) -> None:
+def check_finite(mean: Tensor) -> None:
     """A mean is finite only if every summand is, which saves a pass over the logits."""
     bad = (~mean.isfinite()).nonzero().flatten().tolist()
     if bad:

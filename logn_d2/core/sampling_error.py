@@ -69,7 +69,7 @@ def sampling_error(
             "Moving averages have no standard error. Collect with the exact estimator "
             "(MODEL.LOGN.COLLECT.ESTIMATOR exact)."
         )
-    shares, means, variances = stage.moments.leave_one_out()
+    shares = stage.moments.leave_one_out()[0]
     if shares.isnan().any():
         raise StatisticsError(
             "These statistics lack the groups of images that errors follow from: an older logn_d2 "
@@ -79,11 +79,7 @@ def sampling_error(
     std = stage.var.sqrt()
     logits = torch.stack([stage.mean + d * std for d in DEVIATIONS])
     replicates = torch.stack([
-        calibration(
-            StageStatistics(mean, var, (stage.count * (1 - share)).round().long()),
-            background=background,
-        ).double()(logits)
-        for share, mean, var in zip(shares, means, variances, strict=True)
+        calibration(left, background=background).double()(logits) for left in stage.leave_one_out()
     ])  # fmt: skip
     whole = calibration(stage, background=background).double()(logits)
     return jackknife_error(replicates, whole, shares).amax(dim=0)[columns]

@@ -5,13 +5,15 @@ Shapes: C logit columns (K foreground classes and the background, if there is on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .moments import LogitMoments
+from .moments import LogitMoments, separated, variance
+from .posterior_moments import PosteriorMoments
 
 __all__ = ["MIN_VARIANCE", "StageStatistics", "StatisticsError"]
 
@@ -33,6 +35,8 @@ class StageStatistics:
         count (Tensor): (C,) int64, logits behind each column.
         moments (LogitMoments): the exact state, mergeable; None for moving averages.
         fingerprint (Tensor): (C,) float64 of `classifier_fingerprint`; None if unknown.
+        posteriors (PosteriorMoments): of the same RoIs, where every RoI counts for every column;
+            None for moving averages, and in files of releases that did not gather them.
 
     Raises:
         StatisticsError: tensors of different shapes, or values that no logits can have.
@@ -51,6 +55,7 @@ class StageStatistics:
     count: Tensor
     moments: LogitMoments | None = None
     fingerprint: Tensor | None = None
+    posteriors: PosteriorMoments | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(t.shape) for t in (self.mean, self.var, self.count)}
@@ -67,14 +72,23 @@ class StageStatistics:
                 )
         if (self.var < 0).any() or (self.count < 0).any():
             raise StatisticsError("A variance or count is negative; collect the statistics again.")
+        if self.posteriors is not None and self.posteriors.num_columns != len(self.mean):
+            raise StatisticsError(
+                f"There are posteriors of {self.posteriors.num_columns} columns beside logits of "
+                f"{len(self.mean)}; collect the statistics again."
+            )
 
     @classmethod
     def from_moments(
-        cls, moments: LogitMoments, fingerprint: Tensor | None = None
+        cls,
+        moments: LogitMoments,
+        fingerprint: Tensor | None = None,
+        posteriors: PosteriorMoments | None = None,
     ) -> StageStatistics:
         """Statistics of an exact pass so far, on the CPU; a later update does not change them."""
         moments = LogitMoments.from_state_dict(moments.state_dict()).to("cpu")
-        return cls(moments.mean, moments.var, moments.count, moments, fingerprint)
+        posteriors = None if posteriors is None else posteriors.to("cpu")
+        return cls(moments.mean, moments.var, moments.count, moments, fingerprint, posteriors)
 
     @property
     def std(self) -> Tensor:
@@ -86,11 +100,81 @@ class StageStatistics:
         """(C,) bool: seen at least twice, with different logits. LogN leaves other columns raw."""
         return (self.count >= 2) & (self.var > MIN_VARIANCE)
 
+    def mean_posterior(self, source: str = "all") -> Tensor:
+        """(C,) float64, mean posterior over "all" RoIs, or over each column's "negatives".
+
+        Raises:
+            StatisticsError: the pass did not gather it; what to do.
+        """
+        return self._gathered(labels=source == "negatives").mean(source)
+
+    def label_weight(self) -> Tensor:
+        """(C,) float64, RoIs of each column's class; repetitions by training count.
+
+        Raises:
+            StatisticsError: the pass did not gather it; what to do.
+        """
+        return self._gathered(labels=True).own_weight.sum(dim=0)
+
+    def negatives(self) -> StageStatistics:
+        """Statistics of the logits of each column's negatives: RoIs of any other class.
+
+        They never meet an object that training has learnt by heart as one of the column's class.
+
+        Raises:
+            StatisticsError: the pass did not gather what they need; what to do.
+        """
+        posteriors = self._gathered(labels=True)
+        total = posteriors.roi_weight.sum()
+        whole = (total.expand_as(self.var), self.mean, self.var * (total - 1).clamp(min=1))
+        weight, mean, square = separated(whole, posteriors.own())
+        count = (self.count - posteriors.label_count).clamp(min=0)
+        var = torch.where(count > 1, variance(square, weight), 0.0)
+        return StageStatistics(
+            torch.where(count > 0, mean, 0.0), var, count, fingerprint=self.fingerprint
+        )
+
+    def leave_one_out(self) -> Iterator[StageStatistics]:
+        """These exact statistics without one of the groups of images, for each group."""
+        for group, (share, mean, var) in enumerate(zip(*self.moments.leave_one_out(), strict=True)):
+            count = (self.count * (1 - share)).round().long()
+            posteriors = self.posteriors and self.posteriors.without_group(group)
+            yield StageStatistics(mean, var, count, posteriors=posteriors)
+
+    def merge(self, other: StageStatistics) -> StageStatistics:
+        """Exact statistics of both passes; posteriors are lost where one has none."""
+        posteriors = None
+        if self.posteriors is not None and other.posteriors is not None:
+            posteriors = self.posteriors.to("cpu").merge(other.posteriors)
+        return self.from_moments(
+            LogitMoments.merged([self.moments, other.moments]),
+            other.fingerprint if self.fingerprint is None else self.fingerprint,
+            posteriors,
+        )
+
+    def _gathered(self, *, labels: bool) -> PosteriorMoments:
+        """The posteriors, with labels if these are needed."""
+        again = "Collect them again: train_net.py --config-file CONFIG --collect-stats PATH"
+        if self.posteriors is None:
+            raise StatisticsError(
+                "This calibration needs mean posteriors, which these statistics lack: they are of "
+                "an older logn_d2, moving averages, or of positives alone. "
+                f"{again}, with the exact estimator and the population sampled."
+            )
+        if labels and not self.posteriors.labelled:
+            raise StatisticsError(
+                "This calibration needs the classes that RoIs are matched to, which statistics of "
+                f"proposals lack. {again}, with the population sampled."
+            )
+        return self.posteriors
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Everything, as tensors for a file, named ``{prefix}.mean`` and so on."""
         named = {"mean": self.mean, "var": self.var, "count": self.count}
         if self.moments is not None:
             named.update(self.moments.state_dict())
+        if self.posteriors is not None:
+            named.update(self.posteriors.state_dict())
         if self.fingerprint is not None:
             named["fingerprint"] = self.fingerprint
         # Copies: a file may not hold one tensor under two names, and stages may share theirs.
@@ -109,10 +193,13 @@ class StageStatistics:
         start = f"{prefix}."
         named = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
         moments = LogitMoments.from_state_dict(named) if "sum_square" in named else None
+        has_posteriors = any(name in named for name in PosteriorMoments.NAMES)
+        posteriors = PosteriorMoments.from_state_dict(named) if has_posteriors else None
         return cls(
             named["mean"].double(),
             named["var"].double(),
             named["count"].long(),
             moments,
             named.get("fingerprint"),
+            posteriors,
         )

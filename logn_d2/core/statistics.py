@@ -2,8 +2,8 @@
 
 The file is a safetensors file: no pickle, readable without this package. For each cascade stage i
 (one stage for other heads) it holds ``stage{i}.mean``, ``stage{i}.var``, ``stage{i}.count``; for
-exact statistics the state of `LogitMoments` besides, so that files merge; and
-``stage{i}.fingerprint`` of the classifier. Its metadata are JSON strings: the other fields of
+exact statistics the states of `LogitMoments` and `PosteriorMoments` besides, so that files merge;
+and ``stage{i}.fingerprint`` of the classifier. Its metadata are JSON strings: the other fields of
 `LogitStatistics`.
 
 Shapes: S stages, C logit columns (K foreground classes and the background, if there is one).
@@ -11,32 +11,24 @@ Shapes: S stages, C logit columns (K foreground classes and the background, if t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import MissingFileError
 from .affine import Background, foreground_columns
-from .files import atomic_write
 from .fingerprint import fingerprint_differences
-from .moments import LogitMoments
 from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
+from .statistics_file import read_file, shortened, write_file
 
 __all__ = ["LogitStatistics"]
-
-FORMAT = "logn_d2 statistics"
-VERSION = 2
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +51,9 @@ class LogitStatistics:
         augmented (bool): whether training augmentation was on.
         autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None
             where an older file does not say.
+        activation (str): what posteriors are: "softmax" or "sigmoid" of the logits; None where an
+            older file has none.
+        complete (bool): whether every training image was seen; None where that is not known.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
         stop_at (float): the sampling error at which the pass was to end; 0 for never.
@@ -90,6 +85,8 @@ class LogitStatistics:
     sampler: str = "TrainingSampler"
     augmented: bool = False
     autocast: str | None = None
+    activation: str | None = None
+    complete: bool | None = None
     num_images: int = 0
     num_rois: int = 0
     stop_at: float = 0.0
@@ -126,7 +123,17 @@ class LogitStatistics:
     def with_reached(self) -> LogitStatistics:
         """These statistics, with `reached` as the sampling error says."""
         reached = self.sampling_error() <= self.stop_at if self.stop_at > 0 else None
-        return replace(self, reached=reached)
+        return replace(self, reached=reached, complete=self.complete and not reached)
+
+    def unlabelled(self, stage: int = 0) -> Tensor | None:
+        """(K,) bool, the classes that no training RoI of this stage is matched to.
+
+        None where that is not known: the pass gathered no labels, or did not see all images.
+        """
+        posteriors = self.stages[stage].posteriors
+        if not self.complete or posteriors is None or not posteriors.labelled:
+            return None
+        return posteriors.label_count[foreground_columns(self.background)] == 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file; one that was there before stays whole if this fails.
@@ -138,11 +145,7 @@ class LogitStatistics:
         for index, stage in enumerate(self.stages):
             tensors.update(stage.tensors(f"stage{index}"))
         fields = {name: getattr(self, name) for name in _METADATA}
-        fields.update(format=FORMAT, version=VERSION, num_stages=len(self.stages))
-        metadata = {name: json.dumps(value) for name, value in fields.items()}
-        metadata[_CHECKSUM] = json.dumps(_checksum(tensors, metadata))
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        write_file(path, tensors, {**fields, "num_stages": len(self.stages)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LogitStatistics:
@@ -158,7 +161,7 @@ class LogitStatistics:
                 f"There is no statistics file at '{path}'. Make one with: train_net.py "
                 "--config-file CONFIG --collect-stats PATH MODEL.WEIGHTS WEIGHTS"
             )
-        tensors, metadata = _read(path)
+        tensors, metadata = read_file(path)
         try:
             stages = tuple(
                 StageStatistics.from_tensors(tensors, f"stage{index}")
@@ -233,6 +236,20 @@ class LogitStatistics:
         for index, (stage, found) in enumerate(zip(self.stages, fingerprints)):
             _check_fingerprint(index, stage.fingerprint, found)
         self._check_usable(source)
+        self._tell_unlabelled(source)
+
+    def _tell_unlabelled(self, source: str) -> None:
+        found = [self.unlabelled(index) for index in range(len(self.stages))]
+        known = [each for each in found if each is not None]
+        if not known or getattr(self, "_told_unlabelled", False):
+            return
+        object.__setattr__(self, "_told_unlabelled", True)
+        classes = torch.stack(known).any(dim=0).nonzero().flatten().tolist()
+        if classes:
+            logger.warning(
+                f"{len(classes)} of {self.num_classes} classes have no RoI in {source}, the first "
+                f"is {self.class_names[classes[0]]!r}: they have no say in LogN's beta."
+            )
 
     def _check_usable(self, source: str) -> None:
         unusable = self.unusable_classes()
@@ -258,8 +275,8 @@ class LogitStatistics:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and not (name in _ADDED_LATER and None in (mine, theirs)):
                 raise StatisticsError(
-                    f"Passes with different {name} can't be merged: {_short(mine)} and "
-                    f"{_short(theirs)}."
+                    f"Passes with different {name} can't be merged: {shortened(mine)} and "
+                    f"{shortened(theirs)}."
                 )
         if len(self.stages) != len(other.stages):
             raise StatisticsError(
@@ -273,17 +290,12 @@ class LogitStatistics:
                 "Moving averages depend on the order of images and can't be merged. Collect with "
                 "the exact estimator (MODEL.LOGN.COLLECT.ESTIMATOR exact)."
             )
-        stages = tuple(
-            StageStatistics.from_moments(
-                LogitMoments.merged([a.moments, b.moments]),
-                b.fingerprint if a.fingerprint is None else a.fingerprint,
-            )
-            for a, b in pairs
-        )
         return replace(
             self,
-            stages=stages,
+            stages=tuple(mine.merge(theirs) for mine, theirs in pairs),
             autocast=other.autocast if self.autocast is None else self.autocast,
+            activation=other.activation if self.activation is None else self.activation,
+            complete=self.complete and other.complete,
             datasets=tuple(dict.fromkeys((*self.datasets, *other.datasets))),
             num_images=self.num_images + other.num_images,
             num_rois=self.num_rois + other.num_rois,
@@ -292,70 +304,14 @@ class LogitStatistics:
 
 _METADATA = (
     "class_names", "background", "datasets", "population", "estimator", "momentum", "sampler",
-    "augmented", "autocast", "num_images", "num_rois", "stop_at", "reached", "provenance",
+    "augmented", "autocast", "activation", "complete", "num_images", "num_rois", "stop_at",
+    "reached", "provenance",
 )  # fmt: skip
-_ADDED_LATER = ("stop_at", "reached", "autocast")
+_ADDED_LATER = ("stop_at", "reached", "autocast", "activation", "complete")
 _SAME_WHEN_MERGED = (
     "class_names", "background", "population", "estimator", "sampler", "augmented", "autocast",
-    "stop_at",
+    "activation", "stop_at",
 )  # fmt: skip
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a statistics file of a known version."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise StatisticsError(
-            f"'{path}' is not a whole statistics file ({error}). It was truncated, or is something "
-            "else; collect the statistics again or give the path that --collect-stats wrote."
-        ) from None
-    if metadata.get("format") != json.dumps(FORMAT):
-        raise StatisticsError(
-            f"'{path}' is a safetensors file but not a statistics file of logn_d2 (format: "
-            f"{metadata.get('format')!r}). Give the path that --collect-stats wrote."
-        )
-    try:
-        decoded = {name: json.loads(value) for name, value in metadata.items()}
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise StatisticsError(f"The metadata of '{path}' are damaged ({error}).") from None
-    version = decoded.get("version", 0)
-    if not isinstance(version, int):
-        raise StatisticsError(f"'{path}' has the format version {version!r}, expected a number.")
-    if version > VERSION:
-        raise StatisticsError(
-            f"'{path}' has format version {decoded['version']}, this logn_d2 reads up to "
-            f"{VERSION}. Update logn_d2."
-        )
-    if decoded.get("logits", "raw") != "raw":
-        raise StatisticsError(
-            f"'{path}' holds statistics of logits that are not raw ({_short(decoded['logits'])}). "
-            "Collect them again from this model's own logits."
-        )
-    written = decoded.pop(_CHECKSUM, None)  # older files have none
-    metadata.pop(_CHECKSUM, None)
-    if written is not None and written != _checksum(tensors, metadata):
-        raise StatisticsError(
-            f"'{path}' is not what was written: its checksum differs. Copy it again, or collect "
-            "the statistics again."
-        )
-    return tensors, decoded
-
-
-_CHECKSUM = "sha256"
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of all tensors and metadata: a flipped bit in a mean is a number like any other."""
-    digest = hashlib.sha256()
-    for name, value in sorted(metadata.items()):
-        digest.update(f"{name}={value};".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_class_names(model: Sequence[str], statistics: Sequence[str], source: str) -> None:
@@ -382,11 +338,6 @@ def _check_fingerprint(index: int, expected: Tensor | None, found: Tensor | None
             f"differs in {int(differs.sum())} of {len(expected)} columns. Load the weights that "
             "they were collected with, or collect them again with these (--collect-stats)."
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _listed(names: Sequence[str], limit: int = 10) -> str:

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import ClassCounts, LogitStatistics, StatisticsError
+from ..core.statistics_file import VERSION
 from ..data import class_counts
 from ..evaluation import collect_from_config
 from ..evaluation.resume import deciding_settings, weights_digest
@@ -94,8 +95,8 @@ def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> 
     then fall below thresholds that are meant for the other classes.
     """
     for number, stage in enumerate(statistics.stages):
-        if len(stage.mean) < len(counts.image_count):
-            continue
+        if len(stage.mean) < len(counts.image_count) or statistics.unlabelled(number) is not None:
+            continue  # what no RoI is matched to has no say in beta, where that is known
         lowest = int(stage.mean[: len(counts.image_count)].argmin())
         if counts.image_count[lowest] == 0:
             logger.warning(
@@ -125,6 +126,7 @@ def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
     content = {
         **deciding_settings(cfg, collects=True),
         "weights": weights_digest(model),
+        "format": VERSION,
         "data": [cfg.DATASETS.TRAIN, files],
     }
     text = json.dumps(content, sort_keys=True, default=str)

@@ -49,6 +49,7 @@ def collect_statistics(
     seed: int = 0,
     sampler: str = "TrainingSampler",
     augmented: bool = False,
+    complete: bool | None = None,
     stop_at: float = 0.0,
     stop_period: int = 100,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -78,6 +79,8 @@ def collect_statistics(
         seed (int): of the sampling of RoIs.
         sampler (str): how the loader repeats images, for the record.
         augmented (bool): whether the loader augments, for the record.
+        complete (bool): whether the loader gives every training image. Classes that no RoI is
+            matched to then have no say in LogN's beta. None where that is not known.
         stop_at (float): end as soon as the standard error of the calibrated logits, which the
             statistics cause, is at most this in every class and stage (see `sampling_error`:
             for raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of
@@ -116,6 +119,7 @@ def collect_statistics(
         momentum=None if estimator == "exact" else momentum,
         sampler=sampler,
         augmented=augmented,
+        complete=complete,
         stop_at=stop_at,
         provenance={**_versions(), "seed": seed, **(provenance or {})},
     )
@@ -167,6 +171,7 @@ def collect_from_config(
         momentum=None if collect.ESTIMATOR == "exact" else collect.MOMENTUM,
         sampler=described_sampler(cfg) if collect.REPEAT else "TrainingSampler",
         augmented=collect.AUGMENT,
+        complete=not 0 < collect.MAX_IMAGES < len(dataset),
         stop_at=collect.STOP_AT,
         provenance={
             **_versions(),

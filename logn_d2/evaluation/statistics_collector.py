@@ -22,10 +22,11 @@ from ..core import (
     LogitMoments,
     LogitStatistics,
     NonFiniteLogitsError,
+    PosteriorMoments,
     StageStatistics,
 )
 from ..errors import UserError
-from ..modeling.box_predictors import predictor_fingerprint
+from ..modeling.box_predictors import has_sigmoid_scores, predictor_fingerprint
 from .partial_statistics import PartialStatistics
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets everything but what a partial file had."""
         self._moments: list[LogitMoments | EmaLogitMoments] = []
+        self._posteriors: list[PosteriorMoments | None] = []
         self._fingerprints: list[Tensor | None] = []
         self.num_images = self.num_rois = self.num_batches = self._images_on_disk = 0
         if self._saved is not None:
@@ -97,8 +99,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
         if not self._moments:
             self._start(outputs)
         for image, stages in zip(inputs, images, strict=True):
-            for index, (logits, mask) in enumerate(stages):
-                self._update(index, logits, mask, image)
+            for index, (logits, mask, labels) in enumerate(stages):
+                self._update(index, logits, mask, labels, image)
             self.num_images += 1
             self.num_rois += len(stages[0][0])
         self.num_batches += 1
@@ -154,7 +156,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
             )
         names = names or tuple(map(str, range(num_columns - 1)))
         autocast = _autocast(logits.device.type)
-        self._description = replace(description, class_names=names, autocast=autocast)
+        sigmoid = has_sigmoid_scores(outputs.stages[0].predictor)
+        self._description = replace(
+            description,
+            class_names=names,
+            autocast=autocast,
+            activation="sigmoid" if sigmoid else "softmax",
+        )
         # Apple's devices have no float64.
         device = torch.device("cpu") if logits.device.type == "mps" else logits.device
         for stage in outputs.stages:
@@ -162,32 +170,43 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 self._moments.append(LogitMoments(num_columns, device))
             else:
                 self._moments.append(EmaLogitMoments(num_columns, description.momentum, device))
+            gathers = description.estimator == "exact" and description.population != "positives"
+            self._posteriors.append(PosteriorMoments(num_columns, device) if gathers else None)
             self._fingerprints.append(predictor_fingerprint(stage.predictor))
 
-    def _per_image(self, stage: RecordedStage) -> list[tuple[Tensor, Tensor | None]]:
-        """Each image's logits of the population, and a mask where the population needs one."""
+    def _per_image(self, stage: RecordedStage) -> list[_OfImage]:
+        """Each image's RoIs of the population."""
         population = self._description.population
         lengths = [len(proposals) for proposals in stage.proposals]
         logits = stage.logits.split(lengths)
-        if population in ("sampled", "proposals"):
-            return [(of_image, None) for of_image in logits]
-        labels = [proposals.gt_classes for proposals in stage.proposals]
+        if population == "proposals":  # not matched
+            return [(of_image, None, None) for of_image in logits]
+        labels = [getattr(proposals, "gt_classes", None) for proposals in stage.proposals]
         return [_select(population, *pair) for pair in zip(logits, labels, strict=True)]
 
     def _update(
-        self, stage: int, logits: Tensor, mask: Tensor | None, image: Mapping[str, Any]
+        self,
+        stage: int,
+        logits: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        image: Mapping[str, Any],
     ) -> None:
-        moments = self._moments[stage]
+        moments, posteriors = self._moments[stage], self._posteriors[stage]
         try:
-            if isinstance(moments, LogitMoments):
-                moments.update(
-                    logits,
-                    mask,
-                    weight=image.get("statistics_weight", 1.0),
-                    image=image.get("image_id", image.get("file_name")),
-                )
-            else:
+            if not isinstance(moments, LogitMoments):
                 moments.update(logits, mask)
+                return
+            of_image = {
+                "weight": image.get("statistics_weight", 1.0),
+                "image": image.get("image_id", image.get("file_name")),
+            }
+            logits = logits.to(moments.mean.device, torch.float64)  # once for both
+            moments.update(logits, mask, **of_image)
+            if posteriors is not None:
+                sigmoid = self._description.activation == "sigmoid"
+                scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+                posteriors.update(logits, scores, labels, **of_image)
         except NonFiniteLogitsError as error:
             name = image.get("file_name", f"image {image.get('image_id')}")
             raise NonFiniteLogitsError(
@@ -199,8 +218,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
     def _statistics(self, partial: bool = False) -> LogitStatistics:
         """What this process has seen; ``partial`` for a file to go on from."""
         stages = [
-            self._stage_statistics(*pair, raw=partial)
-            for pair in zip(self._moments, self._fingerprints, strict=True)
+            self._stage_statistics(*each, raw=partial)
+            for each in zip(self._moments, self._posteriors, self._fingerprints, strict=True)
         ]
         provenance = dict(self._description.provenance)
         if partial:
@@ -215,10 +234,14 @@ class LogitStatisticsCollector(DatasetEvaluator):
         )
 
     def _stage_statistics(
-        self, moments: LogitMoments | EmaLogitMoments, fingerprint: Tensor | None, raw: bool
+        self,
+        moments: LogitMoments | EmaLogitMoments,
+        posteriors: PosteriorMoments | None,
+        fingerprint: Tensor | None,
+        raw: bool,
     ) -> StageStatistics:
         if isinstance(moments, LogitMoments):
-            return StageStatistics.from_moments(moments.to("cpu"), fingerprint)
+            return StageStatistics.from_moments(moments.to("cpu"), fingerprint, posteriors)
         mean, var = moments.mean, moments.var
         if self._description.estimator == "ema_debiased" and not raw and moments.steps > 0:
             mean, var = moments.debiased()
@@ -226,11 +249,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
     def _restore(self, saved: LogitStatistics) -> None:
         """The inverse of ``_statistics(partial=True)``."""
+        known = ("class_names", "autocast", "activation")
         self._description = replace(
-            self._description, class_names=saved.class_names, autocast=saved.autocast
+            self._description, **{name: getattr(saved, name) for name in known}
         )
         for index, stage in enumerate(saved.stages):
             self._fingerprints.append(stage.fingerprint)
+            self._posteriors.append(stage.posteriors and stage.posteriors.to("cpu"))  # a copy
             if stage.moments is not None:
                 self._moments.append(LogitMoments.merged([stage.moments]))  # a copy
                 continue
@@ -242,18 +267,26 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self.num_batches = saved.provenance["batches"]
 
 
-def _select(population: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """One image's part of a population that depends on the classes that RoIs are matched to.
+_OfImage = tuple[Tensor, "Tensor | None", "Tensor | None"]
+"""Logits (R, C); (R, C) which of them count, None for all; (R,) labels, None if not known."""
+
+
+def _select(population: str, logits: Tensor, labels: Tensor | None) -> _OfImage:
+    """One image's part of a population of matched RoIs.
 
     Args:
-        population (str): "foreground" or "positives".
+        population (str): "sampled", "foreground" or "positives".
         logits (Tensor): (R, C).
         labels (Tensor): (R,) in [0, K], K for background, negative for RoIs to be left out.
     """
+    if population == "sampled":
+        return logits, None, labels
     background = logits.shape[1] - 1
     if population == "foreground":
-        return logits[(labels >= 0) & (labels < background)], None
-    return logits, labels[:, None] == torch.arange(background + 1, device=labels.device)
+        chosen = (labels >= 0) & (labels < background)
+        return logits[chosen], None, labels[chosen]
+    mask = labels[:, None] == torch.arange(background + 1, device=labels.device)
+    return logits, mask, labels
 
 
 def _autocast(device_type: str) -> str | None:

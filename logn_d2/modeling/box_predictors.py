@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import ClassificationLoss, classifier_fingerprint
+from ..core.losses import SigmoidLoss
 from ..errors import UserError
 from .cosine import CosineLinear
 
@@ -22,6 +23,7 @@ __all__ = [
     "classifier_parameters",
     "classifier_reader",
     "find_box_predictors",
+    "has_sigmoid_scores",
     "num_classes_of",
     "predictor_fingerprint",
     "unwrapped",
@@ -90,6 +92,17 @@ def num_classes_of(predictor: nn.Module) -> int | None:
         return num_classes
     weight = getattr(getattr(predictor, "cls_score", None), "weight", None)
     return len(weight) - 1 if isinstance(weight, Tensor) else None
+
+
+def has_sigmoid_scores(predictor: nn.Module) -> bool:
+    """Whether scores are sigmoids of the logits, and not their softmax.
+
+    Args:
+        predictor (nn.Module): a box predictor whose logits can be calibrated.
+    """
+    if isinstance(getattr(predictor, "loss", None), SigmoidLoss):
+        return True
+    return bool(getattr(predictor, "use_sigmoid_ce", False))  # Detectron2 after 0.6
 
 
 def check_calibratable(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ Shapes: C logit columns, D feature channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -78,14 +79,15 @@ class WeightsGuard:
         self._seen = state
 
     def _made(self, predictor: nn.Module, num_classes: int) -> AffineCalibration:
-        stage = None if self.statistics is None else self.statistics.stages[self.stage]
+        known = self.statistics is not None
         inputs = CalibrationInputs(
             num_classes,
-            stage,
+            self.statistics.stages[self.stage] if known else None,
             self.counts,
             self.background,
             classifier_reader(predictor),
             self.stage,
+            functools.partial(self.statistics.unlabelled, self.stage) if known else None,
         )
         return build_calibration(self.text, inputs)
 

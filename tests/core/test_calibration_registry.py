@@ -1,5 +1,7 @@
 """Calibrations as people write them, and one for each cascade stage."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from logn_d2.core import (
     CalibrationInputs,
     ClassCounts,
     LogitStatistics,
+    PosteriorMoments,
     StageStatistics,
     StatisticsError,
     build_calibration,
@@ -258,6 +261,28 @@ def test_statistics_are_asked_for_where_a_calibration_needs_them_and_once(monkey
         assert asked == ["statistics"]
         for one, other in zip(lazy, stage_calibrations(name, statistics=STATISTICS, **options)):
             assert torch.equal(one.scale, other.scale) and torch.equal(one.shift, other.shift)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_each_stage_knows_its_classes_without_a_training_roi(lazy):
+    stages = []
+    for index in range(2):
+        posteriors = PosteriorMoments(4)
+        labels = torch.tensor([0, 1, 2, 3])[[0, 1, 2 + index, 3]]
+        posteriors.update(torch.zeros(4, 4), torch.full((4, 4), 0.25), labels)
+        stages.append(dataclasses.replace(make_stage(), posteriors=posteriors))
+    stages[1].mean[2] = -99.0
+    statistics = LogitStatistics(tuple(stages), NAMES, complete=True)
+    first, second = stage_calibrations(
+        "logn",
+        num_classes=3,
+        num_stages=2,
+        statistics=(lambda: statistics) if lazy else statistics,
+    )
+    assert torch.equal(first.shift, logn(stages[0]).shift)
+    expected = logn(stages[1], unlabelled=torch.tensor([False, False, True]))
+    assert torch.equal(second.shift, expected.shift)
+    assert not torch.equal(second.shift, logn(stages[1]).shift)
 
 
 def test_statistics_that_are_asked_for_late_are_checked_too():

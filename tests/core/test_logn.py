@@ -76,6 +76,16 @@ def test_parts_and_choices_of_beta(name, first, second):
     assert calibration.name == name
 
 
+def test_classes_without_a_training_roi_have_no_say_in_beta():
+    """The smallest mean of the others is -3."""
+    unlabelled = torch.tensor([False, False, True])
+    for beta, constant in (("min", -3), ("max", -2), ("mean", -2.5), (-4, -4), ("none", "none")):
+        found = logn(make_stage(), beta=beta, unlabelled=unlabelled)
+        assert torch.equal(found(LOGITS), logn(make_stage(), beta=constant)(LOGITS))
+    every = logn(make_stage(), unlabelled=torch.ones(3, dtype=torch.bool))
+    assert torch.equal(every(LOGITS), logn(make_stage(), beta="none")(LOGITS))
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_geometric_reference_keeps_the_temperature_against_background(power):
     """The scales' geometric mean is 1; relative to each other they are as in Eq. 2."""

@@ -69,7 +69,7 @@ CALIBRATIONS = {
 }  # fmt: skip
 
 
-def options(function, without=("counts", "background")):
+def options(function, without=("counts", "background", "unlabelled")):
     parameters = inspect.signature(function).parameters.values()
     keywords = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
     return {each.name: each.default for each in keywords if each.name not in without}

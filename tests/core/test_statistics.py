@@ -15,6 +15,7 @@ from logn_d2.core import (
     EmaLogitMoments,
     LogitMoments,
     LogitStatistics,
+    PosteriorMoments,
     StageStatistics,
     StatisticsError,
     classifier_fingerprint,
@@ -25,12 +26,15 @@ NAMES = ("axolotl", "bee", "crêpe \"'\\", "犬")
 
 def make_stage(seed=0, images=6, columns=5, fingerprint=True):
     generator = torch.Generator().manual_seed(seed)
-    moments = LogitMoments(columns)
+    moments, posteriors = LogitMoments(columns), PosteriorMoments(columns)
     for size in range(1, images + 1):
-        moments.update(torch.randn(size, columns, generator=generator) * 2 - 3)
+        logits = torch.randn(size, columns, generator=generator) * 2 - 3
+        labels = torch.randint(columns, (size,), generator=generator)
+        moments.update(logits)
+        posteriors.update(logits, logits.softmax(dim=1), labels)
     weight = torch.randn(columns, 16, generator=torch.Generator().manual_seed(7))
     return StageStatistics.from_moments(
-        moments, classifier_fingerprint(weight) if fingerprint else None
+        moments, classifier_fingerprint(weight) if fingerprint else None, posteriors
     )
 
 
@@ -43,6 +47,8 @@ def make_statistics(*stages, **fields):
         "sampler": "RepeatFactorTrainingSampler(0.001)",
         "augmented": True,
         "autocast": "float16",
+        "activation": "softmax",
+        "complete": True,
         "num_images": 6,
         "num_rois": 21,
         "provenance": {"torch": "2.3", "seed": 0, "share": 0.1 + 0.2, "list": [1, None]},
@@ -77,7 +83,7 @@ def test_files_from_before_passes_could_end_early_are_read(tmp_path):
     path = tmp_path / "stats.safetensors"
     make_statistics().save(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        later = ("stop_at", "reached", "autocast", "sha256")
+        later = ("stop_at", "reached", "autocast", "activation", "complete", "sha256")
         metadata = {k: v for k, v in file.metadata().items() if k not in later}
         metadata |= {"version": "1", "logits": '"raw"'}
         early = ("stage0.mean", "stage0.var", "stage0.count", "stage0.sum_square")
@@ -85,10 +91,80 @@ def test_files_from_before_passes_could_end_early_are_read(tmp_path):
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     loaded = LogitStatistics.load(path)
     assert (loaded.stop_at, loaded.reached, loaded.autocast) == (0.0, None, None)
+    assert (loaded.activation, loaded.complete) == (None, None)
     assert torch.equal(loaded.stages[0].mean, make_stage().mean)
     loaded.save(path)
     merged = LogitStatistics.load(path).merge(make_statistics())
     assert (merged.num_images, merged.autocast) == (12, "float16")
+
+
+def test_files_without_posteriors_are_read_and_say_so(tmp_path):
+    """Format version 2."""
+    path, statistics = tmp_path / "stats.safetensors", make_statistics()
+    statistics.save(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        later = ("activation", "complete", "sha256")
+        metadata = {k: v for k, v in file.metadata().items() if k not in later} | {"version": "2"}
+        names = {f"stage0.{name}" for name in PosteriorMoments.NAMES}
+        assert names < set(file.keys())
+        tensors = {k: file.get_tensor(k) for k in file.keys() if k not in names}
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    loaded = LogitStatistics.load(path)
+    assert loaded.stages[0].posteriors is None and loaded.unlabelled() is None
+    assert torch.equal(loaded.stages[0].mean, statistics.stages[0].mean)
+    assert loaded.sampling_error() == statistics.sampling_error()
+    with pytest.raises(StatisticsError, match="older logn_d2.*Collect them again"):
+        loaded.stages[0].mean_posterior()
+    for merged in (loaded.merge(statistics), statistics.merge(loaded)):
+        assert merged.activation == "softmax" and merged.stages[0].posteriors is None
+
+
+def test_statistics_of_proposals_are_kept_without_labels(tmp_path):
+    moments, posteriors = LogitMoments(5), PosteriorMoments(5)
+    moments.update(torch.zeros(2, 5))
+    posteriors.update(torch.zeros(2, 5), torch.full((2, 5), 0.2))
+    stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+    make_statistics(stage).save(tmp_path / "stats.safetensors")
+    (loaded,) = LogitStatistics.load(tmp_path / "stats.safetensors").stages
+    same_tensors(loaded, stage)
+    assert not loaded.posteriors.labelled
+
+
+def with_labels(labels, **fields):
+    moments, posteriors = LogitMoments(5), PosteriorMoments(5)
+    logits = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
+    moments.update(logits)
+    posteriors.update(logits, logits.softmax(dim=1), torch.tensor(labels))
+    stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+    return make_statistics(stage, **fields)
+
+
+def test_classes_without_a_roi_are_known_after_a_complete_pass(caplog):
+    statistics = with_labels([0, 2, 4, 4])
+    assert statistics.unlabelled().tolist() == [False, True, False, True]
+    with caplog.at_level(logging.WARNING, "logn_d2"):
+        for _ in range(3):
+            statistics.check(num_classes=4, num_stages=1)
+    (record,) = caplog.records
+    assert "2 of 4 classes have no RoI" in record.getMessage()
+    assert "the first is 'bee': they have no say in LogN's beta" in record.getMessage()
+    shard = with_labels([1, 3])
+    assert not statistics.merge(shard).unlabelled().any()
+
+
+@pytest.mark.parametrize("complete", [False, None])
+def test_what_an_incomplete_pass_has_not_met_may_yet_have_rois(complete, caplog):
+    statistics = with_labels([0, 2, 4, 4], complete=complete)
+    statistics.check(num_classes=4, num_stages=1)
+    assert statistics.unlabelled() is None and not caplog.records
+    assert with_labels([1, 1]).merge(statistics).unlabelled() is None
+
+
+def test_a_pass_that_has_ended_early_is_not_complete():
+    stage = make_stage(images=60)
+    early = make_statistics(stage, stop_at=1e9).with_reached()
+    assert early.reached and early.complete is False
+    assert make_statistics(stage, stop_at=1e-9).with_reached().complete is True
 
 
 def test_known_weights_stay_known_in_a_merge():
@@ -126,7 +202,7 @@ def test_file_is_readable_with_safetensors_alone(tmp_path):
     with safetensors.safe_open(tmp_path / "stats.safetensors", "np") as file:
         metadata = {name: json.loads(value) for name, value in file.metadata().items()}
     assert metadata["class_names"] == list(NAMES)
-    assert (metadata["format"], metadata["version"]) == ("logn_d2 statistics", 2)
+    assert (metadata["format"], metadata["version"]) == ("logn_d2 statistics", 3)
 
 
 def test_file_can_be_read_by_others(tmp_path):

@@ -92,8 +92,8 @@ def test_truncated_at_any_byte(path, start):
 
 
 def test_newer_version(path):
-    rewrite(path, version=3)
-    with pytest.raises(StatisticsError, match=r"version 3, .* up to 2. Update logn_d2"):
+    rewrite(path, version=4)
+    with pytest.raises(StatisticsError, match=r"version 4, .* up to 3. Update logn_d2"):
         LogitStatistics.load(path)
 
 

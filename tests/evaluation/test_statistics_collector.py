@@ -27,6 +27,7 @@ from logn_d2.core import (
     AffineCalibration,
     LogitStatistics,
     NonFiniteLogitsError,
+    StageStatistics,
     StatisticsError,
     logn,
 )
@@ -34,6 +35,7 @@ from logn_d2.data.loader import build_statistics_loader
 from logn_d2.evaluation import LogitStatisticsCollector, collect_from_config, collect_statistics
 from logn_d2.modeling.attach import attach
 from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
+from logn_d2.modeling.recording import Recording
 
 from .small_detectors import (
     CASCADE,
@@ -89,6 +91,22 @@ def every_label(model: nn.Module) -> Iterator[list[Tensor]]:
         del model.roi_heads.label_and_sample_proposals
 
 
+@contextmanager
+def every_stage_label(model: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """The classes that RoIs are matched to, of each box predictor and image."""
+    seen: list[list[Tensor]] = [[] for _ in find_box_predictors(model)]
+    process = LogitStatisticsCollector.process
+
+    def note(self: LogitStatisticsCollector, inputs: list, outputs: Recording) -> None:
+        for stage, labels in zip(outputs.stages, seen, strict=True):
+            labels.extend(each.gt_classes for each in stage.proposals)
+        process(self, inputs, outputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogitStatisticsCollector, "process", note)
+        yield seen
+
+
 def assert_equal(left: LogitStatistics, right: LogitStatistics, tolerance: float = 0.0) -> None:
     assert (left.num_images, left.num_rois) == (right.num_images, right.num_rois)
     assert left.class_names == right.class_names
@@ -103,6 +121,14 @@ def assert_equal(left: LogitStatistics, right: LogitStatistics, tolerance: float
             torch.testing.assert_close(
                 one.moments.std_error, other.moments.std_error, rtol=max(tolerance, 1e-9), atol=0
             )
+        assert (one.posteriors is None) == (other.posteriors is None)
+        if one.posteriors is not None:
+            mine, theirs = one.posteriors.state_dict(), other.posteriors.state_dict()
+            assert mine.keys() == theirs.keys()
+            for name, value in mine.items():
+                torch.testing.assert_close(
+                    value, theirs[name], rtol=max(tolerance, 1e-9), atol=max(tolerance, 1e-12)
+                )
 
 
 # What is counted
@@ -150,6 +176,67 @@ def test_repeated_images_are_passed_once_and_weighted(model: nn.Module) -> None:
     var = (of_roi * (logits - mean) ** 2).sum(dim=0) / (of_roi.sum() - 1)
     torch.testing.assert_close(stage.var, var)
     assert stage.count.tolist() == [len(logits)] * (NUM_CLASSES + 1)
+
+
+@pytest.mark.parametrize("head", [STANDARD, CASCADE])
+def test_posteriors_and_labels_are_those_of_all_rois_together(
+    models: dict[str, nn.Module], head: str
+) -> None:
+    cfg = small_config(head, DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler")
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    loader = build_statistics_loader(cfg)
+    model = models[head]
+    with every_output(model) as seen, every_stage_label(model) as labels:
+        statistics = collect_statistics(model, loader)
+    weights = [image.get("statistics_weight", 1.0) for (image,) in loader]
+    assert max(weights) > 3 and statistics.activation == "softmax"
+    for stage, outputs, of_stage in zip(statistics.stages, seen, labels, strict=True):
+        logits, classes = torch.cat(outputs), torch.cat(of_stage)
+        of_roi = torch.cat([torch.full((len(z), 1), w) for z, w in zip(outputs, weights)]).double()
+        scores, own = logits.softmax(dim=1), classes[:, None] == torch.arange(NUM_CLASSES + 1)
+        mean = (of_roi * scores).sum(dim=0) / of_roi.sum()
+        torch.testing.assert_close(stage.mean_posterior(), mean)
+        rest = of_roi * ~own
+        mean = (rest * scores).sum(dim=0) / rest.sum(dim=0)
+        torch.testing.assert_close(stage.mean_posterior("negatives"), mean)
+        mean = (rest * logits).sum(dim=0) / rest.sum(dim=0)
+        torch.testing.assert_close(stage.negatives().mean, mean)
+        assert torch.equal(stage.posteriors.label_count, own.sum(dim=0))
+        torch.testing.assert_close(stage.label_weight(), (of_roi * own).sum(dim=0))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "cross_entropy"])
+def test_posteriors_are_what_the_head_scores_with(loss: str) -> None:
+    cfg = few(3, MODEL__ROI_HEADS__NAME="LogNROIHeads", MODEL__LOGN__LOSS=loss)
+    model = small_model(cfg)
+    with every_output(model) as seen:
+        statistics = collect_statistics(model, build_statistics_loader(cfg))
+    logits = torch.cat(seen[0])
+    is_sigmoid = loss.startswith("sigmoid")
+    scores = logits.sigmoid() if is_sigmoid else logits.softmax(dim=1)
+    torch.testing.assert_close(statistics.stages[0].mean_posterior(), scores.mean(dim=0))
+    assert statistics.activation == ("sigmoid" if is_sigmoid else "softmax")
+
+
+def test_posteriors_of_other_populations_and_estimators(model: nn.Module) -> None:
+    def stage(**options: str) -> StageStatistics:
+        return collect_statistics(model, build_statistics_loader(few(4)), **options).stages[0]
+
+    assert stage(population="positives").posteriors is None
+    assert stage(estimator="ema").posteriors is None
+    assert not stage(population="proposals").posteriors.labelled
+    foreground = stage(population="foreground").posteriors
+    assert foreground.label_count[-1] == 0
+    assert foreground.label_count.sum() == foreground.roi_count.sum() > 0
+
+
+def test_only_a_pass_over_all_images_is_complete(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for cfg, complete in ((small_config(), True), (few(100), True), (few(3), False)):
+        assert collect_from_config(cfg, model, path).complete is complete
+    early = small_config(MODEL__LOGN__COLLECT__STOP_AT=1e9, MODEL__LOGN__COLLECT__STOP_PERIOD=3)
+    assert collect_from_config(early, model, path).complete is False
+    assert collect_statistics(model, build_statistics_loader(few(3))).complete is None
 
 
 def test_foreground_is_the_matched_rois(model: nn.Module) -> None:

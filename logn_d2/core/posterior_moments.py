@@ -1,0 +1,220 @@
+"""Mean posteriors over a data set, and what RoIs of a column's own class contribute to statistics.
+
+Shapes: R RoIs in a batch, C logit columns, G groups of images. Logits are in nats, posteriors in
+[0, 1]; a label is the column of an RoI's class (the background's column for background).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .moments import NUM_GROUPS, combined, image_group
+
+__all__ = ["PosteriorMoments"]
+
+
+class PosteriorMoments:
+    """Exact sums of posteriors, over all RoIs and over each column's negatives, and label counts.
+
+    The negatives of a column are the RoIs of any other class, background included. Most RoIs are
+    negatives of most columns, so that the logits' moments are kept of the few others, the column's
+    own RoIs: `StageStatistics.negatives` takes these from the moments of all.
+
+    Weights, groups of images and merging are as in `LogitMoments`, beside which this is updated.
+    Sums are kept by group alone; there are few enough to add up.
+
+    Args:
+        num_columns (int): C.
+        device (torch.device or str): where the state lives.
+
+    Attributes:
+        labelled (bool): whether all RoIs so far came with labels; without, there is no state but
+            the sums over all RoIs.
+
+    Example:
+        >>> posteriors = PosteriorMoments(num_columns=2)
+        >>> logits, labels = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1])
+        >>> posteriors.update(logits, logits.softmax(dim=1), labels)
+        >>> posteriors.mean("all").tolist(), posteriors.label_count.tolist()
+        ([0.5, 0.5], [1, 1])
+    """
+
+    _ALL = ("roi_count", "roi_weight", "posterior_sum")
+    _LABELLED = (
+        "label_count", "own_weight", "own_mean", "own_sum_square", "negative_posterior_sum",
+    )  # fmt: skip
+    NAMES = (*_ALL, *_LABELLED)
+
+    def __init__(self, num_columns: int, device: torch.device | str = "cpu") -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(NUM_GROUPS, *shape, dtype=torch.float64, device=device)
+
+        self.labelled = True
+        self.roi_count = zeros().long()
+        self.roi_weight = zeros()
+        self.posterior_sum = zeros(num_columns)
+        self.negative_posterior_sum = zeros(num_columns)
+        self.label_count = torch.zeros(num_columns, dtype=torch.int64, device=device)
+        self.own_weight = zeros(num_columns)
+        self.own_mean = zeros(num_columns)
+        self.own_sum_square = zeros(num_columns)
+
+    @property
+    def num_columns(self) -> int:
+        """C."""
+        return len(self.label_count)
+
+    @torch.no_grad()
+    def update(
+        self,
+        logits: Tensor,
+        posteriors: Tensor,
+        labels: Tensor | None = None,
+        *,
+        weight: float = 1.0,
+        image: Hashable | None = None,
+    ) -> None:
+        """Adds the RoIs of one image.
+
+        Args:
+            logits (Tensor): (R, C), finite, any floating type; R may be 0.
+            posteriors (Tensor): (R, C), their softmax, or sigmoid where the scores are sigmoids.
+            labels (Tensor): (R,) int64; a value that is no column is of no class. None where they
+                are not known: there are then no statistics of negatives, also of later images.
+            weight (float): how many images this one counts for.
+            image (Hashable): its id; see `LogitMoments.update`.
+
+        Raises:
+            ValueError: tensors that do not fit together.
+        """
+        expected = (len(logits), self.num_columns)
+        if tuple(logits.shape) != expected or tuple(posteriors.shape) != expected:
+            raise UserError(
+                f"Expected logits and posteriors of one shape (R, {self.num_columns}), found "
+                f"{tuple(logits.shape)} and {tuple(posteriors.shape)}."
+            )
+        if labels is not None and labels.shape != logits.shape[:1]:
+            raise UserError(f"Expected {len(logits)} labels, found {tuple(labels.shape)}.")
+        if len(logits) == 0:
+            return
+        device, group = self.roi_weight.device, image_group(image, logits)
+        posteriors = posteriors.to(device, torch.float64)
+        self.roi_count[group] += len(logits)
+        self.roi_weight[group] += weight * len(logits)
+        self.labelled = self.labelled and labels is not None
+        if not self.labelled:
+            self.posterior_sum[group] += weight * posteriors.sum(dim=0)
+            return
+        labels = labels.to(device)
+        rows = ((labels >= 0) & (labels < self.num_columns)).nonzero().flatten()
+        own = (rows, labels[rows])
+        self._add_own(group, own[1], logits[own].to(device, torch.float64), weight)
+        # Not the difference of two sums: of a class that is learnt by heart little would be left.
+        negative = posteriors.index_put(own, posteriors.new_zeros(())).sum(dim=0)
+        self.negative_posterior_sum[group] += weight * negative
+        added = self._total(own[1], posteriors[own])
+        self.posterior_sum[group] += weight * (negative + added)
+
+    def _add_own(self, group: int, columns: Tensor, logits: Tensor, weight: float) -> None:
+        count = torch.bincount(columns, minlength=self.num_columns)
+        mean = self._total(columns, logits) / count.clamp(min=1)
+        square = self._total(columns, (logits - mean[columns]).square())
+        rows = (self.own_weight[group], self.own_mean[group], self.own_sum_square[group])
+        found = combined(rows, (count * weight, mean, square * weight))
+        for row, value in zip(rows, found, strict=True):
+            row.copy_(value)
+        self.label_count += count
+
+    def _total(self, columns: Tensor, values: Tensor) -> Tensor:
+        """(C,) sum of the values of each column."""
+        return self.roi_weight.new_zeros(self.num_columns).index_add_(0, columns, values)
+
+    def mean(self, source: str) -> Tensor:
+        """Mean posterior of each column.
+
+        Args:
+            source (str): "all" RoIs, or each column's "negatives".
+
+        Returns:
+            Tensor: (C,) float64; 0 where no RoI counts.
+        """
+        weight, total = self.roi_weight.sum(), self.posterior_sum.sum(dim=0)
+        if source == "negatives":
+            # Exact integers tell whether there are any; a difference of weights is rounded.
+            others = self.label_count < self.roi_count.sum()
+            weight = torch.where(others, weight - self.own_weight.sum(dim=0), 0.0)
+            total = self.negative_posterior_sum.sum(dim=0)
+        return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0)
+
+    def own(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight, mean and sum of squared deviations, (C,) each, of the own RoIs' logits."""
+        weight = self.own_weight.sum(dim=0)
+        mean = (self.own_weight * self.own_mean).sum(dim=0) / torch.where(weight > 0, weight, 1.0)
+        between = self.own_weight * (self.own_mean - mean).square()
+        return weight, mean, (self.own_sum_square + between).sum(dim=0)
+
+    def without_group(self, group: int) -> PosteriorMoments:
+        """These sums without one group of images; label counts are split as their weights are."""
+        left = self.from_state_dict(self.state_dict())
+        weight = self.own_weight.sum(dim=0)
+        share = self.own_weight[group] / torch.where(weight > 0, weight, 1.0)
+        left.label_count = (self.label_count * (1 - share)).round().long()
+        for name in {*self.NAMES} - {"label_count"}:
+            getattr(left, name)[group] = 0
+        return left
+
+    def merge(self, other: PosteriorMoments) -> PosteriorMoments:
+        """Adds what ``other`` has seen to this object, and returns this object.
+
+        Raises:
+            ValueError: another number of columns.
+        """
+        if other.num_columns != self.num_columns:
+            raise UserError(
+                f"Posteriors of {other.num_columns} columns can't be merged into those of "
+                f"{self.num_columns}. Merge only files of the same head."
+            )
+        other = other.to(self.roi_weight.device)
+        self.labelled = self.labelled and other.labelled
+        mine, theirs = (
+            (each.own_weight, each.own_mean, each.own_sum_square) for each in (self, other)
+        )
+        self.own_weight, self.own_mean, self.own_sum_square = combined(mine, theirs)
+        for name in {*self.NAMES} - {"own_weight", "own_mean", "own_sum_square"}:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+    def to(self, device: torch.device | str) -> PosteriorMoments:
+        """A copy of these sums, on this device."""
+        return self.from_state_dict({k: v.to(device) for k, v in self.state_dict().items()})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state, a copy; what only labels tell where all RoIs had one."""
+        names = self.NAMES if self.labelled else self._ALL
+        return {name: getattr(self, name).clone() for name in names}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> PosteriorMoments:
+        """The object that :meth:`state_dict` came from.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor of another shape, or a value that no sum can have.
+        """
+        sums = state["posterior_sum"]
+        moments = cls(sums.shape[-1], sums.device)
+        moments.labelled = any(name in state for name in cls._LABELLED)
+        for name in cls.NAMES if moments.labelled else cls._ALL:
+            own, found = getattr(moments, name), state[name]
+            if found.shape != own.shape:
+                raise UserError(
+                    f"{name} has the shape {tuple(found.shape)}, expected {tuple(own.shape)}."
+                )
+            if not found.isfinite().all() or (name != "own_mean" and (found < 0).any()):
+                raise UserError(f"{name} holds a value that is negative or not finite.")
+            setattr(moments, name, found.to(own.dtype).clone())
+        return moments
