@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode as CN
 
-from . import modeling as _  # noqa: F401  # only registration
+from . import classification, modeling  # noqa: F401  # only registration
 from .errors import MissingFileError
 
 __all__ = ["add_logn_config", "config_file"]
@@ -54,6 +54,28 @@ def add_logn_config(cfg: CN) -> None:
     # training, with detections before and after calibration; 0 for none.
     node.VIS_IMAGES = 4
 
+    # Image classifiers: MODEL.META_ARCHITECTURE ImageClassifier. K is ROI_HEADS.NUM_CLASSES, as for
+    # detectors.
+    node.IMAGE = CN()
+    # Side of the square of pixels that the network is given, and the shorter side of the image
+    # from which the test takes it, in the middle; 0 to scale the image to that square itself.
+    node.IMAGE.SIZE = 224
+    node.IMAGE.RESIZE = 256
+    # Training: "resized_crop" (a random part, scaled; ImageNet), "padded_crop" (shifted by up to
+    # PAD pixels; small images) or "none" (as in the test). INPUT.RANDOM_FLIP says whether to flip.
+    node.IMAGE.AUGMENT = "resized_crop"
+    node.IMAGE.PAD = 4
+    # Random factors of brightness, contrast and saturation are in 1 -+ this; 0 for none.
+    node.IMAGE.COLOR_JITTER = 0.0
+    # MODEL.BACKBONE.NAME build_mlp_backbone: units of each layer.
+    node.IMAGE.HIDDEN = [128, 64]
+    # Map of the backbone that is averaged and classified; "" for its last one.
+    node.IMAGE.IN_FEATURE = ""
+    # Share of the features that training sets to 0.
+    node.IMAGE.DROPOUT = 0.0
+    # Images of a step in statistics passes and evaluations, on each process.
+    node.IMAGE.TEST_BATCH = 64
+
     # Memory-augmented feature sampling of LOCE: MODEL.ROI_HEADS.NAME LogNMemoryROIHeads.
     node.MEMORY = CN()
     # RoIs that are remembered of each class, on each process (LOCE: 80).
@@ -62,7 +84,8 @@ def add_logn_config(cfg: CN) -> None:
     node.MEMORY.CLASSES = 8
     node.MEMORY.SAMPLES = 4
 
-    # MODEL.BACKBONE.NAME build_torchvision_fpn_backbone or build_torchvision_backbone.
+    # MODEL.BACKBONE.NAME build_torchvision_fpn_backbone or build_torchvision_backbone, and
+    # build_torchvision_features for image classifiers.
     node.BACKBONE = CN()
     # Classification network of torchvision, or "efficientnet_lite0".
     node.BACKBONE.NETWORK = "resnet50"

@@ -23,10 +23,11 @@ BELOW = {
     "ood": set(),
     "data": {"core", "annotations"},
     "modeling": {"core", "data"},
-    "config": {"modeling"},  # only registration
+    "classification": {"core", "data", "modeling", "ood"},
+    "config": {"classification", "modeling"},  # only registration
     "evaluation": {"annotations", "core", "data", "modeling"},
     "report": {"core", "data", "modeling", "evaluation"},
-    "engine": {"core", "data", "modeling", "config", "evaluation"},
+    "engine": {"classification", "core", "data", "modeling", "config", "evaluation"},
 }
 MAY_IMPORT = {
     "core": {"torch", "numpy", "safetensors", "logn_d2", *sys.stdlib_module_names},

@@ -27,13 +27,14 @@ from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibr
 from ..core.affine import Background
 from ..errors import UserError
 from .box_predictors import (
+    background_of,
     check_calibratable,
     find_box_predictors,
     num_classes_of,
     predictor_fingerprint,
     unwrapped,
 )
-from .fast_rcnn import LogNFastRCNNOutputLayers
+from .calibrated import CalibratedPredictor
 from .weights_guard import WeightsGuard, noting_reader
 
 __all__ = [
@@ -189,7 +190,7 @@ class Attachment:
 
 def calibration_of(predictor: nn.Module) -> AffineCalibration | None:
     """The calibration that acts on a predictor, from `attach` or from its config; None for none."""
-    if isinstance(predictor, LogNFastRCNNOutputLayers):
+    if isinstance(predictor, CalibratedPredictor):
         return predictor.calibration
     return predictor._modules.get(CHILD)
 
@@ -203,7 +204,7 @@ def check_weights(owner: nn.Module) -> None:
     Raises:
         StatisticsError: the calibration is of other weights.
     """
-    if isinstance(owner, LogNFastRCNNOutputLayers):
+    if isinstance(owner, CalibratedPredictor):
         guards = [owner.weights_check]
     else:
         covering = (each for each in owner.__dict__.values() if isinstance(each, _CalibratedMethod))
@@ -218,7 +219,7 @@ def release(predictor: nn.Module) -> bool:
     """Removes a predictor's calibration; returns whether there was one."""
     if calibration_of(predictor) is None:
         return False
-    if isinstance(predictor, LogNFastRCNNOutputLayers):
+    if isinstance(predictor, CalibratedPredictor):
         predictor.calibration = predictor.weights_check = None
         return True
     del predictor._modules[CHILD]
@@ -277,7 +278,7 @@ def find_sites(model: nn.Module) -> list[Site]:
         if _is_torchvision_head(module)
     ]
     return found or [
-        Site(predictor, "predict_probs", predictor, "last")
+        Site(predictor, "predict_probs", predictor, background_of(predictor))
         for predictor in find_box_predictors(model)
     ]
 
@@ -437,7 +438,7 @@ def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None
 def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | None) -> None:
     owner = site.owner
     calibration.to(next(owner.parameters()).device)
-    if isinstance(owner, LogNFastRCNNOutputLayers):
+    if isinstance(owner, CalibratedPredictor):
         owner.calibration, owner.weights_check = calibration, guard
         return
     covering = _CalibratedMethod(owner, site.method, guard)

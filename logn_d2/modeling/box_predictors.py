@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import ClassificationLoss, classifier_fingerprint
-from ..core.losses import SigmoidLoss
+from ..core.affine import Background
+from ..core.losses import EqualizationLossV2, SigmoidLoss
 from ..errors import UserError
 from .cosine import CosineLinear
 
 __all__ = [
+    "background_of",
     "check_calibratable",
     "classifier_parameters",
     "classifier_reader",
@@ -100,9 +102,15 @@ def has_sigmoid_scores(predictor: nn.Module) -> bool:
     Args:
         predictor (nn.Module): a box predictor whose logits can be calibrated.
     """
-    if isinstance(getattr(predictor, "loss", None), SigmoidLoss):
+    loss = getattr(predictor, "loss", None)
+    if isinstance(getattr(loss, "inner", loss), (EqualizationLossV2, SigmoidLoss)):
         return True
     return bool(getattr(predictor, "use_sigmoid_ce", False))  # Detectron2 after 0.6
+
+
+def background_of(predictor: nn.Module) -> Background:
+    """Where a predictor's background column is: last, unless it says something else."""
+    return getattr(predictor, "background", "last")
 
 
 def check_calibratable(model: nn.Module) -> None:
@@ -175,7 +183,7 @@ def classifier_layer(predictor: nn.Module) -> nn.Module | None:
     classifier = getattr(predictor, "cls_score", None)
     if not isinstance(classifier, nn.Module):
         return None
-    columns = num_classes_of(predictor) + 1
+    columns = num_classes_of(predictor) + (background_of(predictor) != "none")
     for layer in reversed(list(classifier.modules())):
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() >= 2 and len(weight) == columns:

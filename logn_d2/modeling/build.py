@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core.affine import Background
 from ..core.calibration_registry import Classifier
 from ..errors import UserError
 
@@ -30,7 +31,10 @@ def logn_node(cfg: CfgNode) -> CfgNode:
 
 
 def calibrations_from_config(
-    cfg: CfgNode, num_stages: int, classifiers: Sequence[Classifier] | None = None
+    cfg: CfgNode,
+    num_stages: int,
+    classifiers: Sequence[Classifier] | None = None,
+    background: Background = "last",
 ) -> tuple[list[AffineCalibration | None], LogitStatistics | None]:
     """The calibration of each box predictor.
 
@@ -38,6 +42,7 @@ def calibrations_from_config(
         cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
         num_stages (int): S, 1 for heads without cascade.
         classifiers (Sequence[Callable]): see `stage_calibrations`; None if there is no model yet.
+        background (str): where the background column is.
 
     Returns:
         tuple[list, LogitStatistics]: S calibrations, each None where there is none; and the
@@ -66,6 +71,7 @@ def calibrations_from_config(
         num_stages=num_stages,
         statistics=statistics,
         counts=TrainingClassCounts(cfg),
+        background=background,
         classifiers=classifiers,
     )
     return list(calibrations), statistics

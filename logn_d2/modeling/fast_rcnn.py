@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, ClassCounts, ClassificationLoss, build_loss
 from ..errors import UserError
 from .build import TrainingClassCounts
-from .cosine import CosineLinear
+from .calibrated import CalibratedPredictor
 from .topk_inference import fast_rcnn_inference_exact
 
 __all__ = ["LogNFastRCNNOutputLayers", "Predictions"]
@@ -28,7 +28,7 @@ Predictions = tuple[Tensor, Tensor]
 """Logits (R, C) and box deltas, as a predictor's forward returns them."""
 
 
-class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
+class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
     """Detectron2's predictor with any classification loss, and calibrated class probabilities.
 
     The calibration acts in `predict_probs` alone. With a linear classifier, no loss of ours and no
@@ -53,9 +53,6 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         ValueError: an unknown classifier, or a loss or calibration that does not fit.
     """
 
-    calibration: AffineCalibration | None
-    loss: ClassificationLoss | None
-
     @configurable
     def __init__(
         self,
@@ -70,17 +67,9 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, **kwargs)
-        if classifier not in ("linear", "cosine"):
-            raise UserError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
         if isinstance(loss, str):
             loss = build_loss(loss, self.num_classes, counts) if loss else None
-        self._check_loss(loss)
-        self.register_module("loss", loss)
-        self._build_classifier(classifier, temperature)
-        self._check_calibration(calibration)
-        # Registered also where there is none, so that it can come and go without a trace.
-        self.register_module("calibration", calibration)
-        self.weights_check = weights_check
+        self._take_parts(classifier, temperature, loss, calibration, weights_check)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -113,15 +102,6 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
         objects = _matched_objects(proposals) if self.loss.needs_objects else None
         loss = self.loss(logits, targets, objects)
         return {**losses, "loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
-
-    def calibrated(self, predictions: Predictions) -> Predictions:
-        """The predictions with calibrated logits; the same ones where there is no calibration."""
-        if self.calibration is None:
-            return predictions
-        if self.weights_check is not None:
-            self.weights_check(self, self.calibration)
-        logits, *others = predictions
-        return (self.calibration(logits), *others)
 
     def uncalibrated_probs(
         self, predictions: Predictions, proposals: list[Instances]
@@ -158,43 +138,14 @@ class LogNFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.test_topk_per_image,
         )
 
-    def _build_classifier(self, classifier: str, temperature: float) -> None:
-        """Replaces Detectron2's linear layer where another kind or number of outputs is needed."""
-        linear = self.cls_score
-        outputs = linear.out_features if self.loss is None else self.loss.num_outputs
-        if classifier == "cosine":
-            self.cls_score = CosineLinear(linear.in_features, outputs, temperature)
-        elif outputs != linear.out_features:
-            self.cls_score = nn.Linear(linear.in_features, outputs)
-            nn.init.normal_(self.cls_score.weight, std=0.01)  # as the parent
-        if self.loss is not None:
-            nn.init.constant_(self.cls_score.bias, self.loss.initial_bias)
-
     def _check_loss(self, loss: ClassificationLoss | None) -> None:
-        if loss is None:
-            return
-        if getattr(self, "use_sigmoid_ce", False):  # releases after 0.6
+        if loss is not None and getattr(self, "use_sigmoid_ce", False):  # releases after 0.6
             raise UserError(
                 f"Detectron2's sigmoid cross-entropy and our {type(loss).__name__} are both asked "
                 "for. Set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE (and USE_FED_LOSS) to False, or leave "
                 "MODEL.LOGN.LOSS empty."
             )
-        if loss.num_classes != self.num_classes:
-            raise UserError(
-                f"The {type(loss).__name__} is for {loss.num_classes} classes, this head has "
-                f"{self.num_classes}. Build it with num_classes={self.num_classes}."
-            )
-
-    def _check_calibration(self, calibration: AffineCalibration | None) -> None:
-        if calibration is None:
-            return
-        if calibration.num_classes != self.num_classes:
-            raise UserError(
-                f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
-                f"head has {self.num_classes}. Make it from this model's statistics."
-            )
-        if self.loss is not None:
-            self.loss.check_calibratable()
+        super()._check_loss(loss)
 
 
 def _concatenated(labels: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .logit_norm import LogitNorm
 from .registry import LOSS_REGISTRY, build_loss, parse_loss
 from .seesaw import SeesawLoss
 from .sigmoid_cross_entropy import SigmoidCrossEntropy
+from .without_background import LossWithoutBackground, build_loss_without_background
 
 __all__ = [
     "LOSS_REGISTRY",
@@ -33,10 +34,12 @@ __all__ = [
     "FocalLoss",
     "InverseLogN",
     "LogitNorm",
+    "LossWithoutBackground",
     "SeesawLoss",
     "SigmoidCrossEntropy",
     "SigmoidLoss",
     "SoftmaxLoss",
     "build_loss",
+    "build_loss_without_background",
     "parse_loss",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SoftmaxLoss, check_number, is_foreground
+from .base import IMPOSSIBLE, SoftmaxLoss, check_number, is_foreground
 from .counts import CountBuffers, Counted, CountedSigmoidLoss, CountsSource, check_counted
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -42,6 +42,7 @@ class BalancedSoftmax(SoftmaxLoss):
     """
 
     needs_counts = True
+    absent = (IMPOSSIBLE,)
 
     def __init__(
         self,

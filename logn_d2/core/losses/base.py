@@ -17,6 +17,7 @@ from ...errors import UserError
 from ..calls import check_bool, check_number
 
 __all__ = [
+    "IMPOSSIBLE",
     "ClassificationLoss",
     "RoIWiseLoss",
     "SigmoidLoss",
@@ -27,6 +28,10 @@ __all__ = [
     "one_hot",
     "wide",
 ]
+
+
+# A logit whose softmax and sigmoid are exactly 0, and no infinity: sums with it are still numbers.
+IMPOSSIBLE = -1e4
 
 
 class ClassificationLoss(nn.Module, ABC):
@@ -43,6 +48,10 @@ class ClassificationLoss(nn.Module, ABC):
         needs_counts (bool): whether the constructor takes the `ClassCounts` of the training set as
             ``counts``.
         needs_objects (bool): whether `forward` makes use of ``objects``.
+        absent (tuple[float, ...]): values of the columns after the K classes with which background
+            is out of the question, for `LossWithoutBackground`; None where that does not exist.
+        background_is_class (bool): whether background is one more class to this loss, so that K
+            classes without background are K - 1 with it.
         initial_bias (float): what the classifier's biases start from.
 
     Example:
@@ -56,7 +65,11 @@ class ClassificationLoss(nn.Module, ABC):
 
     needs_counts = False
     needs_objects = False
+    absent: tuple[float, ...] | None = None
+    background_is_class = False
     initial_bias = 0.0
+    # Set by the loss around it, which then answers for both.
+    _inside_another = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -110,7 +123,7 @@ class ClassificationLoss(nn.Module, ABC):
     @property
     def calibratable(self) -> bool:
         """Whether a calibration of the foreground logits, background last, makes sense."""
-        return not self._calibration_obstacle()
+        return self._inside_another or not self._calibration_obstacle()
 
     def check_calibratable(self) -> None:
         """Raises an error if the logits can't be calibrated.
@@ -118,12 +131,12 @@ class ClassificationLoss(nn.Module, ABC):
         Raises:
             ValueError: with the reason.
         """
-        obstacle = self._calibration_obstacle()
-        if obstacle:
+        if not self.calibratable:
             raise UserError(
                 f"Logits of a classifier trained with {type(self).__name__} can't be calibrated: "
-                f"{obstacle}. Do without calibration: set MODEL.LOGN.COLLECT.ENABLED to False and "
-                "leave MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION empty."
+                f"{self._calibration_obstacle()}. Do without calibration: set "
+                "MODEL.LOGN.COLLECT.ENABLED to False and leave MODEL.LOGN.STATISTICS and "
+                "MODEL.LOGN.CALIBRATION empty."
             )
 
     def _calibration_obstacle(self) -> str:
@@ -196,6 +209,8 @@ class SigmoidLoss(RoIWiseLoss):
         >>> loss.num_outputs, loss.scores(torch.zeros(1, 1)).tolist()
         (1, [[0.5, 0.0]])
     """
+
+    absent = (0.0,)  # the unused column has no say
 
     def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:
         super().__init__(num_classes)

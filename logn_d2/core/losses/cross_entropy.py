@@ -23,3 +23,5 @@ class CrossEntropy(SoftmaxLoss):
         >>> round(CrossEntropy(1)(torch.zeros(2, 2), torch.tensor([0, 1])).item(), 4)
         0.6931
     """
+
+    background_is_class = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import RoIWiseLoss, check_number, log_odds, one_hot
+from .base import IMPOSSIBLE, RoIWiseLoss, check_number, log_odds, one_hot
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
@@ -47,6 +47,7 @@ class EqualizationLossV2(RoIWiseLoss):
         1.0
     """
 
+    absent = (IMPOSSIBLE,)
     positive_gradient: Tensor
     negative_gradient: Tensor
 

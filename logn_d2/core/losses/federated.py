@@ -49,6 +49,9 @@ class FederatedLoss(CountedSigmoidLoss):
         [[-0.5, 0.0, 0.0]]
     """
 
+    # Classes are left out of a step because an image may show them unlabelled.
+    absent = None
+
     def __init__(
         self,
         num_classes: int,

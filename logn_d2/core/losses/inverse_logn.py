@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .base import SoftmaxLoss, check_number
+from .base import IMPOSSIBLE, SoftmaxLoss, check_number
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -47,6 +47,7 @@ class InverseLogN(SoftmaxLoss):
         ([4.0, 0.0], [8.0, 0.0])
     """
 
+    absent = (IMPOSSIBLE,)
     mean: Tensor
     var: Tensor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SoftmaxLoss, check_number, is_foreground
+from .base import IMPOSSIBLE, SoftmaxLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -40,6 +40,7 @@ class EquilibriumLoss(SoftmaxLoss):
     """
 
     needs_objects = True
+    absent = (IMPOSSIBLE,)
     mean_score: Tensor
 
     def __init__(

@@ -43,6 +43,8 @@ class LogitNorm(SoftmaxLoss):
         True
     """
 
+    background_is_class = True
+
     def __init__(
         self,
         num_classes: int,

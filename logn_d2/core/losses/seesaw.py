@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import RoIWiseLoss, check_number, is_foreground
+from .base import IMPOSSIBLE, RoIWiseLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
@@ -46,6 +46,7 @@ class SeesawLoss(RoIWiseLoss):
         [0, 1, 0, 1]
     """
 
+    absent = (0.0, IMPOSSIBLE)  # foreground and background
     roi_count: Tensor
 
     def __init__(

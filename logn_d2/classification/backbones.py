@@ -1,0 +1,139 @@
+"""Backbones for whole images beside Detectron2's: whole networks of torchvision, and a small MLP.
+
+Shapes: N images, D feature channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..modeling.build import logn_node
+from ..modeling.torchvision_weights import (
+    PixelConvention,
+    build_network,
+    check_pixels,
+    load_network_weights,
+)
+
+__all__ = ["MLPBackbone", "TorchvisionFeatures"]
+
+# They train with auxiliary classifiers, which would be part of the loss.
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+
+
+class TorchvisionFeatures(Backbone):
+    """A whole network of torchvision but for its last layer, which is the classifier proper.
+
+    Its only map is "pooled", (N, D, 1, 1): pooling is the network's own, as is all that some put
+    behind their last level (`TorchvisionBackbone` leaves that out).
+
+    Args:
+        network (str): of torchvision's, such as "resnext50_32x4d", or "efficientnet_lite0".
+        weights (str): see `load_network_weights`; "" draws them at random.
+
+    Attributes:
+        convention (PixelConvention): what its weights expect of pixels, or None.
+
+    Raises:
+        KeyError: there is no such network; the message lists them.
+        ValueError: the network has auxiliary classifiers, or ends in another layer than a Linear.
+    """
+
+    def __init__(self, network: str, weights: str = "") -> None:
+        super().__init__()
+        if network in _WITH_AUXILIARY:
+            raise UserError(
+                f"{network} trains with auxiliary classifiers, which have no place in this loss. "
+                "Choose another network, such as resnet50."
+            )
+        self.body = build_network(network)
+        self.convention: PixelConvention | None = None
+        if weights:
+            self.convention = load_network_weights(self.body, network, weights)
+        self._channels = _cut_last_layer(self.body, network)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, height, width) to the pooled features."""
+        return {"pooled": self.body(images)[:, :, None, None]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """The shape of "pooled"."""
+        return {"pooled": ShapeSpec(channels=self._channels, height=1, width=1)}
+
+
+class MLPBackbone(Backbone):
+    """A multi-layer perceptron on pixels, for images so small that a CPU trains it in seconds.
+
+    Batch norm follows the first layer.
+
+    Args:
+        channels (int): of the images.
+        size (int): height and width of the images, in pixels.
+        hidden (Sequence[int]): units of each layer; the last number is D.
+
+    Example:
+        >>> import torch
+        >>> MLPBackbone(1, 16, hidden=[32, 8])(torch.zeros(2, 1, 16, 16))["pooled"].shape
+        torch.Size([2, 8, 1, 1])
+    """
+
+    def __init__(self, channels: int, size: int, hidden: Sequence[int] = (128, 64)) -> None:
+        super().__init__()
+        if not hidden:
+            raise UserError("MODEL.LOGN.IMAGE.HIDDEN is empty; expected at least one layer's size.")
+        self._size, self._channels = (channels, size, size), hidden[-1]
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(channels * size**2, hidden[0])]
+        layers += [nn.BatchNorm1d(hidden[0]), nn.ReLU()]
+        for before, after in zip(hidden, hidden[1:]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, channels, size, size) to the features (N, D, 1, 1)."""
+        if tuple(images.shape[1:]) != self._size:
+            raise UserError(
+                f"This MLP is for images of shape {self._size} (channels, height, width), found "
+                f"{tuple(images.shape[1:])}. Set MODEL.LOGN.IMAGE.SIZE and INPUT.FORMAT."
+            )
+        return {"pooled": self.layers(images)[:, :, None, None]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """The shape of "pooled"."""
+        return {"pooled": ShapeSpec(channels=self._channels, height=1, width=1)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_features(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionFeatures:
+    """MODEL.LOGN.BACKBONE says which network, and which weights where MODEL.WEIGHTS is ""."""
+    node = logn_node(cfg).BACKBONE
+    backbone = TorchvisionFeatures(node.NETWORK, "" if cfg.MODEL.WEIGHTS else node.WEIGHTS)
+    if backbone.convention is not None:
+        pixels = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
+        check_pixels(backbone.convention, *pixels)
+    return backbone
+
+
+@BACKBONE_REGISTRY.register()
+def build_mlp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MLPBackbone:
+    """For images of MODEL.LOGN.IMAGE.SIZE pixels, with MODEL.LOGN.IMAGE.HIDDEN units."""
+    node = logn_node(cfg).IMAGE
+    return MLPBackbone(input_shape.channels, node.SIZE, node.HIDDEN)
+
+
+def _cut_last_layer(body: nn.Module, name: str) -> int:
+    """Replaces the last module that computes anything, if it is a Linear; returns its inputs."""
+    last, layer = list(body.named_modules())[-1]
+    if not isinstance(layer, nn.Linear):
+        raise UserError(
+            f"{name} ends in a {type(layer).__name__}, expected a Linear whose inputs are the "
+            "features. Choose another network, such as resnet50."
+        )
+    parent, _, child = last.rpartition(".")
+    setattr(body.get_submodule(parent), child, nn.Identity())
+    return layer.in_features

@@ -1,0 +1,103 @@
+"""What our predictors have in common: a choice of classifier and loss, and calibrated logits.
+
+Shapes: R inputs (regions or images), K foreground classes, C classifier outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..core import AffineCalibration, ClassificationLoss
+from ..core.affine import Background
+from ..errors import UserError
+from .cosine import CosineLinear
+
+__all__ = ["CalibratedPredictor"]
+
+
+class CalibratedPredictor:
+    """A part of a predictor, beside an nn.Module with ``num_classes`` and a linear ``cls_score``.
+
+    Attributes:
+        background (str): where the background column is: "last", "first" or "none".
+        loss (ClassificationLoss): None for the module's own.
+        calibration (AffineCalibration): None for none.
+        weights_check (Callable): called with the predictor and its calibration before each
+            calibrated output, see `WeightsGuard`; raises if the calibration is of other weights.
+    """
+
+    background: Background = "last"
+    num_classes: int
+    cls_score: nn.Linear
+    calibration: AffineCalibration | None
+    loss: ClassificationLoss | None
+
+    def _take_parts(
+        self,
+        classifier: str,
+        temperature: float,
+        loss: ClassificationLoss | None,
+        calibration: AffineCalibration | None,
+        weights_check: Callable[[nn.Module, AffineCalibration], None] | None,
+    ) -> None:
+        """The constructor's part of it; see `LogNFastRCNNOutputLayers` for the arguments."""
+        if classifier not in ("linear", "cosine"):
+            raise UserError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
+        self._check_loss(loss)
+        self.register_module("loss", loss)
+        self._build_classifier(classifier, temperature)
+        self._check_calibration(calibration)
+        # Registered also where there is none, so that it can come and go without a trace.
+        self.register_module("calibration", calibration)
+        self.weights_check = weights_check
+
+    def calibrated(self, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The predictions with calibrated logits; the same ones where there is no calibration.
+
+        Args:
+            predictions (tuple[Tensor, ...]): logits (R, C) first.
+        """
+        if self.calibration is None:
+            return predictions
+        if self.weights_check is not None:
+            self.weights_check(self, self.calibration)
+        logits, *others = predictions
+        return (self.calibration(logits), *others)
+
+    def _build_classifier(self, classifier: str, temperature: float) -> None:
+        """Replaces the linear layer where another kind or number of outputs is needed."""
+        linear = self.cls_score
+        outputs = linear.out_features if self.loss is None else self.loss.num_outputs
+        if classifier == "cosine":
+            self.cls_score = CosineLinear(linear.in_features, outputs, temperature)
+        elif outputs != linear.out_features:
+            self.cls_score = nn.Linear(linear.in_features, outputs)
+            nn.init.normal_(self.cls_score.weight, std=0.01)  # as Detectron2
+        if self.loss is not None:
+            nn.init.constant_(self.cls_score.bias, self.loss.initial_bias)
+
+    def _check_loss(self, loss: ClassificationLoss | None) -> None:
+        if loss is not None and loss.num_classes != self.num_classes:
+            raise UserError(
+                f"The {type(loss).__name__} is for {loss.num_classes} classes, this head has "
+                f"{self.num_classes}. Build it with num_classes={self.num_classes}."
+            )
+
+    def _check_calibration(self, calibration: AffineCalibration | None) -> None:
+        if calibration is None:
+            return
+        if calibration.num_classes != self.num_classes:
+            raise UserError(
+                f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
+                f"head has {self.num_classes}. Make it from this model's statistics."
+            )
+        if calibration.background != self.background:
+            raise UserError(
+                f"The calibration '{calibration.name}' has the background column "
+                f"{calibration.background}, this head has it {self.background}. Make it with "
+                f"background={self.background!r}."
+            )
+        if self.loss is not None:
+            self.loss.check_calibratable()
