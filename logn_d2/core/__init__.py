@@ -1,6 +1,8 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
+from . import calibration_entries  # noqa: F401  only registration
 from .affine import AffineCalibration
+from .auto_calibration import auto
 from .batch_norm_import import import_batch_norm, load_batch_norm
 from .calibration_grids import expand_grid
 from .calibration_registry import (
@@ -20,7 +22,14 @@ from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import LogitMoments, NonFiniteLogitsError
 from .posterior_moments import PosteriorMoments
-from .prior_calibrations import class_balanced, logit_adjustment, norcal, prior_shift
+from .prior_calibrations import (
+    class_balanced,
+    logit_adjustment,
+    matching_gamma,
+    norcal,
+    p2p,
+    prior_shift,
+)
 from .registry import Registry
 from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
@@ -42,6 +51,7 @@ __all__ = [
     "StageStatistics",
     "StatisticsError",
     "atomic_write",
+    "auto",
     "build_calibration",
     "build_loss",
     "class_balanced",
@@ -56,7 +66,9 @@ __all__ = [
     "logit_adjustment",
     "logn",
     "lws",
+    "matching_gamma",
     "norcal",
+    "p2p",
     "parse_calibration",
     "prior_shift",
     "sampling_error",

@@ -17,11 +17,8 @@ from torch import Tensor
 from ..errors import UserError
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
-from .calibrations import logn, tau_norm, temperature
-from .calls import check_number, parse_call
-from .frequency import ClassCounts, frequency_groups
-from .learned_scales import learned_scales, lws
-from .prior_calibrations import class_balanced, logit_adjustment, norcal
+from .calls import parse_call
+from .frequency import ClassCounts
 from .registry import Registry
 from .stage import StageStatistics
 from .statistics import LogitStatistics
@@ -125,122 +122,6 @@ CALIBRATION_REGISTRY: Registry = Registry("calibration")
 """Name -> ``function(inputs: CalibrationInputs, **options) -> AffineCalibration``."""
 
 
-@CALIBRATION_REGISTRY.register("uncalibrated")
-def _uncalibrated(inputs: CalibrationInputs) -> AffineCalibration:
-    return AffineCalibration.identity(inputs.num_classes, inputs.background)
-
-
-@CALIBRATION_REGISTRY.register("logn")
-def _logn(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    stage = inputs.statistics()
-    unlabelled = inputs.unlabelled() if inputs.unlabelled is not None else None
-    return logn(stage, background=inputs.background, unlabelled=unlabelled, **options)
-
-
-@CALIBRATION_REGISTRY.register("logn_mean")
-def _logn_mean(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_std=False, beta="none")
-
-
-@CALIBRATION_REGISTRY.register("logn_std")
-def _logn_std(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_mean=False, beta="none")
-
-
-@CALIBRATION_REGISTRY.register("logn_beta")
-def _logn_beta(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_mean=False, use_std=False)
-
-
-@CALIBRATION_REGISTRY.register("logn_no_beta")
-def _logn_no_beta(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, beta="none")
-
-
-@CALIBRATION_REGISTRY.register("norcal")
-def _norcal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return norcal(inputs.image_count(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("class_balanced")
-def _class_balanced(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return class_balanced(inputs.image_count(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("logit_adjustment")
-def _logit_adjustment(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return logit_adjustment(inputs.image_count(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("temperature")
-def _temperature(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return temperature(inputs.num_classes, background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("tau_norm")
-def _tau_norm(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return tau_norm(*inputs.parameters(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("lws")
-def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
-    _, bias = inputs.parameters()
-    scales = learned_scales(checkpoint)
-    columns = inputs.num_classes + (inputs.background != "none")
-    if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
-        raise UserError(
-            f"The checkpoint {checkpoint} has learnt scales of {[len(each) for each in scales]} "
-            f"columns, but this is stage {inputs.stage_index} of a head with {columns} columns. "
-            "Name the LWS checkpoint of this model."
-        )
-    return lws(scales[inputs.stage_index], bias, background=inputs.background)
-
-
-@CALIBRATION_REGISTRY.register("groups")
-def _groups(
-    inputs: CalibrationInputs,
-    *,
-    rare_max: int | None = None,
-    common_max: int | None = None,
-    **choices: str,
-) -> AffineCalibration:
-    """Another calibration for each frequency group; a group that is not named stays as it is.
-
-    The groups are those of the data set, so that they are the ones of APr, APc and APf; LVIS's
-    (at most 10 and 100 images) where it has none, and others where limits are given.
-
-    Each one is made for all classes, so that LogN's beta is the usual one; its group's share of
-    the vectors is then taken.
-    """
-    if not choices or not set(choices) <= set(_GROUPS):
-        raise UserError(
-            f"groups({', '.join(choices)}) should name calibrations for some of "
-            f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
-        )
-    for name, limit in (("rare_max", rare_max), ("common_max", common_max)):
-        if limit is not None:
-            check_number(name, limit, "[0, inf]")
-    image_count, groups = inputs.image_count(), inputs.groups()
-    if groups is None or rare_max is not None or common_max is not None:
-        groups = frequency_groups(
-            image_count,
-            10 if rare_max is None else rare_max,
-            100 if common_max is None else common_max,
-        )
-    identity = AffineCalibration.identity(inputs.num_classes)
-    scale, shift = identity.scale, identity.shift
-    for name, text in choices.items():
-        if text != "none":
-            chosen = build_calibration(str(text), inputs)
-            members = torch.from_numpy(groups == _GROUPS[name])
-            scale = torch.where(members, chosen.scale, scale)
-            shift = torch.where(members, chosen.shift, shift)
-    return AffineCalibration(scale, shift, background=inputs.background)
-
-
-_GROUPS = {"rare": "r", "common": "c", "frequent": "f"}
-
-
 def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
     """Reads a calibration as people write it: a name, or a call with keywords.
 
@@ -304,8 +185,9 @@ def _is_of_the_call(error: TypeError) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    # A call with wrong keywords fails in the caller's frame, and all callers are in this file.
-    return trace is not None and trace.tb_frame.f_code.co_filename == __file__
+    # A call with wrong keywords fails in the caller's frame, and all callers are in these modules.
+    callers = (__name__, f"{__package__}.calibration_entries")
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in callers
 
 
 def stage_calibrations(

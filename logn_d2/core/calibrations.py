@@ -27,6 +27,7 @@ def logn(
     beta: str | float = "min",
     std_power: float = 1.0,
     std_reference: str = "none",
+    source: str = "all",
     unlabelled: Tensor | None = None,
 ) -> AffineCalibration:
     """Logit normalization (Zhao, Teng, Wang, IJCV 2024): Eq. 2, or Eq. 1 without background.
@@ -48,6 +49,8 @@ def logn(
         std_reference (str): "none" (Eq. 2), or "geometric" to divide by sigma relative to its
             geometric mean over the foreground. Eq. 2 divides all foreground logits by that mean
             too, and not the background's: a change of temperature between the two.
+        source (str): mu and sigma over "all" RoIs (Eq. 2), or over each class's "negatives"; see
+            `StageStatistics.negatives`.
         unlabelled (Tensor): (K,) bool, classes that no training RoI is matched to. Nothing ever
             raised their logits, whose means may lie far below all others: they have no say in beta.
             None where that is not known.
@@ -56,6 +59,7 @@ def logn(
         AffineCalibration: K classes, on the CPU.
 
     Raises:
+        StatisticsError: the statistics lack what negatives need.
         ValueError: an unknown rule for beta or sigma, the mean of a background that was never seen,
             or a switch that is neither True nor False.
 
@@ -71,13 +75,17 @@ def logn(
     check_number("std_power", std_power, "(-inf, inf)")
     check_bool("use_mean", use_mean)
     check_bool("use_std", use_std)
+    if source not in ("all", "negatives"):
+        raise UserError(f"source is {source!r}, expected all or negatives.")
+    whole, stage = stage, stage.negatives() if source == "negatives" else stage
     foreground = foreground_columns(background)
     mean, usable = stage.mean.double()[foreground], stage.usable[foreground]
     sigma = stage.var.double()[foreground].sqrt() ** std_power / _reference(
         std_reference, std_power, stage, foreground
     )
     sigma = torch.where(usable, sigma, 1.0) if use_std else torch.ones_like(mean)
-    beta = _beta(beta, stage, background, unlabelled)
+    counts = usable if unlabelled is None else usable & ~unlabelled
+    beta = _beta(beta, mean[counts], whole, background)
     offset = beta - mean if use_mean else torch.full_like(mean, beta)
     shift = torch.where(usable, offset / sigma, 0.0)
     return AffineCalibration(1 / sigma, shift, background=background, name="logn")
@@ -148,20 +156,13 @@ def tau_norm(
     return AffineCalibration(scale, shift, background=background, name="tau_norm")
 
 
-def _beta(
-    rule: str | float, stage: StageStatistics, background: Background, unlabelled: Tensor | None
-) -> float:
-    """beta of Eq. 2 by its rule; 0 for none."""
+def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: Background) -> float:
+    """beta of Eq. 2 by its rule, from the means of the classes that have a say; 0 for none."""
     if isinstance(rule, (int, float)) and not isinstance(rule, bool):
         return float(rule)
     rules = ("min", "max", "mean", "background", "none")
     if rule not in rules:
         raise UserError(f"beta is {rule!r}, expected one of {', '.join(rules)}, or a number.")
-    foreground = foreground_columns(background)
-    counts = stage.usable[foreground]
-    if unlabelled is not None:
-        counts = counts & ~unlabelled
-    mean = stage.mean.double()[foreground][counts]
     if rule == "none" or background == "none" or len(mean) == 0:
         return 0.0
     if rule == "background":

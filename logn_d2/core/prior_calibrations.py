@@ -12,14 +12,20 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .affine import AffineCalibration, Background
+from .affine import AffineCalibration, Background, foreground_columns
 from .calls import check_number
+from .stage import StageStatistics, StatisticsError
 
-__all__ = ["CENTRES", "class_balanced", "logit_adjustment", "norcal", "prior_shift"]
+__all__ = [
+    "class_balanced",
+    "logit_adjustment",
+    "matching_gamma",
+    "norcal",
+    "p2p",
+    "prior_shift",
+]
 
 Counts = Sequence[int] | np.ndarray | Tensor
-
-CENTRES = ("none", "mean", "mass")
 
 
 def prior_shift(
@@ -55,7 +61,7 @@ def prior_shift(
     check_number("offset", offset, "(-inf, inf)")
     middles = {"none": 0.0, "mean": log_prior.mean(), "mass": log_prior.exp().mean().log()}
     if centre not in middles:
-        raise UserError(f"centre is {centre!r}, expected one of {', '.join(CENTRES)}.")
+        raise UserError(f"centre is {centre!r}, expected one of {', '.join(middles)}.")
     return -strength * (log_prior - middles[centre]) + offset
 
 
@@ -83,6 +89,8 @@ def norcal(
         offset (float): a common shift of the foreground, in nats.
         background (str): "last", "first" or "none".
 
+    In the registry, ``gamma=auto`` takes `matching_gamma` of the statistics.
+
     Example:
         >>> norcal([100, 4], gamma=0.5)(torch.zeros(1, 3)).exp()  # 1 / 10 and 1 / 2
         tensor([[0.1000, 0.5000, 1.0000]])
@@ -90,6 +98,111 @@ def norcal(
     check_number("gamma", gamma, "(-inf, inf)")
     shift = prior_shift(positive_counts(image_count).log(), gamma, centre=centre, offset=offset)
     return _shifted(shift, background, "norcal")
+
+
+def p2p(
+    stage: StageStatistics,
+    *,
+    alpha: float = 1.0,
+    source: str = "all",
+    centre: str = "mean",
+    offset: float = 0.0,
+    background: Background = "last",
+) -> AffineCalibration:
+    """Prior to posterior (Bhat, WACV 2025): scores divided by the detector's own mean posterior.
+
+        z'_c = z_c - alpha (log pi_c - m) + b,     z'_bg = z_bg
+
+    The paper is about image classification; with a background column, b decides. Classes that the
+    statistics can't speak for (pi_c = 0) are shifted as the average class.
+
+    Args:
+        stage (StageStatistics): with posteriors.
+        alpha (float): 1 divides by the whole prior.
+        source (str): what pi is: the mean posterior over "all" RoIs, or over each class's
+            "negatives", which training has not learnt by heart; or the share of "labels" among the
+            RoIs, where a class without one counts as one RoI.
+        centre (str): "mean": the shifts without b sum to 0. "mass": the posterior mass of the
+            foreground is kept, s_c = -alpha log(K pi_c / sum pi). "none": -alpha log pi_c.
+        offset (float): b, a common shift of the foreground, in nats.
+        background (str): "last", "first" or "none".
+
+    Returns:
+        AffineCalibration: K classes, on the CPU.
+
+    Raises:
+        StatisticsError: the statistics lack what the source needs.
+        ValueError: another source or centre.
+
+    Example:
+        >>> from .moments import LogitMoments
+        >>> from .posterior_moments import PosteriorMoments
+        >>> logits = torch.tensor([[0.8, 0.1, 0.1], [0.0, 0.1, 0.9]]).clamp(min=1e-9).log()
+        >>> moments, posteriors = LogitMoments(3), PosteriorMoments(3)
+        >>> moments.update(logits)
+        >>> posteriors.update(logits, logits.softmax(dim=1))
+        >>> stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+        >>> p2p(stage).shift.exp()  # mean posteriors 0.4 and 0.1
+        tensor([0.5000, 2.0000])
+    """
+    check_number("alpha", alpha, "(-inf, inf)")
+    log_prior = _log_prior(stage, source, background)
+    shift = prior_shift(log_prior, alpha, centre=centre, offset=offset)
+    return _shifted(shift, background, "p2p")
+
+
+def matching_gamma(
+    stage: StageStatistics, image_count: Counts, *, background: Background = "last"
+) -> float:
+    """The gamma with which NorCal takes off as much as the detector's posteriors follow the counts.
+
+    The slope of the log mean posterior over negatives on log N_c (least squares over classes), as
+    far as it lies in [0, 1]. It needs no labels but those that tell negatives apart.
+
+    Args:
+        stage (StageStatistics): with posteriors and labels.
+        image_count (list, ndarray or Tensor): (K,) training images; 0 counts as 1.
+        background (str): "last", "first" or "none".
+
+    Returns:
+        float: gamma; 0 where all counts are the same.
+
+    Raises:
+        StatisticsError: the statistics lack posteriors or labels.
+
+    Example:
+        >>> from .moments import LogitMoments
+        >>> from .posterior_moments import PosteriorMoments
+        >>> scores = torch.tensor([[0.4, 0.2, 0.4]])
+        >>> moments, posteriors = LogitMoments(3), PosteriorMoments(3)
+        >>> moments.update(scores.log())
+        >>> posteriors.update(scores.log(), scores, torch.tensor([2]))
+        >>> stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+        >>> round(matching_gamma(stage, [80, 20]), 6)  # twice the score at four times the count
+        0.5
+    """
+    log_prior = _log_prior(stage, "negatives", background)
+    log_count = positive_counts(image_count).log()
+    deviation = log_count - log_count.mean()
+    square = deviation.square().sum()
+    if square == 0:
+        return 0.0
+    return float(((deviation * log_prior).sum() / square).clamp(0, 1))
+
+
+def _log_prior(stage: StageStatistics, source: str, background: Background) -> Tensor:
+    """(K,) log of each class's prior; the mean of the others where it is 0."""
+    if source not in ("all", "negatives", "labels"):
+        raise UserError(f"source is {source!r}, expected one of all, negatives, labels.")
+    foreground = foreground_columns(background)
+    if source == "labels":
+        weight = stage.label_weight()
+        return (weight.clamp(min=1) / weight.sum().clamp(min=1))[foreground].log()
+    log_prior = stage.mean_posterior(source)[foreground].log()
+    known = log_prior[log_prior.isfinite()]
+    if len(known) == 0:
+        raise StatisticsError("The statistics saw no RoI, so that no class has a mean posterior.")
+    return torch.where(log_prior.isfinite(), log_prior, known.mean())
 
 
 def class_balanced(

@@ -16,6 +16,7 @@ from ..core import (
     ClassCounts,
     ClassificationLoss,
     LogitStatistics,
+    PosteriorMoments,
     StageStatistics,
     build_calibration,
     build_loss,
@@ -26,6 +27,7 @@ from ..data import check_same_classes, image_problem
 from ..errors import MissingFileError, UnknownNameError, UserError
 from ..evaluation import LogitStatisticsCollector, LvisGroundTruth
 from ..evaluation.lvis_checks import check_groups
+from ..evaluation.statistics_collector import gathers_posteriors
 from ..modeling.build import known_class_names
 
 __all__ = [
@@ -201,13 +203,16 @@ def check_weights(weights: str) -> None:
         raise MissingFileError(f"The weights are missing: there is no file {weights}.")
 
 
-def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None:
+def check_calibration(
+    text: str, num_classes: int, has_statistics: bool, collect: CfgNode | None = None
+) -> None:
     """Checks that a calibration exists, has the options that are given, and gets what it needs.
 
     Args:
         text (str): for example "norcal(gamma=0.6)"; "" for none.
         num_classes (int): K.
         has_statistics (bool): whether there will be statistics.
+        collect (CfgNode): MODEL.LOGN.COLLECT, where they are yet to be gathered.
 
     Raises:
         KeyError: unknown name.
@@ -218,7 +223,13 @@ def check_calibration(text: str, num_classes: int, has_statistics: bool) -> None
     parse_calibration(text)
     # Stand-ins with the right shapes: counting classes takes a while, statistics hours.
     ones = torch.ones(num_classes + 1, dtype=torch.float64)
-    stage = StageStatistics(mean=-ones, var=ones, count=2 * ones.long())
+    posteriors = PosteriorMoments(num_classes + 1)
+    matched = collect is None or collect.POPULATION != "proposals"
+    posteriors.update(ones[None], ones[None], torch.tensor([num_classes]) if matched else None)
+    gathers = collect is None or gathers_posteriors(collect.ESTIMATOR, collect.POPULATION)
+    stage = StageStatistics(
+        mean=-ones, var=ones, count=2 * ones.long(), posteriors=posteriors if gathers else None
+    )
     count = ones[:-1].long().numpy()
     names = tuple(map(str, range(num_classes)))
     counts = ClassCounts(names, count, count, num_images=1)

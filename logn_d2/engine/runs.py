@@ -64,7 +64,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
     text = calibration_name(cfg, node.COLLECT.ENABLED)
-    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED)
+    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED, node.COLLECT)
     check_loss_options(node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     check_collection_settings(cfg)
     check_second_stage(cfg)

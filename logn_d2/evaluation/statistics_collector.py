@@ -170,7 +170,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 self._moments.append(LogitMoments(num_columns, device))
             else:
                 self._moments.append(EmaLogitMoments(num_columns, description.momentum, device))
-            gathers = description.estimator == "exact" and description.population != "positives"
+            gathers = gathers_posteriors(description.estimator, description.population)
             self._posteriors.append(PosteriorMoments(num_columns, device) if gathers else None)
             self._fingerprints.append(predictor_fingerprint(stage.predictor))
 
@@ -287,6 +287,11 @@ def _select(population: str, logits: Tensor, labels: Tensor | None) -> _OfImage:
         return logits[chosen], None, labels[chosen]
     mask = labels[:, None] == torch.arange(background + 1, device=labels.device)
     return logits, mask, labels
+
+
+def gathers_posteriors(estimator: str, population: str) -> bool:
+    """Whether a pass of this kind gathers posteriors: where every RoI counts for every column."""
+    return estimator == "exact" and population != "positives"
 
 
 def _autocast(device_type: str) -> str | None:

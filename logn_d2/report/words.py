@@ -27,6 +27,8 @@ _NAMES = {
     "logn_beta": "LogN, beta only",
     "logn_no_beta": "LogN without beta",
     "norcal": "NorCal",
+    "p2p": "P2P",
+    "auto": "Auto",
     "logit_adjustment": "Logit adjustment",
     "class_balanced": "Class-balanced",
     "temperature": "Temperature",

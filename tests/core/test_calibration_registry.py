@@ -83,7 +83,10 @@ def test_unknown_name_lists_the_known_ones(text):
 
 def test_every_known_name_can_be_built(tmp_path):
     weight = torch.ones(4, 2)
-    inputs = CalibrationInputs(3, make_stage(), COUNTS, classifier=lambda: (weight, None))
+    posteriors = PosteriorMoments(4)
+    posteriors.update(torch.zeros(1, 4), torch.full((1, 4), 0.25), torch.tensor([3]))
+    stage = dataclasses.replace(make_stage(), posteriors=posteriors)
+    inputs = CalibrationInputs(3, stage, COUNTS, classifier=lambda: (weight, None))
     path = tmp_path / "lws.pth"
     torch.save({"model": {"cls_score.class_scale": torch.ones(4)}}, path)
     needed = {"norcal": "gamma=0.6", "class_balanced": "gamma=0.9", "temperature": "temperature=2"}

@@ -20,6 +20,7 @@ from logn_d2.core import (
     logit_adjustment,
     logn,
     norcal,
+    p2p,
     tau_norm,
 )
 from logn_d2.core.fingerprint import fingerprint_differences
@@ -59,7 +60,10 @@ CALIBRATIONS = {
     # Eq. 2 of the paper.
     logn: {
         "use_mean": True, "use_std": True, "beta": "min", "std_power": 1.0, "std_reference": "none",
+        "source": "all",
     },
+    # The paper divides by the whole prior, of all data. Centred: of ours.
+    p2p: {"alpha": 1.0, "source": "all", "centre": "mean", "offset": 0.0},
     # No gamma is published for LVIS v1.
     norcal: {"gamma": NEEDED, "centre": "none", "offset": 0.0},
     class_balanced: {"gamma": NEEDED},

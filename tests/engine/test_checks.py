@@ -1,10 +1,12 @@
 """Data sets, masks and model that do not belong together are refused before any work."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -18,6 +20,7 @@ from logn_d2.core import (
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import training_images
 from logn_d2.engine.checks import (
+    check_calibration,
     check_classes,
     check_ground_truth,
     check_images,
@@ -160,6 +163,26 @@ def test_calibrated_groups_are_those_of_the_data_set(tiny_folder):
     inputs = CalibrationInputs(num_classes=len(letters), counts=counts)
     scale = build_calibration("groups(frequent=temperature(temperature=2))", inputs).scale
     assert (scale.numpy() == np.where(letters == "f", 0.5, 1.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("auto", {}, None),
+        ("p2p(source=labels)", {}, None),
+        ("norcal(gamma=auto)", {}, None),
+        ("p2p", {"POPULATION": "proposals"}, None),
+        ("logn", {"ESTIMATOR": "ema"}, None),
+        ("auto", {"ESTIMATOR": "ema"}, "needs mean posteriors"),
+        ("p2p", {"POPULATION": "positives"}, "needs mean posteriors"),
+        ("p2p(source=negatives)", {"POPULATION": "proposals"}, "needs the classes that RoIs"),
+        ("logn(source=negatives)", {"POPULATION": "proposals"}, "needs the classes that RoIs"),
+    ],
+)
+def test_what_a_pass_will_not_gather_is_missed_before_training(text, settings, message):
+    collect = CfgNode({"ESTIMATOR": "exact", "POPULATION": "sampled", **settings})
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_calibration(text, 3, True, collect)
 
 
 @pytest.mark.parametrize(("lowest", "warned"), [(0, True), (1, False)])

@@ -10,7 +10,13 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from torch import Tensor, nn
 
 from logn_d2.config import add_logn_config
-from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, classifier_fingerprint
+from logn_d2.core import (
+    LogitMoments,
+    LogitStatistics,
+    PosteriorMoments,
+    StageStatistics,
+    classifier_fingerprint,
+)
 
 NUM_CLASSES = 5
 CLASS_NAMES = tuple("abcde")
@@ -139,9 +145,11 @@ def statistics_of(model: nn.Module, seed: int = 1) -> LogitStatistics:
 
 
 def _stage(weight: Tensor, bias: Tensor) -> StageStatistics:
-    moments = LogitMoments(len(weight))
-    moments.update(torch.randn(50, len(weight)) * (1 + torch.rand(len(weight))) - 1)
-    return StageStatistics.from_moments(moments, classifier_fingerprint(weight, bias))
+    moments, posteriors = LogitMoments(len(weight)), PosteriorMoments(len(weight))
+    logits = torch.randn(50, len(weight)) * (1 + torch.rand(len(weight))) - 1
+    moments.update(logits)
+    posteriors.update(logits, logits.softmax(dim=1), torch.arange(50) % len(weight))
+    return StageStatistics.from_moments(moments, classifier_fingerprint(weight, bias), posteriors)
 
 
 def detections(model: nn.Module, inputs: list[dict]) -> list[dict[str, Tensor]]:

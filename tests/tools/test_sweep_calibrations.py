@@ -88,7 +88,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def arguments(folder: Path, output: str, *more: str) -> list[str]:
     return [
         *("--config-file", f"{folder}/config.yaml", "--stats", f"{folder}/stats.safetensors"),
-        *("--calibrations", "logn", "norcal(gamma=0.6)", "logn", "--output", f"{folder}/{output}"),
+        *("--calibrations", "logn", "norcal(gamma=0.6)", "logn", "auto"),
+        *("--output", f"{folder}/{output}"),
         *more,
         *("MODEL.WEIGHTS", f"{folder}/model.pth"),
     ]
@@ -98,7 +99,7 @@ def test_table_and_results_are_of_every_calibration(
     tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tool.run(tool.parse_args(arguments(folder, "one"))) == 0
-    names = ["uncalibrated", "logn", "norcal(gamma=0.6)"]
+    names = ["uncalibrated", "logn", "norcal(gamma=0.6)", "auto"]
     table = capsys.readouterr().out.splitlines()[-len(names) :]
     assert [line.split("|")[1].strip() for line in table] == names
     results = Results.load(folder / "one" / "results.json")

@@ -1,0 +1,47 @@
+"""The calibration that needs no choice: no hyper-parameter, class counts or validation labels."""
+
+from __future__ import annotations
+
+from .affine import AffineCalibration, Background
+from .prior_calibrations import p2p
+from .stage import StageStatistics
+
+__all__ = ["auto"]
+
+
+def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCalibration:
+    """Minus the log of each class's mean posterior, centred, and one logit lower.
+
+        z'_c = z_c - log pi_c + mean_k log pi_k - 1,     z'_bg = z_bg
+
+    pi is the mean posterior over all RoIs of the statistics pass. Class shifts follow from the
+    detector's own prior; the common shift does not, since the share of background among sampled
+    RoIs is the sampler's: it is centred, and lowered by a constant.
+
+    Args:
+        stage (StageStatistics): with posteriors.
+        background (str): "last", "first" or "none".
+
+    Returns:
+        AffineCalibration: K classes, on the CPU; it is ``p2p(alpha=1, centre=mean, offset=-1)``.
+
+    Raises:
+        StatisticsError: the statistics have no mean posteriors.
+
+    Example:
+        >>> import torch
+        >>> from .moments import LogitMoments
+        >>> from .posterior_moments import PosteriorMoments
+        >>> scores = torch.tensor([[0.4, 0.1, 0.5]])
+        >>> moments, posteriors = LogitMoments(3), PosteriorMoments(3)
+        >>> moments.update(scores.log())
+        >>> posteriors.update(scores.log(), scores)
+        >>> stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+        >>> (auto(stage).shift + 1).exp()
+        tensor([0.5000, 2.0000])
+    """
+    calibration = p2p(
+        stage, alpha=1.0, source="all", centre="mean", offset=-1.0, background=background
+    )
+    calibration.name = "auto"
+    return calibration

@@ -1,0 +1,154 @@
+"""The calibrations that the registry knows: what each takes from `CalibrationInputs`.
+
+Shapes: K foreground classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from .affine import AffineCalibration
+from .auto_calibration import auto
+from .calibration_registry import CALIBRATION_REGISTRY, CalibrationInputs, build_calibration
+from .calibrations import logn, tau_norm, temperature
+from .calls import check_number
+from .frequency import frequency_groups
+from .learned_scales import learned_scales, lws
+from .prior_calibrations import class_balanced, logit_adjustment, matching_gamma, norcal, p2p
+
+logger = logging.getLogger(__name__)
+
+
+@CALIBRATION_REGISTRY.register("uncalibrated")
+def _uncalibrated(inputs: CalibrationInputs) -> AffineCalibration:
+    return AffineCalibration.identity(inputs.num_classes, inputs.background)
+
+
+@CALIBRATION_REGISTRY.register("logn")
+def _logn(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    stage = inputs.statistics()
+    unlabelled = inputs.unlabelled() if inputs.unlabelled is not None else None
+    return logn(stage, background=inputs.background, unlabelled=unlabelled, **options)
+
+
+@CALIBRATION_REGISTRY.register("logn_mean")
+def _logn_mean(inputs: CalibrationInputs) -> AffineCalibration:
+    return _logn(inputs, use_std=False, beta="none")
+
+
+@CALIBRATION_REGISTRY.register("logn_std")
+def _logn_std(inputs: CalibrationInputs) -> AffineCalibration:
+    return _logn(inputs, use_mean=False, beta="none")
+
+
+@CALIBRATION_REGISTRY.register("logn_beta")
+def _logn_beta(inputs: CalibrationInputs) -> AffineCalibration:
+    return _logn(inputs, use_mean=False, use_std=False)
+
+
+@CALIBRATION_REGISTRY.register("logn_no_beta")
+def _logn_no_beta(inputs: CalibrationInputs) -> AffineCalibration:
+    return _logn(inputs, beta="none")
+
+
+@CALIBRATION_REGISTRY.register("norcal")
+def _norcal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    image_count = inputs.image_count()
+    if options.get("gamma") == "auto":
+        gamma = matching_gamma(inputs.statistics(), image_count, background=inputs.background)
+        logger.info("norcal(gamma=auto), stage %d: gamma is %.3f", inputs.stage_index, gamma)
+        options["gamma"] = gamma
+    return norcal(image_count, background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("p2p")
+def _p2p(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return p2p(inputs.statistics(), background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("auto")
+def _auto(inputs: CalibrationInputs) -> AffineCalibration:
+    return auto(inputs.statistics(), background=inputs.background)
+
+
+@CALIBRATION_REGISTRY.register("class_balanced")
+def _class_balanced(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return class_balanced(inputs.image_count(), background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("logit_adjustment")
+def _logit_adjustment(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return logit_adjustment(inputs.image_count(), background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("temperature")
+def _temperature(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return temperature(inputs.num_classes, background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("tau_norm")
+def _tau_norm(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return tau_norm(*inputs.parameters(), background=inputs.background, **options)
+
+
+@CALIBRATION_REGISTRY.register("lws")
+def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
+    _, bias = inputs.parameters()
+    scales = learned_scales(checkpoint)
+    columns = inputs.num_classes + (inputs.background != "none")
+    if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
+        raise UserError(
+            f"The checkpoint {checkpoint} has learnt scales of {[len(each) for each in scales]} "
+            f"columns, but this is stage {inputs.stage_index} of a head with {columns} columns. "
+            "Name the LWS checkpoint of this model."
+        )
+    return lws(scales[inputs.stage_index], bias, background=inputs.background)
+
+
+@CALIBRATION_REGISTRY.register("groups")
+def _groups(
+    inputs: CalibrationInputs,
+    *,
+    rare_max: int | None = None,
+    common_max: int | None = None,
+    **choices: str,
+) -> AffineCalibration:
+    """Another calibration for each frequency group; a group that is not named stays as it is.
+
+    The groups are those of the data set, so that they are the ones of APr, APc and APf; LVIS's
+    (at most 10 and 100 images) where it has none, and others where limits are given.
+
+    Each one is made for all classes, so that LogN's beta is the usual one; its group's share of
+    the vectors is then taken.
+    """
+    if not choices or not set(choices) <= set(_GROUPS):
+        raise UserError(
+            f"groups({', '.join(choices)}) should name calibrations for some of "
+            f"{', '.join(_GROUPS)}, for example groups(rare=logn, common=norcal(gamma=0.4))."
+        )
+    for name, limit in (("rare_max", rare_max), ("common_max", common_max)):
+        if limit is not None:
+            check_number(name, limit, "[0, inf]")
+    image_count, groups = inputs.image_count(), inputs.groups()
+    if groups is None or rare_max is not None or common_max is not None:
+        groups = frequency_groups(
+            image_count,
+            10 if rare_max is None else rare_max,
+            100 if common_max is None else common_max,
+        )
+    identity = AffineCalibration.identity(inputs.num_classes)
+    scale, shift = identity.scale, identity.shift
+    for name, text in choices.items():
+        if text != "none":
+            chosen = build_calibration(str(text), inputs)
+            members = torch.from_numpy(groups == _GROUPS[name])
+            scale = torch.where(members, chosen.scale, scale)
+            shift = torch.where(members, chosen.shift, shift)
+    return AffineCalibration(scale, shift, background=inputs.background)
+
+
+_GROUPS = {"rare": "r", "common": "c", "frequent": "f"}
