@@ -3,8 +3,8 @@
 Both get the same LVIS-form annotations and detections, in the form that each takes; the time is
 from there to AP and all gains. tidecv stands in for the federated rule by objects to be ignored,
 one for each image and class that nobody looked for: that is most of its time and memory, so it is
-run on fewer images. The numbers differ where tidecv is not LVIS (see `logn_d2.evaluation.errors`);
-`tests/evaluation/test_errors.py` shows that they are equal elsewhere.
+run on fewer images. The numbers differ where tidecv is not LVIS (see `logn_d2.analysis.errors`);
+`tests/analysis/test_errors.py` shows that they are equal elsewhere.
 
     python benchmarks/error_analysis.py                 # ours at LVIS size as well
     python benchmarks/error_analysis.py --images 0      # the comparison alone
@@ -23,10 +23,10 @@ import numpy as np
 from common import machine, seconds, spread
 from lvis_evaluation import draw
 
-from logn_d2.evaluation import Detections, LvisGroundTruth, evaluate_lvis
-from logn_d2.evaluation.calibration_quality import calibration_quality
-from logn_d2.evaluation.errors import error_analysis, error_table
-from logn_d2.evaluation.score_threshold import ap_against_threshold
+from logn_d2.analysis.calibration_quality import calibration_quality
+from logn_d2.analysis.errors import error_analysis, error_table
+from logn_d2.analysis.thresholds import ap_against_threshold
+from logn_d2.lvis import Detections, LvisGroundTruth, evaluate_lvis
 
 # tidecv's names for what all false positives and all missed objects cost.
 _NAMES = {"FalsePos": "FP", "FalseNeg": "FN"}

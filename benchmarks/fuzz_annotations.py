@@ -28,7 +28,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.data import load_lvis_form, register_lvis_form
-from logn_d2.evaluation import LvisGroundTruth
+from logn_d2.lvis import LvisGroundTruth
 
 NAME = "fuzzed"
 VALUES = (

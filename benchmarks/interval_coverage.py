@@ -18,14 +18,8 @@ from dataclasses import replace
 import numpy as np
 from common import machine
 
-from logn_d2.evaluation import (
-    BootstrapResult,
-    Detections,
-    LvisGroundTruth,
-    bootstrap_difference,
-    bootstrap_lvis,
-    match_lvis,
-)
+from logn_d2.analysis import BootstrapResult, bootstrap_difference, bootstrap_lvis
+from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis
 
 NUM_CLASSES = 30
 # Images of a class in a set: as of LVIS's frequent classes, and as of its rare ones.

@@ -29,7 +29,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from common import machine, spread
 
-from logn_d2.evaluation import Detections, LvisGroundTruth, RleMasks, evaluate_lvis
+from logn_d2.lvis import Detections, LvisGroundTruth, RleMasks, evaluate_lvis
 
 HEIGHT, WIDTH = 480, 640
 TOLERANCE = 1e-9

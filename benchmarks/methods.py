@@ -36,12 +36,12 @@ from compared_methods import CROSS_ENTROPY, METHODS, SAMPLERS, SIZES
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
-from logn_d2.core import atomic_write
-from logn_d2.data import draw_glyphs
 from logn_d2.engine import Trainer, load_config, short_errors
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
-from logn_d2.evaluation import format_spread
+from logn_d2.files import atomic_write
+from logn_d2.glyphs import draw_glyphs
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("AP", "APr", "APc", "APf")

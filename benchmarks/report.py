@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from logn_d2.core import frequency_groups
-from logn_d2.evaluation.detections import Detections
+from logn_d2.lvis.detections import Detections
 from logn_d2.report import Settings, make_report, open_runs, write_report
 
 SIDE = 640

@@ -30,21 +30,18 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from logn_d2.core import (
-    AffineCalibration,
-    LogitStatistics,
-    StatisticsError,
-    atomic_write,
-    stage_calibrations,
-)
+from logn_d2.collection import collect_statistics
+from logn_d2.core import AffineCalibration, LogitStatistics, StatisticsError, stage_calibrations
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import load_config
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.statistics import without_calibration
-from logn_d2.evaluation import LvisGroundTruth, collect_statistics, evaluate_sweep, sweep
-from logn_d2.evaluation.resume import deciding_settings
+from logn_d2.files import atomic_write
+from logn_d2.lvis import LvisGroundTruth
 from logn_d2.modeling import find_box_predictors
 from logn_d2.modeling.box_predictors import predictor_fingerprint
+from logn_d2.passes.resume import deciding_settings
+from logn_d2.sweeps import evaluate_sweep, sweep
 
 BASELINE = "uncalibrated"
 METRICS = ("AP", "APr", "APc", "APf")

@@ -37,10 +37,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from logn_d2.collection import LogitStatisticsCollector, collect_statistics
 from logn_d2.config import add_logn_config, config_file
 from logn_d2.core import LogitMoments, LogitStatistics
 from logn_d2.data.loader import PassDataset, build_statistics_loader
-from logn_d2.evaluation import LogitStatisticsCollector, collect_statistics
 from logn_d2.modeling.box_predictors import find_box_predictors
 from logn_d2.modeling.recording import Recording, shadowed
 from logn_d2.modeling.stages import RecordedStage

@@ -32,15 +32,10 @@ from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import load_config
 from logn_d2.engine.checkpoint import load_weights
-from logn_d2.evaluation import (
-    LVISFormEvaluator,
-    LvisGroundTruth,
-    StoredPredictions,
-    evaluate_sweep,
-    sweep,
-    sweep_stored,
-)
+from logn_d2.evaluators import LVISFormEvaluator
+from logn_d2.lvis import LvisGroundTruth
 from logn_d2.modeling import find_box_predictors
+from logn_d2.sweeps import StoredPredictions, evaluate_sweep, sweep, sweep_stored
 
 BASELINE = "uncalibrated"
 CALIBRATIONS = (

@@ -36,11 +36,11 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
-from logn_d2.core import atomic_write
 from logn_d2.engine import load_config, short_errors
-from logn_d2.engine.comparison import SideBySide, check_comparison
+from logn_d2.engine.show import SideBySide, check_comparison
 from logn_d2.errors import MissingFileError, UserError
-from logn_d2.evaluation.before_after import Shown
+from logn_d2.files import atomic_write
+from logn_d2.pictures.before_after import Shown
 
 WINDOW = "before and after calibration (q ends)"
 READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

@@ -12,11 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # editors and type checkers read no __getattr__
+    from .collection import LogitStatisticsCollector, collect_statistics
+    from .collection import collect_statistics as collect
     from .config import add_logn_config, config_file
     from .core import AffineCalibration, LogitMoments, LogitStatistics, logn
     from .data import register_lvis_form
-    from .evaluation import LogitStatisticsCollector, collect_statistics
-    from .evaluation import collect_statistics as collect
     from .modeling import (
         LogNCascadeROIHeads,
         LogNFastRCNNOutputLayers,
@@ -43,9 +43,9 @@ _HOMES = {
     "LogNFastRCNNOutputLayers": "logn_d2.modeling",
     "LogNROIHeads": "logn_d2.modeling",
     "LogNRes5ROIHeads": "logn_d2.modeling",
-    "LogitStatisticsCollector": "logn_d2.evaluation",
-    "collect": "logn_d2.evaluation",
-    "collect_statistics": "logn_d2.evaluation",
+    "LogitStatisticsCollector": "logn_d2.collection",
+    "collect": "logn_d2.collection",
+    "collect_statistics": "logn_d2.collection",
     "register_lvis_form": "logn_d2.data",
 }
 

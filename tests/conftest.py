@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A datasets root that holds LT-Glyphs tiny. Read only: tests that change files copy it."""
-    from logn_d2.data import draw_glyphs
+    from logn_d2.glyphs import draw_glyphs
 
     root = tmp_path_factory.mktemp("datasets")
     draw_glyphs(root, "tiny", num_workers=1)

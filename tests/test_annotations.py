@@ -8,14 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from logn_d2.analysis import calibration_quality
 from logn_d2.annotations import check_annotations, mask_of, read_annotations
-from logn_d2.evaluation import (
-    Detections,
-    LvisGroundTruth,
-    RleMasks,
-    calibration_quality,
-    evaluate_lvis,
-)
+from logn_d2.lvis import Detections, LvisGroundTruth, RleMasks, evaluate_lvis
 
 from .load_script import load_script
 

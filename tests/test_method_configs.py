@@ -10,13 +10,13 @@ from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
 from logn_d2 import add_logn_config
+from logn_d2.collection import collect_from_config
 from logn_d2.config import config_file
 from logn_d2.core import ClassCounts, LogitStatistics, build_loss, parse_calibration
 from logn_d2.core.losses import parse_loss
-from logn_d2.data import register_glyphs
 from logn_d2.engine import Trainer
 from logn_d2.engine.second_stage import get_second_stage
-from logn_d2.evaluation import collect_from_config
+from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling import calibrations_from_config
 
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent

@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from logn_d2.core import LogitStatistics
-from logn_d2.evaluation import SweepPredictions
+from logn_d2.sweeps import SweepPredictions
 
 from .load_script import ROOT, load_script
 

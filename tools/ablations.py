@@ -30,7 +30,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from logn_d2.core import atomic_write
+from logn_d2.analysis import format_table
 from logn_d2.engine import launch, load_config, short_errors
 from logn_d2.engine.experiments import (
     Metrics,
@@ -42,7 +42,7 @@ from logn_d2.engine.experiments import (
     run_config,
 )
 from logn_d2.errors import UserError
-from logn_d2.evaluation import format_table
+from logn_d2.files import atomic_write
 from logn_d2.report.provenance import commit, machine
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from logn_d2.analysis import format_table
 from logn_d2.engine import short_errors
 from logn_d2.errors import MissingFileError, UserError
-from logn_d2.evaluation import format_table
 
 Scores = dict[str, dict[str, float]]
 

@@ -17,9 +17,10 @@ import sys
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from logn_d2.data import check_dataset, register_glyphs
+from logn_d2.data import check_dataset
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.checks import check_classes, check_ground_truth, check_masks
+from logn_d2.glyphs import register_glyphs
 
 
 def parse_args() -> argparse.Namespace:

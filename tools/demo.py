@@ -33,19 +33,15 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from logn_d2.analysis import format_table
 from logn_d2.core import LogitStatistics, stage_calibrations
-from logn_d2.data import class_counts, draw_glyphs
-from logn_d2.data.glyphs import get_size
+from logn_d2.data import class_counts
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
 from logn_d2.engine import Trainer, short_errors
 from logn_d2.engine import collect as collect_statistics
 from logn_d2.errors import UserError
-from logn_d2.evaluation import (
-    LvisResult,
-    format_table,
-    sweep,
-    sweep_results,
-)
+from logn_d2.glyphs import draw_glyphs, get_size
+from logn_d2.lvis import LvisResult
 from logn_d2.modeling.recording import LogitRecorder
 from logn_d2.report import (
     ClassInfo,
@@ -58,6 +54,7 @@ from logn_d2.report import (
 )
 from logn_d2.report.provenance import commit, machine, versions
 from logn_d2.report.results import BASELINE
+from logn_d2.sweeps import sweep, sweep_results
 
 SUBJECT = "logn"
 CALIBRATIONS = (

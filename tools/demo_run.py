@@ -20,13 +20,12 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from logn_d2.config import config_file
-from logn_d2.core import atomic_write
-from logn_d2.data import register_glyphs
-from logn_d2.data.glyphs import glyphs_folder
 from logn_d2.engine import load_config
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.errors import UserError
-from logn_d2.evaluation import LvisGroundTruth
+from logn_d2.files import atomic_write
+from logn_d2.glyphs import glyphs_folder, register_glyphs
+from logn_d2.lvis import LvisGroundTruth
 
 __all__ = ["SAMPLERS", "Run", "open_run"]
 

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 
-from logn_d2.data.glyphs import SIZES, draw_glyphs, glyphs_folder, verify_glyphs
+from logn_d2.glyphs import SIZES, draw_glyphs, glyphs_folder, verify_glyphs
 
 
 def parse_args() -> argparse.Namespace:

@@ -34,12 +34,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor, nn
 
-from logn_d2.core import AffineCalibration, atomic_write
+from logn_d2.core import AffineCalibration
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.checks import check_classes
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.errors import MissingFileError, UserError
+from logn_d2.files import atomic_write
 from logn_d2.modeling import (
     LogitRecorder,
     attach,

@@ -111,7 +111,7 @@ def class_names_of(dataset: str) -> Sequence[str]:
     """The classes of a registered data set, in the order of a model's logits."""
     from detectron2.data import MetadataCatalog  # files are inspected without Detectron2
 
-    from logn_d2.data import register_glyphs
+    from logn_d2.glyphs import register_glyphs
 
     register_glyphs()
     names = MetadataCatalog.get(dataset).get("thing_classes")

@@ -27,13 +27,13 @@ import numpy as np
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from logn_d2.analysis import format_spread
 from logn_d2.core import LogitStatistics, StageStatistics, frequency_groups
 from logn_d2.core.affine import foreground_columns
 from logn_d2.data import class_counts
 from logn_d2.engine import short_errors
 from logn_d2.engine.experiments import run_config
 from logn_d2.errors import MissingFileError
-from logn_d2.evaluation import format_spread
 from logn_d2.report.numbers import spearman
 
 # What a row is of: classifier, sampler, and stage of a cascade.

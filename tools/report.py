@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from logn_d2.data import register_glyphs
 from logn_d2.engine import load_config, short_errors
+from logn_d2.glyphs import register_glyphs
 from logn_d2.report import Settings, headline, make_report, open_runs, write_report
 from logn_d2.report.runs import split_run
 

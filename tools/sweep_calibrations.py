@@ -35,7 +35,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
-from logn_d2.core import AffineCalibration, atomic_write, expand_grid, stage_calibrations
+from logn_d2.analysis import format_table
+from logn_d2.core import AffineCalibration, expand_grid, stage_calibrations
 from logn_d2.data import class_counts
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import launch, load_config, short_errors
@@ -52,23 +53,23 @@ from logn_d2.engine.evaluation import read_ground_truth
 from logn_d2.engine.experiments import has_begun
 from logn_d2.engine.statistics import without_calibration
 from logn_d2.errors import UserError
-from logn_d2.evaluation import (
-    StoredPredictions,
-    SweepPredictions,
-    best_of_grid,
-    evaluate_sweep,
-    format_table,
-    sweep,
-    sweep_stored,
-)
-from logn_d2.evaluation.resume import deciding_settings
+from logn_d2.files import atomic_write
 from logn_d2.modeling.box_predictors import (
     classifier_reader,
     find_box_predictors,
     predictor_fingerprint,
 )
+from logn_d2.passes.resume import deciding_settings
 from logn_d2.report import ResultRow, Results
 from logn_d2.report.provenance import commit, machine, versions
+from logn_d2.sweeps import (
+    StoredPredictions,
+    SweepPredictions,
+    best_of_grid,
+    evaluate_sweep,
+    sweep,
+    sweep_stored,
+)
 
 logger = logging.getLogger("logn_d2.sweep_calibrations")
 

@@ -7,7 +7,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from logn_d2.evaluation import LVISFormEvaluator
+from logn_d2.evaluators import LVISFormEvaluator
 from logn_d2.modeling import CosineMaskHead, LogNFastRCNNOutputLayers
 
 _coco = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")

@@ -1,5 +1,7 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
+from ..files import atomic_write
+from ..frequency import ClassCounts, frequency_groups, shot_groups
 from . import calibration_entries  # noqa: F401  only registration
 from .affine import AffineCalibration
 from .auto_calibration import auto
@@ -14,10 +16,8 @@ from .calibration_registry import (
 )
 from .calibrations import logn, tau_norm, temperature
 from .ema_moments import EmaLogitMoments
-from .files import atomic_write
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
-from .frequency import ClassCounts, frequency_groups, shot_groups
 from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import LogitMoments, NonFiniteLogitsError

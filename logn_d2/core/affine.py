@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingFileError, UserError
-from .files import atomic_write
+from ..files import atomic_write
 
 __all__ = ["AffineCalibration", "Background", "foreground_columns"]
 

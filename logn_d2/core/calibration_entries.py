@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..frequency import frequency_groups
 from .affine import AffineCalibration
 from .auto_calibration import auto
 from .calibration_registry import CALIBRATION_REGISTRY, CalibrationInputs, build_calibration
 from .calibrations import logn, tau_norm, temperature
 from .calls import check_number
-from .frequency import frequency_groups
 from .learned_scales import learned_scales, lws
 from .prior_calibrations import class_balanced, logit_adjustment, matching_gamma, norcal, p2p
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..frequency import ClassCounts
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
 from .calls import parse_call
-from .frequency import ClassCounts
 from .registry import Registry
 from .stage import StageStatistics
 from .statistics import LogitStatistics

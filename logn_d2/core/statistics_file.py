@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .files import atomic_write
+from ..files import atomic_write
 from .stage import StatisticsError
 
 __all__ = ["VERSION", "read_file", "shortened", "write_file"]

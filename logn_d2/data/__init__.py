@@ -1,8 +1,7 @@
-"""Data sets: LVIS-form registration of any vocabulary, and the drawn benchmark LT-Glyphs."""
+"""Data sets: LVIS-form registration of any vocabulary."""
 
 from .check import DatasetReport, check_dataset, image_problem
 from .counts import check_same_classes, class_counts
-from .glyphs import draw_glyphs, register_glyphs, verify_glyphs
 from .registration import load_lvis_form, register_from_config, register_lvis_form
 
 __all__ = [
@@ -10,11 +9,8 @@ __all__ = [
     "check_dataset",
     "check_same_classes",
     "class_counts",
-    "draw_glyphs",
     "image_problem",
     "load_lvis_form",
     "register_from_config",
-    "register_glyphs",
     "register_lvis_form",
-    "verify_glyphs",
 ]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..core.frequency import ClassCounts, frequency_groups
 from ..errors import UserError
+from ..frequency import ClassCounts, frequency_groups
 
 __all__ = ["check_same_classes", "class_counts"]
 

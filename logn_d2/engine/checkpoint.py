@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..core import atomic_write
 from ..errors import UserError
+from ..files import atomic_write
 
 __all__ = ["AtomicCheckpointer", "WholeCheckpointer", "load_weights"]
 

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..collection import LogitStatisticsCollector
+from ..collection.collector import gathers_posteriors
 from ..core import (
     ClassCounts,
     ClassificationLoss,
@@ -25,9 +27,8 @@ from ..core import (
 from ..core.calibration_registry import CalibrationInputs
 from ..data import check_same_classes, image_problem
 from ..errors import MissingFileError, UnknownNameError, UserError
-from ..evaluation import LogitStatisticsCollector, LvisGroundTruth
-from ..evaluation.lvis_checks import check_groups
-from ..evaluation.statistics_collector import gathers_posteriors
+from ..lvis import LvisGroundTruth
+from ..lvis.checks import check_groups
 from ..modeling.build import known_class_names
 
 __all__ = [

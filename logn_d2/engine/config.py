@@ -9,8 +9,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_logn_config
-from ..data import register_from_config, register_glyphs
+from ..data import register_from_config
 from ..errors import UserError
+from ..glyphs import register_glyphs
 
 __all__ = ["load_config"]
 

@@ -22,28 +22,14 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import (
-    AffineCalibration,
-    ClassCounts,
-    LogitStatistics,
-    atomic_write,
-    stage_calibrations,
-)
+from ..analysis import format_table
+from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..errors import UserError
-from ..evaluation import (
-    Detections,
-    LVISFormEvaluator,
-    LvisGroundTruth,
-    SweepPredictions,
-    format_table,
-    resumable_inference,
-    sweep,
-    sweep_results,
-    training_groups,
-)
-from ..evaluation.resume import deciding_settings
+from ..evaluators import LVISFormEvaluator, resumable_inference, training_groups
+from ..files import atomic_write
+from ..lvis import Detections, LvisGroundTruth
 from ..modeling import (
     LogNFastRCNNOutputLayers,
     attach,
@@ -53,6 +39,8 @@ from ..modeling import (
 )
 from ..modeling.box_predictors import classifier_reader, unwrapped
 from ..modeling.build import known_class_names
+from ..passes.resume import deciding_settings
+from ..sweeps import SweepPredictions, sweep, sweep_results
 
 __all__ = [
     "UNCALIBRATED",

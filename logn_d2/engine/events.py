@@ -15,8 +15,8 @@ from torch import nn
 
 from ..core import AffineCalibration, LogitStatistics
 from ..data.loader import build_evaluation_loader
-from ..evaluation.before_after import BeforeAfter, Shown
-from ..evaluation.side_by_side import draw_side_by_side, enlarged
+from ..pictures.before_after import BeforeAfter, Shown
+from ..pictures.side_by_side import draw_side_by_side, enlarged
 from .evaluation import UNCALIBRATED
 
 __all__ = ["ComparedImages", "put_statistics"]

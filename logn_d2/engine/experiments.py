@@ -18,14 +18,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import AffineCalibration, LogitStatistics, atomic_write, stage_calibrations
+from ..core import AffineCalibration, LogitStatistics, stage_calibrations
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..errors import MissingFileError, UserError
-from ..evaluation import LvisGroundTruth, evaluate_sweep, sweep
-from ..evaluation.resume import deciding_settings
+from ..files import atomic_write
+from ..lvis import LvisGroundTruth
 from ..modeling import find_box_predictors
 from ..modeling.box_predictors import classifier_reader
+from ..passes.resume import deciding_settings
+from ..sweeps import evaluate_sweep, sweep
 from .checkpoint import load_weights
 from .config import load_config
 from .statistics import collect, is_current, statistics_path, without_calibration

@@ -13,12 +13,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
+from ..collection import collect_from_config
 from ..core import ClassCounts, LogitStatistics, StatisticsError
 from ..core.statistics_file import VERSION
 from ..data import class_counts
-from ..evaluation import collect_from_config
-from ..evaluation.resume import deciding_settings, weights_digest
 from ..modeling.box_predictors import unwrapped
+from ..passes.resume import deciding_settings, weights_digest
 
 __all__ = [
     "collect",

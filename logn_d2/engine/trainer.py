@@ -26,7 +26,7 @@ from ..core.losses.counts import CountBuffers
 from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
 from ..errors import UserError
-from ..evaluation import COCOFormEvaluator, LVISFormEvaluator
+from ..evaluators import COCOFormEvaluator, LVISFormEvaluator
 from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
 from ..modeling.build import TrainingClassCounts

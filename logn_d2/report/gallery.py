@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
 from .results import ClassInfo
 from .shown import matched, shown_detections
 

@@ -17,9 +17,9 @@ from detectron2.utils.file_io import PathManager
 
 from logn_d2.core import LogitStatistics, frequency_groups
 from logn_d2.data import class_counts
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
 
 from ..errors import MissingFileError, UserError
+from ..lvis.ground_truth import LvisGroundTruth
 from .gallery import Gallery, make_gallery
 from .numbers import FEW_RESAMPLES, Comparison, Settings, compare
 from .page import Report

@@ -20,21 +20,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from logn_d2.evaluation.bootstrap import BootstrapResult, bootstrap_lvis
-from logn_d2.evaluation.calibration_quality import CalibrationQuality, calibration_quality
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.errors import ErrorAnalysis, error_analysis
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.lvis_matches import LvisMatches, match_lvis
-from logn_d2.evaluation.lvis_result import class_members
-from logn_d2.evaluation.score_threshold import (
+from ..analysis.bootstrap import BootstrapResult, bootstrap_lvis
+from ..analysis.calibration_quality import CalibrationQuality, calibration_quality
+from ..analysis.errors import ErrorAnalysis, error_analysis
+from ..analysis.thresholds import (
     ThresholdCurve,
     ThresholdSuggestion,
     ap_against_threshold,
     suggest_threshold,
 )
-
 from ..errors import UnknownNameError
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
+from ..lvis.matches import LvisMatches, match_lvis
+from ..lvis.result import class_members
 from .progress import Progress
 from .results import ClassInfo
 from .runs import Run

@@ -20,11 +20,12 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from logn_d2.core import LogitStatistics, atomic_write
 from logn_d2.core.affine import foreground_columns
-from logn_d2.evaluation.errors import ERROR_TYPES
 
+from ..analysis.errors import ERROR_TYPES
+from ..core import LogitStatistics
 from ..errors import UserError
+from ..files import atomic_write
 from . import figures, words
 from .gallery import Gallery
 from .numbers import Comparison, label_prior, spearman

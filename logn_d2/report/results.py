@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from logn_d2.core import atomic_write
-
 from ..errors import MissingFileError, UnknownNameError, UserError
+from ..files import atomic_write
 from .words import TASKS, group_title
 
 __all__ = ["BASELINE", "ClassInfo", "ResultRow", "Results"]

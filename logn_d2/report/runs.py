@@ -20,11 +20,11 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from logn_d2.core import LogitStatistics
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.sweep_predictions import SweepPredictions
 
 from ..errors import MissingFileError, UnknownNameError, UserError
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
+from ..sweeps.detections_folder import SweepPredictions
 from .results import BASELINE, Results
 from .words import display_name
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 import pycocotools.mask as mask_util
 
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.lvis_matching import box_candidates
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
+from ..lvis.matching import box_candidates
 
 __all__ = ["matched", "shown_detections"]
 

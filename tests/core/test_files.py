@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from logn_d2.core import atomic_write
+from logn_d2.files import atomic_write
 
 
 def test_the_file_appears_only_at_the_end(tmp_path):

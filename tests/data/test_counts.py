@@ -13,13 +13,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.config import config_file
-from logn_d2.data import (
-    check_dataset,
-    check_same_classes,
-    class_counts,
-    register_glyphs,
-    register_lvis_form,
-)
+from logn_d2.data import check_dataset, check_same_classes, class_counts, register_lvis_form
+from logn_d2.glyphs import register_glyphs
 
 CHECK_TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_datasets.py"
 

@@ -33,7 +33,7 @@ from logn_d2.data.loader import (
 from logn_d2.data.rng import preserved_rng, seed_rng
 from logn_d2.data.samplers import repeat_factors
 
-from ..evaluation.small_detectors import annotation
+from ..small_detectors import annotation
 
 NAME = "loader_test_set"
 NUM_CLASSES = 4

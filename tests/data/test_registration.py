@@ -1,7 +1,5 @@
 """Own data sets in LVIS's and COCO's form: registered without reading, read with clear errors."""
 
-import doctest
-import importlib
 import json
 import logging
 from types import SimpleNamespace
@@ -74,16 +72,6 @@ def config_with(entries):
     add_logn_config(cfg)
     cfg.MODEL.LOGN.DATASETS = entries
     return cfg
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["registration", "counts", "check", "glyphs.sizes", "glyphs.registration"],
-)
-def test_examples_in_the_docstrings_run(name):
-    module = importlib.import_module(f"logn_d2.data.{name}")
-    results = doctest.testmod(module)
-    assert results.attempted and not results.failed
 
 
 def test_registering_reads_nothing(tmp_path):

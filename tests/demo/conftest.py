@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from logn_d2.evaluation import collect_statistics
+from logn_d2.collection import collect_statistics
 
-from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 from ..load_script import load_script
+from ..small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from logn_d2.core import LogitStatistics
-from logn_d2.engine.comparison import SideBySide
+from logn_d2.engine.show import SideBySide
 
-from ..evaluation.small_detectors import CLASS_NAMES
 from ..load_script import ROOT
+from ..small_detectors import CLASS_NAMES
 from .command_line import PICTURE, THRESHOLD, arguments, error_of
 
 SCRIPT = ROOT / "demo" / "demo.py"
@@ -100,7 +100,7 @@ def labels_drawn(
         seen.append((tuple(class_names), [caption for caption, _ in sides]))
         return pixels
 
-    monkeypatch.setattr("logn_d2.engine.comparison.draw_side_by_side", draw)
+    monkeypatch.setattr("logn_d2.engine.show.draw_side_by_side", draw)
     more = ("--input", f"{folder}/images/0.png", "--output", str(tmp_path))
     more = (*more, "--calibration", "logn(beta=mean)")
     assert demo.main(arguments(folder, *more)) == 0

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from logn_d2.engine.comparison import SideBySide
+from logn_d2.engine.show import SideBySide
 
 from .command_line import PICTURE, arguments, error_of
 

@@ -5,7 +5,7 @@ from detectron2.config import get_cfg
 
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
-from logn_d2.data import register_glyphs
+from logn_d2.glyphs import register_glyphs
 
 
 @pytest.fixture

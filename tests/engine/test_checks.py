@@ -28,7 +28,7 @@ from logn_d2.engine.checks import (
 )
 from logn_d2.engine.evaluation import read_ground_truth
 from logn_d2.engine.statistics import warn_of_unused_classes
-from logn_d2.evaluation import Detections, evaluate_lvis
+from logn_d2.lvis import Detections, evaluate_lvis
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0]
 RUNS = {"size": [32, 40], "counts": [10, 20, 1250]}

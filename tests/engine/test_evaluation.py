@@ -14,9 +14,9 @@ from logn_d2.core import LogitStatistics
 from logn_d2.data import register_lvis_form
 from logn_d2.engine import Trainer, collect, evaluation
 from logn_d2.engine.evaluation import evaluate_calibrations, make_calibrations
-from logn_d2.evaluation import SweepPredictions, sweep
 from logn_d2.modeling import find_box_predictors
 from logn_d2.modeling.build import TrainingClassCounts
+from logn_d2.sweeps import SweepPredictions, sweep
 
 NORCAL = "norcal(gamma=0.6)"
 

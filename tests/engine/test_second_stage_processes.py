@@ -11,8 +11,8 @@ from torch import Tensor
 
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
-from logn_d2.data import register_glyphs
 from logn_d2.engine import Trainer, launch
+from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling.second_stages import SECOND_STAGES
 
 # cRT and LWS, and LOCE's, which trains most.

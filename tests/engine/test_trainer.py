@@ -15,8 +15,8 @@ from logn_d2.data import class_counts
 from logn_d2.engine import Trainer, check_training
 from logn_d2.engine.hooks import StatisticsHook
 from logn_d2.engine.trainer import build_evaluator
-from logn_d2.evaluation import LVISFormEvaluator
-from logn_d2.evaluation.resume import deciding_settings
+from logn_d2.evaluators import LVISFormEvaluator
+from logn_d2.passes.resume import deciding_settings
 
 
 def kinds(trainer):

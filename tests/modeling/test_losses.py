@@ -15,9 +15,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from logn_d2.collection import collect_statistics
 from logn_d2.core import LOSS_REGISTRY, AffineCalibration, ClassCounts, build_loss
 from logn_d2.data import class_counts
-from logn_d2.evaluation import collect_statistics, sweep
 from logn_d2.modeling import (
     CosineLinear,
     LogNFastRCNNOutputLayers,
@@ -26,6 +26,7 @@ from logn_d2.modeling import (
     parts_of_logn_d2,
     plain_config,
 )
+from logn_d2.sweeps import sweep
 
 from .small_models import (
     CLASS_NAMES,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from logn_d2.core import frequency_groups
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.lvis.detections import Detections
+from logn_d2.lvis.ground_truth import LvisGroundTruth
 from logn_d2.report import (
     ClassInfo,
     Gallery,

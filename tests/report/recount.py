@@ -11,8 +11,8 @@ import numpy as np
 
 from logn_d2.report.words import display_name
 
-from ..evaluation.lvis_reference import run_lvis_api, write_json
-from ..evaluation.tide_reference import SlowTide
+from ..analysis.tide_reference import SlowTide
+from ..lvis.lvis_reference import run_lvis_api, write_json
 from .small_runs import CALIBRATIONS, MAX_DETS, RESAMPLES, SmallRuns
 
 NAMES = {display_name(calibration): calibration for calibration in CALIBRATIONS}

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from logn_d2.analysis.bootstrap import BootstrapResult
 from logn_d2.core import LogitStatistics, StageStatistics
 from logn_d2.data import register_lvis_form
-from logn_d2.evaluation.bootstrap import BootstrapResult
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.sweep_predictions import ImagePredictions, SweepWriter
+from logn_d2.lvis.detections import Detections
+from logn_d2.lvis.ground_truth import LvisGroundTruth
 from logn_d2.report import (
     ClassInfo,
     Comparison,
@@ -29,8 +28,9 @@ from logn_d2.report import (
 )
 from logn_d2.report.numbers import TaskFigures
 from logn_d2.report.words import display_name
+from logn_d2.sweeps.detections_folder import ImagePredictions, SweepWriter
 
-from ..evaluation.lvis_reference import random_detections, random_lvis, write_json
+from ..lvis.lvis_reference import random_detections, random_lvis, write_json
 
 __all__ = [
     "CALIBRATIONS",

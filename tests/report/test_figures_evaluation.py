@@ -10,11 +10,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from logn_d2.evaluation.calibration_quality import CalibrationQuality, calibration_quality
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis, error_analysis
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
-from logn_d2.evaluation.score_threshold import ThresholdCurve, ap_against_threshold
+from logn_d2.analysis.calibration_quality import CalibrationQuality, calibration_quality
+from logn_d2.analysis.errors import ERROR_TYPES, ErrorAnalysis, error_analysis
+from logn_d2.analysis.thresholds import ThresholdCurve, ap_against_threshold
+from logn_d2.lvis.detections import Detections
+from logn_d2.lvis.ground_truth import LvisGroundTruth
 from logn_d2.report.figures import (
     error_figure,
     interval_figure,

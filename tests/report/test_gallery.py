@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from logn_d2.evaluation.detections import Detections
-from logn_d2.evaluation.lvis_ground_truth import LvisGroundTruth
+from logn_d2.lvis.detections import Detections
+from logn_d2.lvis.ground_truth import LvisGroundTruth
 from logn_d2.report import Gallery, Results, make_gallery
 from logn_d2.report.shown import matched, shown_detections
 

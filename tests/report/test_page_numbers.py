@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from logn_d2.evaluation.errors import ERROR_TYPES
+from logn_d2.analysis.errors import ERROR_TYPES
 
-from ..evaluation.tide_reference import SlowTide
+from ..analysis.tide_reference import SlowTide
 from .read_page import Page
 from .recount import (
     GROUPS,

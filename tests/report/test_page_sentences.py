@@ -10,8 +10,8 @@ import pytest
 
 from logn_d2.report import Report
 
-from ..evaluation.lvis_reference import run_lvis_api
-from ..evaluation.tide_reference import iou_of
+from ..analysis.tide_reference import iou_of
+from ..lvis.lvis_reference import run_lvis_api
 from .read_page import Page
 from .recount import (
     GROUPS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logn_d2.evaluation.detections import Detections
+from logn_d2.lvis.detections import Detections
 from logn_d2.report import ResultRow, Results, RunFolder, open_runs
 
 from .small_runs import CALIBRATIONS, SmallRuns

@@ -16,7 +16,7 @@ from logn_d2.core import CALIBRATION_REGISTRY, StatisticsError
 from logn_d2.engine import Trainer, collect, launch, load_config, statistics_path
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
-from logn_d2.evaluation import SweepPredictions
+from logn_d2.sweeps import SweepPredictions
 
 from ..load_script import ROOT, load_script
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from logn_d2.collection import collect_statistics
 from logn_d2.engine import load_config
-from logn_d2.evaluation import SweepPredictions, collect_statistics
 from logn_d2.report import Results, open_runs
+from logn_d2.sweeps import SweepPredictions
 
-from ..evaluation.small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 from ..load_script import ROOT, load_script
+from ..small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 
 SCRIPT = ROOT / "tools" / "sweep_calibrations.py"
 NAME = "sweep_tool_test_set"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..frequency import ClassCounts
+from ...frequency import ClassCounts
 from .base import SigmoidLoss
 
 __all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource", "check_counted"]

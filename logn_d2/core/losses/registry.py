@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import UserError
+from ...frequency import ClassCounts
 from ..calls import check_options, parse_call
-from ..frequency import ClassCounts
 from ..registry import Registry
 from .base import ClassificationLoss
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..frequency import ClassCounts
+from ...frequency import ClassCounts
 from .base import ClassificationLoss
 from .registry import LOSS_REGISTRY, build_loss, parse_loss
 

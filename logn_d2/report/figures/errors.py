@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from logn_d2.evaluation.errors import ERROR_TYPES, ErrorAnalysis
-
+from ...analysis.errors import ERROR_TYPES, ErrorAnalysis
 from ...errors import UserError
 from ..words import group_title
 from .style import BAR_STYLES, INK, label, legend, new_figure, title

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from logn_d2.evaluation.calibration_quality import CalibrationQuality
-
+from ...analysis.calibration_quality import CalibrationQuality
 from ..words import group_title
 from .style import INK, LINE_STYLES, label, legend, new_figure, title
 

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from logn_d2.evaluation.calibration_quality import CalibrationQuality
-
+from ...analysis.calibration_quality import CalibrationQuality
 from .style import BAR_STYLES, LINE_STYLES, legend, legend_below, new_figure, percent, title
 
 __all__ = ["score_figure"]

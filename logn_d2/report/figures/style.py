@@ -29,9 +29,8 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from logn_d2.core import atomic_write
-
 from ...errors import UserError
+from ...files import atomic_write
 from ..results import ClassInfo
 from ..words import group_title
 

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from logn_d2.evaluation.score_threshold import ThresholdCurve
-
+from ...analysis.thresholds import ThresholdCurve
 from ..words import group_title
 from .style import LINE_STYLES, label, legend, new_figure, title
 

@@ -1,0 +1,274 @@
+"""Error analysis: how much AP each kind of error costs (TIDE), under LVIS's federated rule.
+
+TIDE (Bolya et al., ECCV 2020) mends one kind of error at a time and takes the AP that this gains:
+
+- `Cls`, `Loc`: the best of the detections that would find an object that is not found otherwise
+  finds it, the others are left out;
+- `Both`, `Dupe`, `Bkg`: the detections are left out;
+- `Miss`: objects that no mended `Cls` or `Loc` would find need not be found;
+- `FP`: all false positives are left out; `FN`: no object that was not found need be found.
+
+For `Miss` and `FN` the recall is stretched: the detector is taken to be as precise on the objects
+that it missed as on those that it found. A class that found none so keeps its AP of 0, whatever
+is mended there; `not_found` counts such classes.
+
+What AP is, `evaluate_lvis` decides: the mean over the classes that have objects. tidecv, the
+authors' program, counts classes with detections but without objects as 0, lets detections of
+unverified classes claim objects, and cuts negative changes to 0; where none of this matters the
+numbers are the same.
+
+Shapes: D detections that LVIS looks at, K foreground classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
+from ..lvis.matches import LvisMatches
+from ..lvis.matching import MATCHED
+from .outcomes import KINDS, UNLABELLED, DetectionOutcomes, label_detections
+from .run_table import run_table
+
+__all__ = ["ERROR_TYPES", "ErrorAnalysis", "error_analysis", "error_table"]
+
+ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
+"""The six kinds of error, then all false positives and all objects that were not found."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorAnalysis:
+    """What `error_analysis` returns.
+
+    Attributes:
+        iou_type (str): "bbox" or "segm".
+        foreground_iou (float): overlap that finds an object.
+        background_iou (float): overlap up to which a detection is on background.
+        ap (ndarray): (K,) AP at `foreground_iou`, in [0, 1]; NaN for a class without objects.
+        mended (Mapping[str, ndarray]): kind of error -> (K,) AP without it.
+        count (Mapping[str, ndarray]): kind of error -> (K,) int64, detections by their own class,
+            for `Miss` and `FN` objects.
+        num_gt (ndarray): (K,) int64, objects to be found.
+        members (Mapping[str, ndarray]): "all" and each group -> indices of its classes.
+    """
+
+    iou_type: str
+    foreground_iou: float
+    background_iou: float
+    ap: np.ndarray
+    mended: Mapping[str, np.ndarray]
+    count: Mapping[str, np.ndarray]
+    num_gt: np.ndarray
+    members: Mapping[str, np.ndarray]
+
+    def gain(self, error: str, group: str = "all") -> float:
+        """AP that a group would gain without a kind of error; NaN without objects."""
+        return self._mean(self.mended[error] - self.ap, group)
+
+    def not_found(self, group: str = "all") -> int:
+        """Count the classes of a group that have objects of which none was found."""
+        found = self.num_gt - self.count["FN"]
+        return int(np.count_nonzero((found == 0) & (self.num_gt > 0) & self._is_member(group)))
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return all numbers by group, as json can write them but for NaN.
+
+        Returns:
+            dict: group -> "classes" (those with objects), "objects", "not_found", "AP" in percent,
+            "gain" (kind of error -> points of AP) and "count" (kind of error -> number).
+        """
+        return {
+            group: {
+                "classes": int(np.count_nonzero(self.num_gt[members])),
+                "objects": int(self.num_gt[members].sum()),
+                "not_found": self.not_found(group),
+                "AP": 100 * self._mean(self.ap, group),
+                "gain": {error: 100 * self.gain(error, group) for error in ERROR_TYPES},
+                "count": {error: int(self.count[error][members].sum()) for error in ERROR_TYPES},
+            }
+            for group, members in self.members.items()
+        }
+
+    def table(self) -> str:
+        """Return a table in Markdown: see `error_table`."""
+        return error_table({"": self})
+
+    def _is_member(self, group: str) -> np.ndarray:
+        return np.isin(np.arange(len(self.ap)), self.members[group])
+
+    def _mean(self, values: np.ndarray, group: str) -> float:
+        values = values[self.members[group]]
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+
+def error_analysis(
+    detections: Detections,
+    ground_truth: LvisGroundTruth,
+    *,
+    iou_type: str = "bbox",
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.1,
+    max_dets: int | None = None,
+    frequency_groups: Sequence[str] | None = None,
+    class_groups: Mapping[str, Sequence[str | int]] | None = None,
+) -> ErrorAnalysis:
+    """Say how much AP each kind of error costs, over all classes and in each group of classes.
+
+    Args:
+        detections (Detections): of any of the images, with masks for "segm".
+        ground_truth (LvisGroundTruth): the annotations.
+        iou_type (str): "bbox" or "segm".
+        foreground_iou (float): overlap that finds an object.
+        background_iou (float): overlap up to which a detection is on background.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
+            truth's.
+        class_groups (Mapping | None): further groups: name -> class names or category ids.
+
+    Returns:
+        ErrorAnalysis: AP, gains and counts.
+
+    Raises:
+        ValueError: thresholds out of order, or detections of other ground truth.
+
+    Example:
+        >>> truth = LvisGroundTruth.from_dict({
+        ...     "images": [{"id": 7}],
+        ...     "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        ...     "annotations": [
+        ...         {"id": i, "image_id": 7, "category_id": i, "bbox": [9 * i, 0, 4, 4], "area": 16}
+        ...         for i in (1, 2)
+        ...     ],
+        ... })
+        >>> found = Detections([7, 7], [0, 0], [0.9, 0.8], [[9, 0, 4, 4], [18, 0, 4, 4]])
+        >>> analysis = error_analysis(found, truth)
+        >>> round(analysis.gain("Cls"), 6), round(analysis.gain("Loc"), 6), analysis.not_found()
+        (0.5, 0.0, 1)
+    """
+    outcomes = label_detections(
+        *(ground_truth, detections, iou_type),
+        foreground_iou=foreground_iou,
+        background_iou=background_iou,
+        max_dets=max_dets,
+        frequency_groups=frequency_groups,
+        class_groups=class_groups,
+    )
+    return ErrorAnalysis(
+        iou_type=iou_type,
+        foreground_iou=foreground_iou,
+        background_iou=background_iou,
+        ap=_class_ap(outcomes),
+        mended={error: _class_ap(outcomes, without=error) for error in ERROR_TYPES},
+        count={error: _class_count(outcomes, error) for error in ERROR_TYPES},
+        num_gt=_objects_per_class(outcomes, outcomes.matches.gt_counted[:, 0]),
+        members=outcomes.members,
+    )
+
+
+def error_table(analyses: Mapping[str, ErrorAnalysis]) -> str:
+    """One text table of AP, the gain without each kind of error, and classes not found at all.
+
+    Args:
+        analyses (Mapping): name of a run, such as "uncalibrated" -> its analysis; of the same
+            data set.
+
+    Returns:
+        str: Markdown, in points of AP; a line for each run in each group that has objects.
+    """
+    rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
+
+    def cells(group: str, name: str) -> list[str] | None:
+        row = rows[name][group]
+        if not row["classes"]:
+            return None
+        values = [row["AP"], *(row["gain"][error] for error in ERROR_TYPES)]
+        return [*(f"{value:.1f}" for value in values), f"{row['not_found']} of {row['classes']}"]
+
+    groups = list(next(iter(rows.values()), ()))
+    return run_table(groups, list(rows), ["AP", *ERROR_TYPES, "not found"], cells)
+
+
+def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.ndarray:
+    """AP of each class, as it is or without a kind of error, (K,); NaN without objects."""
+    matches, hit = outcomes.matches, outcomes.is_kind("TP")
+    kept, category = outcomes.kind != UNLABELLED, matches.category
+    to_find = matches.gt_counted[:, 0]
+    if without == "Miss":
+        left = to_find & ~outcomes.missed
+    elif without == "FN":
+        left = outcomes.found
+    else:
+        left = to_find
+    if without == "FP":
+        kept = hit
+    elif without in KINDS:
+        error = outcomes.is_kind(without)
+        mended = error & (outcomes.target >= 0)
+        kept, hit = kept & (mended | ~error), hit | mended
+        category = category.copy()
+        category[mended] = matches.gt_category[outcomes.target[mended]]
+    ap = _ranked_ap(matches, np.flatnonzero(kept), category, hit, left)
+    # Nothing is left to be found where nothing was found: still 0.
+    nothing_left = np.isnan(ap) & (_objects_per_class(outcomes, to_find) > 0)
+    return np.where(nothing_left, 0.0, ap)
+
+
+def _ranked_ap(
+    matches: LvisMatches,
+    kept: np.ndarray,
+    category: np.ndarray,
+    hit: np.ndarray,
+    to_find: np.ndarray,
+) -> np.ndarray:
+    """AP of each class, (K,).
+
+    Args:
+        matches (LvisMatches): of D detections and G objects.
+        kept (ndarray): (L,) the detections that count.
+        category (ndarray): (D,) their classes.
+        hit (ndarray): (D,) bool, true positives.
+        to_find (ndarray): (G,) bool.
+    """
+    # Of equal scores in an image that of the lower class is better, whatever its class is now.
+    columns = (matches.image, -matches.score, category)
+    order = kept[np.lexsort([column[kept] for column in columns])]
+    rows = np.flatnonzero(hit[order])
+    ranked = replace(
+        matches,
+        **{name: getattr(matches, name)[order] for name in ("index", "image", "score")},
+        category=category[order],
+        # One area range and one threshold.
+        counted=np.ones((len(order), 1), dtype=bool),
+        rows=rows,
+        outcome=np.full((len(rows), 1, 1), MATCHED, dtype=np.int8),
+        gt_counted=to_find[:, None],
+    )
+    return ranked.result().per_class_ap50
+
+
+def _class_count(outcomes: DetectionOutcomes, error: str) -> np.ndarray:
+    """Number of errors in each class, (K,) int64."""
+    if error == "Miss":
+        return _objects_per_class(outcomes, outcomes.missed)
+    if error == "FN":
+        return _objects_per_class(outcomes, outcomes.matches.gt_counted[:, 0] & ~outcomes.found)
+    if error == "FP":
+        chosen = (outcomes.kind != UNLABELLED) & ~outcomes.is_kind("TP")
+    else:
+        chosen = outcomes.is_kind(error)
+    num_classes = len(outcomes.matches.class_names)
+    return np.bincount(outcomes.matches.category[chosen], minlength=num_classes)
+
+
+def _objects_per_class(outcomes: DetectionOutcomes, chosen: np.ndarray) -> np.ndarray:
+    """Number of some objects in each class, (K,) int64."""
+    matches = outcomes.matches
+    return np.bincount(matches.gt_category[chosen], minlength=len(matches.class_names))

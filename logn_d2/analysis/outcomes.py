@@ -1,0 +1,265 @@
+"""What each detection is: a true positive, one of TIDE's kinds of error, or not for LVIS to judge.
+
+The kinds are those of Bolya, Foley, Hays, Hoffman (TIDE, ECCV 2020; code dbolya/tide). A false
+positive is, by its largest overlap with the objects of its image and in this order,
+
+- `Loc`: right class, overlap from the background threshold to the foreground one;
+- `Cls`: another class, overlap at least the foreground threshold;
+- `Dupe`: right class and well placed, but a better detection has the object already;
+- `Bkg`: at most the background threshold with every object;
+- `Both`: all others, so wrong class and badly placed.
+
+LVIS is federated, and so is this: a detection is labelled only if its class is verified for its
+image (annotated there, or known to be absent). Left without a label are classes that nobody looked
+for, unmatched detections of classes that are not exhaustively annotated, and those that found an
+object to be ignored. Even so the objects of unverified classes are not annotated: a detection on
+one of these counts as `Bkg`.
+
+Shapes: D detections that LVIS looks at, G objects, P pairs of detection and object, K foreground
+classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..lvis.detections import Detections
+from ..lvis.ground_truth import LvisGroundTruth
+from ..lvis.masks import RleMasks
+from ..lvis.matches import LvisMatches, match_lvis
+from ..lvis.matching import MATCHED, box_candidates, mask_candidates, match
+from ..lvis.result import group_members
+
+__all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
+
+KINDS = ("TP", "Cls", "Loc", "Both", "Dupe", "Bkg")
+"""What a labelled detection can be; its number is the position here."""
+
+UNLABELLED = -1
+_TP, _CLS, _LOC, _BOTH, _DUPE, _BKG = range(len(KINDS))
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionOutcomes:
+    """What `label_detections` returns.
+
+    Attributes:
+        matches (LvisMatches): the detections, by class and the best score first.
+        kind (ndarray): (D,) int8, number in `KINDS`, or `UNLABELLED`.
+        target (ndarray): (D,) int64, the object that a `Cls` or `Loc` would find once mended; -1
+            for all others, for objects that are found anyway, and where a better detection would
+            find it. As in tidecv, `Cls` and `Loc` compete for an object with each other too.
+        found (ndarray): (G,) bool, objects that a detection has found.
+        missed (ndarray): (G,) bool, objects to be found that no detection has found and no mended
+            one would find.
+    """
+
+    matches: LvisMatches
+    kind: np.ndarray
+    target: np.ndarray
+    found: np.ndarray
+    missed: np.ndarray
+
+    @functools.cached_property
+    def members(self) -> dict[str, np.ndarray]:
+        """Indices of the classes of "all" and of each group."""
+        groups = group_members(self.matches.groups, self.matches.class_groups)
+        return {"all": np.arange(len(self.matches.class_names)), **groups}
+
+    def is_kind(self, name: str) -> np.ndarray:
+        """Tell which detections are of a kind, (D,) bool."""
+        return self.kind == KINDS.index(name)
+
+
+def label_detections(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    iou_type: str = "bbox",
+    *,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.1,
+    max_dets: int | None = None,
+    frequency_groups: Sequence[str] | None = None,
+    class_groups: Mapping[str, Sequence[str | int]] | None = None,
+) -> DetectionOutcomes:
+    """Say of each detection what it is.
+
+    Args:
+        ground_truth (LvisGroundTruth): the annotations.
+        detections (Detections): of any of its images.
+        iou_type (str): "bbox" or "segm".
+        foreground_iou (float): overlap that finds an object.
+        background_iou (float): overlap up to which a detection is on background.
+        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
+            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
+        class_groups (Mapping | None): see `evaluate_lvis`.
+
+    Returns:
+        DetectionOutcomes: of the detections that LVIS looks at.
+
+    Raises:
+        ValueError: thresholds out of order, a group named "all", or detections of other ground
+            truth.
+
+    Example:
+        >>> truth = LvisGroundTruth.from_dict({
+        ...     "images": [{"id": 7}], "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}
+        ...     ],
+        ... })
+        >>> boxes = [[0, 0, 4, 3], [0, 0, 4, 4], [0, 0, 4, 1], [5, 5, 4, 4]]
+        >>> labelled = label_detections(truth, Detections([7] * 4, [0] * 4, [4, 3, 2, 1], boxes))
+        >>> [KINDS[kind] for kind in labelled.kind]
+        ['TP', 'Dupe', 'Loc', 'Bkg']
+    """
+    if not 0 < background_iou <= foreground_iou <= 1:
+        raise UserError(
+            f"background_iou is {background_iou} and foreground_iou {foreground_iou}, expected "
+            "0 < background_iou <= foreground_iou <= 1."
+        )
+    matches = match_lvis(
+        *(ground_truth, detections, iou_type),
+        max_dets=max_dets,
+        frequency_groups=frequency_groups,
+        class_groups=class_groups,
+    )
+    ground_truth = ground_truth.for_task(iou_type)
+    if "all" in group_members(matches.groups, matches.class_groups):
+        raise UserError('A group is named "all", which stands for all classes. Rename it.')
+    outcome, found = _match(ground_truth, detections, matches, foreground_iou)
+    kind = np.where(outcome == MATCHED, _TP, UNLABELLED).astype(np.int8)
+    false = np.flatnonzero((outcome == 0) & matches.counted[:, 0])
+    objects = np.flatnonzero(matches.gt_counted[:, 0])
+    pairs = _pairs(ground_truth, detections, matches, false, objects, background_iou)
+    kind[false], nearest = _error_kinds(
+        matches.category[false], ground_truth.category, *pairs, foreground_iou, background_iou
+    )
+    target = np.full(len(matches), -1)
+    target[false] = _claims(nearest, found, matches.score[false])
+    missed = matches.gt_counted[:, 0] & ~found
+    missed[target[target >= 0]] = False
+    return DetectionOutcomes(matches, kind, target, found, missed)
+
+
+def _match(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    matches: LvisMatches,
+    foreground_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What became of each detection, (D,) int8, and which objects were found, (G,) bool.
+
+    `matches` does not tell which object a detection has found, and knows LVIS's thresholds only.
+    """
+    everything = np.arange(len(matches)), np.arange(len(ground_truth))
+    pairs = _pairs(
+        ground_truth, detections, matches, *everything, foreground_iou, of_one_class=True
+    )
+    keys = matches.image * ground_truth.num_classes + matches.category
+    to_find, thresholds = matches.gt_counted[:, :1], np.array([foreground_iou])
+    rows, reached, taken = match(*pairs, keys, ~to_find, ground_truth.crowd, thresholds)
+    outcome = np.zeros(len(matches), dtype=np.int8)
+    outcome[rows] = reached[:, 0, 0]
+    return outcome, taken[:, 0, 0] & to_find[:, 0]
+
+
+def _pairs(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    matches: LvisMatches,
+    rows: np.ndarray,
+    objects: np.ndarray,
+    min_iou: float,
+    of_one_class: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of some detections and some objects in their image that overlap enough.
+
+    Returns:
+        tuple: (P,) positions in `rows`, ascending; (P,) objects; (P,) IoU.
+    """
+    det_key, gt_key = matches.image[rows], ground_truth.image[objects]
+    if of_one_class:
+        det_key = det_key * ground_truth.num_classes + matches.category[rows]
+        gt_key = gt_key * ground_truth.num_classes + ground_truth.category[objects]
+    index, gt_crowd = matches.index[rows], ground_truth.crowd[objects]
+    if matches.iou_type == "bbox":
+        boxes = detections.box[index], ground_truth.box[objects]
+        found = box_candidates(det_key, boxes[0], gt_key, boxes[1], gt_crowd, min_iou)
+    else:
+        masks = detections.masks or RleMasks.from_dicts([])
+        masks = masks.take(index), ground_truth.masks.take(objects)
+        found = mask_candidates(det_key, masks[0], gt_key, masks[1], gt_crowd, min_iou)
+    det, gt, iou = found
+    return det, objects[gt], iou
+
+
+def _error_kinds(
+    category: np.ndarray,
+    gt_category: np.ndarray,
+    det: np.ndarray,
+    gt: np.ndarray,
+    iou: np.ndarray,
+    foreground_iou: float,
+    background_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kinds of F false positives, and the object that each `Cls` or `Loc` is nearest to, else -1.
+
+    Args:
+        category (ndarray): (F,) class of each false positive.
+        gt_category (ndarray): (G,) class of each object.
+        det (ndarray): (P,) false positives.
+        gt (ndarray): (P,) objects.
+        iou (ndarray): (P,), at least `background_iou`.
+        foreground_iou (float): see `label_detections`.
+        background_iou (float): likewise.
+    """
+    same = category[det] == gt_category[gt]
+    own, own_object = _nearest(len(category), det[same], gt[same], iou[same])
+    other, other_object = _nearest(len(category), det[~same], gt[~same], iou[~same])
+    conditions = {
+        _LOC: (own >= background_iou) & (own <= foreground_iou),
+        _CLS: other >= foreground_iou,
+        _DUPE: own >= foreground_iou,
+        _BKG: np.maximum(own, other) <= background_iou,
+    }
+    kind = np.select(list(conditions.values()), list(conditions), _BOTH).astype(np.int8)
+    nearest = np.select([kind == _LOC, kind == _CLS], [own_object, other_object], -1)
+    return kind, nearest
+
+
+def _nearest(
+    number: int, det: np.ndarray, gt: np.ndarray, iou: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest IoU of each detection, (number,) from 0, and its first object, (number,) from -1."""
+    order = np.lexsort([gt, -iou, det])
+    det, gt, iou = det[order], gt[order], iou[order]
+    first = np.flatnonzero(np.diff(det, prepend=-1))
+    largest, objects = np.zeros(number), np.full(number, -1)
+    largest[det[first]], objects[det[first]] = iou[first], gt[first]
+    return largest, objects
+
+
+def _claims(nearest: np.ndarray, found: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Let each object that is not found go to the best of the detections that are nearest to it.
+
+    Args:
+        nearest (ndarray): (F,) object of each false positive, or -1.
+        found (ndarray): (G,) bool.
+        score (ndarray): (F,), of equal ones the first wins: that of the lower class.
+
+    Returns:
+        ndarray: (F,) object, or -1.
+    """
+    claiming = np.flatnonzero((nearest >= 0) & ~np.append(found, True)[nearest])
+    order = claiming[np.lexsort([-score[claiming], nearest[claiming]])]
+    winners = order[np.flatnonzero(np.diff(nearest[order], prepend=-1))]
+    target = np.full(len(nearest), -1)
+    target[winners] = nearest[winners]
+    return target

@@ -1,0 +1,335 @@
+"""Gathers per-class logit statistics from recorded forward passes.
+
+Shapes: R RoIs of one image, K foreground classes, C = K + 1 logit columns (background last),
+S cascade stages. Logits are in nats.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+from ..core import (
+    EmaLogitMoments,
+    LogitMoments,
+    LogitStatistics,
+    NonFiniteLogitsError,
+    PosteriorMoments,
+    StageStatistics,
+)
+from ..errors import UserError
+from ..modeling.box_predictors import has_sigmoid_scores, predictor_fingerprint
+from .partial import PartialStatistics
+
+if TYPE_CHECKING:
+    from ..modeling.recording import Recording
+    from ..modeling.stages import RecordedStage
+
+__all__ = ["ESTIMATORS", "POPULATIONS", "LogitStatisticsCollector"]
+
+logger = logging.getLogger(__name__)
+
+POPULATIONS = ("sampled", "proposals", "foreground", "positives")
+ESTIMATORS = ("exact", "ema", "ema_debiased")
+
+
+class LogitStatisticsCollector(DatasetEvaluator):
+    """An evaluator whose result is a `LogitStatistics`.
+
+    Its outputs are `Recording` objects: use it in `inference_on_dataset` with a `LogitRecorder` in
+    the model's place. `collect_statistics` does that.
+
+    Args:
+        description (LogitStatistics): without stages: what the pass is (class names, data sets,
+            population, estimator, momentum, ...). Without class names, classes are numbered.
+        partial (PartialStatistics): where to save what is gathered so far; None for nowhere.
+        period (int): images between two partial files.
+        saved (LogitStatistics): a partial file's content, to go on from.
+
+    Raises:
+        ValueError: an unknown population or estimator, or two that do not go together.
+    """
+
+    def __init__(
+        self,
+        description: LogitStatistics | None = None,
+        *,
+        partial: PartialStatistics | None = None,
+        period: int = 1000,
+        saved: LogitStatistics | None = None,
+    ) -> None:
+        self._description = description or LogitStatistics(stages=(), class_names=())
+        _check_description(self._description)
+        self._partial = partial
+        self._period = max(period, 1)
+        self._saved = saved
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything but what a partial file had."""
+        self._moments: list[LogitMoments | EmaLogitMoments] = []
+        self._posteriors: list[PosteriorMoments | None] = []
+        self._fingerprints: list[Tensor | None] = []
+        self.num_images = self.num_rois = self.num_batches = self._images_on_disk = 0
+        if self._saved is not None:
+            self._restore(self._saved)
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Recording) -> None:
+        """Adds the RoIs of some images.
+
+        All RoIs of one "image_id" depend on each other: repetitions are no new images.
+
+        Args:
+            inputs (Sequence[Mapping]): N mapped images; "statistics_weight" is how many images one
+                counts for.
+            outputs (Recording): what the model said about them.
+
+        Raises:
+            NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
+        """
+        images = zip(*map(self._per_image, outputs.stages), strict=True)
+        if not self._moments:
+            self._start(outputs)
+        for image, stages in zip(inputs, images, strict=True):
+            for index, (logits, mask, labels) in enumerate(stages):
+                self._update(index, logits, mask, labels, image)
+            self.num_images += 1
+            self.num_rois += len(stages[0][0])
+        self.num_batches += 1
+        if self._partial is not None and self.num_images - self._images_on_disk >= self._period:
+            self._partial.save(self._statistics(partial=True))
+            self._images_on_disk = self.num_images
+
+    def evaluate(self) -> dict[str, LogitStatistics]:
+        """Merges what all processes have gathered.
+
+        Returns:
+            dict: "statistics", on every process. Moving averages can't be merged: they are those
+            of process 0, as in the released code.
+
+        Raises:
+            ValueError: no process has seen an image.
+        """
+        parts = [part for part in comm.all_gather(self.own_statistics()) if part is not None]
+        if not parts:
+            raise UserError(
+                "No image was seen, so there are no statistics. Is the data loader empty?"
+            )
+        if self._description.estimator == "exact":
+            return {"statistics": functools.reduce(LogitStatistics.merge, parts).with_reached()}
+        if len(parts) > 1 and comm.is_main_process():
+            logger.warning(
+                "Moving averages can't be merged: these are of process 0 alone, 1/%d of the "
+                "images, as in the released code. Use the exact estimator, or one process.",
+                comm.get_world_size(),
+            )
+        return {"statistics": parts[0]}
+
+    def own_statistics(self) -> LogitStatistics | None:
+        """What this process has seen so far; None before its first image."""
+        return self._statistics() if self._moments else None
+
+    def remove_partial_files(self) -> None:
+        """Removes all processes' partial files; call it once the result is safe."""
+        comm.synchronize()
+        if self._partial is not None and comm.is_main_process():
+            self._partial.remove_all()
+
+    def _start(self, outputs: Recording) -> None:
+        """Makes empty moments once the first output has shown how many classes there are."""
+        description = self._description
+        logits = outputs.stages[0].logits
+        num_columns, names = logits.shape[1], description.class_names
+        if names and len(names) != num_columns - 1:
+            raise UserError(
+                f"The model has {num_columns - 1} classes, but {len(names)} class names were given "
+                f"(of {', '.join(description.datasets) or 'no data set'}). Use the data set that "
+                "the model was trained on."
+            )
+        names = names or tuple(map(str, range(num_columns - 1)))
+        autocast = _autocast(logits.device.type)
+        sigmoid = has_sigmoid_scores(outputs.stages[0].predictor)
+        self._description = replace(
+            description,
+            class_names=names,
+            autocast=autocast,
+            activation="sigmoid" if sigmoid else "softmax",
+        )
+        # Apple's devices have no float64.
+        device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+        for stage in outputs.stages:
+            if description.estimator == "exact":
+                self._moments.append(LogitMoments(num_columns, device))
+            else:
+                self._moments.append(EmaLogitMoments(num_columns, description.momentum, device))
+            gathers = gathers_posteriors(description.estimator, description.population)
+            self._posteriors.append(PosteriorMoments(num_columns, device) if gathers else None)
+            self._fingerprints.append(predictor_fingerprint(stage.predictor))
+
+    def _per_image(self, stage: RecordedStage) -> list[_OfImage]:
+        """Each image's RoIs of the population."""
+        population = self._description.population
+        lengths = [len(proposals) for proposals in stage.proposals]
+        logits = stage.logits.split(lengths)
+        if population == "proposals":  # not matched
+            return [(of_image, None, None) for of_image in logits]
+        labels = [getattr(proposals, "gt_classes", None) for proposals in stage.proposals]
+        return [_select(population, *pair) for pair in zip(logits, labels, strict=True)]
+
+    def _update(
+        self,
+        stage: int,
+        logits: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        image: Mapping[str, Any],
+    ) -> None:
+        moments, posteriors = self._moments[stage], self._posteriors[stage]
+        try:
+            if not isinstance(moments, LogitMoments):
+                moments.update(logits, mask)
+                return
+            of_image = {
+                "weight": image.get("statistics_weight", 1.0),
+                "image": image.get("image_id", image.get("file_name")),
+            }
+            logits = logits.to(moments.mean.device, torch.float64)  # once for both
+            moments.update(logits, mask, **of_image)
+            if posteriors is not None:
+                sigmoid = self._description.activation == "sigmoid"
+                scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+                posteriors.update(logits, scores, labels, **of_image)
+        except NonFiniteLogitsError as error:
+            name = image.get("file_name", f"image {image.get('image_id')}")
+            raise NonFiniteLogitsError(
+                f"'{name}', box predictor {stage}: {error} If only this image does it, look at the "
+                "file; if the first image does, the weights are broken or the pixel mean and "
+                "standard deviation are not those of training."
+            ) from error
+
+    def _statistics(self, partial: bool = False) -> LogitStatistics:
+        """What this process has seen; ``partial`` for a file to go on from."""
+        stages = [
+            self._stage_statistics(*each, raw=partial)
+            for each in zip(self._moments, self._posteriors, self._fingerprints, strict=True)
+        ]
+        provenance = dict(self._description.provenance)
+        if partial:
+            steps = [int(m.steps) for m in self._moments if isinstance(m, EmaLogitMoments)]
+            provenance = {"batches": self.num_batches, "steps": steps}
+        return replace(
+            self._description,
+            stages=tuple(stages),
+            num_images=self.num_images,
+            num_rois=self.num_rois,
+            provenance=provenance,
+        )
+
+    def _stage_statistics(
+        self,
+        moments: LogitMoments | EmaLogitMoments,
+        posteriors: PosteriorMoments | None,
+        fingerprint: Tensor | None,
+        raw: bool,
+    ) -> StageStatistics:
+        if isinstance(moments, LogitMoments):
+            return StageStatistics.from_moments(moments.to("cpu"), fingerprint, posteriors)
+        mean, var = moments.mean, moments.var
+        if self._description.estimator == "ema_debiased" and not raw and moments.steps > 0:
+            mean, var = moments.debiased()
+        return StageStatistics(mean.cpu(), var.cpu(), moments.count.cpu(), fingerprint=fingerprint)
+
+    def _restore(self, saved: LogitStatistics) -> None:
+        """The inverse of ``_statistics(partial=True)``."""
+        known = ("class_names", "autocast", "activation")
+        self._description = replace(
+            self._description, **{name: getattr(saved, name) for name in known}
+        )
+        for index, stage in enumerate(saved.stages):
+            self._fingerprints.append(stage.fingerprint)
+            self._posteriors.append(stage.posteriors and stage.posteriors.to("cpu"))  # a copy
+            if stage.moments is not None:
+                self._moments.append(LogitMoments.merged([stage.moments]))  # a copy
+                continue
+            state = {"mean": stage.mean, "var": stage.var, "count": stage.count}
+            state["steps"] = torch.tensor(saved.provenance["steps"][index])
+            self._moments.append(EmaLogitMoments.from_state_dict(state, self._description.momentum))
+        self.num_images = self._images_on_disk = saved.num_images
+        self.num_rois = saved.num_rois
+        self.num_batches = saved.provenance["batches"]
+
+
+_OfImage = tuple[Tensor, "Tensor | None", "Tensor | None"]
+"""Logits (R, C); (R, C) which of them count, None for all; (R,) labels, None if not known."""
+
+
+def _select(population: str, logits: Tensor, labels: Tensor | None) -> _OfImage:
+    """One image's part of a population of matched RoIs.
+
+    Args:
+        population (str): "sampled", "foreground" or "positives".
+        logits (Tensor): (R, C).
+        labels (Tensor): (R,) in [0, K], K for background, negative for RoIs to be left out.
+    """
+    if population == "sampled":
+        return logits, None, labels
+    background = logits.shape[1] - 1
+    if population == "foreground":
+        chosen = (labels >= 0) & (labels < background)
+        return logits[chosen], None, labels[chosen]
+    mask = labels[:, None] == torch.arange(background + 1, device=labels.device)
+    return logits, mask, labels
+
+
+def gathers_posteriors(estimator: str, population: str) -> bool:
+    """Whether a pass of this kind gathers posteriors: where every RoI counts for every column."""
+    return estimator == "exact" and population != "positives"
+
+
+def _autocast(device_type: str) -> str | None:
+    """The type of mixed precision that is on, "" without it, None where PyTorch is too old."""
+    if not hasattr(torch, "get_autocast_dtype"):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return ""
+    return str(torch.get_autocast_dtype(device_type)).removeprefix("torch.")
+
+
+def _check_description(description: LogitStatistics) -> None:
+    population, estimator = description.population, description.estimator
+    if population not in POPULATIONS:
+        raise UserError(
+            f"The population is {population!r}, expected one of {', '.join(POPULATIONS)} "
+            "(MODEL.LOGN.COLLECT.POPULATION)."
+        )
+    if estimator not in ESTIMATORS:
+        raise UserError(
+            f"The estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)} "
+            "(MODEL.LOGN.COLLECT.ESTIMATOR)."
+        )
+    if description.stop_at < 0 or (description.stop_at > 0 and estimator != "exact"):
+        raise UserError(
+            f"stop_at is {description.stop_at} with the estimator {estimator}: expected a positive "
+            "error for exact statistics, or 0 to pass over all images. Moving averages have no "
+            "standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
+        )
+    if description.stop_at > 0 and population == "positives":
+        raise UserError(
+            f"stop_at is {description.stop_at} with the population positives: expected 0. A class "
+            "without positives in two images has no standard error, and rare classes would let the "
+            "pass run to its end. Set MODEL.LOGN.COLLECT.STOP_AT to 0, or POPULATION to sampled, "
+            "where every image speaks for every class."
+        )
+    if estimator != "exact" and population == "positives":
+        raise UserError(
+            "Moving averages of positives do not exist: an image has none for most classes. Set "
+            "MODEL.LOGN.COLLECT.ESTIMATOR to exact."
+        )

@@ -1,0 +1,324 @@
+"""The statistics pass: forward passes over the training set, and a statistics file at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+import logn_d2
+
+from ..core import LogitStatistics
+from ..data.loader import build_statistics_loader, training_images
+from ..data.rng import preserved_rng
+from ..data.samplers import described_sampler
+from ..errors import UserError
+from ..modeling.box_predictors import check_calibratable, find_box_predictors, num_classes_of
+from ..modeling.recording import LogitRecorder, Recording
+from ..passes.resume import BatchLoader, LoaderFactory, deciding_settings, loader_from, pass_digest
+from .collector import LogitStatisticsCollector
+from .partial import PartialStatistics
+from .stopping import StoppingLoader
+
+__all__ = ["collect_from_config", "collect_statistics"]
+
+logger = logging.getLogger(__name__)
+
+
+def collect_statistics(
+    model: nn.Module,
+    loader: BatchLoader | LoaderFactory,
+    *,
+    class_names: Sequence[str] | None = None,
+    datasets: Sequence[str] = (),
+    population: str = "sampled",
+    estimator: str = "exact",
+    momentum: float = 5e-5,
+    seed: int = 0,
+    sampler: str = "TrainingSampler",
+    augmented: bool = False,
+    complete: bool | None = None,
+    stop_at: float = 0.0,
+    stop_period: int = 100,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_period: int = 1000,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> LogitStatistics:
+    """Gathers the logit statistics of a detector, with forward passes only.
+
+    Runs any Detectron2 model that has box predictors, up to their logits: no losses, no NMS, no
+    masks, no gradients. Afterwards the model and all random generators are as they were. With
+    several processes, each passes over its own share of the images.
+
+    Args:
+        model (nn.Module): the detector, with its weights loaded.
+        loader (Iterable or Callable): batches of mapped images, with ground truth unless the
+            population is "proposals", in the same order each time; see `build_statistics_loader`. A
+            function from the number of batches to leave out to a loader lets a resumed pass go on
+            without loading what it has seen.
+        class_names (Sequence[str]): K names; numbers if not given.
+        datasets (Sequence[str]): names of the data sets that the loader passes over.
+        population (str): "sampled", "proposals", "foreground" or "positives"; see
+            `LogitStatistics`.
+        estimator (str): "exact", "ema" or "ema_debiased".
+        momentum (float): of the moving averages.
+        seed (int): of the sampling of RoIs.
+        sampler (str): how the loader repeats images, for the record.
+        augmented (bool): whether the loader augments, for the record.
+        complete (bool): whether the loader gives every training image. Classes that no RoI is
+            matched to then have no say in LogN's beta. None where that is not known.
+        stop_at (float): end as soon as the standard error of the calibrated logits, which the
+            statistics cause, is at most this in every class and stage (see `sampling_error`:
+            for raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of
+            such a standard deviation). 0 passes over all images. Needs images in random order and
+            the exact estimator.
+        stop_period (int): images of all processes between two looks at that error.
+        checkpoint (PathLike): where the statistics file will be; partial files go beside it. None
+            writes none.
+        checkpoint_period (int): images of a process between two partial files.
+        resume (bool): go on from partial files of the same settings and weights, if there are any.
+        settings (Mapping): whatever else must be the same for that, for example of the loader.
+        provenance (Mapping): what people may want to know later; anything that JSON can write.
+
+    Returns:
+        LogitStatistics: on every process, of all processes' images (moving averages: of process
+        0's).
+
+    Raises:
+        NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
+        ValueError: settings that do not fit together, an empty loader, or a model trained with a
+            loss whose logits can't be calibrated.
+
+    Example:
+        >>> loader = functools.partial(build_statistics_loader, cfg)  # doctest: +SKIP
+        >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
+    """
+    check_calibratable(model)  # statistics of other logits are of no use
+    _check_class_names(model, class_names)
+    _check_loader(loader)
+    description = LogitStatistics(
+        stages=(),
+        class_names=tuple(class_names or ()),
+        datasets=tuple(datasets),
+        population=population,
+        estimator=estimator,
+        momentum=None if estimator == "exact" else momentum,
+        sampler=sampler,
+        augmented=augmented,
+        complete=complete,
+        stop_at=stop_at,
+        provenance={**_versions(), "seed": seed, **(provenance or {})},
+    )
+    statistics, collector = _run_pass(
+        model,
+        loader,
+        description,
+        seed=seed,
+        stop_period=stop_period,
+        checkpoint=checkpoint,
+        period=checkpoint_period,
+        resume=resume,
+        settings=settings or {},
+    )
+    collector.remove_partial_files()
+    return statistics
+
+
+def collect_from_config(
+    cfg: CfgNode, model: nn.Module, output: str | os.PathLike[str], resume: bool = False
+) -> LogitStatistics:
+    """Gathers statistics over ``cfg.DATASETS.TRAIN`` and writes the statistics file.
+
+    What is gathered, ``cfg.MODEL.LOGN.COLLECT`` decides. A pass that was killed loses at most
+    CHECKPOINT_PERIOD images of each process; resumed, it ends with the same numbers.
+
+    Args:
+        cfg (CfgNode): the model's config.
+        model (nn.Module): the detector, with its weights loaded.
+        output (PathLike): the statistics file; process 0 writes it.
+        resume (bool): go on from partial files, if they are of the same settings and weights.
+
+    Returns:
+        LogitStatistics: on every process.
+
+    Raises:
+        NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
+        OSError: the folder can't be written or the disk is full.
+        ValueError: there are no images, or settings that do not fit together.
+    """
+    collect = cfg.MODEL.LOGN.COLLECT
+    dataset = training_images(cfg)
+    description = LogitStatistics(
+        stages=(),
+        class_names=tuple(_class_names(cfg)),
+        datasets=tuple(cfg.DATASETS.TRAIN),
+        population=collect.POPULATION,
+        estimator=collect.ESTIMATOR,
+        momentum=None if collect.ESTIMATOR == "exact" else collect.MOMENTUM,
+        sampler=described_sampler(cfg) if collect.REPEAT else "TrainingSampler",
+        augmented=collect.AUGMENT,
+        complete=not 0 < collect.MAX_IMAGES < len(dataset),
+        stop_at=collect.STOP_AT,
+        provenance={
+            **_versions(),
+            "weights": cfg.MODEL.WEIGHTS,
+            "max_images": collect.MAX_IMAGES,
+            "seed": collect.SEED,
+        },
+    )
+    statistics, collector = _run_pass(
+        model,
+        lambda skip: build_statistics_loader(cfg, skip=skip, dataset=dataset),
+        description,
+        seed=collect.SEED,
+        stop_period=collect.STOP_PERIOD,
+        checkpoint=output,
+        period=collect.CHECKPOINT_PERIOD,
+        resume=resume,
+        settings=deciding_settings(cfg, collects=True),
+    )
+    if comm.is_main_process():
+        statistics.save(output)
+        logger.info("Wrote the statistics to %s", Path(output))
+    collector.remove_partial_files()
+    return statistics
+
+
+def _run_pass(
+    model: nn.Module,
+    loader: BatchLoader | LoaderFactory,
+    description: LogitStatistics,
+    *,
+    seed: int,
+    stop_period: int,
+    checkpoint: str | os.PathLike[str] | None,
+    period: int,
+    resume: bool,
+    settings: Mapping[str, Any],
+) -> tuple[LogitStatistics, LogitStatisticsCollector]:
+    """The pass itself; partial files are left for the caller, who may yet have to save."""
+    with preserved_rng():
+        first = loader_from(loader, 0)
+        partial = None
+        if checkpoint is not None:
+            described = {**vars(replace(description, provenance={})), "seed": seed, **settings}
+            described["stop_period"] = stop_period
+            partial = PartialStatistics(checkpoint, pass_digest(model, first, described))
+        saved = partial.load() if partial is not None and resume else None
+        collector = LogitStatisticsCollector(
+            description, partial=partial, period=period, saved=saved
+        )
+        batches = collector.num_batches
+        if saved is not None:
+            logger.info("Resuming after %d images of this process", saved.num_images)
+        rest = loader_from(loader, batches) if batches else first
+        if description.stop_at > 0:
+            rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
+        population = "proposals" if description.population == "proposals" else "sampled"
+        images_before, start = collector.num_images, time.perf_counter()
+        recorder = LogitRecorder(model, population=population, seed=seed, deltas=False)
+        results = inference_on_dataset(_repeats_sampled_anew(recorder), rest, collector)
+    seconds = time.perf_counter() - start
+    statistics = results["statistics"]
+    _log_summary(statistics, collector.num_images - images_before, seconds)
+    return statistics, collector
+
+
+def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
+    """Raises a ValueError if these are not the names of the model's classes, before a pass."""
+    if isinstance(class_names, str):
+        raise UserError(
+            f"class_names is the text {class_names!r}; expected a sequence of names, such as "
+            '["bolt", "nut"].'
+        )
+    num_classes = num_classes_of(find_box_predictors(model)[0])
+    if class_names and num_classes is not None and len(class_names) != num_classes:
+        raise UserError(
+            f"The model has {num_classes} classes, but {len(class_names)} class names were given. "
+            "Use those of the data set that the model was trained on."
+        )
+
+
+def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
+    """Raises a ValueError for loaders that never end, and for images that are in no batch."""
+    if isinstance(loader, Iterable) and not isinstance(loader, Sized):
+        raise UserError(
+            f"A pass needs a loader that ends, and a {type(loader).__name__} has no length. Use "
+            "build_statistics_loader(cfg) or detectron2.data.build_detection_test_loader(..., "
+            "mapper=DatasetMapper(cfg, is_train=True, augmentations=[...])), not a training loader."
+        )
+    if isinstance(loader, Sequence) and loader and isinstance(loader[0], Mapping):
+        raise UserError(
+            "The loader gives images, expected batches: lists of images. Write "
+            "[[image] for image in images]."
+        )
+
+
+def _repeats_sampled_anew(recorder: LogitRecorder) -> Callable[[Sequence[Mapping]], Recording]:
+    """The recorder, with RoIs drawn anew each time that an image comes, as training does."""
+
+    def record(inputs: Sequence[Mapping[str, Any]]) -> Recording:
+        # What is sampled follows from the image's id.
+        positions = [image.get("statistics_index", "") for image in inputs]
+        names = [f"{x.get('image_id')}/{p}" for x, p in zip(inputs, positions, strict=True)]
+        return recorder([{**x, "image_id": n} for x, n in zip(inputs, names, strict=True)])
+
+    return record
+
+
+def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -> None:
+    rate = sum(comm.all_gather(num_images / max(seconds, 1e-9)))
+    logger.info(
+        "Statistics (%s, %s) of %d images, %d RoIs, %d classes: %.2f images/s on %d processes",
+        statistics.population,
+        statistics.estimator,
+        statistics.num_images,
+        statistics.num_rois,
+        statistics.num_classes,
+        rate,
+        comm.get_world_size(),
+    )
+    if statistics.stop_at > 0:
+        logger.info(
+            "Standard error of calibrated logits: %.4f; the aim of %g was %s",
+            statistics.sampling_error(),
+            statistics.stop_at,
+            "reached" if statistics.reached else "not reached with all images",
+        )
+    for index, stage in enumerate(statistics.stages):
+        unusable = int((~stage.usable[:-1]).sum())
+        if unusable:
+            logger.warning(
+                "Box predictor %d: %d of %d classes have no usable statistics; their logits will "
+                "not be calibrated.",
+                index,
+                unusable,
+                statistics.num_classes,
+            )
+
+
+def _class_names(cfg: CfgNode) -> Sequence[str]:
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    return metadata.get("thing_classes", ())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "detectron2": detectron2.__version__,
+        "logn_d2": logn_d2.__version__,
+    }

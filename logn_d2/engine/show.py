@@ -1,0 +1,110 @@
+"""From a config and an image to a picture of its detections before and after calibration.
+
+Shapes: H x W pixels of the image, K foreground classes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation, convert_PIL_to_numpy
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from ..core import AffineCalibration
+from ..data import class_counts
+from ..errors import UserError
+from ..modeling import attach
+from ..modeling.build import known_class_names
+from ..pictures.before_after import BeforeAfter, Shown
+from ..pictures.side_by_side import draw_side_by_side, enlarged
+from .checkpoint import load_weights
+from .checks import check_calibration, check_classes, check_statistics, check_weights
+from .evaluation import calibration_name
+from .statistics import without_calibration
+
+__all__ = ["SideBySide", "check_comparison"]
+
+
+def check_comparison(cfg: CfgNode) -> None:
+    """Finds mistakes before the model is built.
+
+    Raises:
+        ValueError, KeyError, OSError: what is wrong and what to do.
+    """
+    path = cfg.MODEL.LOGN.STATISTICS
+    name = calibration_name(cfg, bool(path))
+    if not name:
+        raise UserError(
+            "There is nothing to show after calibration. Give --stats FILE, or a --calibration "
+            "that needs no statistics, such as norcal(gamma=0.6)."
+        )
+    check_weights(cfg.MODEL.WEIGHTS)
+    check_classes(cfg)
+    check_calibration(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(path))
+    if path:
+        check_statistics(cfg, path)
+
+
+class SideBySide:
+    """From an image to its picture: detections before calibration on the left, after on the right.
+
+    Args:
+        cfg (CfgNode): of the model, with the statistics and the calibration.
+        shown (Shown): which detections.
+    """
+
+    def __init__(self, cfg: CfgNode, shown: Shown) -> None:
+        path, num_classes = cfg.MODEL.LOGN.STATISTICS, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self._name = calibration_name(cfg, bool(path))
+        self._shown = shown
+        self._class_names = known_class_names(cfg.DATASETS.TEST, num_classes) or ()
+        if path and not self._class_names:
+            self._class_names = check_statistics(cfg, path).class_names
+        self._format = cfg.INPUT.FORMAT
+        self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        model = build_model(without_calibration(cfg)).eval()
+        load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        average = cfg.MODEL.LOGN.CASCADE_AVERAGE
+        calibrations = self._calibrations(cfg, model)
+        self._compare = BeforeAfter(model, calibrations, average=average, shown=shown)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Detects and draws.
+
+        Args:
+            pixels (ndarray): (H, W, 3) uint8 RGB.
+
+        Returns:
+            ndarray: the picture, uint8 RGB; its size follows from that of the image alone.
+        """
+        canvas = enlarged(pixels)
+        height, width = canvas.shape[:2]
+        seen = T.AugInput(convert_PIL_to_numpy(Image.fromarray(pixels), self._format))
+        self._resize(seen)
+        image = torch.as_tensor(seen.image.astype(np.float32).transpose(2, 0, 1))
+        ((before, after),) = self._compare([{"image": image, "height": height, "width": width}])
+        limit = self._shown.calibrated_threshold
+        rule = f"the best {len(after)}" if limit is None else f"{len(after)} above {limit:g}"
+        captions = (
+            f"uncalibrated: {len(before)} above {self._shown.threshold:g}",
+            f"{self._name}: {rule}",
+        )
+        return draw_side_by_side(canvas, list(zip(captions, (before, after))), self._class_names)
+
+    def _calibrations(self, cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
+        """As `attach` makes them, which checks that the statistics are of these weights."""
+        attachment = attach(
+            model,
+            cfg.MODEL.LOGN.STATISTICS or None,
+            calibration=self._name,
+            counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
+            class_names=self._class_names or None,
+        )
+        attachment.detach()
+        return attachment.calibrations

@@ -1,0 +1,14 @@
+"""Detectron2 evaluators for data sets in LVIS's and COCO's form, and inference that resumes."""
+
+from .coco_form import COCOFormEvaluator, training_groups
+from .limits import detection_limits
+from .lvis_form import LVISFormEvaluator
+from .resumable_inference import resumable_inference
+
+__all__ = [
+    "COCOFormEvaluator",
+    "LVISFormEvaluator",
+    "detection_limits",
+    "resumable_inference",
+    "training_groups",
+]

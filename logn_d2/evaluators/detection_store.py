@@ -1,0 +1,247 @@
+"""Where an evaluator keeps detections while inference runs: in memory, on disk, or the best alone.
+
+On disk a process writes a *shard* every few hundred images, so its memory does not grow with the
+data set and a killed evaluation goes on from the last shard. A shard is an npz file without pickle
+that is written to a temporary name and renamed.
+
+Shapes: D detections, K foreground classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from detectron2.utils import comm
+
+from ..errors import UserError
+from ..files import atomic_write
+from ..lvis.detections import Detections, image_id_array
+from ..lvis.order import best_of_each
+
+__all__ = ["BestOfEachClass", "DetectionStore", "MemoryStore", "ShardStore"]
+
+logger = logging.getLogger(__name__)
+
+ImageIds = Sequence[int] | Sequence[str]
+
+
+class DetectionStore(Protocol):
+    """What `LVISFormEvaluator` needs of a store: one process's part of a pass."""
+
+    num_batches: int
+    """Batches whose detections are kept safe already; a resumed pass leaves these out."""
+
+    def add(self, image_ids: ImageIds, detections: Detections) -> None:
+        """Keep the detections of one batch; an image that was there before counts once."""
+
+    def load(self) -> tuple[Detections, np.ndarray]:
+        """Return all detections, and the ids of all images with those without detections."""
+
+    def clear(self) -> None:
+        """Forget what an interrupted pass would need; called when the evaluation is done."""
+
+
+class MemoryStore:
+    """Keeps all detections in memory."""
+
+    num_batches = 0
+
+    def __init__(self) -> None:
+        self._seen: dict[int | str, None] = {}
+        self._parts: list[Detections] = []
+
+    def add(self, image_ids: ImageIds, detections: Detections) -> None:
+        """See `DetectionStore`."""
+        self._parts.append(_new_images(image_ids, detections, self._seen))
+
+    def load(self) -> tuple[Detections, np.ndarray]:
+        """See `DetectionStore`."""
+        return Detections.concatenate(self._parts), image_id_array(list(self._seen))
+
+    def clear(self) -> None:
+        """See `DetectionStore`; there is nothing."""
+
+
+class BestOfEachClass(MemoryStore):
+    """Keeps the best detections of each class over all images, in memory that does not grow.
+
+    What is kept does not depend on the order of images and detections, see `best_of_each`.
+
+    Args:
+        max_dets (int): kept of each class.
+        spare (int): detections beyond K * `max_dets` that are gathered before the worst are
+            dropped; more takes more memory and less time.
+
+    Example:
+        >>> store = BestOfEachClass(max_dets=2)
+        >>> store.add([7], Detections([7] * 3, [0] * 3, [0.9, 0.2, 0.5], [[0, 0, 1, 1]] * 3))
+        >>> store.load()[0].score.tolist()
+        [0.9, 0.5]
+    """
+
+    def __init__(self, max_dets: int = 10_000, spare: int = 1_000_000) -> None:
+        super().__init__()
+        if max_dets < 1:
+            raise UserError(f"max_dets is {max_dets}, expected at least 1 detection of a class.")
+        self._max_dets = max_dets
+        self._spare = spare
+        self._waiting = 0
+        self._worst_kept = np.zeros(0)
+
+    def add(self, image_ids: ImageIds, detections: Detections) -> None:
+        """See `DetectionStore`."""
+        detections = _new_images(image_ids, detections, self._seen)
+        detections = detections.take(self._may_be_kept(detections))
+        self._parts.append(detections)
+        self._waiting += len(detections)
+        if self._waiting > self._spare:
+            self._drop_worst()
+
+    def load(self) -> tuple[Detections, np.ndarray]:
+        """See `DetectionStore`."""
+        self._drop_worst()
+        return super().load()
+
+    def _may_be_kept(self, detections: Detections) -> np.ndarray:
+        """(D,) bool, False where a class is full of better ones."""
+        worst = np.full(
+            max(detections.category.max(initial=-1) + 1, len(self._worst_kept)), -np.inf
+        )
+        worst[: len(self._worst_kept)] = self._worst_kept
+        return ~(detections.score < worst[detections.category])
+
+    def _drop_worst(self) -> None:
+        joined = Detections.concatenate(self._parts)
+        kept = joined.take(best_of_each(joined, "category", self._max_dets))
+        self._parts, self._waiting = [kept], 0
+        full = np.bincount(kept.category, minlength=1) >= self._max_dets
+        self._worst_kept = np.full(len(full), np.inf)
+        np.fmin.at(self._worst_kept, kept.category, kept.score)
+        self._worst_kept[~full] = -np.inf
+
+
+class ShardStore:
+    """Keeps detections in files; what is not yet written is lost with the process.
+
+    Args:
+        folder (str or PathLike): for this pass alone.
+        digest (str): of what decides the detections; part of the files' names.
+        shard_size (int): images in a shard.
+        resume (bool): keep the shards of an interrupted pass with this digest and as many
+            processes; False begins anew.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        digest: str = "pass",
+        shard_size: int = 500,
+        resume: bool = False,
+    ) -> None:
+        self._folder = Path(folder)
+        self._world = f"of{comm.get_world_size()}"
+        self._prefix = f"{digest}-{comm.get_rank()}{self._world}"
+        self._shard_size = max(shard_size, 1)
+        self._seen: dict[int | str, None] = {}
+        self._pending: list[Detections] = []
+        self._pending_images: list[int | str] = []
+        self._num_shards = self.num_batches = self._pending_batches = 0
+        self._remove_others(resume)
+        if resume:
+            self._find_shards()
+
+    def add(self, image_ids: ImageIds, detections: Detections) -> None:
+        """See `DetectionStore`."""
+        self._pending_images += [each for each in image_ids if each not in self._seen]
+        self._pending.append(_new_images(image_ids, detections, self._seen))
+        self._pending_batches += 1
+        if len(self._pending_images) >= self._shard_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been added since the last shard."""
+        if not self._pending_batches:
+            return
+        arrays = Detections.concatenate(self._pending).to_arrays()
+        with atomic_write(self._path(self._num_shards)) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file,
+                batches=np.int64(self._pending_batches),
+                seen=image_id_array(self._pending_images),
+                **arrays,
+            )
+        self._num_shards += 1
+        self.num_batches += self._pending_batches
+        self._pending, self._pending_images, self._pending_batches = [], [], 0
+
+    def load(self) -> tuple[Detections, np.ndarray]:
+        """See `DetectionStore`."""
+        self.flush()
+        shards = [_read(self._path(number)) for number in range(self._num_shards)]
+        return (
+            Detections.concatenate([Detections.from_arrays(shard) for shard in shards]),
+            image_id_array([i for shard in shards for i in shard["seen"].tolist()]),
+        )
+
+    def clear(self) -> None:
+        """Remove the shards of all processes, and the folder if nothing else is in it."""
+        for path in self._folder.glob("*.npz"):
+            path.unlink(missing_ok=True)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._prefix}-{number:05d}.npz"
+
+    def _remove_others(self, resume: bool) -> None:
+        """Remove what this pass can't go on from: each process its own, the first all others'."""
+        stop = self._prefix.rpartition("-")[2]
+        for path in [*self._folder.glob("*.npz"), *self._folder.glob(".*.npz.*.tmp")]:
+            digest, share, _ = path.name.lstrip(".").rsplit("-", 2)
+            unknown = comm.is_main_process() and not share.endswith(self._world)
+            mine = share == stop
+            keep = resume and f"{digest}-{share}" == self._prefix and path.name[0] != "."
+            if unknown or (mine and not keep):
+                path.unlink(missing_ok=True)
+                if resume and path.name[0] != ".":
+                    logger.warning(
+                        "%s is of other weights, other images or another number of processes: it "
+                        "is removed, and the pass starts anew.",
+                        path,
+                    )
+
+    def _find_shards(self) -> None:
+        while self._path(self._num_shards).exists():
+            shard = _read(self._path(self._num_shards))
+            self.num_batches += int(shard["batches"])
+            self._seen.update(dict.fromkeys(shard["seen"].tolist()))
+            self._num_shards += 1
+        if self.num_batches:
+            logger.info("Resuming after %d batches of this process", self.num_batches)
+
+
+def _new_images(
+    image_ids: ImageIds, detections: Detections, seen: dict[int | str, None]
+) -> Detections:
+    """Leave out the detections of images that were seen before, and mark all as seen."""
+    again = [image_id for image_id in image_ids if image_id in seen]
+    seen.update(dict.fromkeys(image_ids))
+    return detections.take(~np.isin(detections.image_id, again)) if again else detections
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole file of detections ({error}). Delete it and those with higher "
+            "numbers, then go on with --resume."
+        ) from error

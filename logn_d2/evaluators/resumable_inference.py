@@ -1,0 +1,49 @@
+"""An inference pass that goes on where it was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from .lvis_form import LVISFormEvaluator
+
+__all__ = ["resumable_inference"]
+
+
+def resumable_inference(
+    model: nn.Module,
+    loader: BatchLoader | LoaderFactory,
+    evaluator: LVISFormEvaluator,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool | None = None,
+) -> dict[str, Any]:
+    """Run `inference_on_dataset` without the batches that an interrupted pass has done.
+
+    Args:
+        model (nn.Module): the detector, weights loaded. With other weights the pass begins anew.
+        loader (Iterable or Callable): batches in the same order each time; or a function from the
+            number of batches to leave out to a loader, see `build_evaluation_loader`, which saves
+            loading them.
+        evaluator (LVISFormEvaluator): with `output_dir`, and `resume=True` to go on.
+        settings (Mapping): what else decides the detections, such as thresholds.
+        resume (bool | None): go on with an interrupted pass; None as the evaluator was told.
+
+    Returns:
+        dict: the evaluator's results.
+
+    Example:
+        >>> evaluator = LVISFormEvaluator("lvis_v1_val", output_dir="output/inference", resume=True)
+        ... # doctest: +SKIP
+        >>> results = resumable_inference(model, loader, evaluator)  # doctest: +SKIP
+    """
+    whole = loader_from(loader, 0)
+    # How images are shared out decides which of them a process has.
+    decisive = {"processes": comm.get_world_size(), **(settings or {})}
+    done = evaluator.start(pass_digest(model, whole, decisive), resume)
+    return inference_on_dataset(model, loader_from(loader, done) if done else whole, evaluator)

@@ -1,0 +1,134 @@
+"""The folder of a drawn set: files that appear whole or not at all, and their checksums.
+
+<root>/lt_glyphs/<size>/::
+
+  settings.json                             size, seed, version: what the rest follows from
+  train/000000000001.jpg ...  val/...       images
+  annotations/lt_glyphs_<size>_train.json   LVIS v1 form; _val.json likewise
+  SHA256SUMS                                written last; ``sha256sum -c SHA256SUMS`` checks it
+  .parts/                                   while drawing: annotations of finished images
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingFileError
+
+__all__ = [
+    "CHECKSUM_FILE",
+    "PARTS_FOLDER",
+    "SETTINGS_FILE",
+    "annotation_file",
+    "folder_lock",
+    "read_checksums",
+    "sha256_of",
+    "write_checksums",
+    "write_file",
+    "write_json",
+]
+
+CHECKSUM_FILE = "SHA256SUMS"
+SETTINGS_FILE = "settings.json"
+PARTS_FOLDER = ".parts"
+
+
+def annotation_file(folder: Path, size_name: str, split: str) -> Path:
+    """Where the annotations of a split lie."""
+    return Path(folder) / "annotations" / f"lt_glyphs_{size_name}_{split}.json"
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path (Path): final name; missing folders are made.
+        content (bytes): all of it.
+
+    Returns:
+        str: SHA-256 of the content, hexadecimal.
+
+    Raises:
+        OSError: nothing could be written; nothing is left under the final or temporary name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write {path} ({error.strerror}). Free space or choose a folder that can be "
+            "written; the same command then goes on where it stopped",
+        ) from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> str:
+    """Write compact JSON like :func:`write_file`; returns its SHA-256."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return write_file(path, text.encode("utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_checksums(folder: Path, checksums: dict[str, str]) -> None:
+    """Write ``SHA256SUMS`` from {relative path: digest}."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(checksums.items())]
+    write_file(folder / CHECKSUM_FILE, "".join(lines).encode("utf-8"))
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """{relative path: digest} of a finished set.
+
+    Raises:
+        FileNotFoundError: the set is not finished.
+    """
+    path = Path(folder) / CHECKSUM_FILE
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} is missing: the set was not drawn, or not to its end. Draw it with "
+            "tools/draw_glyphs.py; an interrupted drawing goes on where it stopped."
+        )
+    pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, name in pairs}
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time draw into a folder; others wait.
+
+    The lock belongs to the process and ends with it, however it ends. Where the system has no
+    ``flock`` nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write into {folder} ({error.strerror}); choose a folder that can be written",
+        ) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,295 @@
+"""The LVIS matching rule on arrays: which detection finds which object.
+
+lvis-api walks over images, classes, area ranges, thresholds, detections and objects in nested
+Python loops. Here all (image, class) pairs advance together: step r gives every pair's r-th best
+detection its object, for all thresholds and area ranges at once. Only pairs of detection and
+object that overlap enough for the lowest threshold are looked at.
+
+The rule (Gupta, Dollar, Girshick, CVPR 2019; code lvis-dataset/lvis-api): detections choose in
+the order of their scores. One takes the free object of its class with the largest overlap that
+reaches the threshold; of equal overlaps the later object in the file. An object that is to be
+ignored (outside the area range) is taken only if no other can be.
+
+Shapes: D detections, G objects, P candidate pairs, M detections with a candidate, A = 4 area
+ranges, T = 10 thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from .masks import RleMasks
+
+__all__ = [
+    "AREA_RANGES",
+    "IGNORED",
+    "IOU_THRESHOLDS",
+    "MATCHED",
+    "box_candidates",
+    "mask_candidates",
+    "match",
+]
+
+# (A, 2) square pixels: all, small, medium, large. Both ends belong to the range.
+AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
+# (T,) written as lvis-api does: arange would be off by a rounding error.
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# What became of a detection; 0 is unmatched.
+MATCHED, IGNORED = 1, 2
+
+# Pairs of detection and object looked at together; bounds the memory (about 100 bytes a pair).
+_CHUNK = 1 << 20
+# Images and classes whose masks are dictionaries, as pycocotools takes them, at one time.
+_KEYS = 256
+_NONE = np.iinfo(np.int32).max
+# Added to the preference of objects to be ignored: more than any number of objects in an image.
+_LAST = 1 << 30
+
+
+def box_candidates(
+    det_key: np.ndarray,
+    det_box: np.ndarray,
+    gt_key: np.ndarray,
+    gt_box: np.ndarray,
+    gt_crowd: np.ndarray,
+    min_iou: float = IOU_THRESHOLDS[0],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the pairs of one key whose boxes overlap by the lowest threshold.
+
+    Args:
+        det_key (ndarray): (D,) int64, image and class of each detection.
+        det_box (ndarray): (D, 4) XYWH.
+        gt_key (ndarray): (G,) int64, ascending.
+        gt_box (ndarray): (G, 4) XYWH.
+        gt_crowd (ndarray): (G,) bool; the overlap with these is a share of the detection.
+        min_iou (float): the lowest threshold, above 0.
+
+    Returns:
+        tuple[ndarray, ndarray, ndarray]: detection index ascending, object index ascending within
+        a detection, IoU in float64; (P,) each.
+    """
+    det_box = det_box.astype(np.float64, copy=False)
+    found = []
+    for det, gt in _pairs(det_key, gt_key):
+        iou = _box_iou(det_box[det], gt_box[gt], gt_crowd[gt])
+        near = iou >= min_iou
+        found.append((det[near], gt[near], iou[near]))
+    return _join(found)
+
+
+def mask_candidates(
+    det_key: np.ndarray,
+    det_masks: RleMasks,
+    gt_key: np.ndarray,
+    gt_masks: RleMasks,
+    gt_crowd: np.ndarray,
+    min_iou: float = IOU_THRESHOLDS[0],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same as `box_candidates` for D and G masks."""
+    found = []
+    for det, gt in _pairs(det_key, gt_key):
+        near = _mask_iou_bound(
+            det_masks.boxes[det], gt_masks.boxes[gt], det_masks.areas[det], gt_masks.areas[gt]
+        )
+        near = (near >= min_iou - 1e-3) | gt_crowd[gt]
+        det, gt = det[near], gt[near]
+        iou = _mask_iou(det, gt, det_key, det_masks, gt_masks, gt_crowd)
+        near = iou >= min_iou
+        found.append((det[near], gt[near], iou[near]))
+    return _join(found)
+
+
+def match(
+    det: np.ndarray,
+    gt: np.ndarray,
+    iou: np.ndarray,
+    det_key: np.ndarray,
+    gt_ignored: np.ndarray,
+    gt_crowd: np.ndarray,
+    thresholds: np.ndarray = IOU_THRESHOLDS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give detections their objects, greedily in the order of their scores.
+
+    Args:
+        det (ndarray): (P,) int64, ascending; of one image and class the lower index chooses first.
+        gt (ndarray): (P,) int64.
+        iou (ndarray): (P,) float64, at least the lowest threshold.
+        det_key (ndarray): (D,) int64, image and class of each detection.
+        gt_ignored (ndarray): (G, A) bool.
+        gt_crowd (ndarray): (G,) bool; these can be found any number of times.
+        thresholds (ndarray): (T,) ascending.
+
+    Returns:
+        tuple[ndarray, ndarray, ndarray]: the M detections with a candidate, ascending; their
+        (M, A, T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored object); and
+        which objects were found, (G, A, T) bool, never crowd regions.
+    """
+    first, count = np.unique(det, return_index=True, return_counts=True)[1:]
+    candidates = det[first]
+    outcome = np.zeros((len(candidates), gt_ignored.shape[1], len(thresholds)), dtype=np.int8)
+    taken = np.zeros((len(gt_ignored), *outcome.shape[1:]), dtype=bool)
+    turn = _rank_in_group(det_key[candidates])
+    # Best overlap first, of equal ones the later object first; all pairs of one turn together.
+    order = np.lexsort((-gt, -iou, det, np.repeat(turn, count)))
+    gt, iou = gt[order], iou[order]
+    rows = np.argsort(turn, kind="stable")
+    row_end, pair_end = np.cumsum(np.bincount(turn)), np.cumsum(np.bincount(turn, weights=count))
+    row_start = pair_start = 0
+    for row_stop, pair_stop in zip(row_end.tolist(), pair_end.astype(int).tolist(), strict=True):
+        row, pair = rows[row_start:row_stop], slice(pair_start, pair_stop)
+        near = iou[pair, None] >= thresholds
+        outcome[row] = _take_turn(gt[pair], near, count[row], taken, gt_ignored, gt_crowd)
+        row_start, pair_start = row_stop, pair_stop
+    return candidates, outcome, taken
+
+
+def _take_turn(
+    gt: np.ndarray,
+    near: np.ndarray,
+    count: np.ndarray,
+    taken: np.ndarray,
+    gt_ignored: np.ndarray,
+    gt_crowd: np.ndarray,
+) -> np.ndarray:
+    """Let detections of different images and classes choose; marks objects in `taken`.
+
+    Args:
+        gt (ndarray): (p,) objects, the candidates of one detection together, best first.
+        near (ndarray): (p, T) bool, whether the overlap reaches the threshold.
+        count (ndarray): (m,) candidates of each detection; sums to p.
+        taken (ndarray): (G, A, T) bool, changed in place.
+        gt_ignored (ndarray): (G, A) bool.
+        gt_crowd (ndarray): (G,) bool.
+
+    Returns:
+        ndarray: (m, A, T) int8 outcome.
+    """
+    start = np.cumsum(count) - count
+    position = np.arange(len(gt)) - np.repeat(start, count)
+    preference = (position[:, None] + _LAST * gt_ignored[gt]).astype(np.int32)
+    free = ~taken[gt] & near[:, None, :]
+    choice = np.where(free, preference[:, :, None], np.int32(_NONE))
+    choice = np.minimum.reduceat(choice, start, axis=0)
+    row, area, threshold = np.nonzero(choice < _NONE)
+    chosen = choice[row, area, threshold]
+    target = gt[start[row] + chosen % _LAST]
+    taken[target, area, threshold] = ~gt_crowd[target]
+    outcome = np.zeros(choice.shape, dtype=np.int8)
+    outcome[row, area, threshold] = np.where(chosen < _LAST, MATCHED, IGNORED)
+    return outcome
+
+
+def _pairs(det_key: np.ndarray, gt_key: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield all pairs of detection and object with equal keys, some at a time."""
+    begin = np.searchsorted(gt_key, det_key, side="left")
+    count = np.searchsorted(gt_key, det_key, side="right") - begin
+    ends = np.cumsum(count)
+    start = 0
+    while start < len(det_key):
+        done = ends[start] - count[start]
+        # At least one detection, however many objects its image has.
+        stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK, side="right")))
+        number = count[start:stop]
+        det = np.repeat(np.arange(start, stop), number)
+        offset = np.repeat(begin[start:stop] - (ends[start:stop] - number - done), number)
+        yield det, offset + np.arange(len(det))
+        start = stop
+
+
+def _join(
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    found = [(np.zeros(0, dtype=np.int64),) * 2 + (np.zeros(0),), *found]
+    det, gt, iou = (np.concatenate(column) for column in zip(*found, strict=True))
+    return det, gt, iou
+
+
+def _box_iou(det: np.ndarray, gt: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """IoU of (P, 4) with (P, 4) boxes, in the order of operations of pycocotools."""
+    overlap = _box_overlap(det, gt)
+    det_area, gt_area = det[:, 2] * det[:, 3], gt[:, 2] * gt[:, 3]
+    union = np.where(crowd, det_area, det_area + gt_area - overlap)
+    return np.divide(overlap, union, out=np.zeros(len(det)), where=overlap > 0)
+
+
+def _box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Area common to (P, 4) and (P, 4) boxes."""
+    low = np.maximum(one[:, :2], other[:, :2])
+    high = np.minimum(one[:, 2:] + one[:, :2], other[:, 2:] + other[:, :2])
+    return np.prod(np.clip(high - low, 0, None), axis=1)
+
+
+def _mask_iou_bound(
+    det_box: np.ndarray, gt_box: np.ndarray, det_area: np.ndarray, gt_area: np.ndarray
+) -> np.ndarray:
+    """No IoU of (P,) pairs of masks is larger: they overlap inside both bounding boxes only."""
+    overlap = np.minimum(_box_overlap(det_box, gt_box), np.minimum(det_area, gt_area))
+    return overlap / (det_area + gt_area - overlap)
+
+
+def _mask_iou(
+    det: np.ndarray,
+    gt: np.ndarray,
+    det_key: np.ndarray,
+    det_masks: RleMasks,
+    gt_masks: RleMasks,
+    gt_crowd: np.ndarray,
+) -> np.ndarray:
+    """IoU of (P,) pairs of masks, some keys at a time."""
+    order = np.argsort(det_key[det], kind="stable")
+    det, gt = det[order], gt[order]
+    bounds = np.append(np.flatnonzero(np.diff(det_key[det], prepend=-1)), len(det))
+    iou = np.zeros(len(det))
+    for first in range(0, len(bounds) - 1, _KEYS):
+        some = bounds[first : first + _KEYS + 1]
+        pairs = order[some[0] : some[-1]]
+        part = slice(some[0], some[-1])
+        masks = det_masks, gt_masks, gt_crowd
+        iou[pairs] = _mask_iou_of_keys(det[part], gt[part], some[:-1] - some[0], *masks)
+    return iou
+
+
+def _mask_iou_of_keys(
+    det: np.ndarray,
+    gt: np.ndarray,
+    start: np.ndarray,
+    det_masks: RleMasks,
+    gt_masks: RleMasks,
+    gt_crowd: np.ndarray,
+) -> np.ndarray:
+    """IoU of (p,) pairs that are sorted by key; one call of pycocotools for each key.
+
+    Args:
+        det (ndarray): (p,), the pairs of a detection one after another.
+        gt (ndarray): (p,).
+        start (ndarray): first pair of each key.
+        det_masks (RleMasks): of all detections.
+        gt_masks (RleMasks): of all objects, sorted by key.
+        gt_crowd (ndarray): (G,) bool.
+    """
+    new = np.diff(det, prepend=-1) != 0
+    row, base, stop = np.cumsum(new) - 1, gt.min(), gt.max() + 1
+    rows, columns = det_masks.to_dicts(det[new]), gt_masks.to_dicts(slice(base, stop))
+    crowd = gt_crowd[base:stop].astype(np.uint8)
+    # Of each key the detections are neighbours among `rows`, and the objects among `columns`.
+    size = np.diff(start, append=len(det))
+    top, bottom = row[start], row[start + size - 1] + 1
+    left, right = np.minimum.reduceat(gt, start) - base, np.maximum.reduceat(gt, start) - base + 1
+    corners = zip(*(each.tolist() for each in (top, bottom, left, right)), strict=True)
+    found = [mask_util.iou(rows[t:b], columns[s:e], crowd[s:e]).ravel() for t, b, s, e in corners]
+    width, number = right - left, (bottom - top) * (right - left)
+    corner = np.cumsum(number) - number - top * width - left
+    place = np.repeat(corner, size) + row * np.repeat(width, size) + gt - base
+    return np.concatenate(found)[place]
+
+
+def _rank_in_group(group: np.ndarray) -> np.ndarray:
+    """Number of earlier entries with the same value, (len(group),) int64."""
+    order = np.argsort(group, kind="stable")
+    size = np.unique(group, return_counts=True)[1]
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
+    return rank

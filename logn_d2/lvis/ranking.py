@@ -1,0 +1,135 @@
+"""Which detections the LVIS rule looks at and in which order, and which objects count.
+
+Shapes: D detections, G objects, A = 4 area ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .detections import Detections
+from .ground_truth import LvisGroundTruth
+from .masks import RleMasks
+from .matching import AREA_RANGES, box_candidates, mask_candidates
+from .order import best_of_each, sort_positions
+
+__all__ = [
+    "CANDIDATES",
+    "RankedDetections",
+    "federated_filter",
+    "ignored_objects",
+    "object_shapes",
+    "rank_detections",
+]
+
+CANDIDATES = {"bbox": box_candidates, "segm": mask_candidates}
+
+
+@dataclass(frozen=True, eq=False)
+class RankedDetections:
+    """The detections that LVIS looks at, by class and within a class the best first.
+
+    Of equal scores that of the image with the lower id is first, as in lvis-api; in one image box
+    and mask decide, so that the given order does not.
+
+    Attributes:
+        index (ndarray): (D,) int64 into the detections.
+        key (ndarray): (D,) int64, image and class, as in `LvisGroundTruth`.
+        category (ndarray): (D,) int32, ascending.
+        shapes (ndarray | RleMasks): D boxes (XYWH) or masks.
+        counted (ndarray): (D, A) bool, whether one is a false positive if unmatched.
+    """
+
+    index: np.ndarray
+    key: np.ndarray
+    category: np.ndarray
+    shapes: np.ndarray | RleMasks
+    counted: np.ndarray
+
+
+def rank_detections(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    iou_type: str,
+    max_dets: int = 300,
+    max_dets_per_class: int = -1,
+) -> RankedDetections:
+    """Apply LVIS's limit and federated rule, and sort what is left; see `federated_filter`.
+
+    Args:
+        ground_truth (LvisGroundTruth): must know all images of the detections.
+        detections (Detections): with masks if `iou_type` is "segm".
+        iou_type (str): "bbox" or "segm".
+        max_dets (int): kept of each image; negative keeps all.
+        max_dets_per_class (int): kept of each class; negative keeps all.
+    """
+    kept = federated_filter(ground_truth, detections, max_dets, max_dets_per_class)
+    columns = (detections.image_id, -detections.score, detections.category)
+    kept = kept[sort_positions(detections, [column[kept] for column in columns], kept)]
+    shapes, area = _shapes_and_area(detections, iou_type, kept)
+    if not area.all():  # lvis-api looks detections up by an area range that is open at 0
+        kept = kept[area > 0]
+        shapes, area = _shapes_and_area(detections, iou_type, kept)
+    keys = _keys(ground_truth, detections, kept)
+    area = area[:, None]
+    counted = (area >= AREA_RANGES[:, 0]) & (area <= AREA_RANGES[:, 1])
+    counted &= ~ground_truth.is_not_exhaustive(keys)[:, None]
+    return RankedDetections(kept, keys, detections.category[kept], shapes, counted)
+
+
+def federated_filter(
+    ground_truth: LvisGroundTruth,
+    detections: Detections,
+    max_dets: int = 300,
+    max_dets_per_class: int = -1,
+) -> np.ndarray:
+    """Select the detections that LVIS looks at.
+
+    First the best of each image over all classes, then the best of each class over all images,
+    then those whose class is annotated in their image or known to be absent from it. The order
+    matters: a class that nobody asked for takes places among the best.
+
+    Args:
+        ground_truth (LvisGroundTruth): must know all images of the detections.
+        detections (Detections): of any of its images.
+        max_dets (int): kept of each image; negative keeps all.
+        max_dets_per_class (int): kept of each class; negative keeps all.
+
+    Returns:
+        ndarray: (D',) int64 index into `detections`, ascending.
+    """
+    kept = best_of_each(detections, "image_id", max_dets)
+    kept = best_of_each(detections, "category", max_dets_per_class, kept)
+    keys = _keys(ground_truth, detections, kept)
+    return kept[ground_truth.is_listed(keys)]
+
+
+def ignored_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
+    """Objects that neither count nor harm, (G, A) bool, by flag or area."""
+    area = ground_truth.area[:, None]
+    outside = (area < AREA_RANGES[:, 0]) | (area > AREA_RANGES[:, 1])
+    return outside | ground_truth.ignore[:, None]
+
+
+def object_shapes(ground_truth: LvisGroundTruth, iou_type: str) -> np.ndarray | RleMasks:
+    """Boxes or masks of all objects."""
+    return ground_truth.box if iou_type == "bbox" else ground_truth.masks
+
+
+def _shapes_and_area(
+    detections: Detections, iou_type: str, index: np.ndarray
+) -> tuple[np.ndarray | RleMasks, np.ndarray]:
+    """Boxes or masks of some detections and their (n,) areas."""
+    if iou_type == "bbox":
+        box = detections.box[index].astype(np.float64)
+        return box, box[:, 2] * box[:, 3]
+    masks = RleMasks.from_dicts([]) if detections.masks is None else detections.masks.take(index)
+    return masks, masks.areas
+
+
+def _keys(ground_truth: LvisGroundTruth, detections: Detections, index: np.ndarray) -> np.ndarray:
+    """(image, class) keys of some detections, as in `LvisGroundTruth`."""
+    image = np.searchsorted(ground_truth.image_ids, detections.image_id[index])
+    return image * ground_truth.num_classes + detections.category[index]

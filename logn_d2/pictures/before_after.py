@@ -1,0 +1,167 @@
+"""The detections of one model before and after calibration, from one network pass.
+
+Shapes: N images, K foreground classes, S cascade stages, D detections of an image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from ..core import AffineCalibration, stage_calibrations
+from ..modeling.box_predictors import num_classes_of, unwrapped
+from ..modeling.recording import LogitRecorder, Recording
+from ..modeling.topk_inference import fast_rcnn_inference_exact
+from ..sweeps.network import raw_predictions
+from ..sweeps.run import evaluation_mode
+from ..sweeps.union import check_average, check_calibrations, output_size
+
+__all__ = ["BeforeAfter", "Pair", "Shown"]
+
+Pair = tuple[Instances, Instances]
+"""Detections of one image before and after calibration, best first."""
+
+_SAME_PLACE = 0.5  # IoU
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which detections of an image are shown.
+
+    Attributes:
+        threshold (float): scores before calibration are above it; in [0, 1].
+        calibrated_threshold (float): scores after calibration are above it. None shows as many
+            detections as before: a calibration moves all scores, so that one threshold would
+            compare different amounts.
+        at_most (int): on each side; None for the model's own limit (TEST.DETECTIONS_PER_IMAGE).
+        one_per_place (bool): of detections that overlap (IoU over 0.5), whatever their classes,
+            only the best.
+    """
+
+    threshold: float = 0.5
+    calibrated_threshold: float | None = None
+    at_most: int | None = None
+    one_per_place: bool = False
+
+
+class BeforeAfter:
+    """Runs a detector once, and returns what it finds without and with a calibration.
+
+    Each side has the boxes, classes and scores that the model has without and with the calibration
+    attached, bit for bit, as far as they are shown. A calibration that the model has already is
+    left out of account. The model is left as it was.
+
+    Args:
+        model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
+        calibrations (Sequence[AffineCalibration]): one for each of the S box predictors; they are
+            copied.
+        average (str): what a cascade averages over stages: "probs" or "logits".
+        shown (Shown): which detections.
+
+    Raises:
+        ValueError: calibrations that do not fit the model, or another average.
+
+    Example:
+        >>> compare = BeforeAfter(model, calibrations)  # doctest: +SKIP
+        >>> ((before, after),) = compare([{"image": image}])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibrations: Sequence[AffineCalibration],
+        *,
+        average: str = "probs",
+        shown: Shown | None = None,
+    ) -> None:
+        self._model = unwrapped(model)
+        self._recorder = LogitRecorder(model, population="proposals")
+        num_classes = [num_classes_of(each) for each in self._recorder.predictors]
+        check_average(average)
+        check_calibrations({"after": calibrations}, num_classes)
+        identity = stage_calibrations(
+            "uncalibrated", num_classes=num_classes[0], num_stages=len(num_classes)
+        )
+        device = next(self._model.parameters()).device
+        self._sides = tuple(
+            [copy.deepcopy(each).to(device) for each in side] for side in (identity, calibrations)
+        )
+        self._average = average
+        self._shown = shown or Shown()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
+        """The detections in N images.
+
+        Args:
+            inputs (Sequence[dict]): as for the model; detections are scaled to "height" and
+                "width".
+
+        Returns:
+            list[tuple[Instances, Instances]]: N pairs on the CPU, with masks and key points where
+            the model has them.
+        """
+        with evaluation_mode(self._model):
+            recording = self._recorder(list(inputs))
+            pairs = self._completed(recording, self._chosen(recording))
+        return [_scaled(both, image) for both, image in zip(pairs, inputs, strict=True)]
+
+    def _chosen(self, recording: Recording) -> list[Pair]:
+        """What is shown of each image, boxes only."""
+        raw = raw_predictions(recording)
+        last = self._recorder.predictors[-1]
+        before, after = (
+            fast_rcnn_inference_exact(
+                raw.boxes,
+                raw.probabilities(calibrations, self._average),
+                raw.image_sizes,
+                threshold,
+                last.test_nms_thresh,
+                last.test_topk_per_image,
+            )[0]
+            for calibrations, threshold in zip(self._sides, self._thresholds())
+        )
+        return [self._pair(*of_image) for of_image in zip(before, after, strict=True)]
+
+    def _thresholds(self) -> tuple[float, float]:
+        after = self._shown.calibrated_threshold
+        return self._shown.threshold, 0.0 if after is None else after
+
+    def _pair(self, before: Instances, after: Instances) -> Pair:
+        if self._shown.one_per_place:
+            before, after = (each[_best_of_place(each)] for each in (before, after))
+        before = before[: self._shown.at_most]
+        if self._shown.calibrated_threshold is None:
+            return before, after[: len(before)]
+        return before, after[: self._shown.at_most]
+
+    def _completed(self, recording: Recording, pairs: Sequence[Pair]) -> list[Instances]:
+        """Masks and key points, of both sides in one go; "calibrated" tells the sides apart."""
+        joined = []
+        for before, after in pairs:
+            both = Instances.cat([before, after])
+            both.calibrated = torch.arange(len(both), device=both.scores.device) >= len(before)
+            joined.append(both)
+        complete = getattr(self._model.roi_heads, "forward_with_given_boxes", None)
+        return joined if complete is None else complete(recording.features, joined)
+
+
+def _best_of_place(instances: Instances) -> Tensor:
+    """Positions of the best detection of each place, best first."""
+    return nms(instances.pred_boxes.tensor, instances.scores, _SAME_PLACE)
+
+
+def _scaled(both: Instances, image: Mapping[str, Any]) -> Pair:
+    """Both sides at the image's own size, on the CPU."""
+    both = detector_postprocess(both, *output_size(image, both.image_size)).to("cpu")
+    is_after = both.calibrated
+    both.remove("calibrated")
+    return both[~is_after], both[is_after]

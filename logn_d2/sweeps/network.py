@@ -1,0 +1,221 @@
+"""What a sweep does with a batch of images: one network pass, all calibrations' detections.
+
+Shapes: N images, R RoIs of all images, K foreground classes, S cascade stages, U different
+detections in an image over all calibrations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ..lvis.ground_truth import LvisGroundTruth
+from ..modeling.box_predictors import (
+    check_calibratable,
+    classifier_reader,
+    num_classes_of,
+    predictor_fingerprint,
+    unwrapped,
+)
+from ..modeling.recording import LogitRecorder, Recording
+from ..modeling.stages import RecordedStage
+from .detections_folder import ImagePredictions
+from .output_store import StoreWriter
+from .union import (
+    Calibrations,
+    RawPredictions,
+    Scaled,
+    Union,
+    best_candidates,
+    calibrations_digest,
+    check_average,
+    check_calibrations,
+    empty_masks,
+    find_unions,
+    is_looked_at,
+    output_size,
+    scaled,
+)
+
+__all__ = ["SweepRunner", "raw_predictions"]
+
+# Detections whose masks are computed and pasted at a time. Ten calibrations may find thousands of
+# different ones in an image, whose bitmaps would take gigabytes; on a CPU, what fits into the cache
+# takes half the time.
+_MASKS_AT_A_TIME = {"cuda": 512, "cpu": 64}
+
+
+class SweepRunner:
+    """Stands in for the model in `inference_on_dataset`.
+
+    Args:
+        model (nn.Module): the detector, in evaluation mode when called.
+        calibrations (Mapping): name -> S calibrations; they are copied.
+        average (str): what a cascade averages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): leave out masks that its evaluation does not look at; None
+            computes all.
+        keep (StoreWriter): is given everything that a later sweep needs; None for nobody.
+
+    Raises:
+        ValueError: calibrations that do not fit the model, or another average.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibrations: Calibrations,
+        average: str,
+        ground_truth: LvisGroundTruth | None = None,
+        keep: StoreWriter | None = None,
+    ) -> None:
+        self._recorder = LogitRecorder(model, population="proposals")
+        self._roi_heads = getattr(unwrapped(model), "roi_heads", None)
+        predictors = self._recorder.predictors
+        check_average(average)
+        check_calibratable(model)
+        check_calibrations(calibrations, [num_classes_of(each) for each in predictors])
+        device = next(model.parameters()).device
+        # Copies, since to() moves the module that it is called on.
+        self._calibrations = {
+            name: [copy.deepcopy(calibration).to(device) for calibration in stages]
+            for name, stages in calibrations.items()
+        }
+        self._average = average
+        self._ground_truth = ground_truth
+        self._masks_at_a_time = _MASKS_AT_A_TIME["cpu" if device.type == "cpu" else "cuda"]
+        last = predictors[-1]
+        self.selection = (last.test_score_thresh, last.test_nms_thresh, last.test_topk_per_image)
+        self.has_masks = getattr(self._roi_heads, "mask_on", False)
+        self._keep = keep
+
+    def describe(self) -> dict[str, Any]:
+        """What somebody has to know who uses the raw predictions without the model."""
+        predictors = self._recorder.predictors
+        fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
+        return {
+            "num_classes": num_classes_of(predictors[-1]),
+            "num_stages": len(predictors),
+            "has_masks": self.has_masks,
+            "selection": self.selection,
+            "fingerprints": [each if each is None else each.tolist() for each in fingerprints],
+            "calibrations": list(self._calibrations),
+        }
+
+    def classifiers(self) -> dict[str, Tensor]:
+        """Weight and bias of each stage's classifier, as far as they are known."""
+        named: dict[str, Tensor] = {}
+        for index, predictor in enumerate(self._recorder.predictors):
+            with contextlib.suppress(ValueError):  # a head without such a layer
+                weight, bias = classifier_reader(predictor)()
+                named[f"weight{index}"] = weight
+                if bias is not None:
+                    named[f"bias{index}"] = bias
+        return named
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the detections, besides weights and images."""
+        listed = None if self._ground_truth is None else self._ground_truth.listed
+        return {
+            "names": list(self._calibrations),
+            "calibrations": calibrations_digest(self._calibrations),
+            "average": self._average,
+            "selection": self.selection,
+            "masks": "all" if listed is None else hashlib.sha256(listed).hexdigest(),
+        }
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImagePredictions:
+        """All calibrations' detections in N images."""
+        recording = self._recorder(list(inputs))
+        raw = raw_predictions(recording)
+        calibrations = list(self._calibrations.values())
+        unions = find_unions(raw, calibrations, self._average, self.selection)
+        parts = self._complete(inputs, recording, unions)
+        if self._keep is not None:
+            limit = self._keep.max_boxes
+            best = best_candidates(raw, calibrations, self._average, limit) if limit else None
+            self._keep.add(inputs, raw, parts, best)
+        return ImagePredictions.concatenate(parts)
+
+    def _complete(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        recording: Recording,
+        unions: Sequence[Union],
+    ) -> list[ImagePredictions]:
+        """Runs mask and keypoint branches for each image's union, and scales it to its image."""
+        pairs = list(zip(inputs, unions, strict=True))
+        wanted = [self._is_looked_at(image["image_id"], union) for image, union in pairs]
+        chosen = [each.nonzero()[:, 0].split(self._masks_at_a_time) for each in wanted]
+        others = [(~each).nonzero()[:, 0] for each in wanted]
+        parts: list[list[Scaled]] = [[] for _ in unions]
+        for batch in itertools.zip_longest(*chosen, fillvalue=others[0][:0]):
+            instances = self._instances(recording, unions, batch)
+            if hasattr(self._roi_heads, "forward_with_given_boxes"):
+                instances = self._roi_heads.forward_with_given_boxes(recording.features, instances)
+            for part, image, each in zip(parts, inputs, instances, strict=True):
+                part.append(_scaled(each, image))
+        instances = self._instances(recording, unions, others)
+        for part, image, each in zip(parts, inputs, instances, strict=True):
+            part.append(_scaled(each, image, self.has_masks))
+        return [
+            union.predictions(image["image_id"], part)
+            for (image, union), part in zip(pairs, parts, strict=True)
+        ]
+
+    def _is_looked_at(self, image_id: int | str, union: Union) -> Tensor:
+        """(U,) bool, which detections the evaluation looks at."""
+        classes = union.classes.cpu().numpy()
+        looked_at = is_looked_at(self._ground_truth, np.full(len(union), image_id), classes)
+        return torch.from_numpy(looked_at).to(union.classes.device)
+
+    @staticmethod
+    def _instances(
+        recording: Recording, unions: Sequence[Union], positions: Sequence[Tensor]
+    ) -> list[Instances]:
+        """Some of each image's union, as the heads take it."""
+        return [
+            union.instances(*each)
+            for union, *each in zip(unions, recording.image_sizes, positions, strict=True)
+        ]
+
+
+def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool = False) -> Scaled:
+    """Scaled to the image; ``without_masks`` gives empty ones to instances that have none."""
+    size = output_size(image, instances.image_size)
+    found = scaled(instances, image["image_id"], size)
+    if not without_masks:
+        return found
+    masks = empty_masks(len(found.detections), size)
+    return replace(found, detections=replace(found.detections, masks=masks))
+
+
+def raw_predictions(recording: Recording) -> RawPredictions:
+    """What ranking needs of the network's pass."""
+    last = recording.stages[-1]
+    return RawPredictions(
+        logits=[stage.logits for stage in recording.stages],
+        scorers=[functools.partial(_raw_probs, stage) for stage in recording.stages],
+        boxes=last.predictor.predict_boxes(last.predictions, last.proposals),
+        image_sizes=recording.image_sizes,
+    )
+
+
+def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
+    """The predictor's probabilities of these very logits, without a calibration of its own."""
+    predictor = stage.predictor
+    predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)
+    if hasattr(predict, "covered"):  # what `attach` covers the method of other predictors with
+        predict = predict.covered or functools.partial(type(predictor).predict_probs, predictor)
+    return predict((logits, *stage.predictions[1:]), stage.proposals)

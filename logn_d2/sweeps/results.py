@@ -1,0 +1,94 @@
+"""What the calibrations of a sweep reach."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from ..analysis.score_table import Scores
+from ..lvis.evaluate import LvisResult, evaluate_lvis
+from ..lvis.ground_truth import LvisGroundTruth
+from .detections_folder import SweepPredictions
+from .union import is_looked_at
+
+__all__ = ["best_of_grid", "evaluate_sweep", "sweep_results"]
+
+logger = logging.getLogger(__name__)
+
+
+def sweep_results(
+    predictions: SweepPredictions,
+    ground_truth: LvisGroundTruth,
+    tasks: Sequence[str] = ("bbox", "segm"),
+) -> dict[str, dict[str, LvisResult]]:
+    """Evaluates every calibration of a sweep, without a network.
+
+    Args:
+        predictions (SweepPredictions): see `sweep`.
+        ground_truth (LvisGroundTruth): of the same data set.
+        tasks (Sequence[str]): "bbox" and "segm"; masks are left out where either side has none.
+
+    Returns:
+        dict: name -> task -> result, in the order of the calibrations. "segm" is left out for a
+        calibration of which a mask that the evaluation looks at is not known (`sweep_stored`).
+
+    Raises:
+        ValueError: the ground truth is of another data set.
+    """
+    results: dict[str, dict[str, LvisResult]] = {}
+    for name in predictions.names:
+        detections = predictions.detections(name)
+        own_tasks = list(tasks)
+        if "segm" in own_tasks and (ground_truth.masks is None or not predictions.has_masks):
+            logger.info("The model or the annotations have no masks: only boxes are evaluated.")
+            own_tasks.remove("segm")
+        missing = predictions.missing_masks(name)
+        if "segm" in own_tasks and missing:
+            looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
+            logger.warning(
+                "The masks of %s are not evaluated: %d of the %d detections that the evaluation "
+                "looks at (%.2f %%) have no stored mask. Name it in the sweep that stores.",
+                *(name, missing, looked_at, 100 * missing / looked_at),
+            )
+            own_tasks.remove("segm")
+        results[name] = {task: evaluate_lvis(ground_truth, detections, task) for task in own_tasks}
+        scores = [f"{task} {result.as_dict()['AP']:.2f}" for task, result in results[name].items()]
+        logger.info("AP of %s: %s", name, ", ".join(scores))
+    return results
+
+
+def evaluate_sweep(
+    predictions: SweepPredictions,
+    ground_truth: LvisGroundTruth,
+    tasks: Sequence[str] = ("bbox", "segm"),
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Like `sweep_results`, with numbers alone: name -> task -> metric -> percent."""
+    results = sweep_results(predictions, ground_truth, tasks)
+    return {
+        name: {task: dict(result.as_dict()) for task, result in by_task.items()}
+        for name, by_task in results.items()
+    }
+
+
+def best_of_grid(rows: Mapping[str, Scores], members: Sequence[str]) -> str:
+    """The calibration of a grid with the highest box AP; the first one of equals.
+
+    A parameter that is chosen on the images that it is evaluated on promises too much: choose it on
+    others.
+
+    Args:
+        rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
+        members (Sequence[str]): at least one name.
+
+    Example:
+        >>> rows = {"a": {"bbox": {"AP": 1.0}}, "b": {"bbox": {"AP": 2.0}}}
+        >>> best_of_grid(rows, ["a", "b"])
+        'b'
+    """
+
+    def box_ap(name: str) -> float:
+        ap = rows[name]["bbox"]["AP"]
+        return -math.inf if math.isnan(ap) else ap
+
+    return max(members, key=box_ap)

@@ -1,0 +1,151 @@
+"""One inference pass, many calibrations.
+
+A calibration changes class logits and nothing else. So the network runs once for each image; for
+each calibration there is only the softmax and the non-maximum suppression to do, and the mask head
+runs once for each different detection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.rng import preserved_rng
+from ..lvis.ground_truth import LvisGroundTruth
+from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
+from .network import SweepRunner
+from .output_store import StoreWriter, keep_other_store
+from .union import Calibrations
+
+__all__ = ["evaluation_mode", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(
+    model: nn.Module,
+    loader: BatchLoader | LoaderFactory,
+    calibrations: Calibrations,
+    *,
+    average: str = "probs",
+    ground_truth: LvisGroundTruth | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    chunk_size: int = 200,
+    resume: bool = False,
+    overwrite: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    max_boxes: int = 0,
+    store_info: Mapping[str, Any] | None = None,
+) -> SweepPredictions:
+    """Detections of a model under many calibrations, for little more than one inference pass.
+
+    Each calibration's boxes, classes and scores equal, bit for bit, those of the model with this
+    calibration attached; so do its masks, but for pixels that a larger batch in the mask head
+    rounds otherwise. A calibration that the model has already is left out of account: all start
+    from raw logits. Afterwards the model and all random generators are as they were.
+
+    Args:
+        model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
+        loader (Iterable or Callable): batches of mapped images, in the same order each time; see
+            `build_evaluation_loader`. A function from the number of batches to leave out to a
+            loader lets a resumed sweep go on without loading what it has seen.
+        calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
+        average (str): what a cascade averages over stages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): what the predictions will be evaluated with. Masks of
+            detections that the federated rule drops, usually nine in ten, are then left empty,
+            which saves most of the mask head's work and changes no result. None computes all.
+        output_dir (PathLike): folder for the predictions; memory use is then independent of the
+            number of images, and a killed sweep can be resumed. None keeps them in memory.
+        chunk_size (int): images of a process between two files, which is what a killed sweep loses
+            at most.
+        resume (bool): go on from the files of an interrupted sweep with the same settings.
+        overwrite (bool): replace a finished sweep, or stored predictions, of something else that
+            are in these folders; False refuses.
+        settings (Mapping): whatever else must be the same for resuming.
+        store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
+            other calibrations without the model; None stores nothing.
+        max_boxes (int): of boxes of each class, store only those of so many best candidates of an
+            image under each calibration, which is enough for similar ones; 0 stores all.
+        store_info (Mapping): noted there, for people: data set, weights.
+
+    Returns:
+        SweepPredictions: of all images; without ``output_dir`` on process 0 only, while the others
+        have their own images.
+
+    Raises:
+        ValueError: calibrations that do not fit the model; other results in a folder; a model
+            whose predictions can't be stored, since its scores are no softmax or sigmoid of its
+            logits.
+
+    Example:
+        >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
+        >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
+    """
+    keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
+    runner = SweepRunner(model, calibrations, average, ground_truth, keep)
+    with preserved_rng(), evaluation_mode(model):
+        first = loader_from(loader, 0)
+        # How images are shared out decides which of them a chunk has.
+        decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
+        if keep is not None:
+            decisive["store"] = [str(keep.folder.resolve()), max_boxes]
+        digest = pass_digest(model, first, decisive)
+        if not overwrite:
+            keep_others(output_dir, digest)
+            if keep is not None:
+                keep_other_store(keep.folder, digest)
+            comm.synchronize()  # no process writes before all have looked
+        options = {"chunk_size": chunk_size, "resume": resume}
+        if keep is not None:
+            # First what is stored: a chunk says that its images are done.
+            options["before_chunk"] = keep.flush
+        writer = SweepWriter(list(calibrations), output_dir, digest, **options)
+        if keep is not None:
+            header = {**runner.describe(), "info": dict(store_info or {})}
+            keep.open(digest, header, writer.num_batches, runner.classifiers())
+        rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
+        collector, start = _Collector(writer, keep), time.perf_counter()
+        predictions = inference_on_dataset(runner, rest, collector)["predictions"]
+    rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
+    logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
+    return predictions
+
+
+class _Collector(DatasetEvaluator):
+    """Hands predictions on to the writer."""
+
+    def __init__(self, writer: SweepWriter, keep: StoreWriter | None) -> None:
+        self._writer = writer
+        self._keep = keep
+        self.num_images = 0
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: ImagePredictions) -> None:
+        self._writer.add(outputs)
+        self.num_images += len(inputs)
+
+    def evaluate(self) -> dict[str, SweepPredictions]:
+        if self._keep is not None:
+            self._keep.finish()
+        return {"predictions": self._writer.finish()}
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode everywhere, and each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,400 @@
+"""Reads what `StoreWriter` wrote, and sweeps over it: no network, no weights.
+
+Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages, U
+different detections in an image over all calibrations.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from detectron2.utils.logger import log_every_n_seconds
+from torch import Tensor
+
+from ..core import AffineCalibration
+from ..errors import MissingFileError, UserError
+from ..lvis.detections import Detections, RleMasks
+from ..lvis.ground_truth import LvisGroundTruth
+from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
+from .output_store import (
+    ACTIVATIONS,
+    CLASSIFIERS,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    ids_from_tensor,
+    read_manifest,
+)
+from .union import (
+    Calibrations,
+    RawPredictions,
+    Union,
+    calibrations_digest,
+    check_average,
+    check_calibrations,
+    empty_masks,
+    find_unions,
+    is_looked_at,
+    scaled,
+)
+
+__all__ = ["StoredPredictions", "sweep_stored"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _StoredImage:
+    """One image of a store.
+
+    Attributes:
+        image_id (int or str): which one.
+        logits (list[Tensor]): S tensors (Ri, K + 1).
+        boxes (Tensor): (Ri, 4 or K * 4); or (P, 4), those that are known of Ri * K.
+        box_index (Tensor): (P,) which ones; None where all are known.
+        image_size (tuple[int, int]): as the model saw it.
+        output_size (tuple[int, int]): of the image.
+    """
+
+    image_id: int | str
+    logits: list[Tensor]
+    boxes: Tensor
+    box_index: Tensor | None
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def all_boxes(self) -> tuple[Tensor, Tensor | None]:
+        """(Ri, 4 or K * 4) boxes, 0 where not known; and (Ri, K) bool, where they are."""
+        if self.box_index is None:
+            return self.boxes, None
+        rows, columns = self.logits[0].shape
+        boxes = self.boxes.new_zeros(rows * (columns - 1), 4)
+        boxes[self.box_index] = self.boxes
+        known = torch.zeros(len(boxes), dtype=torch.bool)
+        known[self.box_index] = True
+        return boxes.view(rows, -1), known.view(rows, -1)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Some images of a store.
+
+    Attributes:
+        images (list): the images.
+        activation (str): what makes scores from logits.
+        found (Detections): the detections whose masks are known; None for a model without masks.
+    """
+
+    images: list[_StoredImage]
+    activation: str
+    found: Detections | None
+
+
+class StoredPredictions:
+    """A model's raw predictions on a data set.
+
+    Attributes:
+        folder (Path): where they are.
+        num_classes (int): K.
+        num_stages (int): S.
+        has_masks (bool): whether the model has a mask head.
+        selection (tuple): the model's score and overlap thresholds and number of detections.
+        fingerprints (list[Tensor]): (K + 1,) of each stage's classifier, or None.
+        calibrations (list[str]): the masks are those of what these calibrations find.
+        info (dict): whatever the sweep was told to note.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.digest: str = manifest["digest"]
+        self.num_classes: int = manifest["num_classes"]
+        self.num_stages: int = manifest["num_stages"]
+        self.has_masks: bool = manifest["has_masks"]
+        threshold, overlap, topk = manifest["selection"]
+        self.selection = (float(threshold), float(overlap), int(topk))
+        self.fingerprints = [
+            None if each is None else torch.tensor(each, dtype=torch.float64)
+            for each in manifest["fingerprints"]
+        ]
+        self.calibrations: list[str] = manifest["calibrations"]
+        self.info: dict[str, Any] = manifest["info"]
+        self._shards = [folder / Path(name).name for name in manifest["shards"]]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> StoredPredictions:
+        """Opens a store; the shards are read when they are needed.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not whole, damaged, or of a newer format.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest:
+            raise MissingFileError(
+                f"There are no stored predictions in '{folder}' (no {MANIFEST} of logn_d2). Make "
+                "them with: tools/sweep_calibrations.py --config-file CONFIG --output DIR "
+                f"--save-predictions {folder} MODEL.WEIGHTS WEIGHTS"
+            )
+        if manifest["version"] > VERSION:
+            raise UserError(
+                f"The predictions in '{folder}' have format version {manifest['version']}, this "
+                f"logn_d2 reads up to {VERSION}. Update logn_d2."
+            )
+        if manifest.get("shards") is None:
+            raise UserError(
+                f"The predictions in '{folder}' are not whole: their sweep was interrupted. Repeat "
+                "its command with --resume to finish it."
+            )
+        try:
+            stored = cls(folder, manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
+        files = [*stored._shards, folder / CLASSIFIERS]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(files)} files of the predictions in '{folder}' "
+                f"are missing, the first is {missing[0]}. Copy the whole folder."
+            )
+        return stored
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_ids)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64 or strings, in the order of the pass."""
+        ids = [ids_from_tensor(_tensors(path, ("image_id",))["image_id"]) for path in self._shards]
+        return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+
+    def classifiers(self) -> list[Callable[[], tuple[Tensor, Tensor | None]]]:
+        """For each stage a function that returns the classifier's weight and bias or None.
+
+        It raises a ValueError where the model had no such layer; see `stage_calibrations`.
+        """
+        tensors = _tensors(self.folder / CLASSIFIERS)
+
+        def read(index: int) -> tuple[Tensor, Tensor | None]:
+            if f"weight{index}" not in tensors:
+                raise UserError(
+                    "This calibration is made from the classifier's weights, but the predictions "
+                    f"in '{self.folder}' are of a model without such a layer. Choose another one."
+                )
+            return tensors[f"weight{index}"], tensors.get(f"bias{index}")
+
+        return [functools.partial(read, index) for index in range(self.num_stages)]
+
+    def check(self, ground_truth: LvisGroundTruth) -> None:
+        """Checks that these are predictions for a data set.
+
+        Raises:
+            ValueError: its classes or images are others.
+        """
+        if ground_truth.num_classes != self.num_classes:
+            raise UserError(
+                f"The predictions in '{self.folder}' are of {self.num_classes} classes, the data "
+                f"set has {ground_truth.num_classes}. Name the data set that they are of."
+            )
+        ids = self.image_ids
+        foreign = np.setdiff1d(ids, ground_truth.image_ids)
+        lacking = np.setdiff1d(ground_truth.image_ids, ids)
+        if len(foreign) or len(lacking):
+            raise UserError(
+                f"The predictions in '{self.folder}' are of another data set: {len(foreign)} of "
+                f"their {len(ids)} images are not in it, and {len(lacking)} of its "
+                f"{ground_truth.num_images} are not in them. They were made for "
+                f"{self.info.get('data set', 'an unknown one')}."
+            )
+
+    def shards(self) -> Iterator[_Shard]:
+        """The images, some at a time.
+
+        Raises:
+            ValueError: a file is damaged, or does not belong here.
+        """
+        for path in self._shards:
+            tensors = _tensors(path)
+            try:
+                yield _shard(tensors, self.num_stages, self.num_classes)
+            except (KeyError, RuntimeError) as error:
+                raise UserError(f"'{path}' is damaged ({error}).") from error
+
+
+def sweep_stored(
+    stored: StoredPredictions,
+    calibrations: Calibrations,
+    *,
+    average: str = "probs",
+    ground_truth: LvisGroundTruth | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
+    device: str | torch.device = "cpu",
+) -> SweepPredictions:
+    """What `sweep` finds, from stored predictions; boxes, classes and scores equal bit for bit.
+
+    That holds on the kind of device that the predictions were made on. A mask is known where a
+    calibration of the storing sweep has found its detection; `SweepPredictions.missing_masks` tells
+    how many are not, and `sweep_results` evaluates masks only where none is.
+
+    Args:
+        stored (StoredPredictions): of a data set.
+        calibrations (Mapping): name -> one calibration for each cascade stage.
+        average (str): what a cascade averages over stages: "probs" or "logits".
+        ground_truth (LvisGroundTruth): what the predictions will be evaluated with; masks that it
+            does not look at are not missed.
+        output_dir (PathLike): folder for the predictions; None keeps them in memory.
+        overwrite (bool): replace a finished sweep of something else that is there; False refuses.
+        device (str or torch.device): to compute on.
+
+    Returns:
+        SweepPredictions: of all images.
+
+    Raises:
+        ValueError: calibrations or ground truth do not fit, a file is damaged, or a box is needed
+            that was not stored (``max_boxes`` of `sweep`).
+
+    Example:
+        >>> stored = StoredPredictions.load("output/predictions")  # doctest: +SKIP
+        >>> predictions = sweep_stored(stored, calibrations)  # doctest: +SKIP
+    """
+    check_average(average)
+    check_calibrations(calibrations, [stored.num_classes] * stored.num_stages)
+    if ground_truth is not None:
+        stored.check(ground_truth)
+    on_device = [[copy.deepcopy(each).to(device) for each in s] for s in calibrations.values()]
+    decisive = [stored.digest, list(calibrations), calibrations_digest(calibrations), average]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    if not overwrite:
+        keep_others(output_dir, digest)
+    writer, done, total = SweepWriter(list(calibrations), output_dir, digest), 0, stored.num_images
+    for shard in stored.shards():
+        masks = _KnownMasks(shard.found) if shard.found is not None else None
+        for image in shard.images:
+            union = _union(image, shard.activation, on_device, average, stored.selection)
+            writer.add(_predictions(image, union, masks, ground_truth))
+        done += len(shard.images)
+        log_every_n_seconds(logging.INFO, f"Swept {done} of {total} images", n=5)
+    return writer.finish()
+
+
+@torch.no_grad()
+def _union(
+    image: _StoredImage,
+    activation: str,
+    calibrations: Sequence[Sequence[AffineCalibration]],
+    average: str,
+    selection: tuple[float, float, int],
+) -> Union:
+    device = calibrations[0][0].column_scale.device
+    boxes, known = image.all_boxes()
+    raw = RawPredictions(
+        logits=[each.to(device) for each in image.logits],
+        scorers=[lambda logits: [ACTIVATIONS[activation](logits)]] * len(image.logits),
+        boxes=[boxes.to(device)],
+        image_sizes=[image.image_size],
+        known=None if known is None else [known.to(device)],
+    )
+    (union,) = find_unions(raw, calibrations, average, selection)
+    return union
+
+
+def _predictions(
+    image: _StoredImage,
+    union: Union,
+    masks: _KnownMasks | None,
+    ground_truth: LvisGroundTruth | None,
+) -> ImagePredictions:
+    """Scaled to the image, with the masks that are known."""
+    everything = torch.arange(len(union), device=union.classes.device)
+    instances = union.instances(image.image_size, everything)
+    part = scaled(instances, image.image_id, image.output_size)
+    if masks is None:
+        return union.predictions(image.image_id, [part])
+    detections, known = masks.given_to(part.detections, image.output_size)
+    looked_at = is_looked_at(ground_truth, detections.image_id, detections.category)
+    found = union.predictions(image.image_id, [replace(part, detections=detections)])
+    return replace(found, missing=looked_at & ~known)
+
+
+class _KnownMasks:
+    """Masks by image, class and box."""
+
+    def __init__(self, found: Detections) -> None:
+        self._masks = found.masks
+        self._position = {key: index for index, key in enumerate(_keys(found))}
+
+    def given_to(
+        self, detections: Detections, size: tuple[int, int]
+    ) -> tuple[Detections, np.ndarray]:
+        """The detections of one image with masks, empty where not known; and where they are."""
+        position = np.array([self._position.get(key, -1) for key in _keys(detections)], dtype=int)
+        known = position >= 0
+        nothing = empty_masks(1, size)
+        if self._masks is None or not known.any():
+            masks = nothing.take(np.zeros(len(position), dtype=int))
+            return replace(detections, masks=masks), known
+        some = RleMasks.concatenate([self._masks.take(position[known]), nothing])
+        index = np.where(known, np.cumsum(known) - 1, len(some) - 1)
+        return replace(detections, masks=some.take(index)), known
+
+
+def _keys(detections: Detections) -> list[tuple[int, int, bytes]]:
+    """Equal for detections of one image, class and box, bit for bit."""
+    boxes = detections.box.astype(np.float32)
+    columns = (detections.image_id.tolist(), detections.category.tolist(), boxes)
+    return [(i, c, box.tobytes()) for i, c, box in zip(*columns, strict=True)]
+
+
+def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard:
+    ids, rows = ids_from_tensor(tensors["image_id"]).tolist(), tensors["image"].tolist()
+    counts = [row[0] for row in rows]
+    stages = [tensors[f"logits{index}"].split(counts) for index in range(num_stages)]
+    box_counts = [row[1] for row in rows]
+    boxes = tensors["boxes"].split(box_counts)
+    indices = (
+        tensors["box_index"].split(box_counts) if "box_index" in tensors else [None] * len(rows)
+    )
+    columns = {stage.shape[1] for of_stage in stages for stage in of_stage}
+    if not columns <= {num_classes + 1} or tensors["activation"] not in ACTIVATIONS:
+        raise KeyError(f"{columns} columns, {tensors['activation']}")
+    columns_of_images = (ids, rows, boxes, indices, *stages)
+    images = [
+        _StoredImage(image_id, list(logits), box, index, tuple(row[2:4]), tuple(row[4:]))
+        for image_id, row, box, index, *logits in zip(*columns_of_images, strict=True)
+    ]
+    start = "found_"
+    found = {k.removeprefix(start): v.numpy() for k, v in tensors.items() if k.startswith(start)}
+    if found:
+        found["image_id"] = ids_from_tensor(tensors["found_image_id"])
+    return _Shard(images, tensors["activation"], Detections.from_arrays(found) if found else None)
+
+
+def _tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Some or all tensors of a shard, and its activation."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names or file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"'{path}' is not a whole file of predictions ({error}). It was cut off or changed: "
+            "make the predictions again, or copy them again."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"'{path}' is not a file of predictions of logn_d2.")
+    return {**tensors, "activation": metadata.get("activation")}

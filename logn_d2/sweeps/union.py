@@ -1,0 +1,310 @@
+"""From raw box predictions to every calibration's detections, with the network or without it.
+
+Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages, U
+different detections in an image over all calibrations, D detections of one calibration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..core import AffineCalibration
+from ..errors import UserError
+from ..lvis.detections import Detections, RleMasks
+from ..lvis.ground_truth import LvisGroundTruth
+from ..modeling.topk_inference import fast_rcnn_inference_exact, moving_limit
+from .detections_folder import ImagePredictions
+
+__all__ = [
+    "Calibrations",
+    "RawPredictions",
+    "Scaled",
+    "Selection",
+    "Union",
+    "best_candidates",
+    "calibrations_digest",
+    "check_average",
+    "check_calibrations",
+    "empty_masks",
+    "find_unions",
+    "is_looked_at",
+    "output_size",
+    "scaled",
+]
+
+Selection = tuple[float, float, int]
+"""Score threshold, overlap threshold of the non-maximum suppression, detections an image."""
+
+Scorer = Callable[[Tensor], Sequence[Tensor]]
+"""From logits (R, K + 1) to probabilities, N tensors (Ri, K + 1)."""
+
+
+@dataclass(frozen=True)
+class RawPredictions:
+    """What the box predictors say of N images, before any calibration.
+
+    Attributes:
+        logits (list[Tensor]): S tensors (R, K + 1), in nats.
+        scorers (list[Scorer]): what each stage makes of logits.
+        boxes (Sequence[Tensor]): N tensors (Ri, K * 4), or (Ri, 4) for class-agnostic boxes.
+        image_sizes (Sequence[tuple[int, int]]): (height, width) of each, as the model sees it.
+        known (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes that are there; None for all.
+    """
+
+    logits: list[Tensor]
+    scorers: list[Scorer]
+    boxes: Sequence[Tensor]
+    image_sizes: Sequence[tuple[int, int]]
+    known: Sequence[Tensor] | None = None
+
+    def probabilities(
+        self, calibrations: Sequence[AffineCalibration], average: str
+    ) -> list[Tensor]:
+        """N tensors (Ri, K + 1): what the model would give with these calibrations attached."""
+        weight = 1.0 / len(self.logits)
+        calibrated = [c(logits) for c, logits in zip(calibrations, self.logits, strict=True)]
+        if average == "logits":
+            return list(self.scorers[-1](sum(calibrated) * weight))
+        probs = [score(each) for score, each in zip(self.scorers, calibrated, strict=True)]
+        # A sum from 0 on, times 1 / S: bit for bit what CascadeROIHeads does. One stage stays as
+        # it is.
+        return [sum(of_image) * weight for of_image in zip(*probs, strict=True)]
+
+
+Calibrations = Mapping[str, Sequence[AffineCalibration]]
+"""Name -> one calibration for each box predictor."""
+
+
+def check_calibrations(calibrations: Calibrations, num_classes: Sequence[int | None]) -> None:
+    """Checks that calibrations fit a model.
+
+    Args:
+        calibrations (Mapping): name -> calibrations.
+        num_classes (Sequence[int]): K of each box predictor.
+
+    Raises:
+        ValueError: there are none, or some for another number of stages or classes.
+    """
+    stages = len(num_classes)
+    if not calibrations:
+        raise UserError("There are no calibrations to sweep; give at least 'uncalibrated'.")
+    for name, given in calibrations.items():
+        if len(given) != stages:
+            raise UserError(
+                f"'{name}' has {len(given)} calibrations, but this model has {stages} "
+                "box predictors (cascade stages). Make it with stage_calibrations(..., "
+                f"num_stages={stages})."
+            )
+        for calibration, expected in zip(given, num_classes, strict=True):
+            if calibration.num_classes != expected:
+                raise UserError(
+                    f"'{name}' has {calibration.num_classes} classes, this model has "
+                    f"{expected}. Use statistics and counts of this model."
+                )
+
+
+def calibrations_digest(calibrations: Calibrations) -> str:
+    """A hash of all scales and shifts, in their order."""
+    digest = hashlib.sha256()
+    for calibration in (each for stages in calibrations.values() for each in stages):
+        for vector in (calibration.column_scale, calibration.column_shift):
+            digest.update(vector.cpu().numpy())
+    return digest.hexdigest()
+
+
+def check_average(average: str) -> None:
+    """Checks what a cascade shall average.
+
+    Raises:
+        ValueError: something else than "probs" and "logits".
+    """
+    if average not in ("probs", "logits"):
+        raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
+
+
+def find_unions(
+    raw: RawPredictions,
+    calibrations: Sequence[Sequence[AffineCalibration]],
+    average: str,
+    selection: Selection,
+) -> list[Union]:
+    """The detections of every calibration, for each of N images.
+
+    Raises:
+        ValueError: a box that may have a say in them is not there.
+    """
+    found = []
+    for stages in calibrations:
+        probs = raw.probabilities(stages, average)
+        instances, _ = fast_rcnn_inference_exact(raw.boxes, probs, raw.image_sizes, *selection)
+        for known, scores, each in zip(raw.known or (), probs, instances):
+            _check_known(known, scores[:, :-1], each, selection[0], stages[0].name)
+        found.append(instances)
+    return [Union.of(of_image) for of_image in zip(*found, strict=True)]
+
+
+def best_candidates(
+    raw: RawPredictions,
+    calibrations: Sequence[Sequence[AffineCalibration]],
+    average: str,
+    count: int,
+) -> list[Tensor]:
+    """N tensors (Ri, K) bool: the ``count`` best candidates under each of the calibrations."""
+    best: list[Tensor] = []
+    for stages in calibrations:
+        for index, scores in enumerate(raw.probabilities(stages, average)):
+            scores = scores[:, :-1]
+            chosen = torch.zeros_like(scores, dtype=torch.bool)
+            order = scores.flatten().topk(min(count, scores.numel()), sorted=False).indices
+            chosen.view(-1)[order] = True
+            best[index:] = [best[index] | chosen] if index < len(best) else [chosen]
+    return best
+
+
+def _check_known(
+    known: Tensor, scores: Tensor, found: Instances, threshold: float, name: str
+) -> None:
+    """Checks that boxes which are not there could have had no say in the detections.
+
+    Non-maximum suppression is greedy: a candidate with a lower score than all detections is none,
+    and suppresses none.
+    """
+    candidates = scores > threshold
+    unknown = candidates & ~known
+    # Where candidates are few, all of their boxes decide how the overlaps are rounded.
+    if int(candidates.count_nonzero()) * 4 > moving_limit(scores.device.type) and len(found):
+        unknown &= scores >= found.scores.min()
+    if unknown.any():
+        raise UserError(
+            f"The boxes of {int(unknown.count_nonzero())} candidates of an image may be among the "
+            f"detections of '{name}', and are not stored. Name this calibration in the sweep that "
+            "stores, keep more boxes (--max-boxes), or all."
+        )
+
+
+@dataclass(frozen=True)
+class Union:
+    """Different detections (box and class) in one image, as the model sees the image.
+
+    Attributes:
+        boxes (Tensor): (U, 4) XYXY.
+        classes (Tensor): (U,) int64.
+        index (list[Tensor]): for each calibration, (D,) positions in the union.
+        scores (list[Tensor]): for each calibration, (D,).
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    index: list[Tensor]
+    scores: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def of(cls, instances: Sequence[Instances]) -> Union:
+        """The union of one image's detections under each calibration."""
+        boxes = torch.cat([each.pred_boxes.tensor for each in instances])
+        classes = torch.cat([each.pred_classes for each in instances])
+        # A class index is exact in a float's 24 bits.
+        rows = torch.cat([boxes, classes[:, None].to(boxes.dtype)], dim=1)
+        union, index = torch.unique(rows, dim=0, return_inverse=True)
+        return cls(
+            boxes=union[:, :4],
+            classes=union[:, 4].long(),
+            index=list(index.split([len(each) for each in instances])),
+            scores=[each.scores for each in instances],
+        )
+
+    def instances(self, image_size: tuple[int, int], positions: Tensor) -> Instances:
+        """The detections at some positions, with "union_index" to know them by."""
+        boxes = self.boxes[positions]
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes),
+            pred_classes=self.classes[positions],
+            scores=boxes.new_zeros(len(boxes)),
+            union_index=positions,
+        )
+
+    def predictions(self, image_id: int | str, parts: Sequence[Scaled]) -> ImagePredictions:
+        """Each calibration's share of the detections that are left after scaling.
+
+        Args:
+            image_id (int or str): the image.
+            parts (Sequence[Scaled]): together the union, without boxes that have become empty.
+        """
+        kept = np.concatenate([part.position for part in parts])
+        position = np.full(len(self), -1)
+        position[kept] = np.arange(len(kept))
+        index = [position[each.cpu().numpy()] for each in self.index]
+        return ImagePredictions(
+            image_ids=(image_id,),
+            union=Detections.concatenate([part.detections for part in parts]),
+            index=tuple(each[each >= 0].astype(np.int32) for each in index),
+            score=tuple(
+                scores.float().cpu().numpy()[each >= 0]
+                for scores, each in zip(self.scores, index, strict=True)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Some detections of a union, scaled to their image, and their positions in the union."""
+
+    detections: Detections
+    position: np.ndarray
+
+
+def output_size(image: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that an image's detections are scaled to.
+
+    Args:
+        image (Mapping): a model input; "height" and "width" where it was resized.
+        image_size (tuple[int, int]): as the model sees it.
+    """
+    return image.get("height", image_size[0]), image.get("width", image_size[1])
+
+
+def scaled(instances: Instances, image_id: int | str, size: tuple[int, int]) -> Scaled:
+    """What `GeneralizedRCNN` does last.
+
+    Args:
+        instances (Instances): of `Union.instances`, with or without masks.
+        image_id (int or str): the image.
+        size (tuple[int, int]): its height and width.
+    """
+    instances = detector_postprocess(instances, *size)
+    detections = Detections.from_instances([instances], [image_id])
+    return Scaled(detections, instances.union_index.cpu().numpy())
+
+
+def empty_masks(count: int, image_size: tuple[int, int]) -> RleMasks:
+    """Masks that stand for ones that nobody looks at, or that are not known."""
+    nothing = mask_util.encode(np.zeros(image_size, dtype=np.uint8, order="F"))
+    return RleMasks.from_dicts([nothing] * count)
+
+
+def is_looked_at(
+    ground_truth: LvisGroundTruth | None, image_id: np.ndarray, category: np.ndarray
+) -> np.ndarray:
+    """(D,) bool, which detections the federated rule does not drop; without ground truth all."""
+    looked_at = np.ones(len(category), dtype=bool)
+    if ground_truth is not None and ground_truth.num_images:
+        image = np.searchsorted(ground_truth.image_ids, image_id)
+        image = np.minimum(image, ground_truth.num_images - 1)
+        known = ground_truth.image_ids[image] == image_id
+        listed = ground_truth.is_listed(image * ground_truth.num_classes + category)
+        looked_at[known] = listed[known]
+    return looked_at
