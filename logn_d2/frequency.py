@@ -5,6 +5,7 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,10 @@ class ClassCounts:
         num_images (int): images in the set that have an object; detectors train on no others.
         groups (ndarray or None): (K,) of "r", "c", "f", where the data set has groups of its own;
             None for LVIS's, by `image_count`.
+        num_records (int or None): all images of the set, also those without an object.
+        fractal_dimensions (ndarray or Callable): (K,) of where each class's objects are, or a
+            function that returns them, called only where they are needed; see
+            `fractal_dimensions_of`. None where they are not known.
 
     Raises:
         ValueError: counts of another length than the names.
@@ -42,6 +47,8 @@ class ClassCounts:
     instance_count: np.ndarray
     num_images: int
     groups: np.ndarray | None = None
+    num_records: int | None = None
+    fractal_dimensions: np.ndarray | Callable[[], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.class_names),)

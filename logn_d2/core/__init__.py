@@ -18,12 +18,14 @@ from .calibrations import logn, tau_norm, temperature
 from .ema_moments import EmaLogitMoments
 from .fingerprint import classifier_fingerprint
 from .fold import fold_cosine, fold_linear
+from .fractal import fractal_dimensions_of
 from .learned_scales import learned_scales, lws
 from .losses import LOSS_REGISTRY, ClassificationLoss, build_loss
 from .moments import LogitMoments, NonFiniteLogitsError
 from .posterior_moments import PosteriorMoments
 from .prior_calibrations import (
     class_balanced,
+    fracal,
     logit_adjustment,
     matching_gamma,
     norcal,
@@ -59,6 +61,8 @@ __all__ = [
     "expand_grid",
     "fold_cosine",
     "fold_linear",
+    "fracal",
+    "fractal_dimensions_of",
     "frequency_groups",
     "import_batch_norm",
     "learned_scales",

@@ -64,6 +64,7 @@ class AffineCalibration(nn.Module):
         name (str): what this is, for tables and file names, for example "logn". It is not part of a
             state dict.
         persistent (bool): whether state dicts hold the buffers.
+        softmax_only (bool): whether the method is another one for heads with sigmoid scores.
 
     Raises:
         ValueError: the vectors have another form, or hold values that would spoil every score.
@@ -85,6 +86,7 @@ class AffineCalibration(nn.Module):
         background: Background = "last",
         name: str = "affine",
         persistent: bool = False,
+        softmax_only: bool = False,
     ) -> None:
         super().__init__()
         foreground_columns(background)
@@ -93,6 +95,7 @@ class AffineCalibration(nn.Module):
         _check_vectors(scale, shift)
         self.background = background
         self.name = name
+        self.softmax_only = softmax_only
         # One multiply-add over all columns is faster than slicing off the background, and exact:
         # z * 1 + 0 == z.
         columns = {
@@ -172,6 +175,22 @@ class AffineCalibration(nn.Module):
             raise UserError(f"'{path}' lacks {error}. Save the calibration again.") from None
         except ValueError as error:
             raise UserError(f"'{path}' can't be used. {error}") from error
+
+    def check_activation(self, sigmoid: bool) -> None:
+        """Checks that the calibration is defined for scores of this kind.
+
+        Args:
+            sigmoid (bool): whether scores are sigmoids of the logits, and not their softmax.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if sigmoid and self.softmax_only:
+            raise UserError(
+                f"The calibration '{self.name}' is an affine map of the logits for softmax scores "
+                "alone, and this head has sigmoid scores: the method then multiplies two sigmoids. "
+                "Choose norcal, p2p or logn."
+            )
 
     def digest(self) -> str:
         """A hash of all that decides the calibrated logits: 16 hexadecimal digits, any device."""

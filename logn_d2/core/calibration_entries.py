@@ -18,7 +18,14 @@ from .calibration_registry import CALIBRATION_REGISTRY, CalibrationInputs, build
 from .calibrations import logn, tau_norm, temperature
 from .calls import check_number
 from .learned_scales import learned_scales, lws
-from .prior_calibrations import class_balanced, logit_adjustment, matching_gamma, norcal, p2p
+from .prior_calibrations import (
+    class_balanced,
+    fracal,
+    logit_adjustment,
+    matching_gamma,
+    norcal,
+    p2p,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +80,11 @@ def _p2p(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
 @CALIBRATION_REGISTRY.register("auto")
 def _auto(inputs: CalibrationInputs) -> AffineCalibration:
     return auto(inputs.statistics(), background=inputs.background)
+
+
+@CALIBRATION_REGISTRY.register("fracal")
+def _fracal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
+    return fracal(inputs.class_counts(), background=inputs.background, **options)
 
 
 @CALIBRATION_REGISTRY.register("class_balanced")
@@ -141,14 +153,15 @@ def _groups(
             100 if common_max is None else common_max,
         )
     identity = AffineCalibration.identity(inputs.num_classes)
-    scale, shift = identity.scale, identity.shift
+    scale, shift, softmax_only = identity.scale, identity.shift, False
     for name, text in choices.items():
         if text != "none":
             chosen = build_calibration(str(text), inputs)
             members = torch.from_numpy(groups == _GROUPS[name])
             scale = torch.where(members, chosen.scale, scale)
             shift = torch.where(members, chosen.shift, shift)
-    return AffineCalibration(scale, shift, background=inputs.background)
+            softmax_only |= chosen.softmax_only
+    return AffineCalibration(scale, shift, background=inputs.background, softmax_only=softmax_only)
 
 
 _GROUPS = {"rare": "r", "common": "c", "frequent": "f"}

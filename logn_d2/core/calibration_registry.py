@@ -91,6 +91,14 @@ class CalibrationInputs:
         Raises:
             ValueError: the class counts are not known.
         """
+        return torch.as_tensor(self.class_counts().image_count)
+
+    def class_counts(self) -> ClassCounts:
+        """The class counts.
+
+        Raises:
+            ValueError: they are not known.
+        """
         if self.counts is None:
             raise UserError(
                 "This calibration needs the class counts of the training set: give counts=, or "
@@ -102,7 +110,7 @@ class CalibrationInputs:
                 f"The training set has {len(counts.image_count)} classes, this head "
                 f"{self.num_classes}. Count the data set that the model was trained on."
             )
-        return torch.as_tensor(counts.image_count)
+        return counts
 
     def statistics(self) -> StageStatistics:
         """The statistics.

@@ -5,6 +5,7 @@ Shapes: K foreground classes. Logits are in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..frequency import ClassCounts
 from .affine import AffineCalibration, Background, foreground_columns
 from .calls import check_number
 from .stage import StageStatistics, StatisticsError
 
 __all__ = [
     "class_balanced",
+    "fracal",
     "logit_adjustment",
     "matching_gamma",
     "norcal",
@@ -203,6 +206,66 @@ def _log_prior(stage: StageStatistics, source: str, background: Background) -> T
     if len(known) == 0:
         raise StatisticsError("The statistics saw no RoI, so that no class has a mean posterior.")
     return torch.where(log_prior.isfinite(), log_prior, known.mean())
+
+
+def fracal(
+    counts: ClassCounts,
+    *,
+    lam: float = 2.0,
+    count: str = "image",
+    background: Background = "last",
+) -> AffineCalibration:
+    """FRACAL (Alexandridis et al., CVPR 2025), for heads with softmax scores.
+
+        z'_c = z_c + log10(T / (K n_c)) - lambda log D_c,     z'_bg = z_bg
+
+    n_c are the class's training images and T all training images, D_c the fractal dimension of
+    where its objects are. The count's logarithm is to the base of ten, as in the released code:
+    the frequency part is `norcal` with gamma 0.434. The rule for sigmoid scores is a product of two
+    sigmoids, no affine map, and can't be folded: heads with these are refused.
+
+    Args:
+        counts (ClassCounts): of the training set, with fractal dimensions.
+        lam (float): lambda; 2 in the released configs, 0 for the frequency part alone.
+        count (str): "image" as in the released results, or "instance", with T all objects.
+        background (str): "last", "first" or "none".
+
+    Raises:
+        ValueError: the fractal dimensions are not known, or another count.
+
+    Example:
+        >>> names, images = ("axolotl", "bee"), np.array([10, 100])
+        >>> dimensions = np.array([1.0, np.e])
+        >>> counts = ClassCounts(
+        ...     names, images, images, 200, num_records=200, fractal_dimensions=dimensions
+        ... )
+        >>> [round(shift, 4) for shift in fracal(counts).shift.tolist()]  # 1, and 0 - 2
+        [1.0, -2.0]
+    """
+    check_number("lam", lam, "(-inf, inf)")
+    if count not in ("image", "instance"):
+        raise UserError(f"count is {count!r}, expected image or instance.")
+    number = positive_counts(counts.image_count if count == "image" else counts.instance_count)
+    total = counts.num_images if counts.num_records is None else counts.num_records
+    if count == "instance":
+        total = float(number.sum())
+    gamma = 1 / math.log(10)
+    shift = prior_shift(number.log(), gamma, offset=gamma * math.log(total / len(number)))
+    if lam != 0:
+        shift = shift - lam * torch.as_tensor(_fractal_dimensions(counts)).double().log()
+    return AffineCalibration(
+        torch.ones_like(shift), shift, background=background, name="fracal", softmax_only=True
+    )
+
+
+def _fractal_dimensions(counts: ClassCounts) -> np.ndarray:
+    found = counts.fractal_dimensions
+    if found is None:
+        raise UserError(
+            "FRACAL needs the fractal dimensions of the training set's classes, which these counts "
+            "lack. Count with class_counts(DATASET), or set fractal_dimensions; lam=0 does without."
+        )
+    return found() if callable(found) else found
 
 
 def class_balanced(

@@ -1,7 +1,7 @@
 """Data sets: LVIS-form registration of any vocabulary."""
 
 from .check import DatasetReport, check_dataset, image_problem
-from .counts import check_same_classes, class_counts
+from .counts import check_same_classes, class_counts, fractal_dimensions
 from .registration import load_lvis_form, register_from_config, register_lvis_form
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "check_dataset",
     "check_same_classes",
     "class_counts",
+    "fractal_dimensions",
     "image_problem",
     "load_lvis_form",
     "register_from_config",

@@ -5,17 +5,20 @@ Works with every registered data set, Detectron2's own included.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
+from ..core.fractal import fractal_dimensions_of
 from ..errors import UserError
 from ..frequency import ClassCounts, frequency_groups
 
-__all__ = ["check_same_classes", "class_counts"]
+__all__ = ["check_same_classes", "class_counts", "fractal_dimensions"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,44 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
             "object; class counts need at least one. Check the json's 'annotations'."
         )
     groups = _own_groups(names, image_count)
-    return ClassCounts(class_names, image_count, instance_count, num_images, groups)
+    return ClassCounts(
+        class_names,
+        image_count,
+        instance_count,
+        num_images,
+        groups,
+        num_records,
+        functools.partial(fractal_dimensions, tuple(names)),
+    )
+
+
+def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
+    """How much of the image plane the objects of each class fill, as FRACAL needs it.
+
+    `class_counts` keeps this function beside the counts; it is called where it is needed.
+
+    Args:
+        dataset_name (str or sequence of str): see `class_counts`.
+
+    Returns:
+        ndarray: (K,) float64, from 1 on; see `fractal_dimensions_of`. Crowds are left out.
+
+    Example:
+        >>> fractal_dimensions("lt_glyphs_tiny_train").max()  # doctest: +SKIP
+        1.9
+    """
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    classes, centres = [], []
+    for record in (record for name in names for record in DatasetCatalog.get(name)):
+        objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        if not objects:
+            continue
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+        corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2)
+        centres.append(corners.mean(axis=1) / (record["width"], record["height"]))
+        classes += [a["category_id"] for a in objects]
+    x, y = np.concatenate([np.zeros((0, 2)), *centres]).T
+    return fractal_dimensions_of(classes, x, y, len(MetadataCatalog.get(names[0]).thing_classes))
 
 
 def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | None:

@@ -233,7 +233,7 @@ def check_calibration(
     )
     count = ones[:-1].long().numpy()
     names = tuple(map(str, range(num_classes)))
-    counts = ClassCounts(names, count, count, num_images=1)
+    counts = ClassCounts(names, count, count, num_images=1, fractal_dimensions=count)
     inputs = CalibrationInputs(
         num_classes,
         stage if has_statistics else None,

@@ -30,6 +30,7 @@ from .box_predictors import (
     background_of,
     check_calibratable,
     find_box_predictors,
+    has_sigmoid_scores,
     num_classes_of,
     predictor_fingerprint,
     unwrapped,
@@ -433,6 +434,7 @@ def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None
                 f"with the background column {calibration.background}; this model has "
                 f"{expected[0]} classes and the background column {expected[1]}."
             )
+        calibration.check_activation(has_sigmoid_scores(site.classifier))
 
 
 def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, ClassificationLoss
 from ..core.affine import Background
 from ..errors import UserError
+from .box_predictors import has_sigmoid_scores
 from .cosine import CosineLinear
 
 __all__ = ["CalibratedPredictor"]
@@ -99,5 +100,6 @@ class CalibratedPredictor:
                 f"{calibration.background}, this head has it {self.background}. Make it with "
                 f"background={self.background!r}."
             )
+        calibration.check_activation(has_sigmoid_scores(self))
         if self.loss is not None:
             self.loss.check_calibratable()

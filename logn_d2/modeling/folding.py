@@ -32,7 +32,7 @@ from .attach import (
     find_sites,
     release,
 )
-from .box_predictors import check_calibratable, unwrapped
+from .box_predictors import check_calibratable, has_sigmoid_scores, unwrapped
 from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
@@ -108,6 +108,8 @@ def fold(
             sites, calibrations, None, statistics, counts=counts, strict=strict
         )
     calibrations = _one_for_each(sites, calibrations)
+    for site, calibration in zip(sites, calibrations):
+        calibration.check_activation(has_sigmoid_scores(site.classifier))
     layers = [_last_layer(site.classifier) for site in sites]
     for index, layer in enumerate(layers):
         _check_weights_not_shared(model, layer, index)

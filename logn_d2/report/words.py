@@ -27,6 +27,7 @@ _NAMES = {
     "logn_beta": "LogN, beta only",
     "logn_no_beta": "LogN without beta",
     "norcal": "NorCal",
+    "fracal": "FRACAL",
     "p2p": "P2P",
     "auto": "Auto",
     "logit_adjustment": "Logit adjustment",

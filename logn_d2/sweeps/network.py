@@ -24,6 +24,7 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.box_predictors import (
     check_calibratable,
     classifier_reader,
+    has_sigmoid_scores,
     num_classes_of,
     predictor_fingerprint,
     unwrapped,
@@ -85,6 +86,9 @@ class SweepRunner:
         check_average(average)
         check_calibratable(model)
         check_calibrations(calibrations, [num_classes_of(each) for each in predictors])
+        for stages in calibrations.values():
+            for calibration, predictor in zip(stages, predictors, strict=True):
+                calibration.check_activation(has_sigmoid_scores(predictor))
         device = next(model.parameters()).device
         # Copies, since to() moves the module that it is called on.
         self._calibrations = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -283,6 +284,8 @@ def sweep_stored(
         keep_others(output_dir, digest)
     writer, done, total = SweepWriter(list(calibrations), output_dir, digest), 0, stored.num_images
     for shard in stored.shards():
+        for calibration in itertools.chain(*on_device):
+            calibration.check_activation(shard.activation == "sigmoid")
         masks = _KnownMasks(shard.found) if shard.found is not None else None
         for image in shard.images:
             union = _union(image, shard.activation, on_device, average, stored.selection)

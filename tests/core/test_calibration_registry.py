@@ -22,7 +22,13 @@ from logn_d2.core import (
 )
 
 NAMES = ("axolotl", "bee", "cat")
-COUNTS = ClassCounts(NAMES, np.array([1000, 100, 5]), np.array([5000, 200, 8]), 20000)
+COUNTS = ClassCounts(
+    NAMES,
+    np.array([1000, 100, 5]),
+    np.array([5000, 200, 8]),
+    20000,
+    fractal_dimensions=np.array([1.9, 1.7, 1.0]),
+)
 
 
 def make_stage(seed=0):

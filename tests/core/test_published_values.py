@@ -16,6 +16,7 @@ from logn_d2.core import (
     StageStatistics,
     build_loss,
     class_balanced,
+    fracal,
     import_batch_norm,
     logit_adjustment,
     logn,
@@ -67,6 +68,8 @@ CALIBRATIONS = {
     # No gamma is published for LVIS v1.
     norcal: {"gamma": NEEDED, "centre": "none", "offset": 0.0},
     class_balanced: {"gamma": NEEDED},
+    # FRACAL's class default and both of its configs; its csv column of images.
+    fracal: {"lam": 2.0, "count": "image"},
     logit_adjustment: {"tau": 1.0},
     # Kang et al.'s normalisation; detectors keep the bias.
     tau_norm: {"tau": 1.0, "keep_bias": True},

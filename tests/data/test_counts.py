@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import runpy
 import sys
 from collections import Counter
@@ -13,7 +14,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.config import config_file
-from logn_d2.data import check_dataset, check_same_classes, class_counts, register_lvis_form
+from logn_d2.data import (
+    check_dataset,
+    check_same_classes,
+    class_counts,
+    fractal_dimensions,
+    register_lvis_form,
+)
 from logn_d2.glyphs import register_glyphs
 
 CHECK_TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_datasets.py"
@@ -179,3 +186,32 @@ def test_tool_says_where_it_looked_when_nothing_is_there(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert run_tool(monkeypatch) == 1
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_fractal_dimensions_are_of_the_centres_of_objects_that_count(register):
+    """Of 20 x 20 pixels: four quarters, three and a crowd, four at one place."""
+    corners = [[1, 1, 4, 4], [15, 1, 4, 4], [1, 15, 4, 4], [12, 12, 8, 8]]
+    register(
+        "places",
+        [
+            *((n + 1, 1, {"bbox": box}) for n, box in enumerate(corners)),
+            *((1, 2, {"bbox": box, "iscrowd": int(n == 0)}) for n, box in enumerate(corners)),
+            *((2, 3, {}) for _ in corners),
+        ],
+        categories=("quarters", "three", "place", "none"),
+        images=5,
+    )
+    assert fractal_dimensions("places").tolist() == [2, 1, 1, 1]
+    counts = class_counts("places")
+    assert counts.fractal_dimensions().tolist() == [2, 1, 1, 1]
+    assert (counts.num_images, counts.num_records) == (4, 5)
+    assert pickle.loads(pickle.dumps(counts)).fractal_dimensions().tolist() == [2, 1, 1, 1]
+
+
+def test_fractal_dimensions_of_several_sets_are_of_all_their_objects(register):
+    corners = [[1, 1, 4, 4], [15, 1, 4, 4], [1, 15, 4, 4], [12, 12, 8, 8]]
+    for name, half in (("left", corners[:2]), ("right", corners[2:])):
+        register(name, [(1, 1, {"bbox": box}) for box in half])
+    assert fractal_dimensions("left").tolist() == [1, 1]
+    assert fractal_dimensions(["left", "right"]).tolist() == [2, 1]
+    assert class_counts(["left", "right"]).fractal_dimensions().tolist() == [2, 1]

@@ -15,6 +15,7 @@ from logn_d2.modeling.box_predictors import (
     has_sigmoid_scores,
     predictor_fingerprint,
 )
+from logn_d2.sweeps import sweep
 
 from .small_models import (
     CLASS_NAMES,
@@ -35,8 +36,15 @@ TEXTS = (
     "norcal(gamma=0.6, centre=mean, offset=-1)",
     "logn(source=negatives, std_reference=geometric)",
     "groups(rare=auto, common=logn)",
+    "fracal",
 )
-COUNTS = ClassCounts(CLASS_NAMES, np.array([5, 20, 200, 9, 500]), np.ones(5, dtype=int), 600)
+COUNTS = ClassCounts(
+    CLASS_NAMES,
+    np.array([5, 20, 200, 9, 500]),
+    np.ones(5, dtype=int),
+    600,
+    fractal_dimensions=np.array([1, 1.2, 1.9, 1, 2]),
+)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -50,7 +58,7 @@ def test_attached_and_folded_are_the_same(head, text):
         calibrations = attachment.calibrations
     assert not torch.equal(found[0]["scores"], raw[0]["scores"])
     assert_same(detections(model, inputs), raw)
-    if len(calibrations) > 1 and not ("gamma=0.6" in text or "labels" in text):
+    if len(calibrations) > 1 and not any(word in text for word in ("0.6", "labels", "fracal")):
         assert not torch.equal(calibrations[0].shift, calibrations[1].shift)
     fold(folded, calibrations)
     for one, other in zip(detections(folded, inputs), found, strict=True):
@@ -90,6 +98,29 @@ def test_statistics_without_posteriors_are_refused_and_leave_the_model_alone():
     with pytest.raises(StatisticsError, match="Collect them again"):
         attach(model, old, calibration="auto")
     assert_same(detections(model, inputs), raw)
+
+
+@pytest.mark.parametrize("head", ["LogNROIHeads", "StandardROIHeads"])
+def test_fracal_is_refused_where_scores_are_sigmoids(head, tmp_path, monkeypatch):
+    options = {"MODEL__LOGN__LOSS": "focal"} if head == "LogNROIHeads" else {}
+    model, inputs = small_model(head, **options), images()
+    (predictor,) = find_box_predictors(model)
+    if not options:
+        predictor.use_sigmoid_ce = True  # as Detectron2 after 0.6
+    raw = detections(model, inputs)
+    (calibration,) = stage_calibrations("fracal", num_classes=5, counts=COUNTS)
+    for refused in (
+        lambda: attach(model, "fracal", counts=COUNTS),
+        lambda: fold(model, calibration),
+        lambda: sweep(model, [inputs], {"fracal": [calibration]}, output_dir=tmp_path),
+    ):
+        with pytest.raises(ValueError, match="'fracal' is .* this head has sigmoid scores"):
+            refused()
+    assert_same(detections(model, inputs), raw)
+    if options:
+        monkeypatch.setattr("logn_d2.data.class_counts", lambda datasets: COUNTS)
+        with pytest.raises(ValueError, match="this head has sigmoid scores"):
+            small_model(head, MODEL__LOGN__CALIBRATION="fracal", **options)
 
 
 @pytest.mark.parametrize(
