@@ -46,7 +46,7 @@ $(STAMP): requirements.lock setup.py tools/install_detectron2.py
 	@touch $@
 
 demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
-	$(BIN)/python tools/demo.py $(if $(SIZE),--size $(SIZE))
+	$(BIN)/logn demo $(if $(SIZE),--size $(SIZE))
 
 test: export OMP_NUM_THREADS ?= 2
 test: $(STAMP)  ## the test suite; TESTS=tests/core for a part

@@ -60,6 +60,7 @@ setup(
         "tabulate",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["logn = logn_d2.cli:main"]},
     extras_require={
         "plots": PLOTS,
         "report": REPORT,

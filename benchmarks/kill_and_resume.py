@@ -47,8 +47,8 @@ class Verb:
     resume: tuple[str, ...] = ("--resume",)
 
 
-def train_net(*arguments: str) -> list[str]:
-    return [str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *arguments]
+def command(verb: str, *arguments: str) -> list[str]:
+    return [verb, "--config-file", str(CONFIG), *arguments]
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -92,40 +92,36 @@ def digest(content: bytes) -> str:
 
 VERBS = {
     "draw": Verb(
-        lambda out, _: [str(ROOT / "tools/draw_glyphs.py"), "--size", "tiny", "--root", str(out)],
-        files,
-        resume=(),
+        lambda out, _: ["data", "draw", "--size", "tiny", "--root", str(out)], files, resume=()
     ),
-    "train": Verb(lambda out, _: train_net(*TRAIN, *OFTEN, "OUTPUT_DIR", str(out)), weights),
+    "train": Verb(lambda out, _: command("train", "--output", str(out), *TRAIN, *OFTEN), weights),
     "collect": Verb(
-        lambda out, model: train_net(
-            *("--collect-stats", str(out / "stats.safetensors"), *OFTEN),
-            *("MODEL.WEIGHTS", str(model / "model_final.pth"), "OUTPUT_DIR", str(out)),
+        lambda out, model: command(
+            *("collect", "--output", str(out / "stats.safetensors")),
+            *("--weights", str(model / "model_final.pth"), *OFTEN, "OUTPUT_DIR", str(out)),
         ),
         statistics,
     ),
     "evaluate": Verb(
-        lambda out, model: train_net(
-            *("--eval-only", "--stats", str(model / "logn_stats.safetensors"), *OFTEN),
-            *("MODEL.WEIGHTS", str(model / "model_final.pth"), "OUTPUT_DIR", str(out)),
+        lambda out, model: command(
+            *("evaluate", "--stats", str(model / "logn_stats.safetensors"), "--output", str(out)),
+            *("--weights", str(model / "model_final.pth"), *OFTEN),
         ),
         results,
     ),
     "sweep": Verb(
-        lambda out, model: [
-            *(str(ROOT / "tools/sweep_calibrations.py"), "--config-file", str(CONFIG)),
-            *("--stats", str(model / "logn_stats.safetensors"), "--output", str(out)),
+        lambda out, model: command(
+            *("sweep", "--stats", str(model / "logn_stats.safetensors"), "--output", str(out)),
             *("--calibrations", "uncalibrated", "logn", "norcal(gamma=[0.2, 0.6])"),
-            *("--save-predictions", str(out / "logits"), "--resume", *OFTEN),
-            *("MODEL.WEIGHTS", str(model / "model_final.pth")),
-        ],
+            *("--save-predictions", str(out / "logits")),
+            *("--weights", str(model / "model_final.pth"), *OFTEN),
+        ),
         results,
-        resume=(),
     ),
     # It has no state to resume from, and must leave no half page.
     "report": Verb(
         lambda out, model: [
-            *(str(ROOT / "tools/report.py"), str(model.with_name("whole_sweep"))),
+            *("report", str(model.with_name("whole_sweep"))),
             *("--output", str(out / "report.html"), "--resamples", "200"),
         ],
         page,
@@ -139,10 +135,9 @@ NEEDS["report"] = ["train", "sweep"]
 
 
 def start(verb: Verb, out: Path, model: Path, environment: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, *verb.command(out, model)]
-    command[2:2] = verb.resume
+    words = [sys.executable, "-m", "logn_d2", *verb.command(out, model), *verb.resume]
     log = open(out.with_suffix(".log"), "a")  # the child's, which outlives this function
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def trial(
@@ -192,7 +187,7 @@ def main() -> int:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    drawing = [sys.executable, str(ROOT / "tools/draw_glyphs.py"), "--size", "tiny"]
+    drawing = [sys.executable, "-m", "logn_d2", "data", "draw", "--size", "tiny"]
     subprocess.run(drawing, env=environment, check=True, capture_output=True)
     draw, model, bad = random.Random(args.seed), args.output / "whole_train", 0
     chosen = args.verbs or list(VERBS)

@@ -142,7 +142,7 @@ def train(job: Job) -> None:
         return
     with atomic_write(job.settings) as temporary:
         temporary.write_text(job.cfg.dump())
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(job.settings)]
+    command = [sys.executable, "-m", "logn_d2", "train", "--config-file", str(job.settings)]
     command.append("--resume")
     with open(job.folder / "terminal.txt", "a") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from logn_d2.cli import main
 from logn_d2.core import (
     LOSS_REGISTRY,
     LogitMoments,
@@ -37,7 +38,7 @@ from logn_d2.modeling import (
     predictor_fingerprint,
 )
 
-from .load_script import ROOT, load_script
+from .load_script import ROOT
 
 PROJECT = ROOT / "docs" / "your_project.md"
 FORMAT = ROOT / "docs" / "statistics_file.md"
@@ -361,25 +362,30 @@ def test_format_page_names_everything_in_the_file(project):
     assert not unnamed
 
 
-def _tool_commands() -> list[str]:
-    commands = []
-    for page in (PROJECT, FORMAT, LOSSES):
-        for blocks in sections(page, "bash").values():
-            joined = "\n".join(blocks).replace("\\\n", " ")
-            commands += [
-                line
-                for line in joined.splitlines()
-                if line.startswith(("python tools/", "python demo/"))
-            ]
-    return commands
+def _commands() -> list[str]:
+    """Every `logn` line of the documentation."""
+    pages = [ROOT / "README.md", ROOT / "datasets" / "README.md"]
+    pages += sorted((ROOT / "docs").glob("*.md"))
+    lines = [
+        line.strip()
+        for page in pages
+        for line in page.read_text().replace("\\\n", " ").splitlines()
+    ]
+    return [line for line in lines if line.startswith("logn ")]
 
 
-@pytest.mark.parametrize("command", _tool_commands())
-def test_commands_have_arguments_that_the_tools_know(command):
-    _, path, *arguments = shlex.split(command, comments=True)
-    script = load_script(path)
+@pytest.mark.parametrize("command", _commands())
+def test_commands_have_arguments_that_they_know(command, monkeypatch):
+    _, name, *arguments = shlex.split(command, comments=True)
+    given = []
+    work = f"logn_d2.commands.{WORK.get(name, name)}.run"
+    monkeypatch.setattr(work, lambda args: given.append(args) or 0)
     # A shell would put the files in the place of the pattern.
-    script.parse_args([each for argument in arguments for each in _expanded(argument)])
+    words = [each for argument in arguments for each in _expanded(argument)]
+    assert main([name, *words]) == 0 and len(given) == 1
+
+
+WORK = {"train": "run", "collect": "run", "evaluate": "run"}
 
 
 def _expanded(argument: str) -> list[str]:

@@ -38,6 +38,9 @@ BELOW = {
     "report": {"files", "frequency", "core", "data", "lvis", "analysis", "sweeps", "modeling"},
 }
 BELOW["engine"] = set(BELOW) - {"report"}
+BELOW["commands"] = set(BELOW)
+BELOW["cli"] = {"commands"}
+BELOW["__main__"] = {"cli"}
 # Layers -> what they may import of other packages: people with another framework use them.
 MAY_IMPORT = {
     "core": {"torch", "numpy", "safetensors"},

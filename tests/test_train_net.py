@@ -17,6 +17,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
+from logn_d2.commands.run import num_processes
 from logn_d2.core import LogitStatistics
 from logn_d2.sweeps import SweepPredictions
 
@@ -295,7 +296,7 @@ def logging_restored():
 
 
 def run_here(train_net, *arguments):
-    return train_net.run(train_net.parse_args(["--config-file", str(CONFIG), *arguments]))
+    return train_net.main(["--config-file", str(CONFIG), *arguments])
 
 
 def error_of(capsys, train_net, *arguments):
@@ -315,7 +316,7 @@ def test_missing_annotations_are_named_with_what_to_do(capsys, train_net, tmp_pa
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path))
     assert f"{tmp_path}/nowhere/lt_glyphs/tiny/annotations/lt_glyphs_tiny_train.json" in text
-    assert "python tools/draw_glyphs.py --size tiny" in text
+    assert "logn data draw --size tiny" in text
 
 
 def test_missing_images_are_found_before_training(capsys, train_net, tmp_path, environment):
@@ -405,14 +406,13 @@ def test_more_processes_than_gpus(train_net, monkeypatch, arguments, part):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     args = train_net.parse_args(["--config-file", str(CONFIG), *arguments])
     with pytest.raises(ValueError, match=part):
-        train_net.placement(train_net.setup(args), args)
+        num_processes("cuda", args.num_gpus, args.num_processes)
 
 
-def test_each_gpu_has_a_process(train_net, monkeypatch, capsys):
+def test_each_gpu_has_a_process(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    args = train_net.parse_args(["--config-file", str(CONFIG), "--num-gpus", "2"])
-    assert train_net.placement(train_net.setup(args), args) == 2
+    assert num_processes("cuda", 2, 1) == 2
     assert "No CUDA" not in capsys.readouterr().out
 
 

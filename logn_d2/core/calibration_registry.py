@@ -120,7 +120,7 @@ class CalibrationInputs:
         """
         if self.stage is None:
             raise UserError(
-                "This calibration needs logit statistics: give the file of --collect-stats with "
+                "This calibration needs logit statistics: give the file of `logn collect` with "
                 "--stats PATH or MODEL.LOGN.STATISTICS."
             )
         return self.stage() if callable(self.stage) else self.stage
@@ -152,7 +152,7 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
     if len(grid) > 1:
         raise UserError(
             f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
-            f"{grid[0]}. A sweep (tools/sweep_calibrations.py) compares all of a grid."
+            f"{grid[0]}. A sweep (`logn sweep`) compares all of a grid."
         )
     name, options = parse_call(grid[0], "calibration", "norcal(gamma=0.6)")
     CALIBRATION_REGISTRY.get(name)

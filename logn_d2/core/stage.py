@@ -154,7 +154,7 @@ class StageStatistics:
 
     def _gathered(self, *, labels: bool) -> PosteriorMoments:
         """The posteriors, with labels if these are needed."""
-        again = "Collect them again: train_net.py --config-file CONFIG --collect-stats PATH"
+        again = "Collect them again: logn collect --config-file CONFIG --output PATH"
         if self.posteriors is None:
             raise StatisticsError(
                 "This calibration needs mean posteriors, which these statistics lack: they are of "

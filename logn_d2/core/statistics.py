@@ -158,8 +158,8 @@ class LogitStatistics:
         path = Path(path)
         if not path.is_file():
             raise MissingFileError(
-                f"There is no statistics file at '{path}'. Make one with: train_net.py "
-                "--config-file CONFIG --collect-stats PATH MODEL.WEIGHTS WEIGHTS"
+                f"There is no statistics file at '{path}'. Make one with: logn collect "
+                "--config-file CONFIG --weights WEIGHTS --output PATH"
             )
         tensors, metadata = read_file(path)
         try:
@@ -336,7 +336,7 @@ def _check_fingerprint(index: int, expected: Tensor | None, found: Tensor | None
         raise StatisticsError(
             f"The statistics were collected with other weights: the classifier of stage {index} "
             f"differs in {int(differs.sum())} of {len(expected)} columns. Load the weights that "
-            "they were collected with, or collect them again with these (--collect-stats)."
+            "they were collected with, or collect them again with these (`logn collect`)."
         )
 
 

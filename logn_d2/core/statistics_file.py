@@ -51,12 +51,12 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except safetensors.SafetensorError as error:
         raise StatisticsError(
             f"'{path}' is not a whole statistics file ({error}). It was truncated, or is something "
-            "else; collect the statistics again or give the path that --collect-stats wrote."
+            "else; collect the statistics again or give the path that `logn collect` wrote."
         ) from None
     if metadata.get("format") != json.dumps(FORMAT):
         raise StatisticsError(
             f"'{path}' is a safetensors file but not a statistics file of logn_d2 (format: "
-            f"{metadata.get('format')!r}). Give the path that --collect-stats wrote."
+            f"{metadata.get('format')!r}). Give the path that `logn collect` wrote."
         )
     try:
         decoded = {name: json.loads(value) for name, value in metadata.items()}

@@ -259,7 +259,7 @@ def map_record(mapper: Mapper, record: Record) -> Record | None:
     except (OSError, SyntaxError) as error:
         raise UserError(
             f"The image {record.get('file_name')} can't be read ({error}). Mend the file or leave "
-            "it out of the json; tools/check_datasets.py looks at all of them."
+            "it out of the json; `logn data check` looks at all of them."
         ) from error
 
 

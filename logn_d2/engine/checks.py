@@ -190,7 +190,7 @@ def check_images(names: Sequence[str], num_images: int) -> None:
             if problem:
                 raise UserError(
                     f"An image of '{name}' can't be used: {problem}. Mend the file or leave it out "
-                    "of the json; tools/check_datasets.py looks at all of them."
+                    "of the json; `logn data check` looks at all of them."
                 )
 
 

@@ -125,7 +125,7 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
     if not is_trained(folder):
         raise MissingFileError(
             f"{folder} is no finished training: expected config.yaml and model_final.pth in it. "
-            f"Train it first: python train_net.py --config-file C.yaml OUTPUT_DIR {folder}"
+            f"Train it first: logn train --config-file C.yaml --output {folder}"
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
     cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))

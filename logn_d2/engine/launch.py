@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +22,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 
-__all__ = ["launch"]
+__all__ = ["launch", "started_processes"]
 
 # Rank 0 reads annotations and writes results while the others wait for it at a barrier.
 TIMEOUT = timedelta(hours=2)
@@ -38,7 +40,8 @@ def launch(
 ) -> None:
     """Calls ``main_func(*args)`` in every process.
 
-    On GPUs this is Detectron2's own `launch`. On the CPU, for which Detectron2 0.5 has none,
+    Where torchrun or srun has started this process, it joins the others and starts none. On GPUs
+    this is else Detectron2's own `launch`. On the CPU, for which Detectron2 0.5 has none,
     processes talk over gloo and share the cores.
 
     Args:
@@ -51,8 +54,8 @@ def launch(
         args (tuple): arguments of ``main_func``.
 
     Raises:
-        ValueError: several machines without an address, or a launcher such as torchrun has started
-            more processes than these.
+        ValueError: several machines without an address; or a launcher has started processes, and
+            more are asked for.
     """
     if num_machines > 1 and dist_url == "auto":
         raise UserError(
@@ -60,30 +63,91 @@ def launch(
             "--dist-url tcp://HOST:PORT with a free port of machine 0."
         )
     world_size = num_machines * num_processes
-    _check_environment(world_size)
-    if world_size == 1 or not device.startswith("cpu"):
+    place = _place_among_started()
+    if place is not None:
+        if world_size > 1:
+            raise UserError(
+                f"{place.launcher} has started {place.world_size} processes, and {world_size} more "
+                "are asked for. Leave out --num-gpus, --num-processes and --num-machines, or start "
+                f"the command without {place.launcher}."
+            )
+        _join(place, device, place.dist_url, main_func, args)
+    elif world_size == 1 or not device.startswith("cpu"):
         launch_on_gpus(
             main_func, num_processes, num_machines, machine_rank, dist_url, args, TIMEOUT
         )
-        return
-    with tempfile.TemporaryDirectory(prefix="logn_d2_") as folder:
-        if dist_url == "auto":
-            # Unlike a port that was free a moment ago, a new file can't be taken by another job.
-            dist_url = f"file://{folder}/rendezvous"
-        worker_args = (main_func, num_processes, world_size, machine_rank, dist_url, args)
-        mp.spawn(_cpu_worker, worker_args, nprocs=num_processes)
+    else:
+        with tempfile.TemporaryDirectory(prefix="logn_d2_") as folder:
+            if dist_url == "auto":
+                # Unlike a port that was free before, no other job can take a new file.
+                dist_url = f"file://{folder}/rendezvous"
+            worker_args = (main_func, num_processes, world_size, machine_rank, dist_url, args)
+            mp.spawn(_cpu_worker, worker_args, nprocs=num_processes)
 
 
-def _check_environment(world_size: int) -> None:
-    """Refuses processes that would each take themselves for the only one, and write one file."""
-    started = os.environ.get("WORLD_SIZE", "1")
-    if started.isdigit() and int(started) > world_size:
-        raise UserError(
-            f"WORLD_SIZE is {started} in the environment, as torchrun sets it, but {world_size} "
-            "processes are asked for: each one would do all of the work and write the same files. "
-            "Start the command once on each machine, without torchrun, and give --num-gpus (on the "
-            "CPU --num-processes), --num-machines, --machine-rank and --dist-url."
+@dataclass(frozen=True)
+class Place:
+    """A process among those that a launcher has started.
+
+    Attributes:
+        launcher (str): "torchrun" or "srun".
+        rank, world_size (int): among all.
+        local_rank, local_size (int): among those of this machine.
+        dist_url (str): where all of them meet.
+    """
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    dist_url: str = "env://"
+
+
+def started_processes() -> int:
+    """Processes that torchrun or srun has started, this one included; 0 without such a launcher."""
+    place = _place_among_started()
+    return 0 if place is None else place.world_size
+
+
+def _place_among_started() -> Place | None:
+    """This process's place, where a launcher's environment tells one; None where it is alone."""
+    env = os.environ
+    if int(env.get("WORLD_SIZE", 1)) > 1 and "RANK" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in env]
+        if missing:
+            raise UserError(
+                f"WORLD_SIZE is {env['WORLD_SIZE']} in the environment, as torchrun sets it, but "
+                f"{missing[0]} is not set. Start the command with torchrun, or unset WORLD_SIZE."
+            )
+        return Place("torchrun", *(int(env[name]) for name in names))
+    # Of a step: a batch script has SLURM_PROCID too, and runs alone.
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        world_size = int(env["SLURM_STEP_NUM_TASKS"])
+        machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
+        host = env.get("MASTER_ADDR") or _first_host(env.get("SLURM_STEP_NODELIST", "localhost"))
+        # The same for all tasks of a job, and most likely another one for the next job.
+        port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000)
+        return Place(
+            "srun",
+            int(env["SLURM_PROCID"]),
+            world_size,
+            int(env["SLURM_LOCALID"]),
+            world_size // machines,
+            f"tcp://{host}:{port}",
         )
+    return None
+
+
+def _first_host(nodes: str) -> str:
+    """The first of Slurm's list of machines.
+
+    Example:
+        >>> _first_host("gpu[07-09,12],login1")
+        'gpu07'
+    """
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
 def _cpu_worker(
@@ -98,13 +162,29 @@ def _cpu_worker(
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
     rank = machine_rank * num_processes + local_rank
+    place = Place("logn_d2", rank, world_size, local_rank, num_processes)
+    _join(place, "cpu", dist_url, main_func, args)
+
+
+def _join(
+    place: Place, device: str, dist_url: str, main_func: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """Calls the function as one process of a group."""
     exit_code: int | str | None = None
-    dist.init_process_group("gloo", dist_url, TIMEOUT, world_size, rank)
+    on_cpu = device.startswith("cpu")
+    if not on_cpu:
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        "gloo" if on_cpu else "nccl", dist_url, TIMEOUT, place.world_size, place.rank
+    )
     try:
-        _create_local_group(num_processes)
-        # Detectron2 names a GPU for each process, which DistributedDataParallel refuses for a model
-        # on the CPU. This process is ours, so nobody else sees the change.
-        defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
+        _create_local_group(place.local_size)
+        if on_cpu:
+            # Detectron2 names a GPU for each process, which DistributedDataParallel refuses for a
+            # model on the CPU. This process is ours, so nobody else sees the change.
+            defaults.create_ddp_model = functools.partial(
+                defaults.create_ddp_model, device_ids=None
+            )
         main_func(*args)
     except SystemExit as stop:
         exit_code = stop.code

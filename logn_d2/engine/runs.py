@@ -102,7 +102,7 @@ def check_collection(cfg: CfgNode, path: str) -> None:
         ValueError, KeyError, OSError: what is wrong and what to do.
     """
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder. Give --collect-stats the path of a file in it.")
+        raise UserError(f"{path} is a folder. Name a file in it.")
     check_collection_settings(cfg)
     _check_files(cfg, cfg.DATASETS.TRAIN)
     check_output_folder(os.path.dirname(path) or ".")

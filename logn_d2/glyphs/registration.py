@@ -43,6 +43,6 @@ def register_glyphs(root: str | os.PathLike[str] | None = None) -> list[str]:
                 os.path.join(folder, ""),
                 {"frequency_limits": (size.rare_max, size.common_max)},
                 replace=True,
-                hint=f"Draw the set: python tools/draw_glyphs.py --size {size.name} --root {root}",
+                hint=f"Draw the set: logn data draw --size {size.name} --root {root}",
             )
     return names

@@ -103,7 +103,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     if not path.is_file():
         raise MissingFileError(
             f"{path} is missing: the set was not drawn, or not to its end. Draw it with "
-            "tools/draw_glyphs.py; an interrupted drawing goes on where it stopped."
+            "`logn data draw`; an interrupted drawing continues where it stopped."
         )
     pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
     return {name: digest for digest, name in pairs}

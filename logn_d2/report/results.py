@@ -199,9 +199,7 @@ class Results:
         """
         path = Path(path)
         if not path.is_file():
-            raise MissingFileError(
-                f"There is no result file at '{path}'. Make one with: python tools/demo.py"
-            )
+            raise MissingFileError(f"There is no result file at '{path}'. Make one with: logn demo")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:

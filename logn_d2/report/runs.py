@@ -1,6 +1,6 @@
 """What a run has written: detections of each calibration, statistics, where they come from.
 
-A run is a folder of train_net.py, tools/sweep_calibrations.py or tools/demo.py, and a calibration
+A run is a folder of `logn train`, `logn evaluate`, `logn sweep` or `logn demo`, and a calibration
 in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that it has.
 """
 
@@ -255,8 +255,8 @@ def split_run(text: str) -> tuple[str, str]:
         if os.path.isdir(text[:place]):
             return text[:place], text[place + 1 :]
     raise MissingFileError(
-        f"There is no folder '{text.partition(':')[0]}'. Name a folder that train_net.py, "
-        "tools/sweep_calibrations.py or tools/demo.py has written, or FOLDER:CALIBRATION."
+        f"There is no folder '{text.partition(':')[0]}'. Name a folder that logn evaluate, "
+        "logn sweep or logn demo has written, or FOLDER:CALIBRATION."
     )
 
 
@@ -296,7 +296,7 @@ def _find_predictions(path: Path, dataset: str | None) -> Path:
     if not found:
         raise MissingFileError(
             f"'{path}' has no predictions (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
-            "them with train_net.py --eval-only, tools/sweep_calibrations.py or tools/demo.py."
+            "them with logn evaluate, logn sweep or logn demo."
         )
     if len(found) > 1 and dataset is None:
         listed = ", ".join(str(place.relative_to(path)) for place in found)

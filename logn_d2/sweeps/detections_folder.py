@@ -118,8 +118,8 @@ class SweepPredictions:
         manifest = _read_manifest(folder)
         if manifest is None:
             raise MissingFileError(
-                f"There is no sweep in '{folder}'. Make one with: tools/sweep_calibrations.py "
-                f"--config-file CONFIG --output {folder} MODEL.WEIGHTS WEIGHTS"
+                f"There is no sweep in '{folder}'. Make one with: logn sweep "
+                f"--config-file CONFIG --weights WEIGHTS --output {folder}"
             )
         if manifest["version"] > _VERSION:
             raise UserError(

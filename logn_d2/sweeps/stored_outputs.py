@@ -146,8 +146,8 @@ class StoredPredictions:
         if not manifest:
             raise MissingFileError(
                 f"There are no stored predictions in '{folder}' (no {MANIFEST} of logn_d2). Make "
-                "them with: tools/sweep_calibrations.py --config-file CONFIG --output DIR "
-                f"--save-predictions {folder} MODEL.WEIGHTS WEIGHTS"
+                "them with: logn sweep --config-file CONFIG --output DIR "
+                f"--weights WEIGHTS --save-predictions {folder}"
             )
         if manifest["version"] > VERSION:
             raise UserError(

@@ -51,7 +51,7 @@ def rewrite(path, **changes):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing.st'. Make one with: .*--collect-stats"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.st'. Make one with: .*logn collect"):
         LogitStatistics.load(tmp_path / "nothing.st")
     with pytest.raises(FileNotFoundError):
         LogitStatistics.load(tmp_path)

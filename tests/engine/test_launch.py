@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.engine import launch
+from logn_d2.engine.launch import _first_host, started_processes
 
 
 def describe(folder):
@@ -63,8 +67,63 @@ def test_machines_need_an_address():
         launch(describe, 1, device="cpu", num_machines=2)
 
 
-def test_processes_of_another_launcher_are_refused_before_they_work(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE is 2 in the environment.*--num-processes"):
+TORCHRUN = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+}
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_processes_that_a_launcher_has_started_join_each_other(tmp_path, launcher):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from logn_d2.engine import launch
+from logn_d2.engine.launch import _first_host, started_processes
+from test_launch import describe
+launch(describe, 1, device="cpu", args=({str(tmp_path)!r},))
+"""
+    started = []
+    for rank in ("0", "1"):
+        names = (
+            ("RANK", "LOCAL_RANK") if launcher == "torchrun" else ("SLURM_PROCID", "SLURM_LOCALID")
+        )
+        own = {**(TORCHRUN if launcher == "torchrun" else SRUN), **dict.fromkeys(names, rank)}
+        environment = {**os.environ, **own, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
+    assert [process.wait(timeout=300) for process in started] == [7, 7]
+    for rank in range(2):
+        facts = read(tmp_path, rank)
+        assert (facts["size"], facts["local"]) == (2, [rank, 2])
+        assert facts["gathered"] == [0, 1] and facts["gradient"] == [0.5] * 4
+
+
+def test_a_launcher_and_processes_of_our_own_are_too_many(tmp_path, monkeypatch):
+    for name, value in {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert started_processes() == 2
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, and 2 more"):
+        launch(describe, 2, device="cpu", args=(str(tmp_path),))
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 .* MASTER_PORT is not set"):
         launch(describe, 1, device="cpu", args=(str(tmp_path),))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_batch_script_of_a_slurm_job_is_alone(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert started_processes() == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[07-09,12],login1", "gpu07"), ("a[3,5]-ib", "a3-ib")],
+)
+def test_tasks_of_slurm_meet_at_the_first_machine(nodes, first):
+    assert _first_host(nodes) == first

@@ -10,10 +10,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from logn_d2.commands import data as tool
 from logn_d2.data import check_dataset, register_lvis_form
 from logn_d2.engine import Trainer, check_training
-
-from ..load_script import load_script
 
 SETS = ("small_train", "small_val")
 
@@ -156,7 +155,6 @@ def run(cfg, tmp_path, monkeypatch):
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
         cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.STEPS = 1, 2, ()
         cfg.OUTPUT_DIR = str(tmp_path / "out")
-        tool = load_script("tools/check_datasets.py")
         monkeypatch.setattr(tool, "load_config", lambda *_: cfg)
         problems = [problem for name in SETS for problem in check_dataset(name).problems]
         arguments = type("Arguments", (), {"config_file": "c.yaml"})

@@ -84,7 +84,7 @@ def make_results() -> Callable[..., Results]:
             "machine": {"cpu": "A & B <processor>", "cores": 2},
             "seconds": {"train": 61.5},
             "commit": None,
-            "commands": ["make demo", "python tools/demo.py --phase report"],
+            "commands": ["make demo", "logn demo --phase report"],
         }
         return Results(tuple(rows), provenance, classes, class_ap)
 
@@ -185,7 +185,7 @@ def slow_figures(small_runs: SmallRuns, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def report(small_runs: SmallRuns) -> Report:
     """The report of that sweep."""
-    return small_report(small_runs, command="python tools/report.py run --output <page>")
+    return small_report(small_runs, command="logn report run --output <page>")
 
 
 @pytest.fixture(scope="session")

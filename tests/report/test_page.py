@@ -183,7 +183,7 @@ def _without_statistics(report: Report) -> Report:
 
 def test_provenance_and_command_are_told(page: Page, report: Report) -> None:
     assert "detector.pth" in page.text and "report_val" in page.text
-    assert "python tools/report.py run --output <page>" in page.text
+    assert "logn report run --output <page>" in page.text
     assert f"{RESAMPLES} resamples, seed 0" in page.text and "It is not LogitNorm" in page.text
     assert f"at most {_most(report.comparison)} per image" in page.text
 

@@ -1,0 +1,30 @@
+"""Mean and standard deviation of several runs: each calibration that all of them evaluated.
+
+A run is the folder of `logn demo`, `logn sweep` or `logn train`, or a results.json itself. Give
+runs that differ in their seed alone.
+
+Example:
+    logn average output/seed0 output/seed1 output/seed2
+    logn average output/seed0 output/seed1 output/seed2 --changes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arguments import Parser
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("average", __doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument(
+        "--changes",
+        action="store_true",
+        help="show differences to each run's first calibration; these vary less between seeds",
+    )
+    args = parser.parse_args(argv)
+    from ..commands.average import run
+
+    return run(args)

@@ -1,0 +1,37 @@
+"""Gather the logit statistics of a trained detector in one pass over its training set.
+
+After an interruption, the same command with --resume continues where it stopped.
+
+Example:
+    logn collect --config-file C.yaml --weights model_final.pth --output logn_stats.safetensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .arguments import Parser, add_placement, overrides
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("collect", __doc__)
+    parser.add_config()
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default="",
+        help="the statistics file (default: logn_stats.safetensors in the config's OUTPUT_DIR)",
+    )
+    parser.add_argument(
+        "--stop-at",
+        type=float,
+        metavar="TOL",
+        help="end the pass at this standard error of the calibrated logits "
+        "(MODEL.LOGN.COLLECT.STOP_AT)",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted pass")
+    add_placement(parser, machines=True)
+    args = parser.parse_intermixed_args(argv)
+    from ..commands.run import Job, run
+
+    return run(Job.from_args("collect", args, overrides(args)))

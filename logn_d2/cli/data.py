@@ -1,0 +1,50 @@
+"""Draw LT-Glyphs, the long-tail benchmark that needs no download; check data sets.
+
+Without names `logn data check` looks at every LVIS and LT-Glyphs set whose annotations are there.
+With a config it also checks what a training with it would refuse.
+
+Example:
+    logn data draw --size demo
+    logn data check lvis_v1_train lvis_v1_val
+    logn data check --config-file configs/my.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .arguments import Parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("data", __doc__)
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=argparse.ArgumentParser
+    )
+    draw = actions.add_parser("draw", help="draw a size of LT-Glyphs")
+    draw.add_argument("--size", default="demo", metavar="SIZE", help="default: demo")
+    draw.add_argument(
+        "--root", metavar="DIR", help="of data sets (default: $DETECTRON2_DATASETS, ./datasets)"
+    )
+    draw.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    draw.add_argument(
+        "--num-workers", type=int, metavar="N", help="processes (default: all processors)"
+    )
+    draw.add_argument(
+        "--overwrite", action="store_true", help="replace a set drawn with other settings"
+    )
+    draw.add_argument("--check", action="store_true", help="only verify the files that are there")
+    check = actions.add_parser("check", help="check annotations, image files, boxes")
+    check.add_argument("names", nargs="*", metavar="NAME", help="registered names")
+    check.add_argument(
+        "--config-file", metavar="FILE", help="check the sets that it trains and tests on"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.data import run
+
+    return run(args)

@@ -1,0 +1,43 @@
+"""The main job on LT-Glyphs: draw, train, collect, evaluate, report.
+
+Every phase that is done is left as it is, and an interrupted one continues where it stopped: after
+anything that went wrong, give the same command again. Results are OUTPUT/results.json and
+OUTPUT/report.html.
+
+Example:
+    logn demo
+    logn demo --size tiny
+    logn demo --seed 1 --output output/demo_seed1
+    logn demo --phase report
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arguments import Parser
+
+SIZES = ("tiny", "demo", "lvis")
+PHASES = ("draw", "train", "collect", "evaluate", "report")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("demo", __doc__)
+    parser.add_argument("--size", choices=SIZES, default="demo", help="default: demo")
+    parser.add_argument("--phase", choices=PHASES, help="this one only")
+    parser.add_argument(
+        "--sampler", choices=("random", "rfs"), default="rfs", help="of the training; default: rfs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training; default: 0")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/SIZE")
+    parser.add_argument("--fresh", action="store_true", help="delete OUTPUT and start over")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.demo import run
+
+    return run(args)

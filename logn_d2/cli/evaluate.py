@@ -1,0 +1,34 @@
+"""Evaluate a detector; calibrated where a statistics file or a calibration is given.
+
+After an interruption, the same command with --resume continues where it stopped.
+
+Example:
+    logn evaluate --config-file C.yaml --weights model_final.pth
+    logn evaluate --config-file C.yaml --weights model_final.pth --stats logn_stats.safetensors
+    logn evaluate --config-file C.yaml --weights model_final.pth --calibration "norcal(gamma=0.6)"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .arguments import Parser, add_placement, overrides
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("evaluate", __doc__)
+    parser.add_config()
+    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
+    parser.add_argument(
+        "--calibration", metavar="NAME", default="", help="default with --stats: logn"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", default="", help="registered (default: DATASETS.TEST)"
+    )
+    parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the results")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted pass")
+    add_placement(parser, machines=True)
+    args = parser.parse_intermixed_args(argv)
+    from ..commands.run import Job, run
+
+    return run(Job.from_args("evaluate", args, overrides(args)))

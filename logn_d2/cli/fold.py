@@ -1,0 +1,61 @@
+"""Write a checkpoint whose classifier has the calibration in its weights.
+
+Beside OUTPUT.pth goes OUTPUT.yaml. With a linear classifier both are plain Detectron2's: whoever
+runs the model needs no logn_d2, and it is as fast as before. Nothing is written unless the folded
+model says the same about a few images as the calibrated one.
+
+Example:
+    logn fold --config-file configs/lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml \\
+        --stats logn_stats.safetensors --weights model_final.pth --output model_folded.pth
+    logn fold --config-file C.yaml --weights W.pth --output W2.pth \\
+        --calibration "norcal(gamma=0.6)" --images photographs/ MODEL.DEVICE cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arguments import Parser, overrides
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("fold", __doc__)
+    parser.add_config()
+    parser.add_argument(
+        "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
+    )
+    parser.add_argument("--calibration", metavar="NAME", help="default: logn, or the config's")
+    parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write, .pth")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder, or registered data set, to compare both on (default: DATASETS.TEST)",
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=4, metavar="N", help="how many (default: 4)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="SCORE",
+        help="largest difference of a score, in [0, 1] (default: 1e-4)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if Path(args.output).suffix != ".pth":
+        parser.error(f"--output is {args.output}, expected a name that ends in .pth")
+    if args.weights and Path(args.output).resolve() == Path(args.weights).resolve():
+        parser.error("--output is --weights; the unfolded weights are needed again, keep them")
+    if Path(args.output).with_suffix(".yaml").resolve() == Path(args.config_file).resolve():
+        parser.error("the folded model's config would replace --config-file; change --output")
+    args.overrides = overrides(args)
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.fold import run
+
+    return run(args)

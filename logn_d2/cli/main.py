@@ -1,0 +1,76 @@
+"""From a command's name to its module, which alone is imported.
+
+A module of this package holds a command's arguments and nothing heavy, so that `--help` answers at
+once; its work is in the module of the same name in `logn_d2.commands`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "train": "train a detector, gather its statistics, evaluate with and without calibration",
+    "collect": "gather the statistics of a trained detector",
+    "evaluate": "evaluate a detector, calibrated or not",
+    "sweep": "compare many calibrations from one inference pass",
+    "report": "compare runs in one HTML page, with intervals",
+    "fold": "write a checkpoint that has the calibration in its weights",
+    "show": "draw detections before and after calibration, of images, videos or a camera",
+    "stats": "show, compare, merge, check and import statistics files",
+    "data": "draw LT-Glyphs; check data sets before a training",
+    "demo": "the whole job on LT-Glyphs, with a report at its end",
+    "ablate": "the ablations of the LogN paper",
+    "average": "mean and standard deviation over runs of several seeds",
+    "trends": "how a detector's logits depend on the training images of each class",
+}
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        int: 0 on success, 1 for a mistake in data, files or settings, 2 for a wrong command line,
+        130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"logn_d2 {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"logn: there is no command '{name}'. Known: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f".{name}", __package__).main(argv[1:])
+    except KeyboardInterrupt:
+        print("\nInterrupted. Repeat the command with --resume, if it has it.", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def usage() -> str:
+    """The text of `logn --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: logn COMMAND [options] [KEY VALUE ...]",
+            "",
+            "LogN for Detectron2: make a trained long-tail detector fair to its rare classes.",
+            "",
+            *lines,
+            "",
+            "logn COMMAND --help tells the options. Exit status: 0 success, 1 a mistake in data,",
+            "files or settings, 2 a wrong command line, 130 after Ctrl-C.",
+        ]
+    )

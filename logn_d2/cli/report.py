@@ -1,0 +1,98 @@
+"""Compare runs in one HTML file that needs nothing else.
+
+A RUN is a folder that `logn evaluate`, `logn sweep` or `logn demo` has written, or
+FOLDER:CALIBRATION for one calibration of it. The first run is the baseline of all differences.
+Everything is computed anew from the stored detections and the annotations; no network runs.
+
+Example:
+    logn report output/sweep --output report.html
+    logn report output/a:uncalibrated output/a:logn output/b:logn --output report.html
+    logn report output/sweep "--focus=norcal(gamma=0.6)" --output report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .arguments import Parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("report", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER or FOLDER:CALIBRATION")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the page")
+    parser.add_argument(
+        "--focus",
+        metavar="CALIBRATION",
+        help="calibration that figures and pictures show beside the baseline (default: the second "
+        "run, which is logn where a folder has it)",
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="registered; the evaluated one")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="registers data sets and names the training's (default: the runs' own)",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="annotations of the runs' data set, where no config registers it",
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", default="", help="folder with the images of --annotations"
+    )
+    parser.add_argument("--figures", metavar="DIR", help="all figures as SVG and PNG, for print")
+    parser.add_argument(
+        "--stats",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="statistics beside the runs' own, such as those of positives alone",
+    )
+    parser.add_argument("--title", default="", help="of the page")
+    number = parser.add_argument_group("numbers")
+    number.add_argument(
+        "--pictures", type=int, default=16, metavar="N", help="images in the gallery (default: 16)"
+    )
+    number.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the images, for intervals (default: 1,000)",
+    )
+    number.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of the bootstrap"
+    )
+    number.add_argument(
+        "--level",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="share of the resamples in an interval (default: 0.95)",
+    )
+    number.add_argument(
+        "--max-dets",
+        type=int,
+        metavar="N",
+        help="detections of an image that count (default: 300 in LVIS form, all in COCO form, as "
+        "their rules say; -1 for all)",
+    )
+    number.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="score threshold at which the baseline is used (default: 0.5)",
+    )
+    args = parser.parse_args(argv)
+    args.argv = list(argv)
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.report import run
+
+    return run(args)

@@ -1,0 +1,81 @@
+"""Show the detections of a Detectron2 model before and after calibration, side by side.
+
+Needs the model's config, its weights and the statistics file; no data set. The network runs once
+for both sides. Any Detectron2 model with box predictors will do.
+
+Example:
+    logn show --config-file C.yaml --weights model.pth --stats logn_stats.safetensors \\
+        --input photo.jpg "more/*.png" --output output/pictures
+    logn show --config-file C.yaml --weights model.pth --stats logn_stats.safetensors \\
+        --video-input street.mp4 --output both.mp4
+
+A calibration changes all scores: one threshold for both sides would compare different amounts of
+detections. So --confidence-threshold decides how many are shown before, and after calibration as
+many of the best of the same image are shown. A detection that is new on the right has then taken
+the place of another one. --calibrated-threshold shows all above a score of its own instead.
+Where detections of several classes overlap, the best one stands for all (see --overlapping).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .arguments import Parser, overrides, without_overrides
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("show", __doc__)
+    parser.add_config()
+    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
+    parser.add_argument(
+        "--calibration", metavar="NAME", default="", help='such as "logn(beta=mean)"; default: logn'
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, patterns or folders")
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--webcam", action="store_true", help="the first camera; Ctrl-C ends")
+    parser.add_argument(
+        "--output", metavar="PATH", help="an image or mp4 file, or a folder for several images"
+    )
+    parser.add_argument("--show", action="store_true", help="show the pictures in a window")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=_score,
+        default=0.5,
+        metavar="SCORE",
+        help="smallest score that is shown before calibration (default: 0.5)",
+    )
+    parser.add_argument(
+        "--calibrated-threshold",
+        type=_score,
+        metavar="SCORE",
+        help="smallest score that is shown after calibration (default: as many as before)",
+    )
+    parser.add_argument(
+        "--overlapping",
+        action="store_true",
+        help="show detections, too, that overlap a better one of another class (IoU over 0.5)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.input:
+        args.input, opts = without_overrides(args.input)
+        args.opts = [*opts, *args.opts]
+    if not args.output and not args.show:
+        parser.error("give --output PATH, --show, or both")
+    args.overrides = overrides(args)
+    return args
+
+
+def _score(text: str) -> float:
+    score = float(text)
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a score between 0 and 1")
+    return score
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.show import run
+
+    return run(args)

@@ -1,0 +1,87 @@
+"""Compare calibrations of one detector: one inference pass, one table.
+
+Writes OUTPUT/results.json and config.yaml, from which the report is made, and the detections of
+every calibration to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an
+interruption, the same command with --resume continues where it stopped. With --save-predictions the
+network's raw logits and boxes are kept too: a later sweep with --predictions needs neither the
+weights nor a network.
+
+Example:
+    logn sweep --config-file C.yaml --weights model_final.pth --stats logn_stats.safetensors \\
+        --calibrations uncalibrated logn "logn(beta=mean)" "norcal(gamma=0.6)" \\
+        --output output/sweep
+
+Grids (a range contains its stop; several lists are multiplied), and a calibration for each group:
+    --calibrations "norcal(gamma=0.2:1:0.2)" "logn(beta=[min, mean], std_power=[1, 2])" \\
+        "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)"
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .arguments import Parser, add_placement, overrides, without_overrides
+
+BASELINE = "uncalibrated"
+# The parts of LogN (paper Table 2), for which statistics are all that is needed.
+DEFAULT = (BASELINE, "logn_mean", "logn_std", "logn_no_beta", "logn")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("sweep", __doc__)
+    parser.add_config()
+    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
+    parser.add_argument(
+        "--calibrations",
+        nargs="+",
+        metavar="NAME",
+        default=DEFAULT,
+        help=f"names, calls with keywords, or grids of them; {BASELINE} is always among them "
+        f"(default: {' '.join(DEFAULT)})",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="registered (default: the first of DATASETS.TEST)"
+    )
+    parser.add_argument(
+        "--choose-on",
+        metavar="NAME",
+        help="choose the best of each grid on this registered data set, not on the evaluated one",
+    )
+    parser.add_argument(
+        "--save-predictions", metavar="DIR", help="keep raw logits and boxes for later sweeps"
+    )
+    parser.add_argument(
+        "--max-boxes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --save-predictions: keep only the boxes of so many best candidates of an image "
+        "under each calibration, which is enough for similar ones (default: all)",
+    )
+    parser.add_argument(
+        "--predictions", metavar="DIR", help="sweep over what --save-predictions has kept"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted sweep")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace finished results of something else"
+    )
+    add_placement(parser)
+    args = parser.parse_intermixed_args(argv)
+    args.calibrations, opts = without_overrides(args.calibrations)
+    args.opts = [*opts, *args.opts]
+    args.overrides = overrides(args)
+    if args.predictions and (args.save_predictions or args.choose_on or args.num_processes > 1):
+        parser.error(
+            "--predictions, which runs no network, goes without --save-predictions, --choose-on "
+            "and --num-processes"
+        )
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..commands.sweep import run
+
+    return run(args)

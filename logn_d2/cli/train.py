@@ -1,0 +1,26 @@
+"""Train a detector, gather its logit statistics, evaluate it with and without calibration.
+
+After an interruption, the same command with --resume continues where it stopped.
+
+Example:
+    logn train --config-file C.yaml --num-gpus 8
+    torchrun --nproc_per_node 8 -m logn_d2 train --config-file C.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .arguments import Parser, add_placement, overrides
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser("train", __doc__)
+    parser.add_config()
+    parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the training")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    add_placement(parser, machines=True)
+    args = parser.parse_intermixed_args(argv)
+    from ..commands.run import Job, run
+
+    return run(Job.from_args("train", args, overrides(args)))

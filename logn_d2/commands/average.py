@@ -1,0 +1,86 @@
+"""Mean and standard deviation of each calibration over runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..analysis import format_table
+from ..engine import short_errors
+from ..errors import MissingFileError, UserError
+
+Scores = dict[str, dict[str, float]]
+
+
+def read_rows(run: Path) -> dict[str, Scores]:
+    """Scores of each calibration.
+
+    Raises:
+        FileNotFoundError: there are no results.
+        ValueError: there are those of several data sets, or they are none of ours.
+    """
+    files = [run] if run.is_file() else sorted(run.glob("results.json"))
+    files = files or sorted(run.glob("inference/*/results.json"))
+    if not files:
+        raise MissingFileError(
+            f"{run} has no results.json: expected the folder of a finished run of logn demo, "
+            "logn sweep or logn train."
+        )
+    if len(files) > 1:
+        names = ", ".join(str(path) for path in files)
+        raise UserError(f"{run} has results on several data sets: give one of {names}.")
+    try:
+        rows = json.loads(files[0].read_text("utf-8"))["rows"]
+        return {row.pop("calibration"): row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{files[0]} is not a file of results: expected json with 'rows', each with its "
+            f"'calibration' ({type(error).__name__}: {error})."
+        ) from None
+
+
+def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
+    """Calibration -> its scores in each run, for those that all runs have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    if not common:
+        found = "; ".join(", ".join(run) for run in runs)
+        raise UserError(f"No calibration is in all runs; they have: {found}.")
+    return {name: [run[name] for run in runs] for name in common}
+
+
+def changes(table: Mapping[str, Sequence[Scores]]) -> dict[str, list[Scores]]:
+    """The same less the first calibration of the same run, which is left out."""
+    first, *others = table
+    return {
+        name: [_less(mine, base) for mine, base in zip(table[name], table[first])]
+        for name in others
+    }
+
+
+def _less(mine: Scores, base: Scores) -> Scores:
+    return {
+        task: {
+            metric: value - base[task][metric]
+            for metric, value in metrics.items()
+            if None not in (value, base[task].get(metric))  # groups without objects have no AP
+        }
+        for task, metrics in mine.items()
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; returns the exit status."""
+    with short_errors():
+        table = average([read_rows(run) for run in args.runs])
+    print(f"{len(args.runs)} runs, in percent: mean ± standard deviation.\n")
+    if args.changes:
+        print(f"Changes from {next(iter(table))} in the same run.\n")
+        table = changes(table)
+    print(format_table(table))
+    return 0

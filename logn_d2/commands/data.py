@@ -1,0 +1,87 @@
+"""Data sets from a command line: draw LT-Glyphs, check what a training would read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data import check_dataset
+from ..engine import load_config, short_errors
+from ..engine.checks import check_classes, check_ground_truth, check_masks
+from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
+
+
+def chosen_names(args: argparse.Namespace) -> list[str]:
+    """The names to check, in order, each once."""
+    names = list(args.names)
+    if args.config_file:
+        cfg = load_config(args.config_file, [])
+        names += [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not names:
+        known = [n for n in DatasetCatalog.list() if n.startswith(("lvis_v", "lt_glyphs_"))]
+        names = [n for n in known if os.path.isfile(MetadataCatalog.get(n).json_file)]
+    return list(dict.fromkeys(names))
+
+
+def config_problems(args: argparse.Namespace) -> list[str]:
+    """What a training with the config would refuse of sets that can be read."""
+    if not args.config_file:
+        return []
+    cfg = load_config(args.config_file, [])
+    problems = []
+    checks = (
+        lambda: check_classes(cfg, cfg.DATASETS.TEST),
+        lambda: check_ground_truth(cfg),
+        lambda: check_masks(cfg),
+    )
+    for each in checks:
+        try:
+            each()
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what an action of `logn data` asks for; returns the exit status."""
+    with short_errors():
+        return draw(args) if args.action == "draw" else check(args)
+
+
+def draw(args: argparse.Namespace) -> int:
+    """Draws a size of LT-Glyphs, or verifies the files that are there."""
+    root = args.root or os.environ.get("DETECTRON2_DATASETS", "datasets")
+    if args.check:
+        folder = glyphs_folder(root, args.size)
+        problems = verify_glyphs(folder)
+        print("\n".join(problems) if problems else f"{folder}: all files as drawn")
+        return int(bool(problems))
+    print(draw_glyphs(root, args.size, args.seed, args.num_workers, args.overwrite))
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints a table; returns 1 when something is wrong or nothing was found."""
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    register_glyphs()
+    names = chosen_names(args)
+    if not names:
+        print(f"No data set was found below {root}; see datasets/README.md.", file=sys.stderr)
+        return 1
+    reports = [check_dataset(name) for name in names]
+    width = max(len(name) for name in names)
+    row = "{:{width}}  {:>8}  {:>9}  {:>7}  {:>8}  {}"
+    print(row.format("data set", "images", "objects", "classes", "box only", "state", width=width))
+    for report in reports:
+        sizes = (report.num_images, report.num_objects, report.num_classes, report.num_without_mask)
+        state = "; ".join(report.problems) or "ok"
+        print(row.format(report.name, *(f"{n:,}" for n in sizes), state, width=width))
+    if any(report.problems for report in reports):
+        return 1
+    problems = config_problems(args)
+    for problem in problems:
+        print(problem)
+    return int(bool(problems))

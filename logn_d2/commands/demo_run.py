@@ -1,0 +1,215 @@
+"""One run of the demo: its settings, its files, and the journal of what is done."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..config import config_file
+from ..engine import load_config
+from ..engine.checkpoint import load_weights
+from ..errors import UserError
+from ..files import atomic_write
+from ..glyphs import glyphs_folder, register_glyphs
+from ..lvis import LvisGroundTruth
+
+__all__ = ["SAMPLERS", "Run", "open_run"]
+
+SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
+
+_CONFIGS = {
+    "tiny": "glyphs_tiny_mask_rcnn_R_18_FPN{suffix}.yaml",
+    "demo": "glyphs_demo_mask_rcnn_R_18_FPN{suffix}.yaml",
+    "lvis": "glyphs_lvis_mask_rcnn_R_50_FPN{suffix}.yaml",
+}
+_JOURNAL = "demo.json"
+
+
+@dataclass
+class Run:
+    """A run.
+
+    Attributes:
+        size (str): of LT-Glyphs.
+        sampler (str): a name in `SAMPLERS`.
+        seed (int): of the training.
+        output (Path): where all files but the data set are.
+        root (Path): datasets root.
+        cfg (CfgNode): with all of the above in it.
+        config_name (str): file name of the config.
+        journal (dict): settings, and for each phase its seconds and when it finished; what phases
+            want to remember.
+    """
+
+    size: str
+    sampler: str
+    seed: int
+    output: Path
+    root: Path
+    cfg: CfgNode
+    config_name: str
+    journal: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        path = self.output / _JOURNAL
+        if path.is_file():
+            self.journal = json.loads(path.read_text())
+        self.journal.setdefault("settings", self.settings)
+        self.journal.setdefault("phases", {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the results."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
+        return {
+            "size": self.size,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "config": self.config_name,
+            "config_digest": hashlib.sha256(cfg.dump().encode()).hexdigest()[:12],
+        }
+
+    @property
+    def checksums(self) -> Path:
+        """The file that says that the data set is whole."""
+        return glyphs_folder(self.root, self.size) / "SHA256SUMS"
+
+    @property
+    def weights(self) -> Path:
+        """The trained detector."""
+        return self.output / "model_final.pth"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics file."""
+        return self.output / "logn_stats.safetensors"
+
+    @property
+    def results(self) -> Path:
+        """All numbers."""
+        return self.output / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.output / "report.html"
+
+    @property
+    def train_set(self) -> str:
+        """Registered name."""
+        return self.cfg.DATASETS.TRAIN[0]
+
+    @property
+    def val_set(self) -> str:
+        """Registered name."""
+        return self.cfg.DATASETS.TEST[0]
+
+    def model(self) -> nn.Module:
+        """The trained detector, in evaluation mode."""
+        model = build_model(self.cfg)
+        load_weights(model, str(self.weights), self.cfg.OUTPUT_DIR, resume=False)
+        return model.eval()
+
+    def truth(self) -> LvisGroundTruth:
+        """The annotations of the validation set."""
+        return LvisGroundTruth.from_json(MetadataCatalog.get(self.val_set).json_file)
+
+    def seconds(self, phase: str) -> float:
+        """How long a phase took, interruptions left out."""
+        return self.journal["phases"].get(phase, {}).get("seconds", 0.0)
+
+    def finished(self, phase: str) -> float:
+        """When a phase ended, in seconds since 1970; 0 if it did not."""
+        return self.journal["phases"].get(phase, {}).get("finished", 0.0)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds up the time of a phase over interruptions, and notes its end."""
+        entry = self.journal["phases"].setdefault(phase, {"seconds": 0.0})
+        if entry.pop("finished", None):
+            entry["seconds"] = 0.0
+        before, start = entry["seconds"], time.perf_counter()
+        try:
+            self.save_journal()
+            yield
+            entry["finished"] = time.time()
+        finally:
+            entry["seconds"] = round(before + time.perf_counter() - start, 1)
+            self.save_journal()
+
+    def save_journal(self) -> None:
+        """Writes the journal."""
+        with atomic_write(self.output / _JOURNAL) as temporary:
+            temporary.write_text(json.dumps(self.journal, indent=1) + "\n")
+
+
+def open_run(args: argparse.Namespace) -> Run:
+    """The run of these arguments, as far as it is done.
+
+    Args:
+        args (Namespace): size, sampler, seed, output, fresh.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or something else.
+    """
+    output = args.output or Path("output") / args.size
+    ours = (output / _JOURNAL).is_file()
+    if args.fresh and ours:
+        shutil.rmtree(output)
+    elif output.is_dir() and any(output.iterdir()) and not ours:
+        raise UserError(
+            f"{output} is not empty and holds no run of the demo; give another --output."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    register_glyphs(root)
+    cfg, name = _build_config(args, output)
+    run = Run(args.size, args.sampler, args.seed, output, root, cfg, name)
+    _check_settings(run)
+    return run
+
+
+def _check_settings(run: Run) -> None:
+    """Refuses to mix two runs in one folder."""
+    found, asked = run.journal["settings"], run.settings
+    different = [key for key in asked if found.get(key) != asked[key]]
+    if not different:
+        return
+    # Another seed is another config too; the digest speaks where nothing else does.
+    key = different[0]
+    raise UserError(
+        f"{run.output} holds a run with other settings ({key} {found.get(key)}, now {asked[key]}). "
+        "Give another --output, or start over with --fresh."
+    )
+
+
+def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, str]:
+    """The config of a size and sampler, and its file name."""
+    names = [_CONFIGS[args.size].format(suffix=suffix) for suffix in ("_rfs", "")]
+    try:
+        path = config_file(names[args.sampler != "rfs"])
+    except FileNotFoundError:  # a size may have one config for both samplers
+        path = config_file(names[1])
+    cfg = load_config(path)
+    cfg.DATALOADER.SAMPLER_TRAIN = SAMPLERS[args.sampler]
+    # Statistics and evaluation are phases of their own.
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    cfg.OUTPUT_DIR, cfg.SEED = str(output), args.seed
+    cfg.freeze()
+    return cfg, Path(path).name

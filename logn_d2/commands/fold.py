@@ -1,0 +1,283 @@
+"""A checkpoint with the calibration in its weights, from a command line."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from detectron2.structures import Instances, pairwise_iou
+from torch import Tensor, nn
+
+from ..core import AffineCalibration
+from ..engine import load_config, short_errors
+from ..engine.checkpoint import load_weights
+from ..engine.checks import check_classes
+from ..engine.statistics import without_calibration
+from ..errors import MissingFileError, UserError
+from ..files import atomic_write
+from ..modeling import (
+    LogitRecorder,
+    attach,
+    calibrations_from_config,
+    find_box_predictors,
+    fold,
+    parts_of_logn_d2,
+    plain_config,
+    predictor_fingerprint,
+)
+from ..modeling.box_predictors import classifier_reader
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Boxes of two models that overlap more are the same box, but for rounding.
+SAME_BOX = 0.999
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fold, compare, write; returns the exit status."""
+    with short_errors():
+        cfg = setup(args)
+        model = load_model(cfg, cfg.MODEL.WEIGHTS)
+        attach(model, calibrations_for(cfg, model))
+        plain_cfg, folded = fold_copy(cfg, model)
+        images = read_images(cfg, args.images, args.num_images)
+        difference = compare(model, folded, images, cfg)
+        print(difference)
+        difference.check(args.tolerance)
+        write(folded, plain_cfg, Path(args.output))
+    return 0
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line; data sets are registered."""
+    cfg = load_config(args.config_file, args.overrides)
+    cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
+    cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION or "logn"
+    check_classes(cfg)
+    return cfg
+
+
+def load_model(cfg: CfgNode, weights: str) -> nn.Module:
+    """The uncalibrated model.
+
+    Raises:
+        ValueError: the checkpoint can't be read, or is another model's.
+    """
+    model = build_model(without_calibration(cfg)).eval()
+    load_weights(model, weights, cfg.OUTPUT_DIR, resume=False)
+    return model
+
+
+def calibrations_for(cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
+    """One calibration for each box predictor of the model.
+
+    Raises:
+        StatisticsError: the statistics are another model's, or of other weights.
+    """
+    predictors = find_box_predictors(model)
+    calibrations, statistics = calibrations_from_config(
+        cfg, len(predictors), [classifier_reader(predictor) for predictor in predictors]
+    )
+    if statistics is not None:
+        statistics.check(
+            num_classes=statistics.num_classes,
+            num_stages=len(predictors),
+            fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
+        )
+    return calibrations
+
+
+def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """What is going to be written: the config, and the model that it and the weights make."""
+    folded = fold(copy.deepcopy(model))
+    plain_cfg = plain_config(cfg, folded)
+    plain = build_model(plain_cfg).eval()
+    plain.load_state_dict(folded.state_dict())
+    return plain_cfg, plain
+
+
+def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, Any]]:
+    """Inputs for the model, resized as at test.
+
+    Args:
+        cfg (CfgNode): INPUT decides the size, DATASETS.TEST the images if ``source`` is None.
+        source (str): a folder or the name of a registered data set.
+        count (int): at most so many.
+
+    Raises:
+        FileNotFoundError: there are no images.
+    """
+    files = _image_files([source] if source else cfg.DATASETS.TEST)
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    inputs = []
+    for file in itertools.islice(files, count):
+        image = read_image(file, format=cfg.INPUT.FORMAT)
+        height, width = image.shape[:2]
+        resized = resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        inputs.append({"image": tensor, "height": height, "width": width, "file_name": file})
+    if not inputs:
+        raise MissingFileError(
+            f"There are no images in {source or 'the data sets of DATASETS.TEST'} to compare "
+            "detections on. Give --images FOLDER."
+        )
+    return inputs
+
+
+def _image_files(sources: Sequence[str]) -> Iterator[str]:
+    for source in sources:
+        if os.path.isdir(source):
+            yield from (
+                str(path)
+                for path in sorted(Path(source).iterdir())
+                if path.suffix.lower() in IMAGE_SUFFIXES
+            )
+        elif source in DatasetCatalog.list():
+            yield from (record["file_name"] for record in DatasetCatalog.get(source))
+        else:
+            raise MissingFileError(
+                f"'{source}' is neither a folder nor a registered data set. Give --images FOLDER."
+            )
+
+
+@dataclass
+class Difference:
+    """How far the folded model is from the calibrated one.
+
+    Attributes:
+        images (int): compared.
+        rois (int): RoIs compared, over all cascade stages.
+        scores (float): largest difference of a class probability of a RoI.
+        detections (int): of the calibrated model.
+        one_sided (int): detections that only one of the models has.
+        detection_scores (float): largest difference of a detection's score; for a one-sided
+            detection, how much its score would have to change for both to have it or not.
+    """
+
+    images: int = 0
+    rois: int = 0
+    scores: float = 0.0
+    detections: int = 0
+    one_sided: int = 0
+    detection_scores: float = 0.0
+
+    def __str__(self) -> str:
+        rows = [
+            ("images", f"{self.images}"),
+            ("RoIs, all stages", f"{self.rois}"),
+            ("largest difference of class probabilities", f"{self.scores:.2e}"),
+            ("detections", f"{self.detections}"),
+            ("detections of one model only", f"{self.one_sided}"),
+            ("largest difference of detection scores", f"{self.detection_scores:.2e}"),
+        ]
+        head = [("folded against calibrated", "value"), ("-" * 41, "-" * 7 + ":")]
+        return "\n".join(f"| {name:41} | {value:>8} |" for name, value in [*head, *rows])
+
+    def check(self, tolerance: float) -> None:
+        """Raises ValueError if the models do not agree, or if nothing was compared."""
+        if self.rois == 0:
+            raise UserError("The images have no proposals, so nothing was compared. Give others.")
+        largest = max(self.scores, self.detection_scores)
+        if not largest <= tolerance:  # NaN is no agreement
+            raise UserError(
+                f"The folded model's scores differ from the calibrated one's by {largest:.2e}, "
+                f"more than --tolerance {tolerance:g}. Nothing was written. A predictor that "
+                "changes the logits behind its cls_score can't be folded: attach the calibration."
+            )
+
+
+@torch.no_grad()
+def compare(
+    calibrated: nn.Module, folded: nn.Module, inputs: Sequence[dict[str, Any]], cfg: CfgNode
+) -> Difference:
+    """Runs both models on the images.
+
+    Raises:
+        ValueError: the models have other proposals for an image.
+    """
+    difference = Difference(images=len(inputs))
+    for image in inputs:
+        for mine, theirs in zip(*(_stage_probs(m, image) for m in (calibrated, folded))):
+            if mine.shape != theirs.shape:
+                raise UserError(
+                    f"The models have {len(mine)} and {len(theirs)} RoIs on {image['file_name']}: "
+                    "their proposals are not reproducible, so they can't be compared."
+                )
+            difference.rois += len(mine)
+            difference.scores = _larger(difference.scores, (mine - theirs).abs())
+        mine, theirs = (model([image])[0]["instances"] for model in (calibrated, folded))
+        changes = [_score_changes(mine, theirs, cfg), _score_changes(theirs, mine, cfg)]
+        difference.detections += len(mine)
+        for matched, change in changes:
+            difference.one_sided += int((~matched).sum())
+            difference.detection_scores = _larger(difference.detection_scores, change)
+    return difference
+
+
+def _stage_probs(model: nn.Module, image: dict[str, Any]) -> list[Tensor]:
+    """S tensors (R, K + 1) of class probabilities, each stage's own."""
+    stages = LogitRecorder(model, "proposals")([image]).stages
+    return [torch.cat(list(s.predictor.predict_probs(s.predictions, s.proposals))) for s in stages]
+
+
+def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Tensor, Tensor]:
+    """For each of N detections whether the other model has it, and how far their scores are apart.
+
+    A detection is missing without fault where its score is next to that of another detection of
+    its class, which can suppress it, or next to the limit below which none is kept.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N,) bool, and (N,) difference of scores.
+    """
+    full = len(theirs) >= cfg.TEST.DETECTIONS_PER_IMAGE > 0
+    limit = theirs.scores.min() if full else cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    to_limit = (mine.scores - limit).clamp(min=0)
+    if len(mine) == 0 or len(theirs) == 0:
+        return torch.zeros_like(to_limit, dtype=torch.bool), to_limit
+    apart = (mine.scores[:, None] - theirs.scores).abs()
+    same_class = mine.pred_classes[:, None] == theirs.pred_classes
+    same = same_class & (pairwise_iou(mine.pred_boxes, theirs.pred_boxes) >= SAME_BOX)
+    matched = same.any(dim=1)
+    to_same = apart.masked_fill(~same, torch.inf).amin(dim=1)
+    to_class = apart.masked_fill(~same_class, torch.inf).amin(dim=1)
+    return matched, torch.where(matched, to_same, torch.minimum(to_class, to_limit))
+
+
+def _larger(largest: float, values: Tensor) -> float:
+    """The maximum; NaN if there is one."""
+    return float(torch.cat([values.flatten().cpu(), torch.tensor([largest])]).max())
+
+
+def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
+    """Writes ``output`` and the config beside it."""
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    with atomic_write(output) as temporary:
+        torch.save({"model": state}, temporary)
+    cfg.MODEL.WEIGHTS = str(output)
+    with atomic_write(config_path(output)) as temporary:
+        temporary.write_text(cfg.dump())
+    print(f"Wrote {output} and {config_path(output)}.")
+    parts = parts_of_logn_d2(model)
+    if parts:
+        print(
+            f"They need logn_d2 for: {', '.join(parts)}. Call logn_d2.add_logn_config(cfg) before "
+            "the config is read."
+        )
+    else:
+        print("They need no logn_d2.")
+
+
+def config_path(output: Path) -> Path:
+    """Where the config goes."""
+    return output.with_suffix(".yaml")

@@ -1,0 +1,156 @@
+"""Train, collect, evaluate: from a command line to the processes that do it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..engine import (
+    check_collection,
+    check_evaluation,
+    check_training,
+    launch,
+    load_config,
+    run_collection,
+    run_evaluation,
+    run_training,
+    short_errors,
+    statistics_path,
+)
+from ..engine.launch import started_processes
+from ..errors import UserError
+
+__all__ = ["Job", "num_processes", "run"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do, and with which settings; every process gets it.
+
+    Attributes:
+        verb (str): "train", "collect" or "evaluate".
+        config_file (str): of the model.
+        opts (Sequence[str]): KEY VALUE pairs.
+        output (str): statistics file to write, "" for the config's.
+        stats (str): statistics file to calibrate with.
+        calibration (str): in its written form.
+        dataset (str): registered name to evaluate on.
+        stop_at (float): standard error that ends a statistics pass; None for the config's.
+        resume (bool): continue what was interrupted.
+        num_gpus, num_processes, num_machines, machine_rank, dist_url: see `launch`.
+    """
+
+    verb: str
+    config_file: str
+    opts: Sequence[str] = ()
+    output: str = ""
+    stats: str = ""
+    calibration: str = ""
+    dataset: str = ""
+    stop_at: float | None = None
+    resume: bool = False
+    num_gpus: int = 1
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+    @classmethod
+    def from_args(cls, verb: str, args: argparse.Namespace, opts: Sequence[str]) -> Job:
+        """The job of a command line; options that a command lacks keep their defaults."""
+        given = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
+        return cls(**{**given, "verb": verb, "opts": tuple(opts)})
+
+    def setup(self) -> CfgNode:
+        """The config; data sets are registered."""
+        cfg = load_config(self.config_file, self.opts)
+        if self.stats:
+            cfg.MODEL.LOGN.STATISTICS = self.stats
+        if self.calibration:
+            cfg.MODEL.LOGN.CALIBRATION = self.calibration
+        if self.dataset:
+            cfg.DATASETS.TEST = (self.dataset,)
+        if self.stop_at is not None:
+            cfg.MODEL.LOGN.COLLECT.STOP_AT = self.stop_at
+        cfg.freeze()
+        return cfg
+
+    def check(self, cfg: CfgNode, world_size: int) -> None:
+        """Finds mistakes before processes start."""
+        if self.verb == "collect":
+            check_collection(cfg, self.output or statistics_path(cfg))
+        elif self.verb == "evaluate":
+            check_evaluation(cfg)
+        else:
+            check_training(cfg, world_size)
+
+
+def work(job: Job) -> None:
+    """What every process does."""
+    with short_errors():
+        cfg = job.setup()
+    with short_errors(os.path.join(cfg.OUTPUT_DIR, "log.txt")):
+        # Its "eval_only" keeps cudnn from trying algorithms for each new size of an image.
+        default_setup(
+            cfg,
+            argparse.Namespace(config_file=job.config_file, eval_only=job.verb != "train"),
+        )
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="logn_d2")
+        # Weights that were named on the command line are the ones that are meant.
+        last_checkpoint = job.resume and "MODEL.WEIGHTS" not in job.opts
+        if job.verb == "collect":
+            path = job.output or statistics_path(cfg)
+            run_collection(cfg, path, last_checkpoint=last_checkpoint, resume=job.resume)
+        elif job.verb == "evaluate":
+            run_evaluation(cfg, last_checkpoint=last_checkpoint, resume=job.resume)
+        else:
+            run_training(cfg, resume=job.resume)
+
+
+def num_processes(device: str, num_gpus: int, num_processes: int) -> int:
+    """Processes to start on this machine.
+
+    Raises:
+        ValueError: more than there are devices, or an option that is for another device.
+    """
+    if device == "cpu":
+        if num_gpus > 1:
+            raise UserError(
+                f"--num-gpus is {num_gpus}, but this runs on the CPU, since there is no CUDA "
+                "device or MODEL.DEVICE is cpu. Give --num-processes for the CPU."
+            )
+        if not torch.cuda.is_available():
+            print(f"No CUDA device: running on the CPU, processes: {num_processes}", flush=True)
+        return num_processes
+    if num_processes != 1:
+        raise UserError("--num-processes is for the CPU (MODEL.DEVICE cpu); use --num-gpus.")
+    if num_gpus > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"--num-gpus is {num_gpus}, but CUDA devices: {found}.")
+    return num_gpus
+
+
+def run(job: Job) -> int:
+    """Checks, then starts the processes; returns the exit status."""
+    with short_errors():
+        cfg = job.setup()
+        here = num_processes(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)
+        job.check(cfg, started_processes() or here * job.num_machines)
+        launch(
+            work,
+            here,
+            device=cfg.MODEL.DEVICE,
+            num_machines=job.num_machines,
+            machine_rank=job.machine_rank,
+            dist_url=job.dist_url,
+            args=(job,),
+        )
+    return 0

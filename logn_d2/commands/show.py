@@ -1,0 +1,274 @@
+"""Detections before and after calibration, of images, a video or a camera."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tqdm import tqdm
+
+from ..engine import load_config, short_errors
+from ..engine.show import SideBySide, check_comparison
+from ..errors import MissingFileError, UserError
+from ..files import atomic_write
+from ..pictures.before_after import Shown
+
+WINDOW = "before and after calibration (q ends)"
+READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+WEBCAM_FPS = 10.0
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line; what it says of calibration holds where we say nothing."""
+    cfg = load_config(args.config_file, args.overrides)
+    cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
+    cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION
+    return cfg
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files that are meant.
+
+    Args:
+        inputs (Sequence[str]): files, patterns, or folders, of which all images are taken.
+
+    Raises:
+        FileNotFoundError: there is nothing of a name, or no image in a folder.
+        ValueError: a file is no image.
+    """
+    found: list[Path] = []
+    for name in inputs:
+        paths = (
+            [Path(name)] if os.path.exists(name) else map(Path, glob.glob(os.path.expanduser(name)))
+        )
+        files = [file for path in sorted(paths) for file in _images_at(path)]
+        if not files:
+            raise MissingFileError(f"There is no image at '{name}'. Give files or a folder.")
+        found += files
+    for path in found:
+        try:
+            with Image.open(path):
+                pass
+        except OSError as error:
+            raise UserError(f"{path} is no image that can be read ({error}).") from error
+    return found
+
+
+def _images_at(path: Path) -> list[Path]:
+    """The file itself, or what looks like an image in a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in READABLE)
+
+
+def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None]:
+    """Where the picture of each image goes.
+
+    Raises:
+        ValueError: two pictures would have one name, or a picture that of an image.
+    """
+    if not output:
+        return [None] * len(images)
+    names_file = len(images) == 1 and Path(output).suffix and not os.path.isdir(output)
+    if names_file and Path(output).suffix.lower() not in READABLE:
+        raise UserError(f"--output {output} is neither a folder nor one of {sorted(READABLE)}.")
+    paths = [Path(output)] if names_file else [Path(output, image.name) for image in images]
+    # What can be read can not always be written.
+    paths = [p if p.suffix.lower() in READABLE else p.with_suffix(".png") for p in paths]
+    taken = {path.resolve() for path in images}
+    if len(set(paths)) < len(paths) or any(path.resolve() in taken for path in paths):
+        raise UserError(
+            f"Pictures in {output} would overwrite each other or their images. Choose another "
+            "--output, and one call for each folder of images."
+        )
+    return paths
+
+
+def show_images(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
+    """Draws images, one picture each."""
+    images = find_images(args.input)
+    paths = output_paths(images, args.output)
+    draw = SideBySide(cfg, shown)
+    written = 0
+    for image, path in tqdm(list(zip(images, paths)), unit="image", disable=len(images) == 1):
+        picture = draw(read_image(str(image), "RGB"))
+        if path is not None:
+            with atomic_write(path) as temporary:
+                kind = Image.registered_extensions()[path.suffix.lower()]
+                Image.fromarray(picture).save(temporary, format=kind)
+            written += 1
+        if args.show and _shown_in_window(picture, wait_ms=0):
+            break
+    if args.output:
+        print(f"Wrote {written} pictures to {args.output}")
+
+
+def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
+    """Draws the frames of a video or camera into an mp4 file, a window, or both."""
+    source = 0 if args.webcam else args.video_input
+    if not args.webcam and not os.path.isfile(source):
+        raise MissingFileError(f"There is no video {source}.")
+    path = video_path(args.output, "webcam" if args.webcam else source)
+    capture = cv2.VideoCapture(source)
+    try:
+        if not capture.isOpened():
+            what = "The camera can't be opened" if args.webcam else f"{source} is no video"
+            raise UserError(f"{what} that OpenCV can read. Check it, or use --input with images.")
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        if args.webcam or not 0 < rate < 1000:
+            rate = WEBCAM_FPS
+        total = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) or None
+        draw = SideBySide(cfg, shown)
+        frames = tqdm(_frames(capture), total=None if args.webcam else total, unit="frame")
+        with Mp4(path, rate) if path else contextlib.nullcontext() as video:
+            number = _draw_frames(frames, draw, video, args)
+    finally:
+        capture.release()
+    if number == 0:
+        what = "The camera gives no frames; is it in use?" if args.webcam else f"{source} is empty."
+        raise UserError(f"{what} There is nothing to show.")
+    if path:
+        print(f"Wrote {number} frames to {path}")
+
+
+def video_path(output: str | None, source: str) -> Path | None:
+    """The mp4 file of a video; None where none is asked for.
+
+    Raises:
+        ValueError: another kind of file, or the video itself.
+    """
+    if not output:
+        return None
+    path = Path(output)
+    if path.is_dir() or not path.suffix:
+        path = path / f"{Path(source).stem}.mp4"
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"--output {output} is no mp4 file. Name it *.mp4, or give a folder.")
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise UserError(f"--output {output} is the video itself. Choose another name.")
+    return path
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 RGB, up to the end or to a frame that can't be read."""
+    while True:
+        read, frame = capture.read()
+        if not read:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def _draw_frames(
+    frames: Iterable[np.ndarray], draw: SideBySide, video: Mp4 | None, args: argparse.Namespace
+) -> int:
+    """Draws until the frames end or somebody ends it; returns how many were drawn."""
+    number = 0
+    # For a camera Ctrl-C is the way to end.
+    with contextlib.suppress(*([KeyboardInterrupt] if args.webcam else [])):
+        for frame in frames:
+            picture = draw(frame)
+            if video is not None:
+                video.write(picture)
+            number += 1
+            if args.show and _shown_in_window(picture, wait_ms=1):
+                break
+    return number
+
+
+class Mp4:
+    """An mp4 file that is whole or not there; a context manager.
+
+    Args:
+        path (Path): the file; missing folders are made.
+        rate (float): pictures a second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path = path
+        self._rate = rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> Mp4:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # OpenCV knows the form of a video by its name, so that the temporary one ends alike.
+        self._folder = tempfile.TemporaryDirectory(prefix=".video-", dir=self._path.parent)
+        self._temporary = os.path.join(self._folder.name, "video.mp4")
+        return self
+
+    def write(self, picture: np.ndarray) -> None:
+        """Adds a picture, uint8 RGB; all have one size.
+
+        Raises:
+            OSError: this OpenCV can't write mp4 files.
+        """
+        if self._writer is None:
+            size = (picture.shape[1], picture.shape[0])
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(self._temporary, code, self._rate, size)
+            if not self._writer.isOpened():
+                raise OSError(
+                    "This OpenCV can't write mp4 files: it was built without FFmpeg. Install "
+                    "opencv-python with pip, or use --input with single frames."
+                )
+        self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            if kind is None:
+                os.replace(self._temporary, self._path)
+        self._folder.cleanup()
+
+
+def check_window() -> None:
+    """Opens the window.
+
+    Raises:
+        ValueError: there is no screen, or OpenCV has no windows.
+    """
+    hint = "Leave --show out and give --output."
+    # Asked first, since Qt ends the process where it finds none.
+    named = {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+    if sys.platform.startswith("linux") and not named:
+        raise UserError(f"--show needs a screen, and DISPLAY is not set. {hint}")
+    try:
+        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
+    except cv2.error as error:
+        raise UserError(
+            f"--show needs an OpenCV with windows; opencv-python-headless has none. {hint}"
+        ) from error
+
+
+def _shown_in_window(picture: np.ndarray, wait_ms: int) -> bool:
+    """Shows a picture, until a key is pressed if ``wait_ms`` is 0; True if q or Escape was."""
+    cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return cv2.waitKey(wait_ms) & 0xFF in (ord("q"), 27)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws what is asked for; returns the exit status."""
+    with short_errors():
+        setup_logger(name="logn_d2")
+        cfg = setup(args)
+        check_comparison(cfg)
+        if args.show:
+            check_window()
+        shown = Shown(
+            args.confidence_threshold,
+            args.calibrated_threshold,
+            one_per_place=not args.overlapping,
+        )
+        (show_images if args.input else show_video)(args, cfg, shown)
+    return 0

@@ -1,0 +1,244 @@
+"""Sweep over calibrations from a command line: the network or stored outputs, results, table."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import Tensor
+
+from ..analysis import format_table
+from ..core import AffineCalibration, expand_grid, stage_calibrations
+from ..data import class_counts
+from ..data.loader import build_evaluation_loader
+from ..engine import launch, load_config, short_errors
+from ..engine.checkpoint import load_weights
+from ..engine.checks import (
+    check_calibration,
+    check_classes,
+    check_datasets,
+    check_output_folder,
+    check_statistics,
+    check_weights,
+)
+from ..engine.evaluation import read_ground_truth
+from ..engine.experiments import has_begun
+from ..engine.statistics import without_calibration
+from ..errors import UserError
+from ..files import atomic_write
+from ..modeling.box_predictors import (
+    classifier_reader,
+    find_box_predictors,
+    predictor_fingerprint,
+)
+from ..passes.resume import deciding_settings
+from ..report import ResultRow, Results
+from ..report.provenance import commit, machine, versions
+from ..sweeps import (
+    StoredPredictions,
+    SweepPredictions,
+    best_of_grid,
+    evaluate_sweep,
+    sweep,
+    sweep_stored,
+)
+from .run import num_processes
+
+logger = logging.getLogger("logn_d2.sweep")
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+BASELINE = "uncalibrated"
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line; data sets are registered."""
+    cfg = load_config(args.config_file, args.overrides)
+    if args.dataset:
+        cfg.DATASETS.TEST = (args.dataset,)
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a data set with --dataset.")
+    cfg.freeze()
+    return without_calibration(cfg)
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Finds mistakes before processes start."""
+    for text in args.calibrations:
+        check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(args.stats))
+    datasets = [*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])]
+    check_datasets(datasets)
+    check_classes(cfg, datasets)
+    check_output_folder(args.output)
+    if args.predictions:
+        stored = StoredPredictions.load(args.predictions)
+        truth = read_ground_truth(cfg.DATASETS.TEST[0])
+        stored.check(truth)
+    else:
+        check_weights(cfg.MODEL.WEIGHTS)
+    if args.save_predictions:
+        check_output_folder(args.save_predictions)
+    if args.stats:
+        check_statistics(cfg, args.stats)
+
+
+def make_calibrations(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    fingerprints: Sequence[Tensor | None],
+    classifiers: Sequence[Callable[[], tuple[Tensor, Tensor | None]]] | None = None,
+) -> dict[str, list[AffineCalibration]]:
+    """Name -> one calibration for each box predictor, of which these things are known."""
+    num_classes, num_stages = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(fingerprints)
+    statistics = check_statistics(cfg, args.stats) if args.stats else None
+    if statistics is not None:
+        statistics.check(num_classes=num_classes, num_stages=num_stages, fingerprints=fingerprints)
+    # Counting the classes of LVIS takes a while, and most calibrations do not need it.
+    counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
+    return {
+        text: stage_calibrations(
+            text,
+            num_classes=num_classes,
+            num_stages=num_stages,
+            statistics=statistics,
+            counts=counts,
+            classifiers=classifiers,
+        )
+        for text in args.calibrations
+    }
+
+
+class NetworkSweep:
+    """Sweeps with the network."""
+
+    def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
+        self._cfg, self._args = cfg, args
+        self._model = build_model(cfg)
+        weights = load_weights(self._model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        self.provenance = {"weights": weights}
+        predictors = find_box_predictors(self._model)
+        fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
+        classifiers = [classifier_reader(predictor) for predictor in predictors]
+        self._calibrations = make_calibrations(cfg, args, fingerprints, classifiers)
+
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
+        """Predictions for a data set, which go to a folder."""
+        return sweep(
+            self._model,
+            lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
+            self._calibrations,
+            average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
+            ground_truth=read_ground_truth(dataset),
+            output_dir=folder,
+            resume=self._args.resume,
+            overwrite=self._args.overwrite,
+            settings=deciding_settings(self._cfg),
+            store=store,
+            max_boxes=self._args.max_boxes,
+            store_info={"data set": dataset, **self.provenance},
+        )
+
+
+class StoredSweep:
+    """Sweeps over stored predictions."""
+
+    def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
+        self._stored = StoredPredictions.load(args.predictions)
+        self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
+        self._overwrite = args.overwrite
+        self.provenance = {**self._stored.info, "predictions": args.predictions}
+        known = (self._stored.fingerprints, self._stored.classifiers())
+        self._calibrations = make_calibrations(cfg, args, *known)
+
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
+        """Predictions for a data set, which go to a folder."""
+        return sweep_stored(
+            self._stored,
+            self._calibrations,
+            average=self._average,
+            ground_truth=read_ground_truth(dataset),
+            output_dir=folder,
+            overwrite=self._overwrite,
+            device=self._device,
+        )
+
+
+def work(args: argparse.Namespace) -> None:
+    """What every process does."""
+    with short_errors():
+        for name in ("detectron2", "logn_d2"):
+            setup_logger(args.output, distributed_rank=comm.get_rank(), name=name)
+        cfg = setup(args)
+        dataset = cfg.DATASETS.TEST[0]
+        find = (StoredSweep if args.predictions else NetworkSweep)(cfg, args)
+        chosen_on = args.choose_on or dataset
+        others = None
+        if args.choose_on and args.grids:
+            others = find(args.choose_on, os.path.join(args.output, "sweep_to_choose"))
+        predictions = find(dataset, os.path.join(args.output, "sweep"), args.save_predictions)
+        if not comm.is_main_process():
+            return
+        keep_config(cfg, Path(args.output))
+        metrics = evaluate_sweep(predictions, read_ground_truth(dataset, cfg.DATASETS.TRAIN))
+        chooses = metrics
+        if others is not None:
+            chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))
+        chosen = [best_of_grid(chooses, members) for members in args.grids]
+        provenance = {
+            "data set": dataset,
+            "statistics": args.stats,
+            "machine": machine(),
+            "versions": versions(),
+            "commit": commit(),
+            **find.provenance,
+            **({"chosen": chosen, "chosen on": chosen_on} if chosen else {}),
+        }
+        save(metrics, provenance, os.path.join(args.output, "results.json"))
+        print(format_table(metrics, chosen))
+        if chosen:
+            print(f"\n* best box AP of its grid on {chosen_on}")
+            if others is None:
+                print(
+                    "  These are the images that it is evaluated on, so its figures promise too "
+                    "much.\n  Choose on others with --choose-on DATASET."
+                )
+
+
+def keep_config(cfg: CfgNode, folder: Path) -> None:
+    """Writes the config for the report, unless the folder is a training's, which has its own."""
+    if not has_begun(folder):
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump())
+
+
+def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
+    """Writes what the report is made from: tasks that all calibrations were evaluated for."""
+    common = set.intersection(*(set(by_task) for by_task in metrics.values()))
+    rows = tuple(
+        ResultRow(name, {task: value for task, value in by_task.items() if task in common})
+        for name, by_task in metrics.items()
+    )
+    Results(rows, provenance).save(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, then starts the processes; returns the exit status."""
+    with short_errors():
+        expanded = [expand_grid(text) for text in args.calibrations]
+        args.grids = [members for members in expanded if len(members) > 1]
+        args.calibrations = list(dict.fromkeys([BASELINE, *itertools.chain(*expanded)]))
+        cfg = setup(args)
+        check(cfg, args)
+        here = num_processes(cfg.MODEL.DEVICE, args.num_gpus, args.num_processes)
+        launch(work, here, device=cfg.MODEL.DEVICE, args=(args,))
+    return 0

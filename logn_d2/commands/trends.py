@@ -1,0 +1,119 @@
+"""How logit statistics depend on the training images of each class.
+
+Shapes: K foreground classes, L of them usable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from ..analysis import format_spread
+from ..core import LogitStatistics, StageStatistics, frequency_groups
+from ..core.affine import foreground_columns
+from ..data import class_counts
+from ..engine import short_errors
+from ..engine.experiments import run_config
+from ..errors import MissingFileError
+from ..report.numbers import spearman
+
+# What a row is of: classifier, sampler, and stage of a cascade.
+Kind = tuple[str, str, int]
+Trend = Mapping[str, float]
+
+COLUMNS = {
+    "rho of mean": "Spearman's rank correlation of mean logit and training images",
+    "rho of std": "the same of the logit's standard deviation",
+    "mean f - r": "mean logit of the frequent classes less that of the rare ones",
+    "std f / r": "their standard deviations, one divided by the other",
+    "min - mean": "LogN's beta less the mean of all mean logits: how far it lowers the foreground",
+}
+
+
+def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "last") -> Trend:
+    """How logit statistics go with the number of training images.
+
+    Args:
+        stage (StageStatistics): of one classifier.
+        image_count (ndarray): (K,) training images of each class.
+        background (str): where the background column is, see `LogitStatistics`.
+
+    Returns:
+        Mapping: each of `COLUMNS` -> its value over the L usable classes; NaN where there are no
+        such classes, or no order among them.
+    """
+    foreground = foreground_columns(background)
+    usable = stage.usable[foreground].numpy()
+    mean, std = (each[foreground].numpy()[usable] for each in (stage.mean, stage.std))
+    count = np.asarray(image_count)[usable]
+    groups = frequency_groups(count)
+    rare, frequent = groups == "r", groups == "f"
+    values = [spearman(count, mean), spearman(count, std), math.nan, math.nan, math.nan]
+    if rare.any() and frequent.any():
+        values[2] = mean[frequent].mean() - mean[rare].mean()
+        values[3] = std[frequent].mean() / std[rare].mean()
+    if len(mean):
+        values[4] = mean.min() - mean.mean()
+    return dict(zip(COLUMNS, map(float, values)))
+
+
+def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
+    """The trends of each stage of a run.
+
+    Raises:
+        FileNotFoundError: no finished training, or no statistics.
+        StatisticsError: statistics of other classes than the training set's.
+    """
+    cfg, path = run_config(run), run / file
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} does not exist. Gather the statistics: logn collect --config-file "
+            f"{run}/config.yaml --weights {run}/model_final.pth --output {path}"
+        )
+    statistics = LogitStatistics.load(path)
+    counts = _counts(tuple(cfg.DATASETS.TRAIN))
+    statistics.check(
+        num_classes=len(counts.class_names),
+        num_stages=len(statistics.stages),
+        class_names=counts.class_names,
+    )
+    return {
+        (*_kind(cfg), index): trend(stage, counts.image_count, statistics.background)
+        for index, stage in enumerate(statistics.stages)
+    }
+
+
+def table(runs: Sequence[Mapping[Kind, Trend]]) -> str:
+    """A Markdown table with a row for each kind, over all runs that are of it."""
+    kinds = sorted({kind for run in runs for kind in run})
+    lines = []
+    for kind in kinds:
+        found = [run[kind] for run in runs if kind in run]
+        cells = [format_spread([each[name] for each in found], digits=2) for name in COLUMNS]
+        lines.append([*kind, len(found), *cells])
+    head = ["classifier", "sampler", "stage", "runs", *COLUMNS]
+    align = ["left", "left", *["right"] * (len(head) - 2)]
+    return tabulate(lines, head, "pipe", colalign=align, disable_numparse=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table and the meaning of its columns; returns the exit status."""
+    with short_errors():
+        text = table([trends_of(run, args.file) for run in args.runs])
+    print(text, "", *(f"- {name}: {what}" for name, what in COLUMNS.items()), sep="\n")
+    return 0
+
+
+def _kind(cfg: CfgNode) -> tuple[str, str]:
+    return cfg.MODEL.LOGN.CLASSIFIER, cfg.DATALOADER.SAMPLER_TRAIN
+
+
+# Runs that are compared have the same training set, and that of LVIS takes a while to read.
+_counts = functools.cache(class_counts)

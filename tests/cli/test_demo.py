@@ -1,0 +1,203 @@
+"""The demo from its command line to its report, and what it does when it is called again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from logn_d2.commands import demo, demo_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def _demo(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the demo as a person does, with its data set and output below ``root``."""
+    command = [sys.executable, "-m", "logn_d2", "demo", "--size", "tiny"]
+    command += ["--output", str(root / "output")]
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "DETECTRON2_DATASETS": str(root / "datasets")},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished run, and what it printed."""
+    root = tmp_path_factory.mktemp("demo")
+    process = _demo(root)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return root, process.stdout
+
+
+@pytest.mark.slow
+def test_one_command_ends_with_a_table_and_a_report(
+    finished: tuple[Path, str], modules: tuple[ModuleType, ModuleType]
+) -> None:
+    root, printed = finished
+    for number, phase in enumerate(("draw", "train", "collect", "evaluate", "report"), start=1):
+        assert f"[{number}/5] {phase}: done in" in printed
+    results = json.loads((root / "output/results.json").read_text())
+    calibrations = [row["calibration"] for row in results["rows"]]
+    assert calibrations == list(modules[0].CALIBRATIONS)
+    for row in results["rows"]:
+        for task in ("bbox", "segm"):
+            assert {"AP", "AP50", "AP75", "APr", "APc", "APf"} <= set(row[task])
+            assert f"{row[task]['AP']:.1f}" in printed
+    page = (root / "output/report.html").read_text()
+    assert "Images before and after" in page and "class prior" in page
+    assert "LogN against Uncalibrated, boxes: " in printed
+    assert str(root / "output/report.html") in printed
+
+
+@pytest.mark.slow
+def test_results_say_where_they_come_from(finished: tuple[Path, str]) -> None:
+    provenance = json.loads((finished[0] / "output/results.json").read_text())["provenance"]
+    assert provenance["seed"] == 0 and provenance["size"] == "tiny"
+    assert provenance["config"].startswith("glyphs_tiny")
+    assert set(provenance["seconds"]) >= {"draw", "train", "collect"}
+    assert provenance["statistics"]["images"] >= 40
+    assert provenance["machine"]["cores"] >= 1
+    assert {"torch", "detectron2", "logn_d2"} <= set(provenance["versions"])
+    assert len(provenance["dataset"]["sha256 of its SHA256SUMS"]) == 64
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (root / "output").rglob("*.*")}
+    process = _demo(root)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("done before") == 5 and "done in" not in process.stdout
+    del before[root / "output/log.txt"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "uncalibrated" in process.stdout
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """The two modules of the demo."""
+    # Other tests rely on what is registered.
+    monkeypatch.setattr(demo_run, "register_glyphs", lambda root: [])
+    return demo, demo_run
+
+
+def _arguments(output: Path, **changes: object) -> argparse.Namespace:
+    default = {"size": "tiny", "sampler": "rfs", "seed": 0, "output": output, "fresh": False}
+    return argparse.Namespace(**{**default, **changes})
+
+
+@pytest.fixture
+def phases(modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Phases that leave an empty file and a note of their name; the notes."""
+    demo, notes = modules[0], []
+
+    def phase(name: str) -> object:
+        def leaves(run: object) -> Path:
+            return run.output / f"{name}.done"
+
+        def work(run: object) -> None:
+            notes.append(name)
+            leaves(run).touch()
+
+        return demo.Phase(work, lambda run: name, leaves)
+
+    monkeypatch.setattr(demo, "PHASES", {name: phase(name) for name in demo.PHASES})
+    return notes
+
+
+def test_what_is_done_is_not_done_again(
+    modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
+) -> None:
+    demo, demo_run = modules
+    demo.run_phases(demo_run.open_run(_arguments(tmp_path)), None)
+    demo.run_phases(demo_run.open_run(_arguments(tmp_path)), None)
+    assert phases == ["draw", "train", "collect", "evaluate", "report"]
+
+
+def test_whatever_builds_on_a_lost_file_is_done_again(
+    modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
+) -> None:
+    demo, demo_run = modules
+    demo.run_phases(demo_run.open_run(_arguments(tmp_path)), None)
+    phases.clear()
+    (tmp_path / "collect.done").unlink()
+    demo.run_phases(demo_run.open_run(_arguments(tmp_path)), None)
+    assert phases == ["collect", "evaluate", "report"]
+
+
+def test_an_interrupted_phase_is_not_done_and_keeps_its_time(
+    modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
+) -> None:
+    demo, demo_run = modules
+    run = demo_run.open_run(_arguments(tmp_path))
+    with pytest.raises(KeyboardInterrupt), run.timed("draw"):
+        run.journal["phases"]["draw"]["seconds"] = 7.0
+        raise KeyboardInterrupt
+    (tmp_path / "draw.done").touch()
+    again = demo_run.open_run(_arguments(tmp_path))
+    assert not demo.is_done(again, "draw")
+    demo.run_phases(again, "draw")
+    assert phases == ["draw"] and demo.is_done(again, "draw")
+
+
+def test_a_single_phase_asks_for_those_before_it(
+    modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
+) -> None:
+    demo, demo_run = modules
+    run = demo_run.open_run(_arguments(tmp_path))
+    with pytest.raises(ValueError, match="'evaluate' needs 'draw'"):
+        demo.run_phases(run, "evaluate")
+    demo.run_phases(run, "draw")
+    assert phases == ["draw"]
+
+
+def test_the_report_is_made_anew_when_asked_for(
+    modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
+) -> None:
+    demo, demo_run = modules
+    run = demo_run.open_run(_arguments(tmp_path))
+    demo.run_phases(run, None)
+    phases.clear()
+    demo.run_phases(run, "report")
+    assert phases == ["report"]
+
+
+def test_two_runs_are_not_mixed(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    demo_run = modules[1]
+    demo_run.open_run(_arguments(tmp_path)).save_journal()
+    with pytest.raises(ValueError, match="seed 0, now 1.*--fresh"):
+        demo_run.open_run(_arguments(tmp_path, seed=1))
+    fresh = demo_run.open_run(_arguments(tmp_path, seed=1, fresh=True))
+    assert fresh.settings["seed"] == 1 and not fresh.journal["phases"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_something_else_is_left_alone(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path, fresh: bool
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not empty"):
+        modules[1].open_run(_arguments(tmp_path, fresh=fresh))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "rfs"])
+def test_every_sampler_has_a_config(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path, sampler: str
+) -> None:
+    for size in ("tiny", "demo"):
+        run = modules[1].open_run(_arguments(tmp_path / size, size=size, sampler=sampler))
+        assert modules[1].SAMPLERS[sampler] == run.cfg.DATALOADER.SAMPLER_TRAIN
+        assert run.train_set == f"lt_glyphs_{size}_train"

@@ -1,0 +1,82 @@
+"""`logn`: its commands, their help, and what stands twice so that help needs no heavy import."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from logn_d2.cli import main
+from logn_d2.cli.main import COMMANDS
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    code = f"""
+import contextlib, io, sys
+from logn_d2.cli import main
+for words in [[], *[[name] for name in {list(COMMANDS)}], ["stats", "import"], ["data", "draw"]]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        main([*words, "--help"])
+    assert text.getvalue().startswith("usage: "), words
+print(sorted({{"torch", "numpy", "detectron2", "cv2", "matplotlib"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_command_has_its_arguments_and_its_work() -> None:
+    for name in COMMANDS:
+        assert callable(importlib.import_module(f"logn_d2.cli.{name}").main)
+        work = "run" if name in ("train", "collect", "evaluate") else name
+        assert callable(importlib.import_module(f"logn_d2.commands.{work}").run)
+
+
+def test_what_help_says_equals_what_the_work_does() -> None:
+    from logn_d2.cli import ablate, demo, report, sweep
+    from logn_d2.commands.ablate import ABLATIONS
+    from logn_d2.commands.demo import PHASES, ROUGHLY
+    from logn_d2.commands.demo_run import SAMPLERS
+    from logn_d2.commands.sweep import BASELINE
+    from logn_d2.report import Settings
+
+    assert demo.SIZES == tuple(ROUGHLY) and demo.PHASES == tuple(PHASES)
+    assert set(SAMPLERS) == {"random", "rfs"} and sweep.BASELINE == BASELINE
+    assert all(name in ablate.__doc__ for name in ABLATIONS)
+    args, default = report.parse_args(["run", "--output", "page.html"]), Settings()
+    names = ("resamples", "seed", "max_dets", "score_threshold", "level")
+    assert [getattr(args, n) for n in names] == [getattr(default, n) for n in names]
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture) -> None:
+    assert main(["trian"]) == 2
+    assert "no command 'trian'. Known: train, collect," in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_without_a_traceback(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logn_d2.commands.trends.run", interrupted)
+    assert main(["trends", "run"]) == 130
+    assert "Interrupted." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["--weights", "w.pth"], ["MODEL.WEIGHTS", "w.pth"]),
+        (["SEED", "1", "--weights", "w"], ["SEED", "1", "MODEL.WEIGHTS", "w"]),
+        (["--output", "o", "SEED", "1"], ["SEED", "1", "OUTPUT_DIR", "o"]),
+    ],
+)
+def test_options_stand_for_config_keys(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], overrides: list[str]
+) -> None:
+    jobs = []
+    monkeypatch.setattr("logn_d2.commands.run.run", lambda job: jobs.append(job) or 0)
+    assert main(["evaluate", "--config-file", "c.yaml", *words, "--stats", "s"]) == 0
+    assert list(jobs[0].opts) == overrides and jobs[0].stats == "s"

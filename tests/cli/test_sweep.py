@@ -1,0 +1,271 @@
+"""The command compares calibrations, says what is wrong before long work, and can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from logn_d2.collection import collect_statistics
+from logn_d2.engine import load_config
+from logn_d2.report import Results, open_runs
+from logn_d2.sweeps import SweepPredictions
+
+from ..command import command
+from ..small_detectors import CLASS_NAMES, draw_images, small_config, small_model
+
+NAME = "sweep_tool_test_set"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    return command("sweep")
+
+
+def write_json(folder: Path) -> Path:
+    records = draw_images(folder, 4)
+    objects = [(r["image_id"], a) for r in records for a in r["annotations"]]
+    annotations = [
+        {
+            "id": index + 1,
+            "image_id": image_id,
+            "category_id": a["category_id"] + 1,
+            "bbox": [a["bbox"][0], a["bbox"][1], *np.subtract(a["bbox"][2:], a["bbox"][:2])],
+            "area": 100.0,
+            "segmentation": a["segmentation"],
+        }
+        for index, (image_id, a) in enumerate(objects)
+    ]
+    lists = {"neg_category_ids": [1, 2, 3, 4], "not_exhaustive_category_ids": []}
+    images = [
+        {"id": r["image_id"], "file_name": Path(r["file_name"]).name, "height": 48, "width": 64}
+        for r in records
+    ]
+    categories = [
+        {"id": k + 1, "name": n, "frequency": "fccr"[k]} for k, n in enumerate(CLASS_NAMES)
+    ]
+    content = {
+        "images": [{**image, **lists} for image in images],
+        "annotations": annotations,
+        "categories": categories,
+    }
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Config, weights, statistics and images."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = small_config("LogNROIHeads")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (NAME,)
+    cfg.MODEL.LOGN.DATASETS = [[NAME, str(write_json(folder)), str(folder)]]
+    cfg.OUTPUT_DIR = str(folder)
+    (folder / "config.yaml").write_text(cfg.dump())
+    model = small_model(cfg)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    images = [[{"image": torch.rand(3, 48, 64) * 255, "image_id": i}] for i in range(3)]
+    statistics = collect_statistics(
+        model, images, population="proposals", class_names=CLASS_NAMES, datasets=[NAME]
+    )
+    statistics.save(folder / "stats.safetensors")
+    yield folder
+    if NAME in DatasetCatalog.list():
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+def arguments(folder: Path, output: str, *more: str) -> list[str]:
+    return [
+        *("--config-file", f"{folder}/config.yaml", "--stats", f"{folder}/stats.safetensors"),
+        *("--calibrations", "logn", "norcal(gamma=0.6)", "logn", "auto"),
+        *("--output", f"{folder}/{output}"),
+        *more,
+        *("MODEL.WEIGHTS", f"{folder}/model.pth"),
+    ]
+
+
+def test_table_and_results_are_of_every_calibration(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tool.run(tool.parse_args(arguments(folder, "one"))) == 0
+    names = ["uncalibrated", "logn", "norcal(gamma=0.6)", "auto"]
+    table = capsys.readouterr().out.splitlines()[-len(names) :]
+    assert [line.split("|")[1].strip() for line in table] == names
+    results = Results.load(folder / "one" / "results.json")
+    assert [row.calibration for row in results.rows] == names
+    assert results.tasks == ("bbox", "segm")
+    assert results.provenance["weights"] == f"{folder}/model.pth"
+    scores = [SweepPredictions.load(folder / "one" / "sweep").detections(n).score for n in names]
+    assert not np.array_equal(scores[0], scores[1])
+
+    def fail(*args: object) -> None:
+        raise AssertionError("The network ran again.")
+
+    monkeypatch.setattr("logn_d2.modeling.recording.LogitRecorder.__call__", fail)
+    assert tool.run(tool.parse_args(arguments(folder, "one", "--resume"))) == 0
+    again = Results.load(folder / "one" / "results.json")
+    np.testing.assert_equal(again.to_dict(), results.to_dict())
+    (run, *_) = open_runs([str(folder / "one")])
+    assert run.folder.dataset == NAME and run.folder.train_sets == (NAME,)
+
+
+def test_config_of_a_training_in_the_same_folder_stays(tool: ModuleType, tmp_path: Path) -> None:
+    cfg = small_config("LogNROIHeads")
+    tool.keep_config(cfg, tmp_path)
+    assert load_config(tmp_path / "config.yaml").DATASETS == cfg.DATASETS
+    (tmp_path / "config.yaml").write_text("of a training")
+    tool.keep_config(cfg, tmp_path)
+    assert load_config(tmp_path / "config.yaml").DATASETS == cfg.DATASETS  # an earlier sweep's
+    (tmp_path / "config.yaml").write_text("of a training")
+    (tmp_path / "model_final.pth").touch()
+    tool.keep_config(cfg, tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "of a training"
+
+
+def with_calibrations(arguments: list[str], *texts: str) -> list[str]:
+    first, end = arguments.index("--calibrations") + 1, arguments.index("--output")
+    return [*arguments[:first], *texts, *arguments[end:]]
+
+
+def test_stored_predictions_need_neither_weights_nor_network(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--save-predictions", f"{folder}/store")
+    assert tool.run(tool.parse_args(arguments(folder, "storing", *more))) == 0
+    expected = Results.load(folder / "storing" / "results.json")
+
+    def fail(*args: object) -> None:
+        raise AssertionError("A network was built.")
+
+    monkeypatch.setattr(tool, "build_model", fail)
+    later = arguments(folder, "later", "--predictions", f"{folder}/store")[:-2]  # no MODEL.WEIGHTS
+    assert tool.run(tool.parse_args(later)) == 0
+    found = Results.load(folder / "later" / "results.json")
+    for row in expected.rows:
+        np.testing.assert_equal(found.row(row.calibration).tasks, row.tasks)
+    assert found.provenance["weights"] == f"{folder}/model.pth"
+    # Another calibration finds boxes whose masks are not stored.
+    other = with_calibrations(later, "logn", "temperature(temperature=0.2)")
+    with pytest.raises(SystemExit):
+        tool.run(tool.parse_args(other))
+    assert "holds a finished sweep" in capsys.readouterr().err
+    assert Results.load(folder / "later" / "results.json").tasks == expected.tasks
+    assert tool.run(tool.parse_args([*other, "--overwrite"])) == 0
+    results = Results.load(folder / "later" / "results.json")
+    assert results.tasks == ("bbox",)
+    np.testing.assert_equal(results.row("logn").tasks["bbox"], expected.row("logn").tasks["bbox"])
+    log = (folder / "later" / "log.txt").read_text()
+    assert "The masks of temperature(temperature=0.2) are not evaluated" in log
+
+
+def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    grid = "temperature(temperature=[0.1, 1, 9])"
+    names = [f"temperature(temperature={value})" for value in ("0.1", "1", "9")]
+    command = with_calibrations(arguments(folder, "grid"), grid, "logn")
+    assert tool.run(tool.parse_args(command)) == 0
+    output = capsys.readouterr().out
+    results = Results.load(folder / "grid" / "results.json")
+    assert [row.calibration for row in results.rows] == ["uncalibrated", *names, "logn"]
+    best = max(names, key=lambda name: results.row(name).tasks["bbox"]["AP"])
+    starred = [line.split("|")[1] for line in output.splitlines() if line.startswith("|")]
+    assert [name.strip() for name in starred if "*" in name] == [f"{best} *"]
+    assert results.provenance["chosen"] == [best]
+    assert f"best box AP of its grid on {NAME}" in output and "promise too much" in output
+    elsewhere = [*command[:-2], "--choose-on", NAME, *command[-2:]]
+    assert tool.run(tool.parse_args(elsewhere)) == 0
+    output = capsys.readouterr().out
+    assert f"{best} *" in output and "promise too much" not in output
+    sweeps = [SweepPredictions.load(folder / "grid" / f"sweep{n}") for n in ("", "_to_choose")]
+    assert sweeps[0].names == sweeps[1].names
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
+    more = ("--num-processes", "2", "--save-predictions", f"{folder}/store_of_two")
+    command = [sys.executable, "-m", "logn_d2", "sweep", *arguments(folder, "two", *more)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert tool.run(tool.parse_args(arguments(folder, "alone"))) == 0
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one, two = (SweepPredictions.load(folder / name / "sweep") for name in ("alone", "two"))
+    assert one.image_ids.tolist() == two.image_ids.tolist()
+    for name in one.names:
+        left, right = one.detections(name), two.detections(name)
+        right = right.take(np.argsort(right.image_id, kind="stable"))
+        np.testing.assert_array_equal(left.image_id, right.image_id)
+        np.testing.assert_allclose(left.score, right.score, rtol=1e-4)
+    later = arguments(folder, "from_two", "--predictions", f"{folder}/store_of_two")[:-2]
+    assert tool.run(tool.parse_args(later)) == 0
+    found, expected = (Results.load(folder / n / "results.json") for n in ("from_two", "two"))
+    for row in expected.rows:
+        np.testing.assert_equal(found.row(row.calibration).tasks, row.tasks)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("logn", "lognorm", "Unknown calibration 'lognorm'"),
+        ("norcal(gamma=0.6)", "norcal", "norcal"),
+        ("stats.safetensors", "nothing.safetensors", "no statistics file"),
+        ("model.pth", "nothing.pth", "weights are missing"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(
+    tool: ModuleType,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    old: str,
+    new: str,
+    message: str,
+) -> None:
+    changed = [
+        new if part == old else part.replace(f"/{old}", f"/{new}")
+        for part in arguments(folder, "bad")
+    ]
+    with pytest.raises(SystemExit) as ending:
+        tool.run(tool.parse_args(changed))
+    assert ending.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--calibrations norcal(gamma=0:1:0)", "0:1:0 is empty or endless"),
+        ("--predictions p --save-predictions q", "goes without --save-predictions"),
+        ("--predictions p --choose-on d", "goes without --save-predictions, --choose-on"),
+        ("--predictions p --num-processes 2", "and --num-processes"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    tool: ModuleType, capsys: pytest.CaptureFixture, more: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        tool.run(tool.parse_args(["--config-file", "c", "--output", "o", *more.split()]))
+    assert ending.value.code in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_config_keys_behind_the_calibrations_are_no_calibrations(tool: ModuleType) -> None:
+    words = "--config-file c --output o --calibrations logn MODEL.WEIGHTS w SEED 1".split()
+    args = tool.parse_args(words)
+    assert args.calibrations == ["logn"] and args.overrides == "MODEL.WEIGHTS w SEED 1".split()
