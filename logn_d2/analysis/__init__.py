@@ -2,6 +2,7 @@
 
 from .bootstrap import BootstrapResult, bootstrap_difference, bootstrap_lvis
 from .calibration_quality import CalibrationQuality, calibration_quality, calibration_table
+from .choice import Choice, choose
 from .errors import ErrorAnalysis, error_analysis, error_table
 from .outcomes import DetectionOutcomes, label_detections
 from .run_table import run_table
@@ -11,6 +12,7 @@ from .thresholds import ThresholdCurve, ThresholdSuggestion, ap_against_threshol
 __all__ = [
     "BootstrapResult",
     "CalibrationQuality",
+    "Choice",
     "DetectionOutcomes",
     "ErrorAnalysis",
     "ThresholdCurve",
@@ -20,6 +22,7 @@ __all__ = [
     "bootstrap_lvis",
     "calibration_quality",
     "calibration_table",
+    "choose",
     "error_analysis",
     "error_table",
     "format_spread",

@@ -19,6 +19,7 @@ COMMANDS = {
     "collect": "gather the statistics of a trained detector",
     "evaluate": "evaluate a detector, calibrated or not",
     "sweep": "compare many calibrations from one inference pass",
+    "choose": "choose among the calibrations of a sweep, and tell what the choice is worth",
     "report": "compare runs in one HTML page, with intervals",
     "fold": "write a checkpoint that has the calibration in its weights",
     "show": "draw detections before and after calibration, of images, videos or a camera",

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""Which calibration is best, and does one without a choice come near it?
+
+Every block is a training of `benchmarks/methods.py` (sampler, seed, classifier, length). One pass
+over the training set gathers its statistics, and one pass over the validation set evaluates the
+whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
+table of a block has the best point of each family; the last table asks of `auto`, whose definition
+no block has influenced: how far below the best point of the grid, how far above LogN and NorCal
+0.6, and the largest loss of a group against the uncalibrated detector. A finished block is kept.
+
+Example:
+    python benchmarks/calibration_grid.py \\
+        --blocks rfs/seed0/cross_entropy random/seed0/cross_entropy rfs/seed0/cross_entropy_linear
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from methods import make_job, make_pretraining, train
+from tabulate import tabulate
+
+from logn_d2.core import expand_grid
+from logn_d2.engine import short_errors
+from logn_d2.engine.experiments import Row, measure, run_config
+from logn_d2.files import atomic_write
+from logn_d2.glyphs import draw_glyphs
+
+METRICS = ("AP", "APr", "APc", "APf")
+PLAIN, LOGN, NORCAL, AUTO = "uncalibrated", "logn", "norcal(gamma=0.6)", "auto"
+FAMILIES = {
+    PLAIN: (PLAIN,),
+    LOGN: (LOGN,),
+    "LogN, parts and variants": (
+        *("logn_mean", "logn_std", "logn_beta", "logn_no_beta", "logn(use_std=False)"),
+        *("logn(std_reference=geometric)", "logn(std_reference=geometric, beta=none)"),
+        *("logn(source=negatives)", "logn(source=negatives, std_reference=geometric)"),
+    ),
+    "NorCal as published": ("norcal(gamma=0.2:1:0.2)",),
+    "NorCal, centred": ("norcal(gamma=[0.4, 0.6, 0.8, 1.0], centre=mean, offset=[0, -1, -2])",),
+    "NorCal, its own gamma": ("norcal(gamma=auto, centre=mean, offset=[0, -1])",),
+    "P2P, all RoIs": ("p2p(alpha=[0.5, 0.65, 0.8, 1.0], offset=[0, -1, -2, -4])",),
+    "P2P, negatives": ("p2p(source=negatives, alpha=[0.65, 1.0], offset=[0, -1, -2])",),
+    "P2P, labels": ("p2p(source=labels, alpha=[0.65, 1.0], offset=[0, -1, -2])",),
+    "FRACAL": ("fracal", "fracal(lam=0)"),
+    AUTO: (AUTO,),
+}
+GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
+
+Scores = Mapping[str, float]
+
+
+def evaluate(args: argparse.Namespace, block: str) -> dict[str, Scores]:
+    """Box AP of every point of the grid; trains the block where it is not trained."""
+    sampler, seed, method = block.split("/")
+    job = make_job(args, sampler, int(seed.removeprefix("seed")), method)
+    path = job.folder / "grid.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if not job.is_done():
+        train(job)
+    rows = [Row(text, text) for texts in GRID.values() for text in texts]
+    found = measure(run_config(job.folder), rows, job.folder / "grid")
+    scores = {name: {m: tasks["bbox"][m] for m in METRICS} for name, tasks in found.items()}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return scores
+
+
+def table(scores: Mapping[str, Scores]) -> str:
+    """The best point of each family, with its change of AP and of each group."""
+    lines = []
+    for family, texts in GRID.items():
+        best = max(texts, key=lambda text: scores[text]["AP"])
+        base = {m: 0.0 if family == PLAIN else scores[PLAIN][m] for m in METRICS}
+        change = [
+            f"{scores[best][m] - base[m]:{'' if family == PLAIN else '+'}.1f}" for m in METRICS
+        ]
+        lines.append([family, best if len(texts) > 1 else "", *change])
+    return tabulate(lines, ["family", "best point", *METRICS], "pipe", disable_numparse=True)
+
+
+def verdict(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
+    """How `auto` does in each block."""
+    lines = []
+    for block, scores in blocks.items():
+        best = max(values["AP"] for values in scores.values())
+        auto = scores[AUTO]
+        lost = min(auto[m] - scores[PLAIN][m] for m in METRICS[1:])
+        gaps = [auto["AP"] - each for each in (best, scores[LOGN]["AP"], scores[NORCAL]["AP"])]
+        lines.append([block, *(f"{gap:+.2f}" for gap in gaps), f"{lost:+.2f}"])
+    head = ["block", "auto - best of the grid", "- LogN", "- NorCal 0.6", "worst group"]
+    return tabulate(lines, head, "pipe", disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--blocks", nargs="+", required=True, metavar="SAMPLER/seedN/METHOD")
+    parser.add_argument("--size", choices=("tiny", "demo"), default="demo")
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--output", type=Path, default=Path("output/methods"))
+    args = parser.parse_args()
+    with short_errors():
+        if args.size == "demo":
+            for size in ("pretrain", "demo"):
+                draw_glyphs(_root(), size)
+            start = make_pretraining(args)
+            if not start.is_done():
+                train(start)
+        else:
+            draw_glyphs(_root(), args.size)
+        found = {}
+        for block in args.blocks:
+            found[block] = evaluate(args, block)
+            print(f"\n## {block}\n\n{table(found[block])}", flush=True)
+    print(f"\n## auto\n\n{verdict(found)}")
+
+
+def _root() -> str:
+    return os.environ.get("DETECTRON2_DATASETS", "datasets")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Choosing a calibration with the labels of a validation set, and what the choice is worth.
+
+The largest AP of a table promises too much: it was chosen on the images that it is the AP of.
+*Cross-fitting* divides the images at random into halves, chooses on one, scores on the other, and
+the other way round; the mean over many divisions is the value of the choice on images that it has
+not seen. Matching is done once for each candidate, so that this takes seconds.
+
+An interval is over bootstrap draws of the images, each divided anew: the copies of an image are
+always in the same half. Half of the images choose less well than all of them, so the estimate is on
+the safe side.
+
+Shapes: N images, M candidates, B divisions or draws.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UnknownNameError, UserError
+from ..lvis.matches import LvisMatches
+from ..lvis.result import LvisResult
+
+__all__ = ["Choice", "choose"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice among candidates.
+
+    Attributes:
+        name (str): the best candidate on all images.
+        baseline (str): what changes are against.
+        metric (str): that was chosen by, for example "AP" or "APr".
+        best (float): its metric on the images that have chosen it, in [0, 1]: too high.
+        honest (float): the baseline's metric and the cross-fitted change, in [0, 1].
+        change (float): mean change on the halves that have not chosen.
+        interval (tuple[float, float]): of the change.
+        share (Mapping[str, float]): candidate -> share of the halves that have chosen it.
+    """
+
+    name: str
+    baseline: str
+    metric: str
+    best: float
+    honest: float
+    change: float
+    interval: tuple[float, float]
+    share: Mapping[str, float]
+
+    def table(self) -> str:
+        """Return the candidates that were chosen at all, in Markdown, most frequent first."""
+        from tabulate import tabulate
+
+        rows = [[name, f"{100 * share:.0f} %"] for name, share in self.share.items()]
+        return tabulate(rows, ["chosen", "of the halves"], "pipe", colalign=("left", "right"))
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"{self.name}: {self.metric} {100 * self.best:.1f} on the images that chose it, "
+            f"{100 * self.honest:.1f} on images that did not; change from {self.baseline} "
+            f"{100 * self.change:+.1f} [{low:+.1f}, {high:+.1f}]"
+        )
+
+
+def choose(
+    candidates: Mapping[str, LvisMatches],
+    baseline: str,
+    *,
+    metric: str = "AP",
+    divisions: int = 50,
+    resamples: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Choice:
+    """Choose the candidate with the largest metric, and estimate what the choice is worth.
+
+    Args:
+        candidates (Mapping[str, LvisMatches]): M matches of the same images, see `match_lvis`.
+        baseline (str): one of them, such as "uncalibrated".
+        metric (str): a name in `LvisResult.metrics`.
+        divisions (int): random halves for the estimate.
+        resamples (int): bootstrap draws for the interval; 0 for none (NaN).
+        seed (int): of divisions and draws.
+        level (float): share of the draws in the interval.
+
+    Returns:
+        Choice: of equally good candidates the first.
+
+    Raises:
+        KeyError: the baseline is no candidate.
+        ValueError: fewer than two candidates or four images, candidates of other images, or a
+            metric that they do not have.
+
+    Example:
+        >>> from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis
+        >>> box = [0, 0, 4, 4]
+        >>> truth = LvisGroundTruth.from_dict({
+        ...     "images": [{"id": i} for i in range(8)],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": i, "image_id": i, "category_id": 1, "bbox": box} for i in range(8)
+        ...     ],
+        ... })
+        >>> found = {
+        ...     n: match_lvis(truth, Detections(range(n), [0] * n, [0.9] * n, [box] * n))
+        ...     for n in (4, 8)
+        ... }
+        >>> choice = choose({"half": found[4], "all": found[8]}, "half", resamples=20)
+        >>> choice.name, round(choice.honest, 2)
+        ('all', 1.0)
+    """
+    names = list(candidates)
+    if baseline not in candidates:
+        raise UnknownNameError(
+            f"The baseline '{baseline}' is none of the candidates: {', '.join(names)}."
+        )
+    _check(candidates, metric)
+    rng = np.random.default_rng(seed)
+    number = len(candidates[baseline].image_ids)
+    once = np.array([_figure(run.result(), metric) for run in candidates.values()])
+    change, chosen = _cross_fit(candidates, baseline, metric, rng, np.ones((divisions, number)))
+    low = high = np.nan
+    if resamples:
+        draws = rng.multinomial(number, np.full(number, 1 / number), resamples)
+        resampled, _ = _cross_fit(candidates, baseline, metric, rng, draws)
+        low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    counts = Counter(names[index] for index in chosen.ravel())
+    mean = float(np.nanmean(change))
+    best = int(np.nanargmax(once))
+    return Choice(
+        name=names[best],
+        baseline=baseline,
+        metric=metric,
+        best=float(once[best]),
+        honest=float(once[names.index(baseline)] + mean),
+        change=mean,
+        interval=(float(low), float(high)),
+        share={name: count / chosen.size for name, count in counts.most_common()},
+    )
+
+
+def _cross_fit(
+    candidates: Mapping[str, LvisMatches],
+    baseline: str,
+    metric: str,
+    rng: np.random.Generator,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Change of the metric, (B,), and indices of the candidates that both halves choose, (2, B).
+
+    Args:
+        weights (ndarray): (B, N) how often each image counts.
+    """
+    number = weights.shape[1]
+    # Halves of equal size vary less than those of a coin for each image.
+    first = rng.permuted(np.tile(np.arange(number) < number // 2, (len(weights), 1)), axis=1)
+    halves = [weights * first, weights * ~first]
+    # (2, M, B): each half's figures of every candidate.
+    figures = np.array(
+        [
+            [[_figure(each, metric) for each in run.results(half)] for run in candidates.values()]
+            for half in halves
+        ]
+    ).reshape(2, len(candidates), len(weights))
+    # A half without objects of the metric's classes chooses the baseline.
+    base = list(candidates).index(baseline)
+    chosen = np.where(
+        np.isnan(figures).all(axis=1), base, np.nan_to_num(figures, nan=-1.0).argmax(axis=1)
+    )
+    draw = np.arange(len(weights))
+    gains = [
+        figures[other][chosen[half], draw] - figures[other][base]
+        for half, other in ((0, 1), (1, 0))
+    ]
+    return np.mean(gains, axis=0), chosen
+
+
+def _figure(result: LvisResult, metric: str) -> float:
+    return result.metrics[metric]
+
+
+def _check(candidates: Mapping[str, LvisMatches], metric: str) -> None:
+    (first, run), *others = candidates.items()
+    if not others or len(run.image_ids) < 4:
+        raise UserError(
+            f"Got {len(candidates)} candidates on {len(run.image_ids)} images; expected at least "
+            "two candidates and four images."
+        )
+    if metric not in run.result().metrics:
+        known = ", ".join(run.result().metrics)
+        raise UserError(f"There is no metric '{metric}'. Known: {known}.")
+    for name, other in others:
+        same = np.array_equal(run.image_ids, other.image_ids)
+        if not same or run.class_names != other.class_names:
+            raise UserError(
+                f"'{first}' and '{name}' are of different images or classes. Match all candidates "
+                "with the same ground truth."
+            )

@@ -1,0 +1,40 @@
+"""The choice among a run's calibrations, from a command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..analysis import choose
+from ..engine import load_config, short_errors
+from ..engine.evaluation import read_ground_truth
+from ..glyphs import register_glyphs
+from ..lvis import match_lvis
+from ..report.runs import RunFolder
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the choice; returns the exit status."""
+    with short_errors():
+        register_glyphs()
+        for config in Path(args.run).glob("config.yaml"):
+            load_config(config)  # registers its data sets
+        folder = RunFolder.open(args.run, args.dataset)
+        truth = read_ground_truth(folder.dataset, folder.train_sets)
+        folder.check(truth)
+        names = dict.fromkeys([args.baseline, *(args.calibrations or folder.calibrations)])
+        matches = {
+            name: match_lvis(truth, folder.detections(name), args.task)
+            for name in tqdm(names, "matching", unit="calibration")
+        }
+        choice = choose(
+            matches,
+            args.baseline,
+            metric=args.metric,
+            resamples=args.resamples,
+            seed=args.seed,
+        )
+    print(f"{choice.table()}\n\n{choice}")
+    return 0
