@@ -75,13 +75,13 @@ def compare(args: argparse.Namespace) -> None:
         arguments = (truth, detections, args.iou_type)
         theirs = seconds(run_tidecv, arguments, clock=time.process_time)
         ours = seconds(
-            lambda: error_analysis(detections, truth, iou_type=args.iou_type),
+            lambda: error_analysis(truth, detections, iou_type=args.iou_type),
             clock=time.process_time,
         )
         ratios.append(theirs / ours)
     print(f"{args.compared} images: ours {ours:.2f} s, tidecv {theirs:.2f} s")
     print(f"tidecv takes {spread(ratios, 1)} the time.\n")
-    row = error_analysis(detections, truth, iou_type=args.iou_type).as_dict()["all"]
+    row = error_analysis(truth, detections, iou_type=args.iou_type).as_dict()["all"]
     names = ["AP", *row["gain"]]
     print("| | " + " | ".join(names) + " |\n|:--|" + "--:|" * len(names))
     found = {"ours": {"AP": row["AP"], **row["gain"]}, "tidecv": run_tidecv(*arguments)}
@@ -99,16 +99,16 @@ def measure(args: argparse.Namespace) -> None:
     levels = np.linspace(0, 1, 20, endpoint=False)
     parts = {
         "evaluate_lvis": lambda: evaluate_lvis(truth, detections, args.iou_type).metrics,
-        "error_analysis": lambda: error_analysis(detections, truth, **options),
-        "calibration_quality": lambda: calibration_quality(detections, truth, **options),
+        "error_analysis": lambda: error_analysis(truth, detections, **options),
+        "calibration_quality": lambda: calibration_quality(truth, detections, **options),
         "ap_against_threshold, 20": lambda: ap_against_threshold(
-            detections, truth, levels, **options
+            truth, detections, levels, **options
         ),
     }
     print(f"{args.images} images, processor time\n\n| | seconds |\n|:--|--:|")
     for name, part in parts.items():
         print(f"| {name} | {seconds(part, clock=time.process_time):.2f} |", flush=True)
-    print("\n" + error_table({"": error_analysis(detections, truth, **options)}))
+    print("\n" + error_table({"": error_analysis(truth, detections, **options)}))
 
 
 def main() -> None:

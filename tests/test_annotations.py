@@ -223,7 +223,7 @@ def test_mask_ap_leaves_an_object_without_a_mask_to_nobody(seed):
     truths = [LvisGroundTruth.from_dict(each) for each in (without, removed)]
     results = [evaluate_lvis(truth, found, iou_type="segm").per_class_ap for truth in truths]
     np.testing.assert_array_equal(*results)
-    counts = [calibration_quality(found, truth, iou_type="segm").count for truth in truths]
+    counts = [calibration_quality(truth, found, iou_type="segm").count for truth in truths]
     np.testing.assert_array_equal(*counts)
     assert len(truths[0]) == 4 and len(truths[1]) == 3  # boxes count in both tasks' own way
 

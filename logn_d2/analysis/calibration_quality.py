@@ -32,7 +32,7 @@ from ..errors import UserError
 from ..lvis.checks import check_arguments
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
-from .outcomes import UNLABELLED, label_detections
+from .outcomes import UNLABELLED, DetectionOutcomes, label_detections
 from .run_table import run_table
 
 __all__ = ["CalibrationQuality", "calibration_quality", "calibration_table"]
@@ -139,13 +139,14 @@ class CalibrationQuality:
 
 
 def calibration_quality(
-    detections: Detections,
     ground_truth: LvisGroundTruth,
+    detections: Detections,
     *,
     iou_type: str = "bbox",
     iou_threshold: float = 0.5,
     num_bins: int = 15,
     min_score: float = 0.0,
+    outcomes: DetectionOutcomes | None = None,
     max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
@@ -153,13 +154,15 @@ def calibration_quality(
     """Compare scores with precision, over all classes and in each group of classes.
 
     Args:
-        detections (Detections): of any of the images; scores in [0, 1].
         ground_truth (LvisGroundTruth): the annotations.
+        detections (Detections): of any of the images; scores in [0, 1].
         iou_type (str): "bbox" or "segm".
         iou_threshold (float): overlap that finds an object.
         num_bins (int): B, all of the same width.
         min_score (float): leave out detections with a lower score. The many
             detections with hardly any score decide ECE where they are kept.
+        outcomes (DetectionOutcomes | None): of these detections (`label_detections`), where they
+            are known: spares matchings, and decides the task, the overlaps, the limit, the groups.
         max_dets (int | None): best detections of each image that are kept; negative keeps all, None
             300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
@@ -180,7 +183,7 @@ def calibration_quality(
         ...     ],
         ... })
         >>> found = Detections([7, 7], [0, 0], [0.9, 0.8], [[0, 0, 4, 4], [5, 5, 4, 4]])
-        >>> quality = calibration_quality(found, truth, num_bins=2)
+        >>> quality = calibration_quality(truth, found, num_bins=2)
         >>> round(quality.ece(), 3), quality.histogram("hits").tolist()
         (0.35, [0, 1])
     """
@@ -188,7 +191,7 @@ def calibration_quality(
     _check_scores(detections.score)
     if num_bins < 1:
         raise UserError(f"num_bins is {num_bins}, expected at least 1.")
-    outcomes = label_detections(
+    outcomes = outcomes or label_detections(
         *(ground_truth, detections, iou_type),
         foreground_iou=iou_threshold,
         background_iou=min(0.1, iou_threshold),
@@ -202,7 +205,7 @@ def calibration_quality(
     labelled = (outcomes.kind != UNLABELLED) & (matches.score >= min_score)
     # Of a pair that is not exhaustive, precision would be 1 whatever the scores are.
     keys = matches.image * ground_truth.num_classes + matches.category
-    labelled &= ~ground_truth.for_task(iou_type).is_not_exhaustive(keys)
+    labelled &= ~ground_truth.for_task(matches.iou_type).is_not_exhaustive(keys)
     shape = ground_truth.num_classes, num_bins
     place = matches.category * num_bins + bins
 
@@ -211,10 +214,10 @@ def calibration_quality(
         return np.bincount(place[chosen], weights, shape[0] * shape[1]).reshape(shape)
 
     count = total(labelled)
-    limit = ground_truth.limit(max_dets)
+    limit = matches.max_dets
     kept = detections.top_per_image_mask(limit) & (detections.score >= min_score)
     return CalibrationQuality(
-        iou_type=iou_type,
+        iou_type=matches.iou_type,
         edges=edges,
         count=count,
         hits=total(labelled & outcomes.is_kind("TP")),

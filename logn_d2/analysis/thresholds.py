@@ -21,7 +21,7 @@ from tabulate import tabulate
 from ..errors import UserError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
-from ..lvis.matches import match_lvis
+from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.result import group_members
 
 __all__ = [
@@ -186,11 +186,12 @@ class ThresholdCurve:
 
 
 def ap_against_threshold(
-    detections: Detections,
     ground_truth: LvisGroundTruth,
+    detections: Detections,
     thresholds: Sequence[float] | np.ndarray,
     *,
     iou_type: str = "bbox",
+    matches: LvisMatches | None = None,
     max_dets: int | None = None,
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
@@ -198,10 +199,12 @@ def ap_against_threshold(
     """Evaluate what is left above each of some score thresholds, from one matching and sorting.
 
     Args:
-        detections (Detections): of any of the images.
         ground_truth (LvisGroundTruth): the annotations.
+        detections (Detections): of any of the images.
         thresholds (Sequence[float]): H scores.
         iou_type (str): "bbox" or "segm".
+        matches (LvisMatches | None): of these detections, where they are known: spares a matching,
+            and decides the task, the limit and the groups.
         max_dets (int | None): best detections of each image that are kept; negative keeps all, None
             300 in LVIS form and all in COCO form, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
@@ -214,19 +217,20 @@ def ap_against_threshold(
         ValueError: the detections do not belong to the ground truth.
     """
     threshold = np.asarray(thresholds, dtype=np.float64).reshape(-1)
-    matches = match_lvis(
-        *(ground_truth, detections, iou_type),
-        max_dets=max_dets,
-        frequency_groups=frequency_groups,
-        class_groups=class_groups,
-    )
+    if matches is None:
+        matches = match_lvis(
+            *(ground_truth, detections, iou_type),
+            max_dets=max_dets,
+            frequency_groups=frequency_groups,
+            class_groups=class_groups,
+        )
     blocks = (threshold[i : i + _BLOCK] for i in range(0, len(threshold), _BLOCK))
     metrics = [result.metrics for block in blocks for result in matches.results_above(block)]
-    kept = np.sort(detections.score[detections.top_per_image_mask(ground_truth.limit(max_dets))])
+    kept = np.sort(detections.score[detections.top_per_image_mask(matches.max_dets)])
     above = len(kept) - np.searchsorted(kept, threshold, side="right")
     names = metrics[0] if metrics else ()
     return ThresholdCurve(
-        iou_type=iou_type,
+        iou_type=matches.iou_type,
         threshold=threshold,
         per_image=above / max(ground_truth.num_images, 1),
         metrics={name: np.array([each[name] for each in metrics]) for name in names},

@@ -23,6 +23,7 @@ import numpy as np
 from ..analysis.bootstrap import BootstrapResult, bootstrap_lvis
 from ..analysis.calibration_quality import CalibrationQuality, calibration_quality
 from ..analysis.errors import ErrorAnalysis, error_analysis
+from ..analysis.outcomes import label_detections
 from ..analysis.thresholds import (
     ThresholdCurve,
     ThresholdSuggestion,
@@ -316,22 +317,27 @@ class _Analyst:
         settings, truth = self._settings, self._truth
         self._progress.step(f"{run.name}: reading detections", 0)
         detections = run.detections()
-        own, errors = {}, {}
+        own, errors, curve, quality = {}, {}, None, None
         for task in self._tasks:
             said = f"{run.name}, {TASKS[task]}"
             self._progress.step(f"{said}: {settings.resamples:,} resamples", self._weight + 1)
-            own[task] = self._bootstrap(detections, task)
+            # Matching takes longest, so all analyses share one.
+            matches = self._match(detections, task, max_dets=settings.max_dets)
+            own[task] = self._bootstrap(matches, detections, task)
             self._progress.step(f"{said}: errors and scores", 3)
+            if not in_pair and task != "bbox":
+                continue
+            outcomes = label_detections(truth, detections, matches=matches)
             if in_pair:
-                errors[task] = error_analysis(
-                    detections, truth, iou_type=task, max_dets=settings.max_dets, **self._grouping
-                )
-        options = {"max_dets": settings.max_dets, **self._grouping}
-        curve = ap_against_threshold(detections, truth, _THRESHOLDS, **options) if in_pair else None
+                errors[task] = error_analysis(truth, detections, outcomes=outcomes)
+            if task == "bbox":
+                quality = calibration_quality(truth, detections, outcomes=outcomes)
+                if in_pair:
+                    curve = ap_against_threshold(truth, detections, _THRESHOLDS, matches=matches)
         return _Analysed(
             own=own,
             errors=errors,
-            quality=calibration_quality(detections, truth, **options),
+            quality=quality,
             curve=curve,
             # Thresholds need no boxes and no masks, which take most of the memory.
             scores=replace(detections, box=np.zeros((len(detections), 4), np.float32), masks=None),
@@ -351,9 +357,10 @@ class _Analyst:
             ),
         )
 
-    def _bootstrap(self, detections: Detections, task: str) -> BootstrapResult:
+    def _bootstrap(
+        self, matches: LvisMatches, detections: Detections, task: str
+    ) -> BootstrapResult:
         """Figures of a run, fixed AP among them where it differs."""
-        matches = self._match(detections, task, max_dets=self._settings.max_dets)
         found = self._resample(matches)
         if not self._fixed:
             return found

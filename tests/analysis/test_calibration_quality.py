@@ -32,13 +32,13 @@ def _drawn(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _quality(dataset: dict, results: list[dict], **options: Any) -> CalibrationQuality:
     truth = LvisGroundTruth.from_dict(dataset)
     detections = Detections.from_json_list(results, truth.category_ids)
-    return calibration_quality(detections, truth, **options)
+    return calibration_quality(truth, detections, **options)
 
 
 def _of_one_image(*entries: tuple[int, float, list[float]], **changes: Any) -> CalibrationQuality:
     category, score, box = zip(*entries, strict=True)
     truth = LvisGroundTruth.from_dict(one_image(**changes))
-    return calibration_quality(Detections([7] * len(entries), category, score, box), truth)
+    return calibration_quality(truth, Detections([7] * len(entries), category, score, box))
 
 
 def _slow(detections: list[dict[str, Any]], num_bins: int) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from logn_d2.analysis import ap_against_threshold, calibration_quality
 from logn_d2.analysis.errors import ERROR_TYPES, ErrorAnalysis, error_analysis, error_table
 from logn_d2.analysis.outcomes import KINDS, label_detections
 from logn_d2.lvis.detections import Detections
 from logn_d2.lvis.evaluate import evaluate_lvis
 from logn_d2.lvis.ground_truth import LvisGroundTruth
+from logn_d2.lvis.matches import match_lvis
 
 from ..lvis.lvis_reference import one_image, random_detections, random_lvis
 from .tide_reference import SlowTide
@@ -33,7 +35,7 @@ def _analyse(
     dataset: dict[str, Any], results: list[dict[str, Any]], **options: Any
 ) -> ErrorAnalysis:
     truth = LvisGroundTruth.from_dict(dataset)
-    return error_analysis(Detections.from_json_list(results, truth.category_ids), truth, **options)
+    return error_analysis(truth, Detections.from_json_list(results, truth.category_ids), **options)
 
 
 def _results(*entries: tuple[int, float, list[float]]) -> list[dict[str, Any]]:
@@ -83,7 +85,7 @@ def test_ap_before_is_that_of_evaluate_lvis() -> None:
     truth = LvisGroundTruth.from_dict(dataset)
     detections = Detections.from_json_list(results, truth.category_ids)
     expected = evaluate_lvis(truth, detections).per_class_ap50
-    np.testing.assert_allclose(error_analysis(detections, truth).ap, expected, atol=1e-12)
+    np.testing.assert_allclose(error_analysis(truth, detections).ap, expected, atol=1e-12)
 
 
 # Against tidecv
@@ -326,3 +328,24 @@ def test_labels_tell_which_object_a_mended_detection_would_find() -> None:
     order = np.argsort(outcomes.matches.index)
     assert outcomes.target[order].tolist() == [-1, 0]
     assert not outcomes.found.any() and not outcomes.missed.any()
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_analyses_of_one_matching_are_those_that_match_themselves(iou_type: str) -> None:
+    rng = np.random.default_rng(3)
+    dataset = random_lvis(rng, num_images=12)
+    truth = LvisGroundTruth.from_dict(dataset)
+    results = random_detections(rng, dataset)
+    found = Detections.from_json_list(results, truth.category_ids)
+    options = {"max_dets": 7, "class_groups": {"first": truth.category_ids[:2].tolist()}}
+    matches = match_lvis(truth, found, iou_type, **options)
+    outcomes = label_detections(truth, found, matches=matches)
+    own = {"iou_type": iou_type, **options}
+    for analysis in (error_analysis, calibration_quality):
+        shared, alone = analysis(truth, found, outcomes=outcomes), analysis(truth, found, **own)
+        np.testing.assert_equal(shared.as_dict(), alone.as_dict())
+    curves = [
+        ap_against_threshold(truth, found, [0.1, 0.5], **each).as_dict()
+        for each in ({"matches": matches}, own)
+    ]
+    np.testing.assert_equal(*curves)

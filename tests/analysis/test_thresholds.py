@@ -101,7 +101,7 @@ def test_curve_equals_an_evaluation_at_each_threshold(
     monkeypatch.setattr("logn_d2.analysis.thresholds._BLOCK", 4)
     truth, detections = _drawn(2)
     thresholds = [0.0, 0.05, 0.3, 0.5, 0.9, 1.0]
-    curve = ap_against_threshold(detections, truth, thresholds, max_dets=max_dets)
+    curve = ap_against_threshold(truth, detections, thresholds, max_dets=max_dets)
     for index, threshold in enumerate(thresholds):
         kept = detections.take(detections.top_per_image_mask(max_dets))
         kept = kept.take(kept.score > threshold)
@@ -114,6 +114,6 @@ def test_curve_equals_an_evaluation_at_each_threshold(
 
 def test_curve_of_nothing() -> None:
     truth, detections = _drawn(3)
-    empty = ap_against_threshold(Detections.empty(), truth, [0.0, 0.5])
+    empty = ap_against_threshold(truth, Detections.empty(), [0.0, 0.5])
     assert empty.metrics["AP50"].tolist() == empty.per_image.tolist() == [0, 0]
-    assert ap_against_threshold(detections, truth, []).metrics == {}
+    assert ap_against_threshold(truth, detections, []).metrics == {}

@@ -479,12 +479,10 @@ def test_csv_of_no_class_is_a_header(tmp_path: Path) -> None:
 
 def test_swapped_arguments_are_told() -> None:
     truth, found = LvisGroundTruth.from_dict(one_image()), Detections.empty()
-    for function in (evaluate_lvis, evaluate_fixed_ap, label_detections):
+    functions = (evaluate_lvis, evaluate_fixed_ap, label_detections)
+    for function in (*functions, error_analysis, calibration_quality):
         with pytest.raises(ValueError, match="in the other order"):
             function(found, truth)
-    for function in (error_analysis, calibration_quality):
-        with pytest.raises(ValueError, match="in the other order"):
-            function(truth, found)
 
 
 @pytest.mark.parametrize(("form", "expected"), [("COCO", 1.0), ("LVIS", 0.752475)])

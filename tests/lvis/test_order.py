@@ -78,13 +78,13 @@ FIGURES: dict[str, Figures] = {
     "pooled AP": lambda truth, found, iou_type: pooled_ap(match_lvis(truth, found, iou_type)),
     "bootstrap": _bootstrap,
     "thresholds": lambda truth, found, iou_type: ap_against_threshold(
-        found, truth, [0.05, 0.3, 0.5], iou_type=iou_type, max_dets=20
+        truth, found, [0.05, 0.3, 0.5], iou_type=iou_type, max_dets=20
     ).as_dict(),
     "errors": lambda truth, found, iou_type: error_analysis(
-        found, truth, iou_type=iou_type, max_dets=20
+        truth, found, iou_type=iou_type, max_dets=20
     ),
     "calibration": lambda truth, found, iou_type: calibration_quality(
-        found, truth, iou_type=iou_type, max_dets=20
+        truth, found, iou_type=iou_type, max_dets=20
     ),
 }
 

@@ -337,7 +337,7 @@ def test_calibrations_that_do_not_fit_are_refused():
         attach(model, [some_calibration()] * 3, calibration="logn")
     with pytest.raises(ValueError, match="Can't attach a dict"):
         attach(model, {})
-    with pytest.raises(FileNotFoundError, match="--collect-stats"):
+    with pytest.raises(FileNotFoundError, match="logn collect"):
         attach(model, "/no/such/file")
     assert all(calibration_of(predictor) is None for predictor in find_box_predictors(model))
 

@@ -226,7 +226,7 @@ def test_building_a_model_does_not_invent_data_sets():
 
 
 def test_missing_statistics_say_how_to_make_them():
-    with pytest.raises(FileNotFoundError, match="--collect-stats"):
+    with pytest.raises(FileNotFoundError, match="logn collect"):
         small_model(MODEL__LOGN__STATISTICS="/no/such/file")
 
 

@@ -33,19 +33,19 @@ METRICS = ("AP", "APr", "APc", "APf")
 
 @pytest.fixture
 def analyses(truth: LvisGroundTruth, detections: Pair) -> dict[str, ErrorAnalysis]:
-    return {name: error_analysis(each, truth) for name, each in zip(RUNS, detections)}
+    return {name: error_analysis(truth, each) for name, each in zip(RUNS, detections)}
 
 
 @pytest.fixture
 def qualities(truth: LvisGroundTruth, detections: Pair) -> dict[str, CalibrationQuality]:
-    return {name: calibration_quality(each, truth) for name, each in zip(RUNS, detections)}
+    return {name: calibration_quality(truth, each) for name, each in zip(RUNS, detections)}
 
 
 @pytest.fixture
 def curves(truth: LvisGroundTruth, detections: Pair) -> dict[str, ThresholdCurve]:
     levels = [0.0, 0.001, 0.6, 0.95]
     return {
-        name: ap_against_threshold(each, truth, levels)
+        name: ap_against_threshold(truth, each, levels)
         for name, each in zip(RUNS, detections, strict=True)
     }
 
@@ -157,10 +157,10 @@ def test_population_figure_orders_classes_and_leaves_out_unknown_ones() -> None:
 def test_nothing_detected_still_makes_figures(truth: LvisGroundTruth) -> None:
     nothing = Detections.empty()
     figures = (
-        error_figure({"logn": error_analysis(nothing, truth)}),
-        reliability_figure({"logn": calibration_quality(nothing, truth)}),
-        score_figure({"logn": calibration_quality(nothing, truth)}),
-        threshold_figure({"logn": ap_against_threshold(nothing, truth, [0.5])}, METRICS),
+        error_figure({"logn": error_analysis(truth, nothing)}),
+        reliability_figure({"logn": calibration_quality(truth, nothing)}),
+        score_figure({"logn": calibration_quality(truth, nothing)}),
+        threshold_figure({"logn": ap_against_threshold(truth, nothing, [0.5])}, METRICS),
     )
     assert all(svg_data_uri(figure) for figure in figures)
 
