@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # editors and type checkers read no __getattr__
     from .config import add_logn_config, config_file
     from .core import AffineCalibration, LogitMoments, LogitStatistics, logn
     from .data import register_lvis_form
+    from .engine.verbs import evaluate, sweep
     from .modeling import (
         LogNCascadeROIHeads,
         LogNFastRCNNOutputLayers,
@@ -38,6 +39,7 @@ _HOMES = {
     "config_file": "logn_d2.config",
     "attach": "logn_d2.modeling",
     "detach": "logn_d2.modeling",
+    "evaluate": "logn_d2.engine.verbs",
     "fold": "logn_d2.modeling",
     "LogNCascadeROIHeads": "logn_d2.modeling",
     "LogNFastRCNNOutputLayers": "logn_d2.modeling",
@@ -47,6 +49,7 @@ _HOMES = {
     "collect": "logn_d2.collection",
     "collect_statistics": "logn_d2.collection",
     "register_lvis_form": "logn_d2.data",
+    "sweep": "logn_d2.engine.verbs",
 }
 
 __all__ = [
@@ -65,9 +68,11 @@ __all__ = [
     "collect_statistics",
     "config_file",
     "detach",
+    "evaluate",
     "fold",
     "logn",
     "register_lvis_form",
+    "sweep",
 ]
 
 _OTHER_NAMES = {"collect": "collect_statistics"}

@@ -1,0 +1,143 @@
+"""Evaluate and sweep from Python, in the grammar of `attach`.
+
+A model, then what to calibrate with: a statistics file or what it holds, a calibration or its text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..core import AffineCalibration, ClassCounts, LogitStatistics
+from ..lvis import LvisGroundTruth
+from ..modeling.attach import Source, chosen_calibrations, find_sites
+from ..passes.resume import BatchLoader, LoaderFactory
+from ..sweeps import evaluate_sweep
+from ..sweeps import sweep as run_sweep
+from .evaluation import UNCALIBRATED, Metrics, read_ground_truth
+
+__all__ = ["evaluate", "sweep"]
+
+# LogN and its parts (paper Table 2), and the calibration that needs no choice.
+DEFAULT = ("logn", "logn_mean", "logn_std", "logn_no_beta")
+
+
+def evaluate(
+    model: nn.Module,
+    source: Source = None,
+    *,
+    loader: BatchLoader | LoaderFactory,
+    dataset: str | LvisGroundTruth,
+    calibration: Source = None,
+    statistics: str | os.PathLike | LogitStatistics | None = None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    class_names: Sequence[str] | None = None,
+    train_datasets: Sequence[str] = (),
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Metrics:
+    """AP of a detector by the LVIS rule (or COCO's, for sets in its form), calibrated or not.
+
+    The model is left as it was; a calibration that it has already is ignored, so that nothing to
+    calibrate with means uncalibrated.
+
+    Args:
+        model (nn.Module): a detector with its weights loaded.
+        source, calibration, statistics, counts, class_names: see `attach`; all None for the
+            uncalibrated detector.
+        loader (Iterable or Callable): batches of mapped images in the same order each time; see
+            `logn_d2.data.loader.build_evaluation_loader`.
+        dataset (str or LvisGroundTruth): registered name, or the annotations.
+        train_datasets (Sequence[str]): registered; their images tell rare from frequent classes
+            where the data set itself does not.
+        output_dir (PathLike): folder for the detections, from which a killed pass can be resumed.
+        resume (bool): continue such a pass.
+
+    Returns:
+        Mapping: task ("bbox", "segm") -> metric -> percent.
+
+    Raises:
+        ValueError: a calibration that does not fit the model, or annotations of other classes.
+
+    Example:
+        >>> evaluate(model, "stats.safetensors", loader=loader, dataset="lvis_v1_val")
+        ... # doctest: +SKIP
+    """
+    given = any(each is not None for each in (source, calibration, statistics))
+    chosen = {} if not given else {"calibrated": (source, calibration)}
+    found = _sweep(
+        *(model, chosen, loader, dataset, statistics, counts, class_names, train_datasets),
+        output_dir=output_dir,
+        resume=resume,
+    )
+    return found["calibrated" if given else UNCALIBRATED]
+
+
+def sweep(
+    model: nn.Module,
+    source: str | os.PathLike | LogitStatistics | None = None,
+    *,
+    loader: BatchLoader | LoaderFactory,
+    dataset: str | LvisGroundTruth,
+    calibrations: Sequence[str | AffineCalibration] = DEFAULT,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    class_names: Sequence[str] | None = None,
+    train_datasets: Sequence[str] = (),
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> dict[str, Metrics]:
+    """AP under many calibrations from one inference pass.
+
+    Args:
+        model (nn.Module): a detector with its weights loaded.
+        source: a statistics file or what it holds, for calibrations that need one.
+        calibrations (Sequence): texts such as "norcal(gamma=0.6)", or AffineCalibrations, which are
+            called by their names. "uncalibrated" is always among them.
+        loader, dataset, counts, class_names, train_datasets, output_dir, resume: see `evaluate`.
+
+    Returns:
+        dict: calibration -> task -> metric -> percent, "uncalibrated" first.
+
+    Raises:
+        ValueError: a calibration that does not fit the model, or that needs what is not given.
+
+    Example:
+        >>> sweep(model, "stats.safetensors", loader=loader, dataset="lvis_v1_val",
+        ...       calibrations=["logn", "norcal(gamma=0.6)"], counts=counts)  # doctest: +SKIP
+    """
+    texts = [each for each in calibrations if each != UNCALIBRATED]
+    chosen = {each if isinstance(each, str) else each.name: (None, each) for each in texts}
+    return _sweep(
+        *(model, chosen, loader, dataset, source, counts, class_names, train_datasets),
+        output_dir=output_dir,
+        resume=resume,
+    )
+
+
+def _sweep(
+    model: nn.Module,
+    chosen: dict[str, tuple[Source, Source]],
+    loader: BatchLoader | LoaderFactory,
+    dataset: str | LvisGroundTruth,
+    statistics: str | os.PathLike | LogitStatistics | None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None,
+    class_names: Sequence[str] | None,
+    train_datasets: Sequence[str],
+    **folders: object,
+) -> dict[str, Metrics]:
+    """Name -> task -> metric of what `attach` would make of each source and calibration."""
+    sites = find_sites(model)
+    made = {UNCALIBRATED: chosen_calibrations(sites, UNCALIBRATED)[0]}
+    for name, (source, calibration) in chosen.items():
+        own = None if isinstance(calibration, AffineCalibration) else statistics
+        made[name], _ = chosen_calibrations(
+            *(sites, source, calibration, own), counts=counts, class_names=class_names
+        )
+    if isinstance(dataset, LvisGroundTruth):
+        truth = dataset
+    else:
+        truth = read_ground_truth(dataset, train_datasets)
+    predictions = run_sweep(model, loader, made, ground_truth=truth, **folders)
+    return evaluate_sweep(predictions, truth)
