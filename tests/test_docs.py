@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import BoxMode
@@ -31,6 +32,7 @@ from logn_d2.core import (
     build_loss,
     logn,
 )
+from logn_d2.lvis import LvisGroundTruth
 from logn_d2.modeling import (
     CosineLinear,
     calibration_of,
@@ -236,6 +238,7 @@ def test_every_section_with_code_is_run_by_a_test_below():
         "torchvision",
         "Only logits",
         "Fold and export",
+        "Evaluate and sweep from Python",
     }
     assert set(sections(PROJECT, "python")) == known
 
@@ -294,6 +297,29 @@ def test_only_logits(mine):
 def test_only_logits_needs_no_detectron2(mine, monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
     run_section("Only logits", mine)
+
+
+def test_evaluate_and_sweep(mine):
+    cfg = get_cfg()
+    cfg.merge_from_file("my_config.yaml")
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load("my_model.pth")
+    truth = LvisGroundTruth.from_dict(
+        {
+            "images": [{"id": k, "height": SIZE, "width": SIZE} for k in range(3)],
+            "categories": [{"id": k + 1, "name": name} for k, name in enumerate(NAMES)],
+            "annotations": [
+                {"id": k + 1, "image_id": k, "category_id": k + 1, "bbox": [8, 8, 32, 40]}
+                for k in range(3)
+            ],
+        }
+    )
+    loader = build_detection_test_loader(cfg, "my_train")
+    own = {"my_model": model, "my_loader": loader, "my_truth": truth}
+    (names,) = run_section("Evaluate and sweep from Python", {**mine, **own})
+    assert list(names["table"]) == ["uncalibrated", "logn", "logn_mean"]
+    np.testing.assert_equal(dict(names["table"]["logn"]), dict(names["calibrated"]))
+    np.testing.assert_equal(names["table"]["uncalibrated"]["bbox"]["AP"], names["plain"])
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
