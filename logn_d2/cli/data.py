@@ -1,4 +1,4 @@
-"""Draw LT-Glyphs, the long-tail benchmark that needs no download; check data sets.
+"""Draw LT-Glyphs, the long-tail benchmark that needs no download; convert and check data sets.
 
 Without names `logn data check` looks at every LVIS and LT-Glyphs set whose annotations are there.
 With a config it also checks what a training with it would refuse.
@@ -7,6 +7,7 @@ Example:
     logn data draw --size demo
     logn data check lvis_v1_train lvis_v1_val
     logn data check --config-file configs/my.yaml
+    logn data muscima muscima-pp --output datasets/muscima
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     check.add_argument("names", nargs="*", metavar="NAME", help="registered names")
     check.add_argument(
         "--config-file", metavar="FILE", help="check the sets that it trains and tests on"
+    )
+    muscima = actions.add_parser("muscima", help="convert MUSCIMA++ 2.0 to LVIS form")
+    muscima.add_argument("source", metavar="DIR", help="the release, or its data/annotations")
+    muscima.add_argument(
+        "--output", default="datasets/muscima", metavar="DIR", help="default: datasets/muscima"
+    )
+    muscima.add_argument(
+        "--val-writers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="writers for validation (default: 16 fixed ones, with which numbers are comparable)",
     )
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Data sets from a command line: draw LT-Glyphs, check what a training would read."""
+"""Data sets from a command line: draw LT-Glyphs, convert, check what a training would read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data import check_dataset
+from ..data.muscima import VAL_WRITERS, convert_muscima, describe
 from ..engine import load_config, short_errors
 from ..engine.checks import check_classes, check_ground_truth, check_masks
 from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
@@ -48,7 +49,7 @@ def config_problems(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Does what an action of `logn data` asks for; returns the exit status."""
     with short_errors():
-        return draw(args) if args.action == "draw" else check(args)
+        return {"draw": draw, "check": check, "muscima": convert}[args.action](args)
 
 
 def draw(args: argparse.Namespace) -> int:
@@ -60,6 +61,13 @@ def draw(args: argparse.Namespace) -> int:
         print("\n".join(problems) if problems else f"{folder}: all files as drawn")
         return int(bool(problems))
     print(draw_glyphs(root, args.size, args.seed, args.num_workers, args.overwrite))
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Converts MUSCIMA++, and says what came out."""
+    writers = args.val_writers or VAL_WRITERS
+    print("\n".join(describe(convert_muscima(args.source, args.output, val_writers=writers))))
     return 0
 
 

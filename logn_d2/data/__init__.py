@@ -2,6 +2,7 @@
 
 from .check import DatasetReport, check_dataset, image_problem
 from .counts import check_same_classes, class_counts, fractal_dimensions
+from .kept import records_kept
 from .registration import load_lvis_form, register_from_config, register_lvis_form
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "fractal_dimensions",
     "image_problem",
     "load_lvis_form",
+    "records_kept",
     "register_from_config",
     "register_lvis_form",
 ]

@@ -5,17 +5,12 @@ BY-NC-SA 4.0) holds annotations without images. A page is painted from the masks
 halved, and cut into tiles that do not overlap. Writers of training and validation are disjoint.
 
 Units: pixels, of the page in `PageObject`, of the halved page from `_halved` on.
-
-Example:
-    python -m logn_d2.data.muscima muscima-pp/v2.0/data/annotations --output datasets/muscima
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +21,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..core import atomic_write, frequency_groups
 from ..errors import MissingFileError, UserError
+from ..files import atomic_write
+from ..frequency import frequency_groups
 
-__all__ = ["VAL_WRITERS", "PageObject", "convert_muscima", "main", "read_page"]
+__all__ = ["VAL_WRITERS", "PageObject", "convert_muscima", "describe", "read_page"]
 
 VAL_WRITERS = (6, 8, 10, 12, 16, 17, 18, 21, 22, 25, 26, 28, 30, 31, 35, 41)
 """16 of 50 writers, with a third of the objects; numbers of others are not comparable."""
@@ -291,28 +287,17 @@ def _content(
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: converts a release, and says what came out."""
-    parser = argparse.ArgumentParser(
-        prog="python -m logn_d2.data.muscima",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=Path, help="the release, or its data/annotations")
-    parser.add_argument("--output", type=Path, default=Path("datasets/muscima"), help="%(default)s")
-    parser.add_argument(
-        "--val-writers", type=int, nargs="+", default=VAL_WRITERS, metavar="N", help="%(default)s"
-    )
-    args = parser.parse_args(argv)
-    contents = convert_muscima(args.source, args.output, val_writers=args.val_writers)
+def describe(contents: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each split that `convert_muscima` wrote: how much is in it.
+
+    Args:
+        contents (dict[str, dict]): annotation files by split.
+    """
+    lines = []
     for split, content in contents.items():
         groups = [category["frequency"] for category in content["categories"]]
-        print(
+        lines.append(
             f"{split}: {len(content['images']):,} tiles, {len(content['annotations']):,} objects, "
             f"{len(groups)} classes ({' / '.join(str(groups.count(g)) for g in 'rcf')} r / c / f)"
         )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return lines

@@ -22,6 +22,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..annotations import mask_of, name_of, read_annotations
 from ..errors import MissingFileError, UserError
+from .kept import is_kept
 
 __all__ = [
     "load_lvis_form",
@@ -54,12 +55,15 @@ class _JsonMetadata(Metadata):
         fields = self.__dict__
         if key in _FROM_JSON and "json_file" in fields and "_read" not in fields:
             try:
-                content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
+                if is_kept(self.name):  # its records will be asked for too
+                    DatasetCatalog.get(self.name)
+                if "_read" not in fields:
+                    content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
+                    self._take(content)
             except FileNotFoundError as error:
                 # What hasattr and get(key, default) understand: a model may be used where its
                 # training set is not.
                 raise AttributeError(str(error)) from error
-            self._take(content)
             if key in fields:
                 return fields[key]
         return super().__getattr__(key)

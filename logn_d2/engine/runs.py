@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import LogitStatistics
+from ..data import records_kept
 from ..data.loader import training_images
 from ..errors import UserError
 from ..modeling.build import TrainingClassCounts
@@ -68,12 +69,14 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     check_loss_options(node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     check_collection_settings(cfg)
     check_second_stage(cfg)
-    _check_files(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    _check_evaluators(cfg)
-    check_ground_truth(cfg)
-    training_images(cfg)
-    check_masks(cfg)
-    check_images([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], node.CHECK_IMAGES)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    with records_kept(names):
+        _check_files(cfg, names)
+        _check_evaluators(cfg)
+        check_ground_truth(cfg)
+        training_images(cfg)
+        check_masks(cfg)
+        check_images(names, node.CHECK_IMAGES)
 
 
 def run_training(cfg: CfgNode, *, resume: bool) -> Results:
@@ -86,7 +89,8 @@ def run_training(cfg: CfgNode, *, resume: bool) -> Results:
     Returns:
         dict: see `evaluate_calibrations`.
     """
-    trainer = Trainer(cfg)
+    with records_kept(cfg.DATASETS.TRAIN):
+        trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 

@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from logn_d2.annotations import check_annotations
+from logn_d2.cli.main import main
 from logn_d2.data import load_lvis_form, register_lvis_form
-from logn_d2.data.muscima import VAL_WRITERS, convert_muscima, main, read_page
+from logn_d2.data.muscima import VAL_WRITERS, convert_muscima, read_page
 from logn_d2.errors import MissingFileError, UserError
 
 DISC = np.hypot(*np.mgrid[-9.5:10, -9.5:10]) < 10  # a notehead, 20 px
@@ -211,8 +212,8 @@ def test_validation_writers_are_a_third_of_fifty():
 
 
 def test_command_line_says_what_came_out(release, tmp_path, capsys):
-    arguments = [str(release), "--output", str(tmp_path / "out"), "--val-writers", "6"]
-    assert main(arguments) == 0
+    arguments = ["data", "muscima", str(release), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--val-writers", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "train: 1 tiles, 3 objects, 3 classes (3 / 0 / 0 r / c / f)",
