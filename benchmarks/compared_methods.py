@@ -48,7 +48,8 @@ AFTER = (
     Row("LogN without beta", "logn_no_beta"),
     Row("NorCal, gamma 0.6", "norcal(gamma=0.6)"),
     Row("NorCal, class-balanced weights", "class_balanced(gamma=0.999)"),
-    Row("logit adjustment", "logit_adjustment"),
+    Row("FRACAL", "fracal"),
+    Row("auto", "auto"),
 )
 # The rows of a cosine classifier have length one, so that tau-norm is for linear ones alone.
 AFTER_LINEAR = (*AFTER, Row("tau-norm", "tau_norm"))

@@ -53,7 +53,8 @@ CALIBRATIONS = (
     "logn_beta",
     "logn_no_beta",
     "norcal(gamma=0.6)",
-    "logit_adjustment",
+    "fracal",
+    "auto",
 )
 # Of the data set; --seed is that of the training, so that all seeds see the same data.
 DATA_SEED = 0

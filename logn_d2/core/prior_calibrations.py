@@ -297,8 +297,10 @@ def logit_adjustment(
 
         z'_c = z_c - tau log pi_c,     z'_bg = z_bg
 
-    With a background column this is *not* NorCal at gamma = tau: the normalised prior lifts all
-    foreground logits by tau log(sum N) more.
+    The method is one of image classification. With a background column nobody has published it, and
+    it is *not* NorCal at gamma = tau, which is what the LogN paper calls LogA in a detector: the
+    normalised prior lifts all foreground logits by tau log(sum N) more, above a background that
+    keeps its own. It is here for classifiers without background, and for comparison.
 
     Args:
         image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
