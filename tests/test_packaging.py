@@ -75,6 +75,12 @@ def test_wheel_holds_every_module_and_every_config(wheel: Path) -> None:
     assert not any(name.startswith(("tests/", "configs/", "tools/")) for name in names)
 
 
+def test_wheel_installs_the_command(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    name = next(n for n in archive.namelist() if n.endswith("/entry_points.txt"))
+    assert "logn = logn_d2.cli:main" in archive.read(name).decode()
+
+
 def test_requirements_are_names_from_the_package_index(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     text = archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode()
