@@ -1,0 +1,39 @@
+"""The grid of calibrations: every point can be built, and the verdict is arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from logn_d2.core import parse_calibration
+
+from ..load_script import load_script
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return load_script("benchmarks/calibration_grid.py")
+
+
+def test_every_point_is_a_calibration_and_is_there_once(grid):
+    texts = [text for each in grid.GRID.values() for text in each]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
+    for text in texts:
+        parse_calibration(text)
+    assert {grid.PLAIN, grid.LOGN, grid.NORCAL, grid.AUTO} <= set(texts)
+
+
+def test_tables_have_the_best_of_a_family_and_the_worst_of_the_groups(grid):
+    texts = [text for each in grid.GRID.values() for text in each]
+    scores = {text: dict.fromkeys(grid.METRICS, 10.0) for text in texts}
+    best = "p2p(alpha=0.8, offset=-1)"
+    scores[best] = {"AP": 12.0, "APr": 15.0, "APc": 10.0, "APf": 9.5}
+    scores[grid.AUTO] = {"AP": 11.9, "APr": 14.0, "APc": 10.0, "APf": 9.75}
+    scores[grid.LOGN]["AP"], scores[grid.NORCAL]["AP"] = 9.0, 11.5
+    rows = [line.strip("| ").split("|") for line in grid.table(scores).splitlines()]
+    row = next([cell.strip() for cell in row] for row in rows if row[0].strip() == "P2P, all RoIs")
+    assert row[1:] == [best, "+2.0", "+5.0", "+0.0", "-0.5"]
+    (line,) = grid.verdict({"rfs": scores}).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["rfs", "-0.10", "+2.90", "+0.40", "-0.25"]
