@@ -6,6 +6,7 @@ and not in an evaluation days later. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -29,6 +30,10 @@ _OF_ALL_CATEGORIES = ("frequency", "image_count", "instance_count")
 # Pixels. pycocotools allocates memory in proportion to the coordinates of a polygon, whatever the
 # size of the image: beyond this, one polygon can take all of the machine's memory.
 MAX_COORDINATE = 1e6
+
+# The types that json has for numbers; others come from content that was made in memory.
+_NUMBERS = frozenset((int, float))
+_OWN: Mapping[type, type] = {Integral: int}
 
 
 def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def _entries(entries: Sequence[Entry], section: str) -> Iterator[tuple[str, Entr
 
 def _check_id(value: Any, kind: type, where: str, name: str) -> None:
     # numpy's integers have 64 bits: a larger id would wrap around to another one.
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not _is(value, kind) or isinstance(value, bool):
         expected = "a string" if kind is str else "a whole number"
         expected += ", as the ids of the file's list" if name != "id" else " as every id"
         raise UserError(
@@ -212,9 +217,24 @@ def _refuse(where: str, name: str, value: Any, expected: str) -> None:
     raise UserError(f"{where} has {name} {value!r:.80}; expected {expected}.")
 
 
+def _is(value: Any, kind: type) -> bool:
+    """`isinstance`, which is slow for abstract types; json has Python's own."""
+    return type(value) is _OWN.get(kind, kind) or isinstance(value, kind)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all are finite numbers."""
+    if _NUMBERS.issuperset(map(type, values)):
+        # A sum is finite if and only if all terms are, but for large ones, which overflow.
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(sum(values)):
+                return True
+    return all(map(_is_number, values))
+
+
 def _is_number(value: Any) -> bool:
     """A finite number; Python's whole numbers have no largest one, floats do."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if type(value) not in _NUMBERS and (not isinstance(value, Real) or isinstance(value, bool)):
         return False
     try:
         return math.isfinite(value)
@@ -254,12 +274,16 @@ def _is_list_of_ids(value: Any) -> bool:
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+    if not isinstance(value, list | tuple):
+        return False
+    return {_OWN.get(kind, kind)}.issuperset(map(type, value)) or all(
+        isinstance(each, kind) for each in value
+    )
 
 
 def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str) -> None:
     box = _field(annotation, "bbox", where)
-    if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
+    if not (isinstance(box, list | tuple) and len(box) == 4 and _are_numbers(box)):
         _refuse(where, "bbox", box, "four finite numbers: left, top, width, height")
     if max(map(abs, box)) > MAX_COORDINATE or min(box[2:]) < 0:
         _refuse(where, "bbox", box, "pixels, with a width and height of 0 or more")
@@ -269,11 +293,11 @@ def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str)
         if not _is_number(area) or not 0 <= area <= MAX_COORDINATE**2:
             _refuse(where, "area", area, "a number of pixels")
     ignore = annotation.get("ignore", 0)
-    if not (isinstance(ignore, Integral) and ignore in (0, 1)):
+    if not (_is(ignore, Integral) and ignore in (0, 1)):
         _refuse(where, "ignore", ignore, "0 or 1")
     # Detectron2 leaves out whatever differs from 0, pycocotools what is true.
     crowd = annotation.get("iscrowd", 0)
-    if not (isinstance(crowd, Integral) and crowd in (0, 1)):
+    if not (_is(crowd, Integral) and crowd in (0, 1)):
         _refuse(where, "iscrowd", crowd, "0 or 1")
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
