@@ -34,6 +34,8 @@ PUBLISHED = {
     "seesaw": {"p": 0.8, "q": 2.0, "eps": 0.01},
     # EQL v2's repository: lambda of LVIS v1, the prior of the classifier's biases.
     "eql": {"threshold": 0.0011, "prior": 0.001, "unused_column": True},
+    # ECM's repository: objects of background for each of a class, on LVIS v1.
+    "ecm": {"background_share": 6.3313},
     "eql_v2": {"gamma": 12.0, "mu": 0.8, "alpha": 4.0, "prior": 0.001},
     # BalancedGroupSoftmax: groups of below 10, 100, 1000 and of more objects; others_ratio.
     "bags": {"edges": (10, 100, 1000), "others_ratio": 8.0},

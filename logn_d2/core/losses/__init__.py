@@ -8,6 +8,7 @@ from .bags import BalancedGroupSoftmax
 from .balanced_softmax import BalancedSigmoid, BalancedSoftmax
 from .base import ClassificationLoss, SigmoidLoss, SoftmaxLoss
 from .cross_entropy import CrossEntropy
+from .ecm import EffectiveClassMargins
 from .eql import EqualizationLoss
 from .eql_v2 import EqualizationLossV2
 from .federated import FederatedLoss
@@ -27,6 +28,7 @@ __all__ = [
     "BalancedSoftmax",
     "ClassificationLoss",
     "CrossEntropy",
+    "EffectiveClassMargins",
     "EqualizationLoss",
     "EqualizationLossV2",
     "EquilibriumLoss",

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import IMPOSSIBLE, RoIWiseLoss, check_number, log_odds, one_hot
+from .base import IMPOSSIBLE, check_number, log_odds, one_hot
 from .distributed import sum_over_processes
+from .one_vs_all import OneVsAllLoss
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
@@ -21,7 +22,7 @@ EPSILON = 1e-10
 
 
 @LOSS_REGISTRY.register("eql_v2")
-class EqualizationLossV2(RoIWiseLoss):
+class EqualizationLossV2(OneVsAllLoss):
     """Sigmoid cross-entropy whose weights keep positive and negative gradients in balance.
 
     With ``g_c`` the ratio of class c's accumulated positive to negative gradients and
@@ -72,22 +73,11 @@ class EqualizationLossV2(RoIWiseLoss):
             self.register_buffer(name, torch.zeros(num_classes, dtype=torch.float64))
 
     @property
-    def num_outputs(self) -> int:
-        """K + 1."""
-        return self.num_classes + 1
-
-    @property
     def ratio(self) -> Tensor:
         """(K,) float64 g, accumulated positive over negative gradients."""
         positive, negative = self.positive_gradient, self.negative_gradient
         ratio = positive / (negative + EPSILON)
         return torch.where(positive + negative > 0, ratio, NO_GRADIENT_YET)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(R, K + 1): ``sigmoid(z_c) (1 - sigmoid(z_bg))``, and ``sigmoid(z_bg)``."""
-        background = logits[:, -1:]
-        foreground = logits[:, :-1].sigmoid() * (-background).sigmoid()
-        return torch.cat([foreground, background.sigmoid()], dim=1)
 
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         positives = one_hot(targets, self.num_outputs)
@@ -112,6 +102,3 @@ class EqualizationLossV2(RoIWiseLoss):
         positive, negative = sum_over_processes(sums[:, :-1].double())
         self.positive_gradient += positive
         self.negative_gradient += negative
-
-    def _calibration_obstacle(self) -> str:
-        return "each score is a product of two sigmoids"

@@ -40,6 +40,7 @@ def put(loss, **buffers):
         ("eql", 1.947579),
         ("balanced_sigmoid", 3.212155),
         ("balanced_softmax", 2.095488),
+        ("ecm", 2.675167),
     ],
 )
 def test_losses_without_state(text, value):
@@ -65,6 +66,15 @@ def test_losses_without_state(text, value):
 )  # fmt: skip
 def test_scores_at_test(text, scores):
     close(make(text).scores(LOGITS), scores)
+
+
+def test_ecm_scores_margins_and_weights():
+    loss = make("ecm")
+    expected = [[0.236883, 0.167405, 0.072329], [0.017905, 0.023713, 0.005653]]
+    close(loss.scores(LOGITS)[:, :3], expected)
+    offset, weight = loss.margins()
+    close(offset, [-0.490062, -1.095541, -1.847425, 0.461376])
+    close(weight, [0.935571, 0.993802, 0.999691, 0.314651])
 
 
 @pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "focal", "eql", "balanced_sigmoid"])

@@ -168,7 +168,7 @@ def test_more_classes_change_the_shapes_only(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["bags", "balanced_softmax", "balanced_sigmoid", "federated", "eql"]
+    "name", ["bags", "balanced_softmax", "balanced_sigmoid", "ecm", "federated", "eql"]
 )
 def test_counts_are_asked_for_when_they_are_needed(name):
     asked = []
@@ -240,6 +240,7 @@ def test_unknown_names_and_options_list_the_known_ones():
         ("eql(threshold=foo)", "threshold is 'foo'"),
         ("eql(threshold=1e999)", "threshold is inf"),
         ("eql_v2(gamma=none)", "gamma is 'none'"),
+        ("ecm(background_share=0)", "background_share is 0"),
         ("federated(classes=x)", "classes is 'x', expected a whole number"),
         ("federated(classes=1.5)", "classes is 1.5"),
         ("balanced_softmax(count=foo)", "'image' or 'instance'"),
@@ -269,7 +270,7 @@ def test_logits_of_another_shape_are_refused():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_says_whether_its_logits_can_be_calibrated(name):
     loss = make(name)
-    if name in ("bags", "seesaw", "eql_v2", "logit_norm"):
+    if name in ("bags", "seesaw", "ecm", "eql_v2", "logit_norm"):
         assert not loss.calibratable
         with pytest.raises(ValueError, match="can't be calibrated: .*without calibration"):
             loss.check_calibratable()

@@ -21,7 +21,7 @@ K = 4
 NAMES = tuple("abcd")
 IMAGES = np.array([50, 20, 4, 1])
 COUNTS = ClassCounts(NAMES, IMAGES, IMAGES, int(IMAGES.sum()))
-WITHOUT_FORM = {"bags", "federated"}
+WITHOUT_FORM = {"bags", "ecm", "federated"}
 WITH_FORM = sorted(set(LOSS_REGISTRY) - WITHOUT_FORM)
 
 
