@@ -26,14 +26,15 @@ BELOW = {
     "core": {"files", "frequency"},
     "data": {"files", "frequency", "annotations", "core"},
     "glyphs": {"files", "data"},
-    "modeling": {"files", "core", "data"},
+    "modeling": {"files", "core", "data", "sites"},
     "ood": set(),
+    "sites": {"core"},
     "classification": {"core", "data", "modeling", "ood"},
     "config": {"classification", "modeling"},  # only registration
     "passes": {"files", "core", "data"},
-    "collection": {"files", "core", "data", "modeling", "passes"},
+    "collection": {"files", "core", "data", "modeling", "passes", "sites"},
     "evaluators": {"files", "frequency", "lvis", "analysis", "data", "modeling", "passes"},
-    "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "passes"},
+    "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "passes", "sites"},
     "pictures": {"core", "modeling", "sweeps"},
     "report": {"files", "frequency", "core", "data", "lvis", "analysis", "sweeps", "modeling"},
 }

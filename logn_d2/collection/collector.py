@@ -25,8 +25,8 @@ from ..core import (
     PosteriorMoments,
     StageStatistics,
 )
+from ..core.affine import Background, foreground_columns
 from ..errors import UserError
-from ..modeling.box_predictors import has_sigmoid_scores, predictor_fingerprint
 from .partial import PartialStatistics
 
 if TYPE_CHECKING:
@@ -146,22 +146,25 @@ class LogitStatisticsCollector(DatasetEvaluator):
     def _start(self, outputs: Recording) -> None:
         """Makes empty moments once the first output has shown how many classes there are."""
         description = self._description
-        logits = outputs.stages[0].logits
+        first = outputs.stages[0]
+        logits, background = first.logits, first.background
         num_columns, names = logits.shape[1], description.class_names
-        if names and len(names) != num_columns - 1:
+        num_classes = num_columns - (background != "none")
+        if names and len(names) != num_classes:
             raise UserError(
-                f"The model has {num_columns - 1} classes, but {len(names)} class names were given "
+                f"The model has {num_classes} classes, but {len(names)} class names were given "
                 f"(of {', '.join(description.datasets) or 'no data set'}). Use the data set that "
                 "the model was trained on."
             )
-        names = names or tuple(map(str, range(num_columns - 1)))
+        names = names or tuple(map(str, range(num_classes)))
         autocast = _autocast(logits.device.type)
-        sigmoid = has_sigmoid_scores(outputs.stages[0].predictor)
         self._description = replace(
             description,
             class_names=names,
             autocast=autocast,
-            activation="sigmoid" if sigmoid else "softmax",
+            activation="sigmoid" if first.has_sigmoid_scores else "softmax",
+            background=background,
+            site=first.site,
         )
         # Apple's devices have no float64.
         device = torch.device("cpu") if logits.device.type == "mps" else logits.device
@@ -172,17 +175,16 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 self._moments.append(EmaLogitMoments(num_columns, description.momentum, device))
             gathers = gathers_posteriors(description.estimator, description.population)
             self._posteriors.append(PosteriorMoments(num_columns, device) if gathers else None)
-            self._fingerprints.append(predictor_fingerprint(stage.predictor))
+            self._fingerprints.append(stage.fingerprint())
 
     def _per_image(self, stage: RecordedStage) -> list[_OfImage]:
         """Each image's RoIs of the population."""
         population = self._description.population
-        lengths = [len(proposals) for proposals in stage.proposals]
-        logits = stage.logits.split(lengths)
+        logits = stage.logits.split(stage.lengths)
         if population == "proposals":  # not matched
             return [(of_image, None, None) for of_image in logits]
-        labels = [getattr(proposals, "gt_classes", None) for proposals in stage.proposals]
-        return [_select(population, *pair) for pair in zip(logits, labels, strict=True)]
+        pairs = zip(logits, stage.labels, strict=True)
+        return [_select(population, *pair, stage.background) for pair in pairs]
 
     def _update(
         self,
@@ -249,7 +251,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
     def _restore(self, saved: LogitStatistics) -> None:
         """The inverse of ``_statistics(partial=True)``."""
-        known = ("class_names", "autocast", "activation")
+        known = ("class_names", "autocast", "activation", "background", "site")
         self._description = replace(
             self._description, **{name: getattr(saved, name) for name in known}
         )
@@ -271,21 +273,25 @@ _OfImage = tuple[Tensor, "Tensor | None", "Tensor | None"]
 """Logits (R, C); (R, C) which of them count, None for all; (R,) labels, None if not known."""
 
 
-def _select(population: str, logits: Tensor, labels: Tensor | None) -> _OfImage:
+def _select(
+    population: str, logits: Tensor, labels: Tensor | None, background: Background = "last"
+) -> _OfImage:
     """One image's part of a population of matched RoIs.
 
     Args:
         population (str): "sampled", "foreground" or "positives".
         logits (Tensor): (R, C).
-        labels (Tensor): (R,) in [0, K], K for background, negative for RoIs to be left out.
+        labels (Tensor): (R,) columns; K for background that has none, negative for RoIs to be
+            left out.
+        background (str): where the background column is.
     """
     if population == "sampled":
         return logits, None, labels
-    background = logits.shape[1] - 1
+    columns = torch.arange(logits.shape[1], device=labels.device)
     if population == "foreground":
-        chosen = (labels >= 0) & (labels < background)
+        chosen = torch.isin(labels, columns[foreground_columns(background)])
         return logits[chosen], None, labels[chosen]
-    mask = labels[:, None] == torch.arange(background + 1, device=labels.device)
+    mask = labels[:, None] == columns
     return logits, mask, labels
 
 

@@ -21,13 +21,16 @@ from torch import nn
 import logn_d2
 
 from ..core import LogitStatistics
+from ..core.affine import foreground_columns
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
 from ..data.samplers import described_sampler
 from ..errors import UserError
-from ..modeling.box_predictors import check_calibratable, find_box_predictors, num_classes_of
-from ..modeling.recording import LogitRecorder, Recording
+from ..modeling.attach import find_sites
+from ..modeling.box_predictors import check_calibratable, num_classes_of
+from ..modeling.recording import LogitRecorder, Recording, recorder_for
 from ..passes.resume import BatchLoader, LoaderFactory, deciding_settings, loader_from, pass_digest
+from ..sites import LogitSite, SiteRecorder, SiteRecording, layer_names
 from .collector import LogitStatisticsCollector
 from .partial import PartialStatistics
 from .stopping import StoppingLoader
@@ -57,12 +60,14 @@ def collect_statistics(
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    site: LogitSite | None = None,
 ) -> LogitStatistics:
     """Gathers the logit statistics of a detector, with forward passes only.
 
     Runs any Detectron2 model that has box predictors, up to their logits: no losses, no NMS, no
-    masks, no gradients. Afterwards the model and all random generators are as they were. With
-    several processes, each passes over its own share of the images.
+    masks, no gradients. Detectors without are run as docs/sites.md says. Afterwards the model and
+    all random generators are as they were. With several processes, each passes over its own share
+    of the images.
 
     Args:
         model (nn.Module): the detector, with its weights loaded.
@@ -93,6 +98,7 @@ def collect_statistics(
         resume (bool): go on from partial files of the same settings and weights, if there are any.
         settings (Mapping): whatever else must be the same for that, for example of the loader.
         provenance (Mapping): what people may want to know later; anything that JSON can write.
+        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
 
     Returns:
         LogitStatistics: on every process, of all processes' images (moving averages: of process
@@ -108,7 +114,7 @@ def collect_statistics(
         >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
     """
     check_calibratable(model)  # statistics of other logits are of no use
-    _check_class_names(model, class_names)
+    _check_class_names(model, class_names, site)
     _check_loader(loader)
     description = LogitStatistics(
         stages=(),
@@ -133,6 +139,7 @@ def collect_statistics(
         period=checkpoint_period,
         resume=resume,
         settings=settings or {},
+        site=site,
     )
     collector.remove_partial_files()
     return statistics
@@ -209,6 +216,7 @@ def _run_pass(
     period: int,
     resume: bool,
     settings: Mapping[str, Any],
+    site: LogitSite | None = None,
 ) -> tuple[LogitStatistics, LogitStatisticsCollector]:
     """The pass itself; partial files are left for the caller, who may yet have to save."""
     with preserved_rng():
@@ -217,6 +225,8 @@ def _run_pass(
         if checkpoint is not None:
             described = {**vars(replace(description, provenance={})), "seed": seed, **settings}
             described["stop_period"] = stop_period
+            if site is not None:
+                described["layers"] = layer_names(model, site)
             partial = PartialStatistics(checkpoint, pass_digest(model, first, described))
         saved = partial.load() if partial is not None and resume else None
         collector = LogitStatisticsCollector(
@@ -230,7 +240,7 @@ def _run_pass(
             rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
         population = "proposals" if description.population == "proposals" else "sampled"
         images_before, start = collector.num_images, time.perf_counter()
-        recorder = LogitRecorder(model, population=population, seed=seed, deltas=False)
+        recorder = recorder_for(model, population, seed, site)
         results = inference_on_dataset(_repeats_sampled_anew(recorder), rest, collector)
     seconds = time.perf_counter() - start
     statistics = results["statistics"]
@@ -238,14 +248,16 @@ def _run_pass(
     return statistics, collector
 
 
-def _check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:
+def _check_class_names(
+    model: nn.Module, class_names: Sequence[str] | None, site: LogitSite | None
+) -> None:
     """Raises a ValueError if these are not the names of the model's classes, before a pass."""
     if isinstance(class_names, str):
         raise UserError(
             f"class_names is the text {class_names!r}; expected a sequence of names, such as "
             '["bolt", "nut"].'
         )
-    num_classes = num_classes_of(find_box_predictors(model)[0])
+    num_classes = num_classes_of(find_sites(model, site)[0].classifier)
     if class_names and num_classes is not None and len(class_names) != num_classes:
         raise UserError(
             f"The model has {num_classes} classes, but {len(class_names)} class names were given. "
@@ -268,10 +280,12 @@ def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
         )
 
 
-def _repeats_sampled_anew(recorder: LogitRecorder) -> Callable[[Sequence[Mapping]], Recording]:
+def _repeats_sampled_anew(
+    recorder: LogitRecorder | SiteRecorder,
+) -> Callable[[Sequence[Mapping]], Recording | SiteRecording]:
     """The recorder, with RoIs drawn anew each time that an image comes, as training does."""
 
-    def record(inputs: Sequence[Mapping[str, Any]]) -> Recording:
+    def record(inputs: Sequence[Mapping[str, Any]]) -> Recording | SiteRecording:
         # What is sampled follows from the image's id.
         positions = [image.get("statistics_index", "") for image in inputs]
         names = [f"{x.get('image_id')}/{p}" for x, p in zip(inputs, positions, strict=True)]
@@ -300,7 +314,7 @@ def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -
             "reached" if statistics.reached else "not reached with all images",
         )
     for index, stage in enumerate(statistics.stages):
-        unusable = int((~stage.usable[:-1]).sum())
+        unusable = int((~stage.usable[foreground_columns(statistics.background)]).sum())
         if unusable:
             logger.warning(
                 "Box predictor %d: %d of %d classes have no usable statistics; their logits will "

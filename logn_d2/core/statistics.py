@@ -53,6 +53,7 @@ class LogitStatistics:
             where an older file does not say.
         activation (str): what posteriors are: "softmax" or "sigmoid" of the logits; None where an
             older file has none.
+        site (str): the class of a detector without box predictors; None for box predictors.
         complete (bool): whether every training image was seen; None where that is not known.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
@@ -86,6 +87,7 @@ class LogitStatistics:
     augmented: bool = False
     autocast: str | None = None
     activation: str | None = None
+    site: str | None = None
     complete: bool | None = None
     num_images: int = 0
     num_rois: int = 0
@@ -304,10 +306,10 @@ class LogitStatistics:
 
 _METADATA = (
     "class_names", "background", "datasets", "population", "estimator", "momentum", "sampler",
-    "augmented", "autocast", "activation", "complete", "num_images", "num_rois", "stop_at",
+    "augmented", "autocast", "activation", "site", "complete", "num_images", "num_rois", "stop_at",
     "reached", "provenance",
 )  # fmt: skip
-_ADDED_LATER = ("stop_at", "reached", "autocast", "activation", "complete")
+_ADDED_LATER = ("stop_at", "reached", "autocast", "activation", "site", "complete")
 _SAME_WHEN_MERGED = (
     "class_names", "background", "population", "estimator", "sampler", "augmented", "autocast",
     "activation", "stop_at",

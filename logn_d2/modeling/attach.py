@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
 from ..core.affine import Background
 from ..errors import UserError
+from ..sites import CHILD, CalibrationHook, ClassLayers, LogitSite, attached_layers, known_site
 from .box_predictors import (
     background_of,
     check_calibratable,
@@ -52,8 +53,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-CHILD = "logn_calibration"
-
 Source = (
     str | os.PathLike | LogitStatistics | AffineCalibration | Sequence[AffineCalibration] | None
 )
@@ -69,11 +68,13 @@ def attach(
     strict: bool = True,
     class_names: Sequence[str] | None = None,
     replace: bool = False,
+    site: LogitSite | None = None,
 ) -> Attachment:
-    """Calibrates every box predictor of a model, in place.
+    """Calibrates every box predictor of a model, or its classification site, in place.
 
     Works for Detectron2's heads (Standard, Cascade, Res5 and their subclasses, from a config or a
-    LazyConfig) and for torchvision's Faster, Mask and Keypoint R-CNN. Load the weights first.
+    LazyConfig), for torchvision's Faster, Mask and Keypoint R-CNN, for the detectors in
+    docs/sites.md, and for any other with a description of its site. Load the weights first.
 
     Args:
         model (nn.Module): a detector, distributed or not.
@@ -86,6 +87,7 @@ def attach(
         strict (bool): False skips the check that the statistics are of these very weights.
         class_names (Sequence[str]): K names to compare with those of the statistics.
         replace (bool): True detaches a calibration that the model has already.
+        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
 
     Returns:
         Attachment: its `detach()`, or the end of a ``with`` block, undoes it all.
@@ -110,7 +112,7 @@ def attach(
         >>> predictor.predict_probs(*one_region)[0].argmax().item()
         0
     """
-    sites = find_sites(model)
+    sites = find_sites(model, site)
     check_calibratable(model)
     present = next(filter(None, (calibration_of(site.owner) for site in sites)), None)
     if present is not None and not replace:
@@ -214,6 +216,8 @@ def check_weights(owner: nn.Module) -> None:
     for guard in guards:
         if guard is not None:
             guard(classifier, calibration_of(owner))
+    for hook in _hooks(owner):
+        hook.check()
 
 
 def release(predictor: nn.Module) -> bool:
@@ -222,6 +226,9 @@ def release(predictor: nn.Module) -> bool:
         return False
     if isinstance(predictor, CalibratedPredictor):
         predictor.calibration = predictor.weights_check = None
+        return True
+    for hook in _hooks(predictor):
+        hook.release()
         return True
     del predictor._modules[CHILD]
     for name, value in list(predictor.__dict__.items()):
@@ -234,11 +241,14 @@ def release(predictor: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Site:
-    """Where logits become probabilities: the first argument of one method of one module."""
+    """Where logits become probabilities: the first argument of one method of one module.
+
+    With a `ClassLayers` as classifier: the outputs of these layers.
+    """
 
     owner: nn.Module
     method: str
-    classifier: nn.Module
+    classifier: nn.Module | ClassLayers
     background: Background
 
 
@@ -267,12 +277,20 @@ class _CalibratedMethod:
         return method(predictions, *args, **kwargs)
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+def find_sites(model: nn.Module, site: LogitSite | None = None) -> list[Site]:
     """Where a model turns logits into probabilities, in stage order.
 
+    Args:
+        model (nn.Module): a detector, or a part of one.
+        site (LogitSite): its site, if that is to be taken for granted.
+
     Raises:
-        ValueError: it has no box predictor.
+        ValueError: it has no box predictor, and no site that is known.
     """
+    # A calibration may be at a site that was described when it was attached.
+    layers = site or attached_layers(model) or known_site(model)
+    if layers is not None:
+        return [Site(layers.owner, "forward", layers.classifier, layers.background)]
     found = [
         Site(module, "postprocess_detections", module.box_predictor, "first")
         for module in unwrapped(model).modules()
@@ -437,8 +455,16 @@ def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None
         calibration.check_activation(has_sigmoid_scores(site.classifier))
 
 
+def _hooks(owner: nn.Module) -> list[CalibrationHook]:
+    hooks = owner._forward_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, CalibrationHook)]
+
+
 def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | None) -> None:
     owner = site.owner
+    if isinstance(site.classifier, ClassLayers):
+        CalibrationHook.attach(site.classifier, calibration, guard)
+        return
     calibration.to(next(owner.parameters()).device)
     if isinstance(owner, CalibratedPredictor):
         owner.calibration, owner.weights_check = calibration, guard

@@ -17,6 +17,7 @@ from ..core import ClassificationLoss, classifier_fingerprint
 from ..core.affine import Background
 from ..core.losses import EqualizationLossV2, SigmoidLoss
 from ..errors import UserError
+from ..sites import ClassLayers
 from .cosine import CosineLinear
 
 __all__ = [
@@ -82,12 +83,13 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
             f"Found no box predictor in this {type(unwrapped(model)).__name__}. Looked for modules "
             "with the methods predict_probs(predictions, proposals) and losses(predictions, "
             "proposals) and a known number of classes, as Detectron2's FastRCNNOutputLayers has. "
-            "Detectors without RoI heads (RetinaNet, FCOS, DETR) have none."
+            "Detectors without RoI heads have none; docs/sites.md says which of them are known, "
+            "and how to describe any other (site=...)."
         )
     return found
 
 
-def num_classes_of(predictor: nn.Module) -> int | None:
+def num_classes_of(predictor: nn.Module | ClassLayers) -> int | None:
     """K, without background; None where nothing tells it."""
     num_classes = getattr(predictor, "num_classes", None)
     if isinstance(num_classes, int):
@@ -96,12 +98,14 @@ def num_classes_of(predictor: nn.Module) -> int | None:
     return len(weight) - 1 if isinstance(weight, Tensor) else None
 
 
-def has_sigmoid_scores(predictor: nn.Module) -> bool:
+def has_sigmoid_scores(predictor: nn.Module | ClassLayers) -> bool:
     """Whether scores are sigmoids of the logits, and not their softmax.
 
     Args:
         predictor (nn.Module): a box predictor whose logits can be calibrated.
     """
+    if isinstance(predictor, ClassLayers):
+        return predictor.activation == "sigmoid"
     loss = getattr(predictor, "loss", None)
     if isinstance(getattr(loss, "inner", loss), (EqualizationLossV2, SigmoidLoss)):
         return True
@@ -137,17 +141,21 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
     return None if layer is None else (layer.weight, getattr(layer, "bias", None))
 
 
-def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor | None]]:
+def classifier_reader(
+    predictor: nn.Module | ClassLayers,
+) -> Callable[[], tuple[Tensor, Tensor | None]]:
     """What calibrations that are made from weights, such as tau_norm, ask for them.
 
     Args:
-        predictor (nn.Module): a box predictor; its weights may be loaded later.
+        predictor (nn.Module): a box predictor, or a site's layers; weights may be loaded later.
 
     Returns:
         Callable: returns weight (C, D), with any factor of a column in it, and bias (C,) or None.
         The rows of a cosine classifier have length one. Raises ValueError where there is no such
         layer.
     """
+    if isinstance(predictor, ClassLayers):
+        return predictor.parameters
 
     def read() -> tuple[Tensor, Tensor | None]:
         layer = classifier_layer(predictor)
@@ -165,11 +173,13 @@ def classifier_reader(predictor: nn.Module) -> Callable[[], tuple[Tensor, Tensor
     return read
 
 
-def predictor_fingerprint(predictor: nn.Module) -> Tensor | None:
+def predictor_fingerprint(predictor: nn.Module | ClassLayers) -> Tensor | None:
     """(C,) float64 fingerprint of the classifier's weights; None where they can't be told.
 
     The gain of a folded cosine classifier counts, so that statistics are not applied twice.
     """
+    if isinstance(predictor, ClassLayers):
+        return predictor.fingerprint()
     layer = classifier_layer(predictor)
     if layer is None:
         return None

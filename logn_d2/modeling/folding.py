@@ -5,6 +5,7 @@ Shapes: S cascade stages, K foreground classes, C = K + 1 logit columns, D featu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ..core import (
 )
 from ..core.losses import SoftmaxLoss
 from ..errors import UserError
+from ..sites import ClassLayers, LogitSite
 from .attach import (
     Site,
     Source,
@@ -60,6 +62,7 @@ def fold(
     statistics: str | os.PathLike | LogitStatistics | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
     strict: bool = True,
+    site: LogitSite | None = None,
 ) -> nn.Module:
     """Puts each calibration into the weights of the classifier in front of it, in place.
 
@@ -77,7 +80,7 @@ def fold(
         calibrations: what to calibrate with, as for `attach`: a statistics file or what it holds, a
             calibration such as "norcal(gamma=0.6)", an AffineCalibration or a list of S. None for
             the calibrations that the model carries.
-        statistics, counts, strict: as for `attach`.
+        statistics, counts, strict, site: as for `attach`.
 
     Returns:
         nn.Module: ``model``.
@@ -99,7 +102,7 @@ def fold(
         >>> predictor.cls_score.bias.tolist()
         [5.0, 7.0, 0.0]
     """
-    sites = find_sites(model)
+    sites = find_sites(model, site)
     check_calibratable(model)
     if calibrations is None and statistics is None:
         calibrations = [_carried(site) for site in sites]
@@ -110,17 +113,18 @@ def fold(
     calibrations = _one_for_each(sites, calibrations)
     for site, calibration in zip(sites, calibrations):
         calibration.check_activation(has_sigmoid_scores(site.classifier))
-    layers = [_last_layer(site.classifier) for site in sites]
-    for index, layer in enumerate(layers):
-        _check_weights_not_shared(model, layer, index)
+    layers = [_last_layers(site.classifier) for site in sites]
+    for index, each in enumerate(layers):
+        _check_weights_not_shared(model, each, index)
     # All are computed before any is changed.
-    folded = [_folded(layer, each) for layer, each in zip(layers, calibrations)]
-    for layer, parameters in zip(layers, folded):
-        _assign(layer, parameters)
+    folded = [_all_folded(site.classifier, each) for site, each in zip(sites, calibrations)]
+    for pair in zip(itertools.chain(*layers), itertools.chain(*folded)):
+        _assign(*pair)
     name = calibrations[0].name
     for site in sites:
         release(site.owner)
-        merge_class_scales(site.classifier)
+        if isinstance(site.classifier, nn.Module):
+            merge_class_scales(site.classifier)
         _release_loss(site.owner)
     logger.info("Folded %s: %d classes, %d stages", name, calibrations[0].num_classes, len(sites))
     return model
@@ -220,8 +224,24 @@ def _last_layer(predictor: nn.Module) -> nn.Linear:
     return layer
 
 
-def _check_weights_not_shared(model: nn.Module, layer: nn.Module, index: int) -> None:
-    own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+def _last_layers(classifier: nn.Module | ClassLayers) -> list[nn.Module]:
+    """The layers that a calibration is folded into."""
+    if isinstance(classifier, ClassLayers):
+        return list(classifier.layers)
+    return [_last_layer(classifier)]
+
+
+def _all_folded(
+    classifier: nn.Module | ClassLayers, calibration: AffineCalibration
+) -> list[dict[str, Tensor]]:
+    """For each of these layers, new values of those parameters and buffers that change."""
+    if isinstance(classifier, ClassLayers):
+        return classifier.folded(calibration)
+    return [_folded(_last_layer(classifier), calibration)]
+
+
+def _check_weights_not_shared(model: nn.Module, layers: Sequence[nn.Module], index: int) -> None:
+    own = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
     everywhere = unwrapped(model).named_parameters(remove_duplicate=False)
     names = [name for name, parameter in everywhere if id(parameter) in own]
     if len(names) > len(own):

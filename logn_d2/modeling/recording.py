@@ -18,10 +18,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..sites import LogitSite, PassEnds, SiteRecorder, known_site, modes, shadowed, site_detector
 from .box_predictors import find_box_predictors, unwrapped
 from .stages import RecordedStage
 
-__all__ = ["LogitRecorder", "Population", "Recording"]
+__all__ = ["LogitRecorder", "Population", "Recording", "recorder_for"]
 
 Population = Literal["sampled", "proposals"]
 
@@ -141,14 +142,14 @@ class LogitRecorder:
                 )
         recording = Recording()
         with ExitStack() as stack:
-            stack.enter_context(self._modes())
+            stack.enter_context(modes(self.model, self._training()))
             stack.enter_context(_seeded(self._call_seed(batched_inputs), self._device()))
             stack.enter_context(EventStorage())
             stack.enter_context(_given_features(self.model, recording))
             self._listen(stack, recording)
             try:
                 self.model(batched_inputs)
-            except _LogitsKnown:
+            except PassEnds:
                 pass
         if len(recording.stages) < len(self.predictors):
             raise RuntimeError(
@@ -165,24 +166,15 @@ class LogitRecorder:
         digest = hashlib.sha256("\n".join([str(self.seed), *names]).encode()).digest()
         return int.from_bytes(digest[:7], "big")
 
-    @contextmanager
-    def _modes(self) -> Iterator[None]:
-        """Evaluation everywhere; "sampled" puts into training only what chooses RoIs by it.
+    def _training(self) -> list[nn.Module | None]:
+        """What chooses RoIs by its mode.
 
         Backbone, norms and dropout stay in evaluation, so that the logits are those of test time.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        names = ("proposal_generator", "roi_heads") if self.population == "sampled" else ()
-        training = {id(getattr(self.model, name, None)) for name in names}
-        if names:
-            training.add(id(self.model))
-        try:
-            for module, _ in modes:
-                module.training = id(module) in training
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        if self.population != "sampled":
+            return []
+        names = ("proposal_generator", "roi_heads")
+        return [self.model, *(getattr(self.model, name, None) for name in names)]
 
     def _listen(self, stack: ExitStack, recording: Recording) -> None:
         if self.population == "sampled":
@@ -207,31 +199,34 @@ class LogitRecorder:
                 recording.stages.append(RecordedStage(predictor, predictions, proposals))
             if len(recording.stages) == len(self.predictors):
                 recording.stages.sort(key=lambda stage: self.predictors.index(stage.predictor))
-                raise _LogitsKnown
+                raise PassEnds
             # A cascade's next stage needs this one's boxes, but nothing needs the losses.
             return {} if name == "losses" else method(predictions, proposals, *args, **kwargs)
 
         return listen
 
 
-class _LogitsKnown(BaseException):
-    """Ends the pass. Not an Exception: a model's own "except Exception" must not stop it."""
+def recorder_for(
+    model: nn.Module,
+    population: Population = "sampled",
+    seed: int = 0,
+    site: LogitSite | None = None,
+) -> LogitRecorder | SiteRecorder:
+    """What records the logits of a model: of its site if it has one, else of its box predictors.
 
+    Args:
+        model (nn.Module): a detector, wrapped or not.
+        population (str): "sampled" or "proposals".
+        seed (int): of the sampling of RoIs.
+        site (LogitSite): the site of a model that logn_d2 does not know.
 
-@contextmanager
-def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
-    """Replaces one instance's method for a while."""
-    # Written to __dict__ itself: nn.Module would refuse a function where a submodule has the name.
-    missing = object()
-    before = module.__dict__.get(name, missing)
-    module.__dict__[name] = function
-    try:
-        yield
-    finally:
-        if before is missing:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = before
+    Raises:
+        ValueError: unknown population, or a model without site and box predictors.
+    """
+    detector = model if site is not None else site_detector(model)
+    if detector is None:
+        return LogitRecorder(model, population, seed, deltas=False)
+    return SiteRecorder(detector, site or known_site(detector), population)
 
 
 @contextmanager

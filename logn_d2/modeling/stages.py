@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..core.affine import Background
 from ..errors import UserError
+from .box_predictors import has_sigmoid_scores, predictor_fingerprint
 from .fast_rcnn import Predictions
 
 __all__ = ["RecordedStage", "combine_stages"]
@@ -35,6 +37,35 @@ class RecordedStage:
     def logits(self) -> Tensor:
         """(R, K + 1) raw logits."""
         return self.predictions[0]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Ri of each image."""
+        return [len(proposals) for proposals in self.proposals]
+
+    @property
+    def labels(self) -> list[Tensor | None]:
+        """N tensors (Ri,) of classes, K for background; None where RoIs are not matched."""
+        return [getattr(proposals, "gt_classes", None) for proposals in self.proposals]
+
+    @property
+    def background(self) -> Background:
+        """Where the background column is."""
+        return "last"
+
+    @property
+    def site(self) -> str | None:
+        """The class of a detector without box predictors; None for box predictors."""
+        return None
+
+    @property
+    def has_sigmoid_scores(self) -> bool:
+        """Whether scores are sigmoids of the logits, and not their softmax."""
+        return has_sigmoid_scores(self.predictor)
+
+    def fingerprint(self) -> Tensor | None:
+        """(C,) of the classifier's weights; None where they can't be told."""
+        return predictor_fingerprint(self.predictor)
 
 
 def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> list[Tensor]:

@@ -22,6 +22,7 @@ from ..core import (
     build_calibration,
 )
 from ..core.affine import Background
+from ..sites import ClassLayers
 from .box_predictors import classifier_layer, classifier_reader, predictor_fingerprint
 
 __all__ = ["WeightsGuard", "noting_reader"]
@@ -53,11 +54,11 @@ class WeightsGuard:
     from_weights: bool = False
     _seen: tuple = field(default=(), repr=False)
 
-    def __call__(self, predictor: nn.Module, calibration: AffineCalibration) -> None:
+    def __call__(self, predictor: nn.Module | ClassLayers, calibration: AffineCalibration) -> None:
         """Call it before each use of the calibration.
 
         Args:
-            predictor (nn.Module): with the classifier.
+            predictor (nn.Module): with the classifier; or a site's layers.
             calibration (AffineCalibration): changed in place where it is made from the weights.
 
         Raises:
@@ -103,10 +104,13 @@ def noting_reader(asked: set[int], stage: int, predictor: nn.Module) -> Callable
     return note_and_read
 
 
-def _state(predictor: nn.Module) -> tuple:
+def _state(predictor: nn.Module | ClassLayers) -> tuple:
     """Differs whenever a tensor of the classifier was replaced or written to."""
-    layer = classifier_layer(predictor)
-    tensors = [] if layer is None else [*layer.parameters(), *layer.buffers()]
+    if isinstance(predictor, ClassLayers):
+        tensors = predictor.tensors()
+    else:
+        layer = classifier_layer(predictor)
+        tensors = [] if layer is None else [*layer.parameters(), *layer.buffers()]
     return tuple((id(each), each.data_ptr(), _version(each)) for each in tensors)
 
 

@@ -19,11 +19,14 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.rng import preserved_rng
+from ..errors import UserError
 from ..lvis.ground_truth import LvisGroundTruth
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from ..sites import LogitSite, known_site, site_detector
 from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
 from .network import SweepRunner
 from .output_store import StoreWriter, keep_other_store
+from .site_network import SiteSweepRunner
 from .union import Calibrations
 
 __all__ = ["evaluation_mode", "sweep"]
@@ -46,6 +49,7 @@ def sweep(
     store: str | os.PathLike[str] | None = None,
     max_boxes: int = 0,
     store_info: Mapping[str, Any] | None = None,
+    site: LogitSite | None = None,
 ) -> SweepPredictions:
     """Detections of a model under many calibrations, for little more than one inference pass.
 
@@ -55,7 +59,8 @@ def sweep(
     from raw logits. Afterwards the model and all random generators are as they were.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
+        model (nn.Module): a GeneralizedRCNN, or one built like it, or a detector of docs/sites.md,
+            with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, in the same order each time; see
             `build_evaluation_loader`. A function from the number of batches to leave out to a
             loader lets a resumed sweep go on without loading what it has seen.
@@ -77,6 +82,7 @@ def sweep(
         max_boxes (int): of boxes of each class, store only those of so many best candidates of an
             image under each calibration, which is enough for similar ones; 0 stores all.
         store_info (Mapping): noted there, for people: data set, weights.
+        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
 
     Returns:
         SweepPredictions: of all images; without ``output_dir`` on process 0 only, while the others
@@ -92,7 +98,7 @@ def sweep(
         >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
     keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
-    runner = SweepRunner(model, calibrations, average, ground_truth, keep)
+    runner = _runner(model, calibrations, average, ground_truth, keep, site)
     with preserved_rng(), evaluation_mode(model):
         first = loader_from(loader, 0)
         # How images are shared out decides which of them a chunk has.
@@ -119,6 +125,26 @@ def sweep(
     rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
     logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
     return predictions
+
+
+def _runner(
+    model: nn.Module,
+    calibrations: Calibrations,
+    average: str,
+    ground_truth: LvisGroundTruth | None,
+    keep: StoreWriter | None,
+    site: LogitSite | None,
+) -> SweepRunner | SiteSweepRunner:
+    """What runs the network: by the model's site if it has one, else by its box predictors."""
+    detector = model if site is not None else site_detector(model)
+    if detector is None:
+        return SweepRunner(model, calibrations, average, ground_truth, keep)
+    if keep is not None:
+        raise UserError(
+            f"The outputs of a {type(detector).__name__} can't be stored: its candidates have no "
+            "boxes before its own inference. Leave out the store (--save-predictions)."
+        )
+    return SiteSweepRunner(detector, calibrations, site or known_site(detector))
 
 
 class _Collector(DatasetEvaluator):

@@ -1,0 +1,37 @@
+"""Classification sites: where a detector without box predictors has its class logits.
+
+`LogitSite` describes one. Each file with a registration knows some detectors; a detector of your
+own needs neither, as `attach`, `fold` and `collect` take ``site=``.
+"""
+
+from . import detectron2_dense as _detectron2_dense  # noqa: F401  # only registration
+from . import torchvision_dense as _torchvision_dense  # noqa: F401  # only registration
+from .hook import CHILD, CalibrationHook, attached_layers
+from .layers import ClassLayers, layer_names
+from .recorder import SiteRecorder, SiteRecording, SiteStage
+from .registry import SITE_REGISTRY, known_site, site_detector
+from .replay import outputs_under
+from .running import PassEnds, check_ground_truth, heard, modes, shadowed
+from .site import LogitSite, TopScores
+
+__all__ = [
+    "CHILD",
+    "SITE_REGISTRY",
+    "CalibrationHook",
+    "ClassLayers",
+    "LogitSite",
+    "PassEnds",
+    "SiteRecorder",
+    "SiteRecording",
+    "SiteStage",
+    "TopScores",
+    "attached_layers",
+    "check_ground_truth",
+    "heard",
+    "known_site",
+    "layer_names",
+    "modes",
+    "outputs_under",
+    "shadowed",
+    "site_detector",
+]

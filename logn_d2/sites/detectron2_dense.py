@@ -1,0 +1,41 @@
+"""Detectron2's one-stage detectors: RetinaNet, and FCOS where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .registry import SITE_REGISTRY
+from .running import check_ground_truth, heard
+from .site import LogitSite, TopScores
+
+__all__ = ["dense_site"]
+
+
+@SITE_REGISTRY.register("detectron2.modeling.meta_arch.fcos.FCOS")
+@SITE_REGISTRY.register("detectron2.modeling.meta_arch.retinanet.RetinaNet")
+def dense_site(model: nn.Module) -> LogitSite:
+    """Sigmoid scores of a convolution: every anchor is a candidate, and there is no background.
+
+    Anchors are matched as the model itself matches them; the loss leaves out ambiguous ones. At
+    test, the best of each level above the threshold become boxes. (FCOS multiplies scores by a
+    centerness, which here has no part in that choice.)
+    """
+    head = model.head
+    return LogitSite(
+        [head.cls_score],
+        num_classes=model.num_classes,
+        matched=_labels,
+        chosen=TopScores(model.test_score_thresh, model.test_topk_candidates),
+        reused=[model.backbone, head.cls_subnet, head.bbox_subnet, head.bbox_pred],
+    )
+
+
+def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Tensor]:
+    check_ground_truth(
+        inputs, "instances", "Map the data set with ground truth (DatasetMapper, is_train=True)"
+    )
+    anchors, logits, labels, *others = heard(model, model, "losses", lambda: model(list(inputs)))
+    return labels

@@ -1,0 +1,175 @@
+"""The layers that logits come from: how their outputs are laid out, calibrated and folded.
+
+Shapes: K foreground classes, C logit columns (K, or K + 1 with a background column), A anchors of
+a cell, N images, R candidates of an image (anchors, points or queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core import AffineCalibration, classifier_fingerprint, fold_linear
+from ..core.affine import Background, foreground_columns
+from ..errors import UserError
+
+__all__ = ["ClassLayers", "check_choice", "layer_names"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLayers:
+    """Layers whose outputs are class logits: convolutions, or linear layers.
+
+    Channel a C + c of an output is anchor a's column c, as everywhere in Detectron2 and
+    torchvision; a linear layer has one "anchor".
+
+    Attributes:
+        layers (Sequence[nn.Module]): one, called for each feature map or decoder layer, or several.
+        num_classes (int): K.
+        background (str): where the background ("no object") column is: "last", "first" or "none".
+        axis (int): the class axis of an output: 1 of (N, A C, H, W), or -1 of (..., Q, C).
+        activation (str): scores are the "sigmoid" or the "softmax" of the logits.
+
+    Raises:
+        UserError: no layers, or one whose number of outputs is no multiple of C.
+    """
+
+    layers: Sequence[nn.Module]
+    num_classes: int
+    background: Background = "none"
+    axis: int = 1
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def __post_init__(self) -> None:
+        foreground_columns(self.background)
+        check_choice("activation", self.activation, ("sigmoid", "softmax"))
+        if not self.layers or self.axis not in (1, -1):
+            raise UserError(
+                f"A site has {len(self.layers)} layers and the class axis {self.axis}, expected at "
+                "least one layer, and 1 for convolutions or -1 for linear layers."
+            )
+        for layer in self.layers:
+            weight = getattr(layer, "weight", None)
+            outputs = len(weight) if isinstance(weight, Tensor) else 0
+            if outputs == 0 or outputs % self.num_columns:
+                raise UserError(
+                    f"A {type(layer).__name__} has {outputs} outputs, expected a multiple of "
+                    f"{self.num_columns} ({self.num_classes} classes, background: "
+                    f"{self.background}). Name the layer whose outputs are the logits, and say "
+                    "where its background column is."
+                )
+
+    @property
+    def num_columns(self) -> int:
+        """C."""
+        return self.num_classes + (self.background != "none")
+
+    @property
+    def owner(self) -> nn.Module:
+        """The layer that has the calibration as its submodule."""
+        return self.layers[0]
+
+    @property
+    def classifier(self) -> ClassLayers:
+        """These layers, without what a subclass adds."""
+        return ClassLayers(
+            self.layers, self.num_classes, self.background, self.axis, self.activation
+        )
+
+    def calibrated(self, output: Tensor, calibration: AffineCalibration) -> Tensor:
+        """A layer's output with calibrated logits, of the same shape."""
+        if self.axis == -1:
+            return calibration(output)
+        cells = output.unflatten(1, (-1, self.num_columns))  # (N, A, C, H, W)
+        scale, shift = (
+            column.reshape(-1, *[1] * (cells.dim() - 3))
+            for column in (calibration.column_scale, calibration.column_shift)
+        )
+        return torch.addcmul(shift, cells, scale).flatten(1, 2)
+
+    def candidates(self, output: Tensor) -> Tensor:
+        """(N, R, C) logits of a layer's output, cell by cell, the anchors of a cell together."""
+        if self.axis == -1:
+            return output.flatten(1, -2)
+        return (
+            output.unflatten(1, (-1, self.num_columns)).flatten(3).permute(0, 3, 1, 2).flatten(1, 2)
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that decides the logits for given features."""
+        parts = (part for layer in self.layers for part in (layer.parameters(), layer.buffers()))
+        calibration = {id(t) for m in self.owner.children() for t in m.buffers()}
+        return [each for part in parts for each in part if id(each) not in calibration]
+
+    def fingerprint(self) -> Tensor:
+        """(C,) of all anchors' weights and biases."""
+        return classifier_fingerprint(torch.cat([self._rows(each) for each in self.layers], dim=1))
+
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (C, D) and bias (C,) or None, of what calibrations are made from (tau_norm).
+
+        Raises:
+            UserError: a class has several rows of weights.
+        """
+        layer = self.layers[0]
+        if len(self.layers) > 1 or len(layer.weight) != self.num_columns:
+            rows = sum(len(each.weight) for each in self.layers) // self.num_columns
+            raise UserError(
+                f"This calibration is made from one row of weights for each class, but this head "
+                f"has {rows} (anchors, levels). Choose another calibration."
+            )
+        return layer.weight.flatten(1), layer.bias
+
+    def folded(self, calibration: AffineCalibration) -> list[dict[str, Tensor]]:
+        """Each layer's parameters with the calibration in them.
+
+        Raises:
+            UserError: a layer that isn't linear in its weights, or values that are not finite.
+        """
+        return [self._folded(layer, calibration) for layer in self.layers]
+
+    def _folded(self, layer: nn.Module, calibration: AffineCalibration) -> dict[str, Tensor]:
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+        known = isinstance(layer, kinds) and set(layer._parameters) == {"weight", "bias"}
+        if not known or getattr(layer, "norm", None) or getattr(layer, "activation", None):
+            raise UserError(
+                f"A calibration can be folded into a Linear or Conv2d with plain parameters, and "
+                f"this head ends in a {type(layer).__name__}. Keep the calibration attached."
+            )
+        biases = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        anchors = zip(layer.weight.split(self.num_columns), biases.split(self.num_columns))
+        parts = [fold_linear(weight, bias, calibration) for weight, bias in anchors]
+        folded = {
+            "weight": torch.cat([w for w, _ in parts]),
+            "bias": torch.cat([b for _, b in parts]),
+        }
+        if not all(tensor.isfinite().all() for tensor in folded.values()):
+            raise UserError(
+                f"Folding '{calibration.name}' gives weights that are not finite in "
+                f"{layer.weight.dtype}. Fold the model in float32."
+            )
+        return folded
+
+    def _rows(self, layer: nn.Module) -> Tensor:
+        """(C, A D) weights and biases."""
+        weight = layer.weight.detach().unflatten(0, (-1, self.num_columns)).flatten(2)
+        parts = [weight.transpose(0, 1).flatten(1)]
+        if layer.bias is not None:
+            parts.append(layer.bias.detach().reshape(-1, self.num_columns).T)
+        return torch.cat(parts, dim=1)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raises a UserError for a word that is not known."""
+    if value not in known:
+        raise UserError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}.")
+
+
+def layer_names(model: nn.Module, layers: ClassLayers) -> list[str]:
+    """What the model calls these layers."""
+    own = {id(layer) for layer in layers.layers}
+    return [name for name, module in model.named_modules() if id(module) in own]

@@ -1,0 +1,144 @@
+"""A site's logits of each image of a batch, with the labels that training would give them.
+
+Shapes: N images, Ri candidates of image i, R of all images, C logit columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.affine import Background
+from ..errors import UserError
+from .running import PassEnds, modes
+from .site import LogitSite
+
+__all__ = ["SiteRecorder", "SiteRecording", "SiteStage"]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStage:
+    """Raw logits of N images.
+
+    Attributes:
+        logits (Tensor): (R, C).
+        lengths (list[int]): Ri of each image.
+        labels (list[Tensor]): N tensors (Ri,) of column indices, C for a background without a
+            column; None where candidates are not matched.
+        classifier (LogitSite): where they come from.
+        site (str): the class of the detector.
+    """
+
+    logits: Tensor
+    lengths: list[int]
+    labels: list[Tensor | None]
+    classifier: LogitSite
+    site: str
+
+    @property
+    def background(self) -> Background:
+        return self.classifier.background
+
+    @property
+    def has_sigmoid_scores(self) -> bool:
+        return self.classifier.activation == "sigmoid"
+
+    def fingerprint(self) -> Tensor:
+        return self.classifier.fingerprint()
+
+
+@dataclass
+class SiteRecording:
+    """What a detector said about a batch: one stage."""
+
+    stages: list[SiteStage] = field(default_factory=list)
+
+
+class SiteRecorder:
+    """Stands in for a detector in `inference_on_dataset`; each call leaves it as it was.
+
+    Args:
+        model (nn.Module): the detector itself.
+        site (LogitSite): its site.
+        population (str): "sampled" for all candidates that the training's loss counts, with their
+            labels; "proposals" for those that may become detections at test.
+
+    Raises:
+        UserError: another population, or one that this site can't tell.
+    """
+
+    def __init__(self, model: nn.Module, site: LogitSite, population: str = "sampled") -> None:
+        if population not in ("sampled", "proposals"):
+            raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
+        if population == "sampled" and site.matched is None:
+            raise UserError(
+                f"The site of this {type(model).__name__} does not say how candidates are matched. "
+                "Give it matched=, or use the population 'proposals' "
+                "(MODEL.LOGN.COLLECT.POPULATION)."
+            )
+        self.model, self.site, self.population = model, site, population
+
+    @torch.no_grad()
+    def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> SiteRecording:
+        """Records one batch.
+
+        Args:
+            batched_inputs (Sequence[Mapping]): as for the site's `run`; "sampled" needs their
+                ground truth.
+
+        Raises:
+            RuntimeError: the layers were not asked, or labels and logits differ in number.
+        """
+        outputs: list[Tensor] = []
+        labels = None
+        with ExitStack() as stack:
+            stack.enter_context(modes(self.model))
+            for layer in self.site.layers:
+                # In front of a calibration that is attached. Copies, since RetinaNet takes the
+                # sigmoid of a level of one cell in place.
+                hook = layer.register_forward_hook(
+                    lambda module, args, output: outputs.append(output.clone()), prepend=True
+                )
+                stack.callback(hook.remove)
+            if self.population == "sampled":
+                labels = self.site.matched(self.model, batched_inputs)
+            else:
+                self._run(batched_inputs)
+        if not outputs:
+            raise RuntimeError("The layers of the site were not called in this pass.")
+        levels = self.site.levels(outputs)
+        pairs = [
+            self._image([level[i] for level in levels], None if labels is None else labels[i])
+            for i in range(len(batched_inputs))
+        ]
+        stage = SiteStage(
+            torch.cat([logits for logits, _ in pairs]),
+            [len(logits) for logits, _ in pairs],
+            [found for _, found in pairs],
+            self.site,
+            type(self.model).__name__,
+        )
+        return SiteRecording([stage])
+
+    def _run(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            self.site.run(self.model, inputs) if self.site.run else self.model(inputs)
+        except PassEnds:
+            pass
+
+    def _image(self, levels: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One image's candidates of the population, and their labels."""
+        logits = torch.cat(levels)
+        if labels is not None:
+            if len(labels) != len(logits):
+                raise RuntimeError(f"There are {len(labels)} labels for {len(logits)} candidates.")
+            counted = labels >= 0
+            return logits[counted], labels[counted]
+        if self.site.chosen is None:
+            return logits, None
+        return logits[self.site.chosen([self.site.scores(each) for each in levels])], None

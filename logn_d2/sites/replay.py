@@ -1,0 +1,83 @@
+"""A model's outputs under many calibrations, for little more than one pass."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import AffineCalibration
+from ..errors import UserError
+from .hook import paused
+from .running import modes, shadowed
+from .site import LogitSite
+
+__all__ = ["outputs_under"]
+
+
+@torch.no_grad()
+def outputs_under(
+    model: nn.Module,
+    site: LogitSite,
+    inputs: Sequence[Mapping[str, Any]],
+    calibrations: Mapping[str, AffineCalibration],
+) -> dict[str, Any]:
+    """What the model says of a batch under each calibration, bit for bit as with it attached.
+
+    The site's reused modules, and the layers that give the logits, run once; everything behind
+    them runs for each calibration. A calibration that the model has is left out of account.
+
+    Args:
+        model (nn.Module): the detector itself.
+        site (LogitSite): its site.
+        inputs (Sequence[Mapping]): as for the site's `run`.
+        calibrations (Mapping): name -> calibration of C columns, on the model's device.
+
+    Raises:
+        UserError: a calibration of another number or order of columns.
+    """
+    for name, each in calibrations.items():
+        if (each.num_classes, each.background) != (site.num_classes, site.background):
+            raise UserError(
+                f"'{name}' is for {each.num_classes} classes with the background column "
+                f"{each.background}; this model has {site.num_classes} classes and the background "
+                f"column {site.background}."
+            )
+    kept: dict[nn.Module, list[Any]] = defaultdict(list)
+    outputs = {}
+    with modes(model), paused(model):
+        for name, calibration in calibrations.items():
+            with ExitStack() as stack:
+                for module in site.reused:
+                    again = _again(module, kept[module])
+                    stack.enter_context(shadowed(module, "forward", again))
+                for layer in site.layers:
+                    raw = _again(layer, kept[layer])
+                    again = functools.partial(_calibrated, site, calibration, raw)
+                    stack.enter_context(shadowed(layer, "forward", again))
+                outputs[name] = site.run(model, inputs) if site.run else model(inputs)
+    return outputs
+
+
+def _again(module: nn.Module, kept: list[Any]) -> Callable:
+    """A forward method that gives what is kept, call by call; the first pass keeps it."""
+    forward, replayed = module.forward, iter(tuple(kept))
+    if kept:
+        return lambda *args, **kwargs: next(replayed)
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        kept.append(forward(*args, **kwargs))
+        return kept[-1]
+
+    return keep
+
+
+def _calibrated(
+    site: LogitSite, calibration: AffineCalibration, raw: Callable, *args: Any, **kwargs: Any
+) -> Tensor:
+    return site.calibrated(raw(*args, **kwargs), calibration)

@@ -1,0 +1,84 @@
+"""Running a model for its logits alone, and leaving it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+
+__all__ = ["PassEnds", "check_ground_truth", "heard", "modes", "shadowed"]
+
+
+class PassEnds(BaseException):
+    """Ends a pass. Not an Exception: a model's own "except Exception" must not stop it."""
+
+
+@contextmanager
+def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
+    """Replaces one instance's method for a while."""
+    # Written to __dict__ itself: nn.Module would refuse a function where a submodule has the name.
+    missing = object()
+    before = module.__dict__.get(name, missing)
+    module.__dict__[name] = function
+    try:
+        yield
+    finally:
+        if before is missing:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = before
+
+
+@contextmanager
+def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
+    """Evaluation everywhere but in these very modules (not in their children), for a while."""
+    before = [(module, module.training) for module in model.modules()]
+    in_training = {id(module) for module in training}
+    try:
+        for module, _ in before:
+            module.training = id(module) in in_training
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any]) -> tuple:
+    """The arguments of a method that a model calls in training; the pass ends there.
+
+    Only the model itself is in training, so that its layers give the logits of test time.
+
+    Args:
+        model (nn.Module): the detector.
+        owner (nn.Module): whose method it is.
+        method (str): such as "losses".
+        run (Callable): runs the model.
+
+    Raises:
+        RuntimeError: the model did not call it.
+    """
+    arguments: list[tuple] = []
+
+    def listen(*args: Any, **kwargs: Any) -> None:
+        arguments.append((*args, *kwargs.values()))
+        raise PassEnds
+
+    with modes(model, [model]), shadowed(owner, method, listen):
+        try:
+            run()
+        except PassEnds:
+            return arguments[0]
+    raise RuntimeError(f"The model ended its pass without calling {type(owner).__name__}.{method}.")
+
+
+def check_ground_truth(inputs: Sequence[Mapping[str, Any]], key: str, advice: str) -> None:
+    """Raises a UserError if an input lacks its ground truth."""
+    if any(key not in each for each in inputs):
+        raise UserError(
+            f"Candidates can't be matched without ground truth, and an input has no {key!r}. "
+            f"{advice}, or use the population 'proposals'."
+        )

@@ -1,0 +1,107 @@
+"""Where a detector's class logits are, and which of them count.
+
+Shapes: K foreground classes, C logit columns, R candidates of an image (anchors, points, queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.affine import foreground_columns
+from .layers import ClassLayers, check_choice
+
+__all__ = ["LogitSite", "Matcher", "Runner", "TopScores"]
+
+Inputs = Sequence[Mapping[str, Any]]
+Runner = Callable[[nn.Module, Inputs], Any]
+Matcher = Callable[[nn.Module, Inputs], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """Candidates as a dense detector takes them: above a threshold, and at most so many.
+
+    Attributes:
+        threshold (float): of the scores, in [0, 1].
+        count (int): of pairs of candidate and class.
+        each (str): what the count is for: a feature "level", or a "class".
+    """
+
+    threshold: float
+    count: int
+    each: Literal["level", "class"] = "level"
+
+    def __call__(self, levels: Sequence[Tensor]) -> Tensor:
+        """(R,) bool, the candidates that some class may make a detection of.
+
+        Args:
+            levels (Sequence[Tensor]): (R of the level, K) foreground scores of each feature level.
+        """
+        if self.each == "class":
+            scores = torch.cat(list(levels))
+            return self._best(scores, dim=0).any(dim=1)
+        best = [self._best(each.flatten(), dim=0).view_as(each) for each in levels]
+        return torch.cat([each.any(dim=1) for each in best])
+
+    def _best(self, scores: Tensor, dim: int) -> Tensor:
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        order = scores.topk(min(self.count, scores.shape[dim]), dim=dim).indices
+        return chosen.scatter_(dim, order, True) & (scores > self.threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class LogitSite(ClassLayers):
+    """A classification site: layers whose outputs are logits, and what becomes of these.
+
+    Attributes:
+        calls (str): "all" outputs of a pass are candidates (feature levels), or only the "last"
+            (decoder layers, of which earlier ones serve the training alone).
+        run (Callable): runs the model on mapped images; None for ``model(inputs)``.
+        matched (Callable): runs the model once, as training would see it, and returns each image's
+            labels (R,): the column of a candidate's class, that of the background (K where it has
+            no column), or a negative number for candidates that the loss ignores. None if not
+            known; statistics then are of candidates as at test.
+        chosen (Callable): from the scores of each level, (R of the level, K), to (R,) bool: the
+            candidates as at test. None for all.
+        reused (Sequence[nn.Module]): what a sweep runs once for all calibrations: modules whose
+            outputs no calibration changes. The fewer, the slower; the result is the same.
+
+    Example:
+        >>> layer = nn.Linear(8, 4)  # three classes, "no object" last
+        >>> site = LogitSite([layer], num_classes=3, background="last", axis=-1)
+        >>> site.num_columns
+        4
+    """
+
+    calls: Literal["all", "last"] = "all"
+    run: Runner | None = None
+    matched: Matcher | None = None
+    chosen: Callable[[Sequence[Tensor]], Tensor] | None = None
+    reused: Sequence[nn.Module] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("calls", self.calls, ("all", "last"))
+
+    def levels(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """(N, R, C) logits of each feature level, or of the last decoder layer alone.
+
+        Args:
+            outputs (Sequence[Tensor]): of the layers, in the order of the calls.
+        """
+        if self.calls == "all":
+            return [self.candidates(each) for each in outputs]
+        last = outputs[-1]
+        # DETR stacks the decoder layers, (L, N, Q, C), in one call.
+        stacked = self.axis == -1 and last.dim() == 4
+        return [self.candidates(last[-1] if stacked else last)]
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Foreground scores (..., K) of logits (..., C)."""
+        scores = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=-1)
+        return scores[..., foreground_columns(self.background)]

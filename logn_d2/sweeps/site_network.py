@@ -1,0 +1,87 @@
+"""What a sweep does with a batch of images where the model has no box predictors.
+
+The site says which part of the network runs once; the model's own inference does the rest for each
+calibration.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from torch import nn
+
+from ..errors import UserError
+from ..lvis.detections import Detections
+from ..sites import LogitSite, layer_names, outputs_under
+from .detections_folder import ImagePredictions
+from .union import Calibrations, calibrations_digest, check_calibrations
+
+__all__ = ["SiteSweepRunner"]
+
+
+class SiteSweepRunner:
+    """Stands in for the detector in `inference_on_dataset`.
+
+    Args:
+        model (nn.Module): the detector itself, whose outputs are those of Detectron2.
+        calibrations (Mapping): name -> a list of one calibration; they are copied.
+        site (LogitSite): its site.
+
+    Raises:
+        ValueError: calibrations that do not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, calibrations: Calibrations, site: LogitSite) -> None:
+        check_calibrations(calibrations, [site.num_classes])
+        self._model, self._site = model, site
+        device = next(model.parameters()).device
+        self._calibrations = {
+            name: copy.deepcopy(stages[0]).to(device) for name, stages in calibrations.items()
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the detections, besides weights and images."""
+        listed = {name: [each] for name, each in self._calibrations.items()}
+        return {
+            "names": list(listed),
+            "calibrations": calibrations_digest(listed),
+            "layers": layer_names(self._model, self._site),
+        }
+
+    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImagePredictions:
+        """All calibrations' detections in N images."""
+        outputs = outputs_under(self._model, self._site, inputs, self._calibrations)
+        found = [
+            _of_image(image["image_id"], [_instances(each[index]) for each in outputs.values()])
+            for index, image in enumerate(inputs)
+        ]
+        return ImagePredictions.concatenate(found)
+
+
+def _instances(output: Mapping[str, Any]) -> Instances:
+    if "instances" not in output:
+        raise UserError(
+            f"A sweep needs outputs as Detectron2's detectors give them, with 'instances'; this "
+            f"model gives {', '.join(output)}. Use logn_d2.sites.outputs_under, which returns "
+            "each calibration's outputs as they are."
+        )
+    return output["instances"]
+
+
+def _of_image(image_id: int | str, instances: Sequence[Instances]) -> ImagePredictions:
+    """One image's detections, each different one (box and class) once."""
+    parts = [Detections.from_instances([each], [image_id]) for each in instances]
+    boxes, classes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("box", "category"))
+    rows = np.column_stack([boxes.reshape(-1, 4), classes])
+    _, first, index = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return ImagePredictions(
+        image_ids=(image_id,),
+        union=Detections.concatenate(parts).take(first),
+        index=tuple(each.astype(np.int32) for each in np.split(index.reshape(-1), ends)),
+        score=tuple(part.score.astype(np.float32) for part in parts),
+    )
