@@ -209,5 +209,5 @@ def test_wrong_options_are_named(text, message):
 def test_statistics_of_an_older_release_say_how_to_collect_anew(text):
     moments = LogitMoments(4)
     moments.update(LOGITS)
-    with pytest.raises(StatisticsError, match="lack: .* Collect them again: train_net.py"):
+    with pytest.raises(StatisticsError, match="lack: .* Collect them again: logn collect"):
         build(text, StageStatistics.from_moments(moments))

@@ -192,7 +192,7 @@ def test_without_labels_there_is_the_mean_over_all_alone():
     unknown = gather([(logits, None) for logits, _ in images])
     close(unknown.mean_posterior(), gather(images).mean_posterior())
     for ask in (lambda: unknown.mean_posterior("negatives"), unknown.negatives):
-        with pytest.raises(StatisticsError, match=r"lack. Collect them again: .*--collect-stats"):
+        with pytest.raises(StatisticsError, match=r"lack. Collect them again: logn collect"):
             ask()
     # One image without labels is enough, and it stays so.
     mixed = gather([*images, (images[0][0], None), images[2]])
@@ -206,7 +206,7 @@ def test_without_posteriors_the_way_to_get_them_is_named():
     stage = gather(draw_images(5))
     moments_only = StageStatistics.from_moments(stage.moments)
     for lacking in (moments_only, moments_only.merge(stage), stage.merge(moments_only)):
-        with pytest.raises(StatisticsError, match=r"older logn_d2, .* Collect them again: train_n"):
+        with pytest.raises(StatisticsError, match=r"older logn_d2, .* Collect them again: logn c"):
             lacking.mean_posterior()
         close(lacking.mean, stage.mean)
 
