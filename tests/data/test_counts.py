@@ -4,15 +4,13 @@ import json
 import logging
 import os
 import pickle
-import runpy
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from logn_d2.cli import main
 from logn_d2.config import config_file
 from logn_d2.data import (
     check_dataset,
@@ -22,8 +20,6 @@ from logn_d2.data import (
     register_lvis_form,
 )
 from logn_d2.glyphs import register_glyphs
-
-CHECK_TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_datasets.py"
 
 
 @pytest.fixture
@@ -145,24 +141,21 @@ def test_check_reports_images_boxes_and_absence(register):
     assert check_dataset("gone").problems == ("the annotations are missing: nowhere/gone.json",)
 
 
-def run_tool(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [str(CHECK_TOOL), *arguments])
-    with pytest.raises(SystemExit) as finished:
-        runpy.run_path(str(CHECK_TOOL), run_name="__main__")
-    return finished.value.code
+def check(*arguments):
+    return main(["data", "check", *arguments])
 
 
 def test_tool_prints_a_table_and_tells_success(tiny_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
-    assert run_tool(monkeypatch) == 0
+    assert check() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == [
         "lt_glyphs_tiny_train",
         "lt_glyphs_tiny_val",
     ]
     assert lines[1].split()[1:] == ["40", "141", "12", "0", "ok"]
-    assert run_tool(monkeypatch, "lvis_v1_train") == 1
+    assert check("lvis_v1_train") == 1
     assert "annotations are missing" in capsys.readouterr().out
 
 
@@ -176,7 +169,7 @@ def test_tool_refuses_what_a_training_with_the_config_would(
         (tmp_path / "c.yaml").write_text(
             f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NUM_CLASSES: {num_classes}}}}}\n"
         )
-        assert run_tool(monkeypatch, "--config-file", "c.yaml") == status
+        assert check("--config-file", "c.yaml") == status
         out = capsys.readouterr().out
         assert ("has 12 classes, MODEL.ROI_HEADS.NUM_CLASSES is 5" in out) == bool(status)
 
@@ -184,7 +177,7 @@ def test_tool_refuses_what_a_training_with_the_config_would(
 def test_tool_says_where_it_looked_when_nothing_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", os.fspath(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert run_tool(monkeypatch) == 1
+    assert check() == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 

@@ -20,8 +20,6 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from logn_d2.glyphs import SIZES, draw_glyphs, register_glyphs, verify_glyphs
 from logn_d2.glyphs.plan import SPLITS, class_image_counts
 
-DRAW_TOOL = Path(__file__).resolve().parents[2] / "tools" / "draw_glyphs.py"
-
 
 def sums(folder):
     return (folder / "SHA256SUMS").read_bytes()
@@ -48,7 +46,8 @@ def test_number_of_processes_does_not_change_a_byte(many_size, many_sums, tmp_pa
 
 
 def test_tool_draws_the_same_bytes_in_another_interpreter(tiny_root, tmp_path):
-    command = [sys.executable, str(DRAW_TOOL), "--size", "tiny", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "logn_d2", "data", "draw", "--size", "tiny"]
+    command += ["--root", str(tmp_path)]
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert sums(tmp_path / "lt_glyphs/tiny") == sums(tiny_root / "lt_glyphs/tiny")
@@ -132,7 +131,7 @@ def test_checksums_find_a_changed_image(tiny_copy, change):
 
 
 def test_unfinished_set_is_not_verified(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"draw_glyphs\.py"):
+    with pytest.raises(FileNotFoundError, match="logn data draw"):
         verify_glyphs(tmp_path)
 
 
@@ -247,5 +246,5 @@ def test_names_move_with_the_root_and_tell_how_to_draw(tiny_root, tmp_path, monk
     assert len(DatasetCatalog.get("lt_glyphs_tiny_val")) == 16
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert register_glyphs()[-1] == "lt_glyphs_lvis_val"
-    with pytest.raises(FileNotFoundError, match=r"draw_glyphs\.py --size tiny --root"):
+    with pytest.raises(FileNotFoundError, match="logn data draw --size tiny --root"):
         DatasetCatalog.get("lt_glyphs_tiny_val")

@@ -309,7 +309,7 @@ def test_other_files_in_the_folder_stay(model: nn.Module, loader: list, tmp_path
 
 
 def test_a_folder_without_sweep_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="sweep_calibrations.py"):
+    with pytest.raises(FileNotFoundError, match="logn sweep"):
         SweepPredictions.load(tmp_path)
 
 
