@@ -57,6 +57,9 @@ def add_logn_config(cfg: CN) -> None:
     # Image classifiers: MODEL.META_ARCHITECTURE ImageClassifier. K is ROI_HEADS.NUM_CLASSES, as for
     # detectors.
     node.IMAGE = CN()
+    # Own sets of images: a list of [name, source], such as "folder(root='shop/train', ratio=100)"
+    # (docs/classification.md).
+    node.IMAGE.DATASETS = []
     # Side of the square of pixels that the network is given, and the shorter side of the image
     # from which the test takes it, in the middle; 0 to scale the image to that square itself.
     node.IMAGE.SIZE = 224

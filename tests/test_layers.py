@@ -29,7 +29,16 @@ BELOW = {
     "modeling": {"files", "core", "data", "sites"},
     "ood": set(),
     "sites": {"core"},
-    "classification": {"core", "data", "modeling", "ood"},
+    "classification": {
+        "files",
+        "frequency",
+        "core",
+        "data",
+        "glyphs",
+        "modeling",
+        "ood",
+        "passes",
+    },  # fmt: skip
     "config": {"classification", "modeling"},  # only registration
     "passes": {"files", "core", "data"},
     "collection": {"files", "core", "data", "modeling", "passes", "sites"},

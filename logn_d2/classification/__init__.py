@@ -5,8 +5,28 @@ without background. Losses, calibrations, statistics, second stages, trainer and
 of detectors.
 """
 
+from . import arrays, files, glyph_images  # noqa: F401  # only registration
 from .backbones import MLPBackbone, TorchvisionFeatures
 from .classifier import ImageClassifier
 from .head import ClassifierHead
+from .image_data import IMAGE_SOURCES, ImageData, array_records, file_records
+from .long_tail import long_tail_counts, long_tail_indices
+from .mapper import ImageMapper
+from .registration import check_splits, register_image_sets, register_images
 
-__all__ = ["ClassifierHead", "ImageClassifier", "MLPBackbone", "TorchvisionFeatures"]
+__all__ = [
+    "IMAGE_SOURCES",
+    "ClassifierHead",
+    "ImageClassifier",
+    "ImageData",
+    "ImageMapper",
+    "MLPBackbone",
+    "TorchvisionFeatures",
+    "array_records",
+    "check_splits",
+    "file_records",
+    "long_tail_counts",
+    "long_tail_indices",
+    "register_image_sets",
+    "register_images",
+]

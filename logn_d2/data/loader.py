@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from detectron2.data import (
 from detectron2.utils import comm
 
 from ..errors import UserError
+from .mappers import MAPPERS, Mapper, build_mapper
 from .rng import seeded_rng
 from .samplers import ClassAwareTrainingSampler, repetitions
 
@@ -42,7 +43,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-Mapper = Callable[[Record], Record]
 
 
 class PassDataset(torchdata.Dataset):
@@ -125,12 +125,13 @@ def build_statistics_loader(
 
     Args:
         cfg (CfgNode): as used for training.
-        skip (int): positions of this process that are done already.
+        skip (int): batches of this process that are done already.
         dataset (Sequence[dict]): instead of ``cfg.DATASETS.TRAIN``, filtered already.
         mapper (Callable): instead of Detectron2's; it must keep the annotations.
 
     Returns:
-        DataLoader: of lists of one mapped image, this process's share. Each image has
+        DataLoader: of lists of one mapped image (for image classifiers of
+        MODEL.LOGN.IMAGE.TEST_BATCH), this process's share. Each image has
         "statistics_index", its position in the whole pass, and where images count differently
         "statistics_weight".
 
@@ -158,10 +159,10 @@ def build_statistics_loader(
         order,
         mapper or statistics_mapper(cfg),
         seed=collect.SEED,
-        needs_instances=collect.POPULATION != "proposals",
+        needs_instances=collect.POPULATION not in ("proposals", "images"),
         weights=weights,
     )
-    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
+    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS, _batch_size(cfg))
 
 
 def build_evaluation_loader(
@@ -172,7 +173,7 @@ def build_evaluation_loader(
     Args:
         cfg (CfgNode): a Detectron2 config; the test-time mapper is made from it.
         dataset_name (str): a registered data set.
-        skip (int): positions of this process that are done already.
+        skip (int): batches of this process that are done already.
 
     Returns:
         DataLoader: of lists of one mapped image, this process's share.
@@ -183,9 +184,9 @@ def build_evaluation_loader(
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[index]]
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False, proposal_files=files)
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = build_mapper(cfg, is_train=False)
     images = PassDataset(records, torch.arange(len(records)), mapper)
-    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS)
+    return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS, _batch_size(cfg))
 
 
 def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.DataLoader:
@@ -206,7 +207,7 @@ def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.D
     drawn = itertools.islice(sampler.stream(), math.prod(shape))
     # Process r gets the positions r, r + W, ...: whole rounds of all classes.
     order = torch.tensor(list(drawn), dtype=torch.int64).reshape(shape).transpose(1, 2).flatten()
-    images = PassDataset(records, order, DatasetMapper(cfg, is_train=True), seed=max(cfg.SEED, 0))
+    images = PassDataset(records, order, build_mapper(cfg, is_train=True), seed=max(cfg.SEED, 0))
     return _loader(images, 0, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -263,12 +264,14 @@ def map_record(mapper: Mapper, record: Record) -> Record | None:
         ) from error
 
 
-def statistics_mapper(cfg: CfgNode) -> DatasetMapper:
+def statistics_mapper(cfg: CfgNode) -> Mapper:
     """Detectron2's training mapper, with the test-time resize unless COLLECT.AUGMENT is set.
 
     Boxes and classes are as in training. Masks are left out where they have no influence on which
     objects are kept, and key points always: nothing is trained here.
     """
+    if cfg.MODEL.META_ARCHITECTURE in MAPPERS:
+        return build_mapper(cfg, is_train=cfg.MODEL.LOGN.COLLECT.AUGMENT)
     arguments = DatasetMapper.from_config(cfg, is_train=True)
     if not cfg.MODEL.LOGN.COLLECT.AUGMENT:
         arguments["augmentations"] = DatasetMapper.from_config(cfg, is_train=False)["augmentations"]
@@ -355,11 +358,22 @@ def _factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
     return torch.ones(len(records))
 
 
-def _loader(images: PassDataset, skip: int, num_workers: int) -> torchdata.DataLoader:
-    positions = range(comm.get_rank(), len(images), comm.get_world_size())[skip:]
+def _loader(
+    images: PassDataset, skip: int, num_workers: int, batch_size: int = 1
+) -> torchdata.DataLoader:
+    positions = range(comm.get_rank(), len(images), comm.get_world_size())[skip * batch_size :]
     return torchdata.DataLoader(
-        images, batch_size=1, sampler=positions, num_workers=num_workers, collate_fn=_as_it_is
+        images,
+        batch_size=batch_size,
+        sampler=positions,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
     )
+
+
+def _batch_size(cfg: CfgNode) -> int:
+    """Images of a step in a pass: detectors' differ in size, classifiers' are squares."""
+    return cfg.MODEL.LOGN.IMAGE.TEST_BATCH if cfg.MODEL.META_ARCHITECTURE in MAPPERS else 1
 
 
 def _as_it_is(batch: list[Record]) -> list[Record]:

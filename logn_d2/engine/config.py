@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 
+from ..classification import register_image_sets
 from ..config import add_logn_config
 from ..data import register_from_config
 from ..errors import UserError
@@ -43,4 +44,5 @@ def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -
         cfg.MODEL.DEVICE = "cpu"
     register_glyphs()
     register_from_config(cfg)
+    register_image_sets(cfg)
     return cfg

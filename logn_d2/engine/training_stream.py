@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 
 from ..data.loader import map_record
+from ..data.mappers import Mapper, build_mapper
 from ..data.rng import preserved_rng
 
 __all__ = ["TrainingStream"]
@@ -50,7 +51,7 @@ class TrainingStream:
     def __init__(
         self, cfg: CfgNode, images: Sequence[Record], sampler: torchdata.Sampler[int] | None = None
     ) -> None:
-        self._mapper = _Mapper(DatasetMapper(cfg, is_train=True))
+        self._mapper = _Mapper(build_mapper(cfg, is_train=True))
         # The arguments that `build_detection_train_loader` makes of a config: a sampler can't be
         # put around the one that a finished loader has.
         arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
@@ -183,7 +184,7 @@ class _Mapper:
     In worker processes they don't: nobody could put these back.
     """
 
-    def __init__(self, mapper: DatasetMapper) -> None:
+    def __init__(self, mapper: Mapper) -> None:
         self._mapper = mapper
         self.pending: RngState | None = None
 

@@ -1,0 +1,310 @@
+"""Image sets that lie in one file: CIFAR, MNIST's idx form, and scikit-learn's digits.
+
+Files of others are untrusted input. CIFAR's are Python pickles, which can run any program when they
+are loaded; `read_cifar_pickle` builds what they describe from text, bytes, numbers, lists and dicts
+alone, and calls nothing that they name.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingFileError, UnknownNameError, UserError
+from .image_data import IMAGE_SOURCES, ImageData, array_records
+from .long_tail import long_tail_counts, long_tail_indices
+
+__all__ = ["cifar_images", "digit_images", "idx_images", "read_cifar_pickle", "read_idx"]
+
+FASHION = (
+    "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle_boot",
+)  # fmt: skip
+_DIGITS_TEST = 60  # of each class, in digits
+_DIGITS_LARGEST = 114  # what the smallest class then has left
+
+
+@IMAGE_SOURCES.register("cifar")
+def cifar_images(
+    *, root: str, classes: int = 10, split: str = "train", ratio: float = 1.0, seed: int = 0
+) -> ImageData:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), whole or long-tailed (Cao et al., NeurIPS 2019).
+
+    Args:
+        root (str): the folder ``cifar-10-batches-py`` or ``cifar-100-python``, or the one that
+            holds it.
+        classes (int): 10 or 100.
+        split (str): "train" or "test", which is always balanced.
+        ratio (float): of the largest to the smallest class, usually 10, 50 or 100; classes are
+            rarer in their order. 1 takes all images.
+        seed (int): of which images are taken.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another file than CIFAR's.
+    """
+    if classes not in (10, 100) or split not in ("train", "test"):
+        raise UserError(
+            f"There is no CIFAR-{classes} {split}; expected classes=10 or 100, split=train or test."
+        )
+    inner = "cifar-10-batches-py" if classes == 10 else "cifar-100-python"
+    folder = os.path.join(root, inner) if os.path.isdir(os.path.join(root, inner)) else root
+    files = {"train": ["train"], "test": ["test"]}
+    if classes == 10:
+        files = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    key = "labels" if classes == 10 else "fine_labels"
+    parts = [_cifar_part(os.path.join(folder, name), key) for name in files[split]]
+    pixels = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
+    meta = read_cifar_pickle(os.path.join(folder, "batches.meta" if classes == 10 else "meta"))
+    names = meta.get("label_names" if classes == 10 else "fine_label_names")
+    if not isinstance(names, list) or len(names) != classes:
+        raise UserError(f"'{folder}' does not name {classes} classes. Fetch CIFAR again.")
+    source = f"cifar{classes}_{split}"
+    data = ImageData(array_records(source, pixels, labels), tuple(map(str, names)))
+    return _long_tailed(data, ratio, seed, order=None) if split == "train" else data
+
+
+@IMAGE_SOURCES.register("idx")
+def idx_images(
+    *,
+    root: str = "/usr/share/datasets/fashion-mnist",
+    split: str = "train",
+    ratio: float = 1.0,
+    largest: int = 0,
+    seed: int = 0,
+    names: str = "fashion",
+) -> ImageData:
+    """MNIST or Fashion-MNIST (Xiao et al. 2017) in their own files, whole or long-tailed.
+
+    Args:
+        root (str): folder with ``train-images-idx3-ubyte`` and the other three files, ``.gz`` or
+            not; where Debian's package dataset-fashion-mnist puts them by default.
+        split (str): "train" or "test" (t10k).
+        ratio (float): of the largest to the smallest class, for train; 1 takes all images.
+        largest (int): images of the largest class; 0 for as many as the smallest class has.
+        seed (int): of which class gets which rank, and of which images are taken.
+        names (str): "fashion", or "digits" for MNIST.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file of another form or length.
+    """
+    if split not in ("train", "test") or names not in ("fashion", "digits"):
+        raise UserError(
+            f"split is {split!r} and names {names!r}, expected train or test, fashion or digits."
+        )
+    stem = "train" if split == "train" else "t10k"
+    pixels = read_idx(os.path.join(root, f"{stem}-images-idx3-ubyte"), dimensions=3)
+    labels = read_idx(os.path.join(root, f"{stem}-labels-idx1-ubyte"), dimensions=1)
+    if len(pixels) != len(labels):
+        raise UserError(
+            f"'{root}' has {len(pixels)} {split} images and {len(labels)} labels. Fetch it again."
+        )
+    class_names = FASHION if names == "fashion" else tuple(map(str, range(10)))
+    data = ImageData(array_records(f"{names}_{split}", pixels, labels), class_names)
+    if split == "test":
+        return data
+    order = np.random.default_rng(seed).permutation(len(class_names))
+    return _long_tailed(data, ratio, seed, order, largest)
+
+
+@IMAGE_SOURCES.register("digits")
+def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -> ImageData:
+    """The handwritten digits inside scikit-learn, 8 x 8 pixels, long-tailed.
+
+    60 images of each class are the balanced test set, the same for each seed; training has 114 of
+    the most frequent class. Too few of the rarest to conclude from: a smoke test.
+
+    Args:
+        split (str): "train" or "test".
+        ratio (float): of the largest to the smallest class.
+        seed (int): of which class gets which rank, and of which images are taken.
+
+    Raises:
+        ValueError: scikit-learn is not installed, or another split.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"split is {split!r}, expected train or test.")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("The set 'digits' is in scikit-learn: pip install scikit-learn.") from None
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    names = tuple(map(str, range(10)))
+    data = ImageData(array_records("digits", pixels, digits.target), names, limits=(5, 39))
+    test = long_tail_indices(data.labels, np.full(10, _DIGITS_TEST), seed=0)
+    if split == "test":
+        return data.take(test)
+    rest = data.take(np.setdiff1d(np.arange(len(data.records)), test))
+    order = np.random.default_rng(seed).permutation(10)
+    return _long_tailed(rest, ratio, seed, order, _DIGITS_LARGEST)
+
+
+def _long_tailed(
+    data: ImageData, ratio: float, seed: int, order: np.ndarray | None, largest: int = 0
+) -> ImageData:
+    if ratio == 1 and not largest:
+        return data
+    available = np.bincount(data.labels, minlength=len(data.class_names))
+    largest = largest or int(available.min())
+    counts = long_tail_counts(len(available), largest, ratio, order)
+    return data.take(long_tail_indices(data.labels, counts, seed, data.class_names))
+
+
+def read_idx(path: str, dimensions: int) -> np.ndarray:
+    """An array of bytes in MNIST's form, from ``path`` or ``path``.gz.
+
+    Args:
+        path (str): without ".gz".
+        dimensions (int): that it must have.
+
+    Returns:
+        ndarray: uint8.
+
+    Raises:
+        FileNotFoundError: neither file is there.
+        ValueError: another form, or another length than its header says.
+    """
+    found = next((p for p in (path, path + ".gz") if os.path.isfile(p)), None)
+    if found is None:
+        raise MissingFileError(
+            f"There is neither '{path}' nor '{path}.gz'. On Debian install dataset-fashion-mnist, "
+            "or give the folder of the files with root=."
+        )
+    opened = gzip.open(found) if found.endswith(".gz") else open(found, "rb")
+    try:
+        with opened as file:
+            header = file.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
+                raise UserError(
+                    f"'{found}' is no idx file of bytes with {dimensions} dimensions (it starts "
+                    f"with {header[:4].hex(' ')})."
+                )
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            size = int(np.prod(shape, dtype=object))
+            content = file.read(size + 1) if size < 2**32 else b""
+    except (EOFError, OSError, gzip.BadGzipFile, struct.error) as error:
+        raise UserError(f"'{found}' can't be read to its end ({error}). Fetch it again.") from None
+    if len(content) != size:
+        raise UserError(
+            f"'{found}' holds {len(content)} bytes or more, its header says {size}. Fetch it again."
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def read_cifar_pickle(path: str) -> dict[str, Any]:
+    """What a CIFAR file holds, without running anything that it names.
+
+    Args:
+        path (str): such as ``cifar-10-batches-py/data_batch_1``.
+
+    Returns:
+        dict: text keys; numbers, text, lists, and arrays of bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file names anything else, or is damaged.
+    """
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f"There is no file '{path}'. Expected CIFAR's python version, unpacked; see "
+            "docs/classification.md."
+        )
+    try:
+        content = _Restricted(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
+    except UserError as error:
+        raise UserError(f"'{path}' is not read: {error}") from None
+    except Exception as error:  # whatever a damaged or hostile pickle ends in
+        raise UserError(f"'{path}' is no CIFAR file ({type(error).__name__}: {error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds a {type(content).__name__}, expected a dict.")
+    return {str(key): _plain(value, path) for key, value in content.items()}
+
+
+class _Array:
+    """Stands for an array while the pickle is read: keeps what it is told, and does nothing."""
+
+    def __init__(self, *ignored: object) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Type(_Array):
+    """Stands for a dtype."""
+
+    def __init__(self, name: object = "", *ignored: object) -> None:
+        super().__init__()
+        self.name = name
+
+
+def _as_bytes(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in the protocol of Python 2."""
+    if encoding != "latin1":
+        raise UserError(f"it has bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Restricted(pickle.Unpickler):
+    """Knows four names, each of which becomes a stand-in; no code of theirs is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _as_bytes
+        kind = {"_reconstruct": _Array, "ndarray": _Array, "dtype": _Type}.get(name)
+        if kind is None or module.split(".")[0] != "numpy":
+            raise UserError(
+                f"it names {module}.{name}, which CIFAR's own files don't. A pickle can run "
+                "programs; take the file from the set's own site."
+            )
+        return type(kind.__name__, (kind,), {})  # a fresh one, that nothing else shares
+
+    def persistent_load(self, pid: object) -> Any:
+        raise UserError("it refers to objects outside of it")
+
+
+def _plain(value: Any, path: str) -> Any:
+    """The value with stand-ins made arrays."""
+    if not isinstance(value, _Array):
+        return value
+    try:
+        _, shape, kind, fortran, raw = value.state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        if kind.name not in ("u1", "uint8", "|u1") or not isinstance(raw, bytes):
+            raise ValueError("no array of bytes")
+        order = "F" if fortran else "C"
+        return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape), order=order)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"'{path}' holds an array that can't be used ({error}).") from None
+
+
+def _cifar_part(path: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) in RGB, and labels (n,)."""
+    content = read_cifar_pickle(path)
+    if key not in content or "data" not in content:
+        raise UnknownNameError(
+            f"'{path}' has no '{key}' and 'data'; it has {', '.join(sorted(content))}. Is it "
+            "CIFAR's other set?"
+        )
+    pixels, labels = content["data"], content[key]
+    if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), 3072):
+        raise UserError(
+            f"'{path}' has images of shape {np.shape(pixels)} for {len(labels)} labels, expected "
+            f"({len(labels)}, 3072)."
+        )
+    wrong = [label for label in labels if type(label) is not int]
+    if wrong:
+        raise UserError(f"'{path}' has {len(wrong)} labels that are no numbers: {wrong[0]!r}.")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)

@@ -1,0 +1,162 @@
+"""Image sets made of files: lists of paths with labels, and folders of classes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MissingFileError, UnknownNameError, UserError
+from .image_data import IMAGE_SOURCES, ImageData, file_records
+from .long_tail import long_tail_counts, long_tail_indices
+
+__all__ = ["IMAGE_SUFFIXES", "PUBLISHED_LISTS", "folder_images", "list_images"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# Liu et al., CVPR 2019, as published by Kang et al.: images, git blob hash, and images of the
+# smallest and the largest class.
+PUBLISHED_LISTS = {
+    "imagenet_lt_train": (115846, "a063f095fcd475db4cf8b0658c4b73955535bbf9", 5, 1280),
+    "imagenet_lt_val": (20000, "3ed3188b2f44829ce2dec1cc27040d8d40984088", 20, 20),
+    "imagenet_lt_test": (50000, "76a2fb9749d6cd29e765cc4f8c270f2504131e2f", 50, 50),
+}
+
+
+@IMAGE_SOURCES.register("list")
+def list_images(
+    *, file: str, root: str = "", classes: str = "", num_classes: int = 0, published: str = ""
+) -> ImageData:
+    """Images of a text file with one ``path label`` a line, as ImageNet-LT is published.
+
+    Args:
+        file (str): the list; labels are numbers from 0.
+        root (str): folder that the paths start from; "" for that of the list.
+        classes (str): a text file with one class name a line; "" numbers them.
+        num_classes (int): K, where there is no file of names; 0 for the largest label and one.
+        published (str): which published list this is, whose counts it must have.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a line of another form, a label out of range, a path twice, or other counts than
+            the published list's.
+    """
+    lines = _lines(file)
+    paths, labels = _parsed(lines, file)
+    names = tuple(_lines(classes)) if classes else ()
+    if not names:
+        names = tuple(map(str, range(num_classes or max(labels, default=0) + 1)))
+    base = root or os.path.dirname(file)
+    data = ImageData(file_records([os.path.join(base, path) for path in paths], labels), names)
+    if published:
+        _check_published(file, data, published)
+    return data
+
+
+@IMAGE_SOURCES.register("folder")
+def folder_images(
+    *, root: str, ratio: float = 1.0, largest: int = 0, seed: int = 0, shuffled: bool = True
+) -> ImageData:
+    """Images of a folder with one folder for each class, all of them or a long-tailed part.
+
+    Args:
+        root (str): its folders are the classes, in the order of their names.
+        ratio (float): of the largest class to the smallest; 1 takes all images.
+        largest (int): images of the largest class; 0 for as many as the smallest class has.
+        seed (int): of which class gets which rank, and of which images are taken.
+        shuffled (bool): False gives the ranks in the order of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a class without images, or with fewer than the long tail asks for.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise MissingFileError(f"There is no image folder '{root}'. Expected one folder a class.")
+    names = sorted(path.name for path in base.iterdir() if path.is_dir())
+    found = {name: _images_of(base / name) for name in names}
+    empty = [name for name, paths in found.items() if not paths]
+    if empty or not names:
+        first = f"; the first is '{empty[0]}'" if empty else ""
+        raise UserError(
+            f"{len(empty)} of {len(names)} class folders in '{root}' have no image{first}. "
+            f"Expected {root}/CLASS/IMAGE with one of {', '.join(IMAGE_SUFFIXES)}."
+        )
+    labels = [label for label, name in enumerate(names) for _ in found[name]]
+    paths = [path for name in names for path in found[name]]
+    data = ImageData(file_records(paths, labels), tuple(names))
+    if ratio == 1:
+        return data
+    order = np.random.default_rng(seed).permutation(len(names)) if shuffled else None
+    counts = long_tail_counts(len(names), largest or min(map(len, found.values())), ratio, order)
+    return data.take(long_tail_indices(labels, counts, seed, names))
+
+
+def _images_of(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(map(str, paths))
+
+
+def _lines(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f"There is no file '{path}'. Expected a text file, one entry a line; see "
+            "docs/classification.md."
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is no text file in UTF-8 ({error}).") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _parsed(lines: list[str], file: str) -> tuple[list[str], list[int]]:
+    paths, labels, wrong = [], [], []
+    for number, line in enumerate(lines, start=1):
+        path, _, label = line.rpartition(" ")
+        if path and label.isascii() and label.isdigit():
+            paths.append(path.strip())
+            labels.append(int(label))
+        else:
+            wrong.append((number, line))
+    if wrong:
+        number, line = wrong[0]
+        raise UserError(
+            f"{len(wrong)} of {len(lines)} lines of '{file}' are no 'path label'; the first is "
+            f"entry {number}: {line[:80]!r}. Expected for example 'train/n01440764/a.jpg 0'."
+        )
+    seen: dict[str, int] = {}
+    for number, path in enumerate(paths, start=1):
+        if path in seen:
+            raise UserError(
+                f"'{file}' names {len(paths) - len(set(paths))} images twice; the first is {path}, "
+                f"in entries {seen[path]} and {number}. Leave one of them out."
+            )
+        seen[path] = number
+    return paths, labels
+
+
+def _check_published(file: str, data: ImageData, name: str) -> None:
+    if name not in PUBLISHED_LISTS:
+        raise UnknownNameError(
+            f"Unknown published list '{name}'. Known: {', '.join(PUBLISHED_LISTS)}."
+        )
+    number, blob, smallest, largest = PUBLISHED_LISTS[name]
+    content = Path(file).read_bytes()
+    if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob:
+        return
+    logger.info("%s is not the published file of %s, byte for byte; counting.", file, name)
+    counts = np.bincount(data.labels)
+    found = (len(data.records), len(counts), int(counts.min()), int(counts.max()))
+    expected = (number, 1000, smallest, largest)
+    if found != expected:
+        raise UserError(
+            f"'{file}' is not {name}: it has {found[0]} images of {found[1]} classes, {found[2]} "
+            f"to {found[3]} a class; expected {expected[0]} of {expected[1]}, {expected[2]} to "
+            f"{expected[3]}. Fetch the list again, or leave published= out for another one."
+        )

@@ -1,0 +1,89 @@
+"""A labelled set of images, and the kinds that a config can name.
+
+A record is Detectron2's: "file_name", "image_id", "label", and "annotations" with that label as its
+one object, so that class counts and class-aware samplers of detectors work. Sets that lie in one
+file have "image_array", uint8 (height, width) gray or (height, width, 3) in RGB, and a "file_name"
+with "://", which no file has.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.registry import Registry
+from ..errors import UserError
+
+__all__ = ["IMAGE_SOURCES", "ImageData", "array_records", "file_records"]
+
+IMAGE_SOURCES: Registry = Registry("image set")
+"""Kind -> ``function(**options) -> ImageData``, of keyword-only options."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a source gives.
+
+    Attributes:
+        records (list[dict]): N of them.
+        class_names (tuple[str, ...]): K names.
+        limits (tuple[int, int]): a class with at most the first number of training images is few,
+            with at most the second medium, else many. ImageNet-LT's by default.
+
+    Raises:
+        ValueError: no images, or a label outside [0, K); the message names the first, and how many.
+    """
+
+    records: list[dict[str, Any]]
+    class_names: tuple[str, ...]
+    limits: tuple[int, int] = (19, 100)
+
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise UserError("The set has no images; expected at least one.")
+        num_classes = len(self.class_names)
+        wrong = [each for each in self.records if not 0 <= each["label"] < num_classes]
+        if wrong:
+            raise UserError(
+                f"{len(wrong)} of {len(self.records)} images have a label outside [0, "
+                f"{num_classes - 1}]; the first is {wrong[0]['file_name']} with label "
+                f"{wrong[0]['label']}. Correct the labels, or the number of classes."
+            )
+
+    def take(self, indices: Sequence[int]) -> ImageData:
+        """Some of the images, in this order."""
+        return ImageData([self.records[i] for i in indices], self.class_names, self.limits)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([each["label"] for each in self.records], dtype=np.int64)
+
+
+def file_records(paths: Sequence[str], labels: Sequence[int]) -> list[dict[str, Any]]:
+    """Records of image files, whose sizes are not read."""
+    return [_record(path, index, label) for index, (path, label) in enumerate(zip(paths, labels))]
+
+
+def array_records(source: str, pixels: np.ndarray, labels: Sequence[int]) -> list[dict[str, Any]]:
+    """Records of images that are in memory.
+
+    Args:
+        source (str): what they are called, for example "digits".
+        pixels (ndarray): uint8 (N, height, width) or (N, height, width, 3).
+        labels (Sequence[int]): (N,).
+    """
+    return [
+        {**_record(f"{source}://{index}", index, label), "image_array": image}
+        for index, (image, label) in enumerate(zip(pixels, labels, strict=True))
+    ]
+
+
+def _record(name: str, index: int, label: int) -> dict[str, Any]:
+    one = [{"category_id": int(label)}]
+    return {"file_name": name, "image_id": index, "label": int(label), "annotations": one}

@@ -1,0 +1,108 @@
+"""From the record of an image to the square of pixels that the classifier is given.
+
+Shapes: images (channels, height, width), uint8 in [0, 255].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+from torchvision.transforms import v2
+
+from ..data.mappers import MAPPERS
+from ..errors import UserError
+
+__all__ = ["ImageMapper", "augmentations"]
+
+_FLIPS = {
+    "horizontal": v2.RandomHorizontalFlip,
+    "vertical": v2.RandomVerticalFlip,
+    "none": v2.Identity,
+}
+
+
+@MAPPERS.register("ImageClassifier")
+class ImageMapper:
+    """Reads an image, or takes the pixels that the record holds, and augments it.
+
+    Args:
+        cfg (CfgNode): INPUT.FORMAT, INPUT.RANDOM_FLIP and MODEL.LOGN.IMAGE.
+        is_train (bool): whether to augment.
+
+    Raises:
+        ValueError: an unknown augmentation.
+    """
+
+    def __init__(self, cfg: CfgNode, is_train: bool) -> None:
+        self._format = cfg.INPUT.FORMAT
+        self._transform = augmentations(cfg, is_train)
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One record with "image", its pixels; "image_array" and "annotations" are left out.
+
+        Raises:
+            OSError: the image can't be read.
+        """
+        if "image_array" in record:
+            pixels = _in_format(record["image_array"], self._format)
+        else:
+            pixels = read_image(record["file_name"], format=self._format)
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        rest = {k: v for k, v in record.items() if k not in ("image_array", "annotations")}
+        return {**rest, "image": self._transform(image)}
+
+
+def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
+    """The transform of MODEL.LOGN.IMAGE, of uint8 images to squares of SIZE pixels.
+
+    For ImageNet it is that of Kang et al. (ICLR 2020): a random resized crop, flip and colour
+    jitter; at test the middle of the image, whose shorter side is scaled to RESIZE.
+
+    Args:
+        cfg (CfgNode): INPUT.RANDOM_FLIP and MODEL.LOGN.IMAGE.
+        is_train (bool): whether to augment.
+
+    Raises:
+        ValueError: an unknown augmentation or flip, or a crop larger than what it is taken from.
+    """
+    node, flip = cfg.MODEL.LOGN.IMAGE, cfg.INPUT.RANDOM_FLIP
+    if node.AUGMENT not in ("resized_crop", "padded_crop", "none") or flip not in _FLIPS:
+        raise UserError(
+            f"MODEL.LOGN.IMAGE.AUGMENT is {node.AUGMENT!r} and INPUT.RANDOM_FLIP {flip!r}, "
+            f"expected resized_crop, padded_crop or none, and {', '.join(_FLIPS)}."
+        )
+    if 0 < node.RESIZE < node.SIZE:
+        raise UserError(
+            f"MODEL.LOGN.IMAGE.SIZE is {node.SIZE}, but the shorter side of images is scaled to "
+            f"{node.RESIZE} before it is cut out (MODEL.LOGN.IMAGE.RESIZE). Set it to {node.SIZE} "
+            "or more, or to 0."
+        )
+    middle: list[v2.Transform] = [v2.Resize((node.SIZE, node.SIZE), antialias=True)]
+    if node.RESIZE:
+        middle = [v2.Resize(node.RESIZE, antialias=True), v2.CenterCrop(node.SIZE)]
+    if not is_train:
+        return v2.Compose(middle)
+    crops = {
+        "resized_crop": [v2.RandomResizedCrop(node.SIZE, antialias=True)],
+        "padded_crop": [*middle, v2.RandomCrop(node.SIZE, padding=node.PAD)],
+        "none": middle,
+    }
+    jitter = v2.ColorJitter(*[node.COLOR_JITTER] * 3) if node.COLOR_JITTER else v2.Identity()
+    flips = _FLIPS[flip]()
+    return v2.Compose([*crops[node.AUGMENT], flips, jitter])
+
+
+def _in_format(pixels: np.ndarray, wanted: str) -> np.ndarray:
+    """Pixels of a record, (height, width) gray or (height, width, 3) in RGB, as INPUT.FORMAT."""
+    gray = pixels.ndim == 2
+    if wanted == "L":
+        return pixels if gray else np.rint(pixels @ [0.299, 0.587, 0.114]).astype(np.uint8)
+    rgb = np.repeat(pixels[..., None], 3, axis=2) if gray else pixels
+    return rgb[..., ::-1] if wanted == "BGR" else rgb

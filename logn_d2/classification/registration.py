@@ -1,0 +1,198 @@
+"""Names of image sets in Detectron2's catalogs: the ones that come along, and those of a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from ..core.calls import check_options, parse_call
+from ..errors import MissingFileError, UserError
+from .image_data import IMAGE_SOURCES, ImageData
+
+__all__ = ["EVALUATOR", "check_splits", "register_image_sets", "register_images"]
+
+EVALUATOR = "classification"
+
+# Name -> (kind, options). ImageNet-LT's and CIFAR's files are the user's, below the datasets root.
+_BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"glyphs_lt_{s}": ("glyphs", {"split": s}) for s in ("train", "val", "test", "unknown")},
+    **{f"digits_lt_{s}": ("digits", {"split": s}) for s in ("train", "test")},
+    "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 100.0}),
+    "fashion_mnist_test": ("idx", {"split": "test"}),
+    **{
+        f"cifar{k}_lt{ratio}_train": ("cifar", {"root": "{root}", "classes": k, "ratio": ratio})
+        for k in (10, 100)
+        for ratio in (10, 50, 100)
+    },
+    **{
+        f"cifar{k}_{s}": ("cifar", {"root": "{root}", "classes": k, "split": s})
+        for k in (10, 100)
+        for s in ("train", "test")
+    },
+    **{
+        f"imagenet_lt_{s}": (
+            "list",
+            {
+                "file": f"{{root}}/imagenet_lt/ImageNet_LT_{s}.txt",
+                "root": "{root}/imagenet",
+                "num_classes": 1000,
+                "published": f"imagenet_lt_{s}",
+            },
+        )
+        for s in ("train", "val", "test")
+    },
+}
+
+
+class _ImageMetadata(Metadata):
+    """Metadata whose class names and limits are read from the source on first use."""
+
+    def __getattr__(self, key: str) -> Any:
+        fields = self.__dict__
+        if key in ("thing_classes", "frequency_limits") and "_load" in fields:
+            try:
+                data = fields["_load"]()
+            except MissingFileError as error:
+                # What hasattr and get(key, default) understand: a model may be used where its
+                # training set is not.
+                raise AttributeError(str(error)) from error
+            fields["thing_classes"] = list(data.class_names)
+            fields["frequency_limits"] = data.limits
+            return fields[key]
+        return super().__getattr__(key)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, without what this class keeps for itself."""
+        return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
+
+
+def register_images(name: str, source: str | Callable[[], ImageData]) -> None:
+    """Registers a set of images. Nothing is read before it is used.
+
+    Args:
+        name (str): for DATASETS.TRAIN and DATASETS.TEST.
+        source (str or Callable): a call of one of `IMAGE_SOURCES`, such as
+            "folder(root='shop/train', ratio=100)"; or a function that returns the set.
+
+    Raises:
+        KeyError: an unknown kind.
+        ValueError: options that it does not have, or the name is registered with another source.
+
+    Example:
+        >>> register_images("example_digits", "digits(split=test)")
+        >>> len(DatasetCatalog.get("example_digits"))
+        600
+    """
+    described = source if isinstance(source, str) else repr(source)
+    if name in DatasetCatalog.list():
+        known = vars(MetadataCatalog.get(name)).get("_source")
+        if known == described:
+            return
+        raise UserError(
+            f"The data set '{name}' is registered already, as {known or 'something else'}; it "
+            f"can't be {described} too. Choose another name."
+        )
+    load = _Loaded(_read_source(source) if isinstance(source, str) else source, name)
+    DatasetCatalog.register(name, lambda: list(load().records))
+    fields = {"_load": load, "_source": described, **load.files()}
+    MetadataCatalog[name] = _ImageMetadata(name=name, evaluator_type=EVALUATOR, **fields)
+
+
+def register_image_sets(cfg: CfgNode | None = None, root: str | None = None) -> None:
+    """Registers the sets that come along, and those that MODEL.LOGN.IMAGE.DATASETS lists.
+
+    Args:
+        cfg (CfgNode): None for the former alone.
+        root (str): of data sets; None takes $DETECTRON2_DATASETS, else ``datasets``.
+
+    Raises:
+        ValueError: an entry that is no [name, source], or that `register_images` refuses.
+    """
+    root = root or os.environ.get("DETECTRON2_DATASETS", "datasets")
+    for name, (kind, options) in _BUILT_IN.items():
+        if name not in DatasetCatalog.list():
+            filled = {
+                key: value.replace("{root}", root) if isinstance(value, str) else value
+                for key, value in options.items()
+            }
+            register_images(name, _written(kind, filled))
+    for entry in [] if cfg is None else cfg.MODEL.LOGN.IMAGE.DATASETS:
+        if isinstance(entry, str) or len(entry) != 2 or not all(isinstance(e, str) for e in entry):
+            raise UserError(
+                f"MODEL.LOGN.IMAGE.DATASETS holds {entry!r}; expected [name, source], such as "
+                '["shop_train", "folder(root=\'shop/train\', ratio=100)"].'
+            )
+        register_images(*entry)
+
+
+def check_splits(train_names: Sequence[str], test_names: Sequence[str]) -> None:
+    """Checks that no class is in training or test alone.
+
+    Args:
+        train_names (Sequence[str]): registered sets, taken together.
+        test_names (Sequence[str]): registered sets, each for itself.
+
+    Raises:
+        ValueError: the first such class, and how many there are.
+    """
+    names = MetadataCatalog.get(train_names[0]).thing_classes
+    trained = _counts(train_names, len(names))
+    for test in test_names:
+        tested = _counts([test], len(names))
+        for missing, where, other in (
+            (trained == 0, f"training ({', '.join(train_names)})", test),
+            (tested == 0, f"'{test}'", "training"),
+        ):
+            first = np.flatnonzero(missing & ((trained > 0) | (tested > 0)))
+            if first.size:
+                raise UserError(
+                    f"{first.size} of {len(names)} classes have no image in {where}, but some in "
+                    f"{other}; the first is '{names[first[0]]}'. Give both images of every class, "
+                    "or leave it out of both."
+                )
+
+
+class _Loaded:
+    """Reads a source once, and says of which set a mistake is."""
+
+    def __init__(self, source: Callable[[], ImageData], name: str) -> None:
+        self._source, self._name = source, name
+        self._data: ImageData | None = None
+
+    def __call__(self) -> ImageData:
+        if self._data is None:
+            try:
+                self._data = self._source()
+            except UserError as error:
+                # The same kind of error: a missing file is treated otherwise than a wrong one.
+                raise type(error)(f"The data set '{self._name}': {error}") from error
+        return self._data
+
+    def files(self) -> dict[str, str]:
+        """What has to be there, as Detectron2 names it."""
+        options = getattr(self._source, "keywords", {})
+        found = {"json_file": options.get("file"), "image_root": options.get("root")}
+        return {key: value for key, value in found.items() if value}
+
+
+def _read_source(text: str) -> Callable[[], ImageData]:
+    kind, options = parse_call(text, "image set", "folder(root='shop/train', ratio=100)")
+    entry = IMAGE_SOURCES.get(kind)
+    check_options(text, "image set", entry, options)
+    return partial(entry, **options)
+
+
+def _counts(names: Sequence[str], num_classes: int) -> np.ndarray:
+    labels = [each["label"] for name in names for each in DatasetCatalog.get(name)]
+    return np.bincount(labels, minlength=num_classes)
+
+
+def _written(kind: str, options: dict[str, Any]) -> str:
+    return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
