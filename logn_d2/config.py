@@ -101,7 +101,8 @@ def add_logn_config(cfg: CN) -> None:
     # Gather statistics when training ends.
     node.COLLECT.ENABLED = True
     # RoIs: "sampled" (as in training, ground truth added), "proposals" (as at test), "foreground"
-    # (matched RoIs) or "positives" (each only for its class; paper App. B.3).
+    # (matched RoIs) or "positives" (each only for its class; paper App. B.3); "images" for image
+    # classifiers.
     node.COLLECT.POPULATION = "sampled"
     # "exact", "ema" (as the released code) or "ema_debiased".
     node.COLLECT.ESTIMATOR = "exact"

@@ -22,7 +22,7 @@ YAML = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")
 LEAVES = [name for name in YAML if "Base" not in name]
 # Configs of a method are in its folder; they are built small below, those of the models whole.
 MODELS = [name for name in LEAVES if "/" not in name]
-METHODS = [name for name in LEAVES if "/" in name]
+METHODS = [name for name in LEAVES if "/" in name and "classification/" not in name]
 LAZY = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 PAPER = {
     f"lvis_v1_{architecture}_FPN{sampler}.yaml": (depth, stages, sampler)

@@ -30,6 +30,7 @@ BELOW = {
     "ood": set(),
     "sites": {"core"},
     "classification": {
+        "analysis",
         "files",
         "frequency",
         "core",

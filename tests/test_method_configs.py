@@ -20,7 +20,11 @@ from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling import calibrations_from_config
 
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
-LEAVES = {path for path in CONFIGS.rglob("*.yaml") if "Base" not in path.name}
+LEAVES = {
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if "Base" not in path.name and path.parent.name != "classification"
+}
 MODELS = sorted(path.name for path in LEAVES if path.parent == CONFIGS)
 METHODS = sorted(str(path.relative_to(CONFIGS)) for path in LEAVES if path.parent != CONFIGS)
 PAPER = ("eql", "eql_v2", "bags", "seesaw", "loce", "loga", "logn")

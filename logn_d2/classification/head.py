@@ -50,6 +50,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
     """
 
     background = "none"
+    classifies_images = True
 
     def __init__(
         self,

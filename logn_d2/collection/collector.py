@@ -37,7 +37,7 @@ __all__ = ["ESTIMATORS", "POPULATIONS", "LogitStatisticsCollector"]
 
 logger = logging.getLogger(__name__)
 
-POPULATIONS = ("sampled", "proposals", "foreground", "positives")
+POPULATIONS = ("sampled", "proposals", "foreground", "positives", "images")
 ESTIMATORS = ("exact", "ema", "ema_debiased")
 
 
@@ -279,13 +279,13 @@ def _select(
     """One image's part of a population of matched RoIs.
 
     Args:
-        population (str): "sampled", "foreground" or "positives".
+        population (str): "sampled", "images", "foreground" or "positives".
         logits (Tensor): (R, C).
         labels (Tensor): (R,) columns; K for background that has none, negative for RoIs to be
             left out.
         background (str): where the background column is.
     """
-    if population == "sampled":
+    if population in ("sampled", "images"):
         return logits, None, labels
     columns = torch.arange(logits.shape[1], device=labels.device)
     if population == "foreground":

@@ -77,7 +77,8 @@ def collect_statistics(
             without loading what it has seen.
         class_names (Sequence[str]): K names; numbers if not given.
         datasets (Sequence[str]): names of the data sets that the loader passes over.
-        population (str): "sampled", "proposals", "foreground" or "positives"; see
+        population (str): "sampled", "proposals", "foreground" or "positives", or
+            "images" for an image classifier; see
             `LogitStatistics`.
         estimator (str): "exact", "ema" or "ema_debiased".
         momentum (float): of the moving averages.
@@ -219,6 +220,7 @@ def _run_pass(
     site: LogitSite | None = None,
 ) -> tuple[LogitStatistics, LogitStatisticsCollector]:
     """The pass itself; partial files are left for the caller, who may yet have to save."""
+    _check_population(model, description.population)
     with preserved_rng():
         first = loader_from(loader, 0)
         partial = None
@@ -238,7 +240,8 @@ def _run_pass(
         rest = loader_from(loader, batches) if batches else first
         if description.stop_at > 0:
             rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
-        population = "proposals" if description.population == "proposals" else "sampled"
+        as_at_test = description.population in ("proposals", "images")
+        population = "proposals" if as_at_test else "sampled"
         images_before, start = collector.num_images, time.perf_counter()
         recorder = recorder_for(model, population, seed, site)
         results = inference_on_dataset(_repeats_sampled_anew(recorder), rest, collector)
@@ -262,6 +265,18 @@ def _check_class_names(
         raise UserError(
             f"The model has {num_classes} classes, but {len(class_names)} class names were given. "
             "Use those of the data set that the model was trained on."
+        )
+
+
+def _check_population(model: nn.Module, population: str) -> None:
+    """Raises a ValueError where regions are asked of a classifier of images, or the reverse."""
+    of_images = any(getattr(module, "classifies_images", False) for module in model.modules())
+    if of_images != (population == "images"):
+        raise UserError(
+            f"The population is {population!r}, but this {type(model).__name__} classifies "
+            f"{'whole images' if of_images else 'regions'}. Expected "
+            f"{'images' if of_images else 'sampled, proposals, foreground or positives'} "
+            "(MODEL.LOGN.COLLECT.POPULATION)."
         )
 
 

@@ -44,7 +44,7 @@ class LogitStatistics:
         datasets (tuple[str, ...]): names of the data sets that were passed over.
         population (str): which RoIs: "sampled" (as in training, ground truth added), "proposals"
             (as at test), "foreground" (matched RoIs only) or "positives" (each RoI counts only for
-            the class that it is matched to).
+            the class that it is matched to); "images" where an image classifier sees whole images.
         estimator (str): "exact", "ema" (as published) or "ema_debiased".
         momentum (float): of the moving average; None for exact statistics.
         sampler (str): how images were repeated, with its settings.

@@ -25,6 +25,7 @@ from ..core import (
     parse_calibration,
 )
 from ..core.calibration_registry import CalibrationInputs
+from ..core.losses import build_loss_without_background
 from ..data import check_same_classes, image_problem
 from ..errors import MissingFileError, UnknownNameError, UserError
 from ..lvis import LvisGroundTruth
@@ -243,19 +244,20 @@ def check_calibration(
     build_calibration(text, inputs)
 
 
-def check_loss_options(text: str, num_classes: int) -> None:
+def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:
     """Checks that a loss exists, and has the options that are given with values that it can take.
 
     Args:
         text (str): for example "seesaw(p=0.8)"; "" for Detectron2's own.
         num_classes (int): K.
+        without_background (bool): whether it is for K outputs.
 
     Raises:
         KeyError: unknown name.
-        ValueError: wrong options or values.
+        ValueError: wrong options or values, or no form without background.
     """
     if text:
-        build_loss(text, num_classes)
+        (build_loss_without_background if without_background else build_loss)(text, num_classes)
 
 
 def check_loss(cfg: CfgNode, model: nn.Module) -> None:

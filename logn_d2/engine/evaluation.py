@@ -31,16 +31,17 @@ from ..evaluators import LVISFormEvaluator, resumable_inference, training_groups
 from ..files import atomic_write
 from ..lvis import Detections, LvisGroundTruth
 from ..modeling import (
-    LogNFastRCNNOutputLayers,
     attach,
     check_calibratable,
     find_box_predictors,
     predictor_fingerprint,
 )
-from ..modeling.box_predictors import classifier_reader, unwrapped
+from ..modeling.box_predictors import background_of, classifier_reader, unwrapped
 from ..modeling.build import known_class_names
+from ..modeling.calibrated import CalibratedPredictor
 from ..passes.resume import deciding_settings
 from ..sweeps import SweepPredictions, sweep, sweep_results
+from .images import image_table, one_pass_for_images
 
 __all__ = [
     "UNCALIBRATED",
@@ -112,9 +113,9 @@ def evaluate_calibrations(
 ) -> Results:
     """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the one that is asked for.
 
-    For data sets in LVIS's and COCO's form the network runs once, but for key points. Each data
-    set's results are written to OUTPUT_DIR/inference/DATASET/results.json, and AP of each class to
-    CSV files beside it.
+    For image classifiers, and for data sets in LVIS's and COCO's form but for key points, the
+    network runs once. Each data set's results are written to
+    OUTPUT_DIR/inference/DATASET/results.json, and AP of each class to CSV files beside it.
 
     Args:
         cfg (CfgNode): the model's config.
@@ -131,7 +132,11 @@ def evaluate_calibrations(
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
-        if calibrations[UNCALIBRATED] and kind == "lvis":
+        table = format_table
+        if kind == "classification":
+            folder, table = _folder(cfg, dataset), image_table
+            found = one_pass_for_images(cfg, model, dataset, calibrations, folder)
+        elif calibrations[UNCALIBRATED] and kind == "lvis":
             found = _one_pass(cfg, model, dataset, calibrations, resume)
         elif calibrations[UNCALIBRATED] and kind == "coco" and not cfg.MODEL.KEYPOINT_ON:
             found = _one_pass_for_evaluators(
@@ -140,7 +145,7 @@ def evaluate_calibrations(
         else:
             found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator, resume)
         if comm.is_main_process():
-            results[dataset] = _report(cfg, dataset, found)
+            results[dataset] = _report(cfg, dataset, found, table)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -186,6 +191,7 @@ def make_calibrations(
             num_stages=len(predictors),
             statistics=statistics,
             counts=counts,
+            background=background_of(predictors[0]),
             classifiers=[classifier_reader(predictor) for predictor in predictors],
         )
         for name in (UNCALIBRATED, text)
@@ -359,7 +365,7 @@ def _is_ours(model: nn.Module) -> bool:
         predictors = find_box_predictors(model)
     except ValueError:  # a detector without any
         return False
-    return all(isinstance(each, LogNFastRCNNOutputLayers) for each in predictors)
+    return all(isinstance(each, CalibratedPredictor) for each in predictors)
 
 
 def _is_calibratable(model: nn.Module) -> bool:
@@ -372,10 +378,13 @@ def _folder(cfg: CfgNode, dataset: str) -> str:
 
 
 def _report(
-    cfg: CfgNode, dataset: str, results: Mapping[str, Metrics]
+    cfg: CfgNode,
+    dataset: str,
+    results: Mapping[str, Metrics],
+    table: Callable[[Mapping[str, Metrics]], str],
 ) -> dict[str, dict[str, float]]:
     """Prints and writes the results of a data set; returns them as Detectron2 names results."""
-    logger.info("Results on %s, in percent:\n%s", dataset, format_table(results))
+    logger.info("Results on %s, in percent:\n%s", dataset, table(results))
     _write_results(os.path.join(_folder(cfg, dataset), "results.json"), results)
     return {
         f"{name}/{task}": dict(metrics)

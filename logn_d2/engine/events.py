@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..core import AffineCalibration, LogitStatistics
+from ..core.affine import foreground_columns
 from ..data.loader import build_evaluation_loader
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
@@ -34,14 +35,15 @@ def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
 
     Args:
         storage (EventStorage): of the training.
-        statistics (LogitStatistics): of the weights at this iteration; background last.
+        statistics (LogitStatistics): of the weights at this iteration.
     """
     for index, stage in enumerate(statistics.stages):
-        usable = stage.usable[:-1]
+        columns = foreground_columns(statistics.background)
+        usable = stage.usable[columns]
         if not usable.any():
             continue
         for name, values in (("mean", stage.mean), ("std", stage.std)):
-            classes = values[:-1][usable].float()
+            classes = values[columns][usable].float()
             storage.put_histogram(f"logn_stats/stage{index}/{name}", classes, bins=_BINS)
 
 

@@ -29,6 +29,7 @@ from .checks import (
     check_weights,
 )
 from .evaluation import Results, calibration_name, evaluate_calibrations, make_calibrations
+from .images import check_image_config, classifies_images
 from .second_stage import check_second_stage
 from .statistics import collect
 from .trainer import Trainer, evaluator_class
@@ -66,13 +67,16 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
         )
     text = calibration_name(cfg, node.COLLECT.ENABLED)
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED, node.COLLECT)
-    check_loss_options(node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    check_loss_options(
+        node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES, without_background=classifies_images(cfg)
+    )
     check_collection_settings(cfg)
     check_second_stage(cfg)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     with records_kept(names):
         _check_files(cfg, names)
         _check_evaluators(cfg)
+        check_image_config(cfg, trains=True)
         check_ground_truth(cfg)
         training_images(cfg)
         check_masks(cfg)
@@ -137,6 +141,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(node.STATISTICS))
     _check_files(cfg, cfg.DATASETS.TEST)
     _check_evaluators(cfg)
+    check_image_config(cfg, trains=False)
     if node.STATISTICS:
         check_statistics(cfg, node.STATISTICS)
 

@@ -24,6 +24,7 @@ from ..modeling import (
 )
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.second_stages import SecondStage, get_second_stage
+from .images import classifies_images
 
 __all__ = [
     "check_second_stage",
@@ -54,6 +55,8 @@ def check_second_stage(cfg: CfgNode) -> None:
             f"MODEL.LOGN.SECOND_STAGE is {name}, but MODEL.WEIGHTS is empty. Name the checkpoint "
             "of the first stage, for example output/FIRST/model_final.pth."
         )
+    if classifies_images(cfg):  # whose head can learn scales
+        return
     if stage.scales and not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), _HEADS):
         raise UserError(
             f"MODEL.LOGN.SECOND_STAGE lws needs our RoI heads, but MODEL.ROI_HEADS.NAME is "

@@ -95,6 +95,8 @@ def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> 
     then fall below thresholds that are meant for the other classes.
     """
     for number, stage in enumerate(statistics.stages):
+        if statistics.background == "none":
+            return  # Eq. 1 has no beta
         if len(stage.mean) < len(counts.image_count) or statistics.unlabelled(number) is not None:
             continue  # what no RoI is matched to has no say in beta, where that is known
         lowest = int(stage.mean[: len(counts.image_count)].argmin())

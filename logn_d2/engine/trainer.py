@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+from ..classification.logits import ImageEvaluator
 from ..core import LogitStatistics
 from ..core.losses.counts import CountBuffers
 from ..data.loader import build_class_aware_loader, training_images
@@ -45,6 +46,7 @@ from .evaluation import (
 )
 from .events import ComparedImages, put_statistics
 from .hooks import FillMemoryHook, StatisticsHook, StreamHook
+from .images import classifies_images
 from .second_stage import (
     classifier_state,
     freeze,
@@ -234,7 +236,8 @@ class Trainer(DefaultTrainer):
             build_evaluator=self.build_evaluator,
             resume=self._resume and self._at_end,
         )
-        if comm.is_main_process() and cfg.MODEL.LOGN.VIS_IMAGES > 0 and cfg.DATASETS.TEST:
+        shows = cfg.MODEL.LOGN.VIS_IMAGES > 0 and not classifies_images(cfg)
+        if comm.is_main_process() and shows and cfg.DATASETS.TEST:
             self._show_images(calibrations)
         # What there is nothing to measure for is no number, and JSON knows none for it.
         return _finite(self._last_eval_results)
@@ -265,6 +268,8 @@ def build_evaluator(
         ValueError: neither LVIS's nor COCO's form.
     """
     kind, options = evaluator_class(dataset_name), {}
+    if kind is ImageEvaluator:
+        return ImageEvaluator()
     if kind is COCOFormEvaluator:
         options["frequency_groups"] = groups_of_training(dataset_name, train_datasets)
     return kind(dataset_name, output_dir=output_dir, **options)
@@ -277,11 +282,16 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
         ValueError: neither LVIS's nor COCO's form.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    classes = {"lvis": LVISFormEvaluator, "coco": COCOFormEvaluator}
+    classes = {
+        "lvis": LVISFormEvaluator,
+        "coco": COCOFormEvaluator,
+        "classification": ImageEvaluator,
+    }
     if kind not in classes:
         raise UserError(
-            f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis' or "
-            "'coco'. Register it with MODEL.LOGN.DATASETS or register_lvis_form."
+            f"The data set '{dataset_name}' has the evaluator type {kind!r}, expected 'lvis', "
+            "'coco' or 'classification'. Register it with MODEL.LOGN.DATASETS, "
+            "MODEL.LOGN.IMAGE.DATASETS or register_lvis_form."
         )
     return classes[kind]
 

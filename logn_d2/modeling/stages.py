@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.affine import Background
 from ..errors import UserError
-from .box_predictors import has_sigmoid_scores, predictor_fingerprint
+from .box_predictors import background_of, has_sigmoid_scores, predictor_fingerprint
 from .fast_rcnn import Predictions
 
 __all__ = ["RecordedStage", "combine_stages"]
@@ -51,7 +51,7 @@ class RecordedStage:
     @property
     def background(self) -> Background:
         """Where the background column is."""
-        return "last"
+        return background_of(self.predictor)
 
     @property
     def site(self) -> str | None:

@@ -1,0 +1,213 @@
+"""Accuracy of a classifier: overall, by groups of training images, by class, with intervals.
+
+A group's accuracy is the mean of the accuracies of its classes, as ImageNet-LT reports it; the
+overall one is the share of images that are right, which is the mean over all classes where the test
+set is balanced.
+
+Shapes: N images, K classes, B resamples.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tabulate import tabulate
+
+from ..analysis import format_spread
+from ..errors import UserError
+from ..files import atomic_write
+from ..frequency import ClassCounts, frequency_groups
+from ..ood import expected_calibration_error
+
+__all__ = ["GROUPS", "ImageResult", "accuracy_table", "class_groups", "evaluate_images"]
+
+GROUPS = {"many": "f", "medium": "c", "few": "r"}
+"""ImageNet-LT's words -> the letters of `frequency_groups`."""
+
+_IMAGENET_LT = (19, 100)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What `evaluate_images` returns; shares in [0, 1].
+
+    Attributes:
+        right (ndarray): (N,) bool.
+        labels (ndarray): (N,) int.
+        confidence (ndarray): (N,) probability of the predicted class.
+        groups (ndarray): (K,) letters "r", "c", "f" of few, medium, many; None where unknown.
+        num_classes (int): K.
+    """
+
+    right: np.ndarray
+    labels: np.ndarray
+    confidence: np.ndarray
+    groups: np.ndarray | None
+    num_classes: int
+
+    def per_class(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """(K,) accuracy of each class, NaN for one without images.
+
+        Args:
+            weights (ndarray): (N,) how often each image counts; None for once.
+        """
+        total = np.bincount(self.labels, weights, self.num_classes).astype(np.float64)
+        hits = self.right if weights is None else self.right * weights
+        right = np.bincount(self.labels, hits, self.num_classes)
+        return np.divide(right, total, out=np.full(self.num_classes, np.nan), where=total > 0)
+
+    def metrics(self, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Accuracies "acc" (overall), "many", "medium", "few": NaN for a group without images."""
+        found = {"acc": float(np.average(self.right, weights=weights))}
+        if self.groups is not None:
+            classes = self.per_class(weights)
+            for name, letter in GROUPS.items():
+                values = classes[self.groups == letter]
+                known = values[~np.isnan(values)]
+                found[name] = float(known.mean()) if known.size else np.nan
+        return found
+
+    def as_dict(self) -> dict[str, float]:
+        """The accuracies, and "ECE", the expected calibration error in 15 bins; in percent."""
+        ece = expected_calibration_error(self.confidence, self.right).ece
+        return {name: 100 * value for name, value in {**self.metrics(), "ECE": ece}.items()}
+
+    def intervals(
+        self,
+        other: ImageResult | None = None,
+        *,
+        samples: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals over images, of the accuracies or of how much they exceed another's.
+
+        Args:
+            other (ImageResult): on the same images, which are drawn alike; None for these alone.
+            samples (int): B.
+            level (float): share of the resamples in an interval.
+            seed (int): of the resamples.
+
+        Returns:
+            dict: name -> lower and upper end; NaN where no resample has the figure.
+
+        Raises:
+            ValueError: the other is of other images.
+        """
+        if other is not None and not np.array_equal(self.labels, other.labels):
+            raise UserError(
+                f"Results of {len(self.labels)} and {len(other.labels)} images, or with other "
+                "labels, can't be paired. Evaluate both on the same set."
+            )
+        rng, number = np.random.default_rng(seed), len(self.labels)
+        rows = []
+        for _ in range(samples):
+            weights = np.bincount(rng.integers(number, size=number), minlength=number)
+            mine = self.metrics(weights)
+            theirs = other.metrics(weights) if other is not None else dict.fromkeys(mine, 0.0)
+            rows.append([mine[name] - theirs[name] for name in mine])
+        table, ends = np.array(rows), ((1 - level) / 2, (1 + level) / 2)
+        return {name: _ends(table[:, column], ends) for column, name in enumerate(self.metrics())}
+
+    def to_csv(
+        self, path: str | os.PathLike[str], names: Sequence[str], counts: ClassCounts | None
+    ) -> None:
+        """Writes a line for each class: name, training and test images, accuracy."""
+        images = np.bincount(self.labels, minlength=self.num_classes)
+        with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "training images", "test images", "accuracy"])
+            for index, accuracy in enumerate(self.per_class()):
+                known = "" if counts is None else int(counts.image_count[index])
+                writer.writerow([names[index], known, int(images[index]), f"{accuracy:.6g}"])
+
+
+def evaluate_images(
+    probabilities: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
+) -> ImageResult:
+    """Compares predictions with labels.
+
+    Args:
+        probabilities (ArrayLike): (N, K) in [0, 1]; the largest is the prediction, the first of
+            equal ones.
+        labels (ArrayLike): (N,) int in [0, K).
+        groups (ArrayLike): (K,) letters, see `class_groups`; None for no groups.
+
+    Raises:
+        ValueError: shapes, labels or probabilities that do not fit.
+
+    Example:
+        >>> result = evaluate_images([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]], [0, 0, 1], ["f", "r"])
+        >>> {name: round(value, 1) for name, value in result.as_dict().items()}
+        {'acc': 66.7, 'many': 50.0, 'medium': nan, 'few': 100.0, 'ECE': 33.3}
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    labels = np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not labels.size:
+        raise UserError(
+            f"Probabilities have shape {probabilities.shape} and labels {labels.shape}, expected "
+            "(images, classes) and (images,), with at least one image."
+        )
+    num_classes = probabilities.shape[1]
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        raise UserError(
+            f"{outside.size} of {len(labels)} images have no label in [0, {num_classes - 1}]; the "
+            f"first is number {outside[0]} with label {labels[outside[0]]}. Unknown inputs have no "
+            "accuracy: they are for --ood."
+        )
+    bad = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)).all(axis=1))
+    if bad.size:
+        raise UserError(
+            f"{bad.size} of {len(labels)} images have scores that are no probabilities; the first "
+            f"is number {bad[0]}. Check the weights."
+        )
+    best = probabilities.argmax(axis=1)
+    confidence = probabilities[np.arange(len(labels)), best]
+    letters = None if groups is None else np.asarray(groups)
+    return ImageResult(best == labels, labels, confidence, letters, num_classes)
+
+
+def class_groups(counts: ClassCounts) -> np.ndarray:
+    """(K,) letters: the set's own groups, or ImageNet-LT's (below 20, to 100, above)."""
+    if counts.groups is not None:
+        return counts.groups
+    return frequency_groups(counts.image_count, *_IMAGENET_LT)
+
+
+def accuracy_table(
+    rows: Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]],
+    title: str = "calibration",
+) -> str:
+    """A table in Markdown, in percent.
+
+    Args:
+        rows (Mapping): name -> what `ImageResult.as_dict` returns, or one such dict for each run,
+            of which mean and standard deviation are shown.
+        title (str): of the first column.
+
+    Example:
+        >>> print(accuracy_table({"logn": {"acc": 51.0, "few": float("nan"), "ECE": 3.0}}))
+        | calibration   |   All |   Many |   Medium |   Few |   ECE |
+        |:--------------|------:|-------:|---------:|------:|------:|
+        | logn          |  51.0 |      - |        - |     - |   3.0 |
+    """
+    columns = {"acc": "All", "many": "Many", "medium": "Medium", "few": "Few", "ECE": "ECE"}
+    lines = []
+    for name, runs in rows.items():
+        each = [runs] if isinstance(runs, Mapping) else list(runs)
+        lines.append([name, *(format_spread([run.get(key) for run in each]) for key in columns)])
+    align = ["left", *["right"] * len(columns)]
+    headers = [title, *columns.values()]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def _ends(values: np.ndarray, ends: tuple[float, float]) -> tuple[float, float]:
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known, ends) if known.size else (np.nan, np.nan)
+    return float(low), float(high)

@@ -1,0 +1,165 @@
+"""Logits of a whole set of images: gathered in one pass, kept in a file, scored many times.
+
+A calibration changes logits and nothing else, so one pass of the network is enough for all of them.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..core import AffineCalibration
+from ..data.rng import preserved_rng
+from ..errors import MissingFileError, UserError
+from ..files import atomic_write
+from ..passes.resume import BatchLoader
+from .accuracy import evaluate_images
+
+__all__ = ["ImageEvaluator", "LogitsCollector", "StoredLogits", "collect_logits", "scores_of"]
+
+_FORMAT = "logn_d2 image logits 1"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLogits:
+    """Raw logits of a set of images.
+
+    Attributes:
+        logits (Tensor): (N, K) float32, in nats.
+        labels (Tensor): (N,) int64; -1 where there is none.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file of "logits" and "labels".
+
+        Raises:
+            OSError: the folder can't be written or the disk is full.
+        """
+        tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, {"format": _FORMAT}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StoredLogits:
+        """Reads what `save` has written.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or another kind of file.
+        """
+        if not Path(path).is_file():
+            raise MissingFileError(f"There are no logits at '{path}'.")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                kind = (file.metadata() or {}).get("format")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except safetensors.SafetensorError as error:
+            raise UserError(f"'{path}' is not a whole file of logits ({error}).") from None
+        if kind != _FORMAT or tensors.get("logits", torch.zeros(0)).dim() != 2:
+            raise UserError(f"'{path}' holds no logits of images (format: {kind!r}).")
+        return cls(tensors["logits"], tensors["labels"])
+
+
+class LogitsCollector(DatasetEvaluator):
+    """An evaluator whose result is the raw logits of all images, in the order of their ids."""
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._seen: list[tuple[Any, int, Tensor]] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
+        """Adds some images, as `ImageClassifier` gives them."""
+        for image, output in zip(inputs, outputs, strict=True):
+            logits = output["logits"].detach().float().cpu()
+            if not logits.isfinite().all():
+                raise UserError(
+                    f"'{image.get('file_name')}' has NaN or infinite logits. Check the file and "
+                    "the weights."
+                )
+            self._seen.append((image["image_id"], int(image.get("label", -1)), logits))
+
+    def evaluate(self) -> dict[str, StoredLogits]:
+        """All processes' images; empty on all processes but the first."""
+        parts = comm.gather(self._seen)
+        if not comm.is_main_process():
+            return {}
+        seen = sorted((each for part in parts for each in part), key=lambda each: each[0])
+        if not seen:
+            raise UserError("No image was seen. Is the data set empty?")
+        labels = torch.tensor([label for _, label, _ in seen])
+        return {"logits": StoredLogits(torch.stack([z for *_, z in seen]), labels)}
+
+
+def collect_logits(model: nn.Module, loader: BatchLoader) -> StoredLogits | None:
+    """The raw logits of all images of a loader; None on all processes but the first.
+
+    Args:
+        model (nn.Module): an `ImageClassifier`; it and all random generators are left as they were.
+        loader (Iterable): batches of mapped images, each with "image_id".
+
+    Raises:
+        ValueError: an image whose logits are not finite.
+    """
+    with preserved_rng():
+        return inference_on_dataset(model, loader, LogitsCollector()).get("logits")
+
+
+@torch.no_grad()
+def scores_of(model: nn.Module, calibration: AffineCalibration | None, logits: Tensor) -> Tensor:
+    """Class probabilities of raw logits under a calibration.
+
+    Args:
+        model (nn.Module): whose loss says what scores are.
+        calibration (AffineCalibration): None for none.
+        logits (Tensor): (N, K).
+
+    Returns:
+        Tensor: (N, K) in [0, 1], on the CPU.
+    """
+    score: Callable[[Tensor], Tensor] = model.head.loss.scores
+    device = next(model.parameters()).device
+    logits = logits.to(device)
+    if calibration is not None:
+        logits = calibration.to(device)(logits)
+    return score(logits).cpu()
+
+
+class ImageEvaluator(LogitsCollector):
+    """Accuracy of a model as it is, as a `DatasetEvaluator`: ``{"image": metrics in percent}``.
+
+    Args:
+        groups (Callable): returns (K,) letters of `class_groups`, or None.
+    """
+
+    def __init__(self, groups: Callable[[], Any] = lambda: None) -> None:
+        self._groups = groups
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
+        """Adds the scores of some images."""
+        scored = [{"logits": output["scores"]} for output in outputs]
+        super().process(inputs, scored)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Accuracies and ECE in percent; empty on all processes but the first."""
+        found = super().evaluate()
+        if not found:
+            return {}
+        seen = found["logits"]
+        result = evaluate_images(seen.logits, seen.labels, functools.cache(self._groups)())
+        return {"image": result.as_dict()}

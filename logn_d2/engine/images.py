@@ -1,0 +1,136 @@
+"""What the engine does otherwise for image classifiers: checks, and a pass for all calibrations."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from ..classification import check_splits
+from ..classification.accuracy import ImageResult, accuracy_table, class_groups, evaluate_images
+from ..classification.logits import StoredLogits, collect_logits, scores_of
+from ..core import AffineCalibration, ClassCounts
+from ..data import class_counts
+from ..data.loader import build_evaluation_loader
+from ..errors import UserError
+from ..modeling.box_predictors import unwrapped
+
+__all__ = [
+    "check_image_config",
+    "classifies_images",
+    "evaluate_stored",
+    "image_table",
+    "one_pass_for_images",
+    "training_counts",
+]
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+def classifies_images(cfg: CfgNode) -> bool:
+    """Whether the config is of an image classifier."""
+    return cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+
+
+def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
+    """Finds mistakes that only image classifiers can have.
+
+    Args:
+        cfg (CfgNode): the config.
+        trains (bool): whether training sets are needed.
+
+    Raises:
+        ValueError: a data set of another form, another population, or classes in one split alone.
+    """
+    if not classifies_images(cfg):
+        return
+    names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
+    for name in names:
+        kind = MetadataCatalog.get(name).get("evaluator_type", None)
+        if kind != "classification":
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
+                f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
+            )
+    if cfg.MODEL.LOGN.COLLECT.POPULATION != "images":
+        raise UserError(
+            f"MODEL.LOGN.COLLECT.POPULATION is {cfg.MODEL.LOGN.COLLECT.POPULATION}, but images are "
+            "not made of regions. Set it to images."
+        )
+    if trains:
+        check_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+
+
+def one_pass_for_images(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    calibrations: Mapping[str, Sequence[AffineCalibration]],
+    folder: str,
+) -> Results:
+    """Evaluates all calibrations from one pass; raw logits and each class's accuracy are kept.
+
+    Args:
+        cfg (CfgNode): the model's.
+        model (nn.Module): gives raw logits, weights loaded.
+        dataset (str): a registered set of images.
+        calibrations (Mapping): name -> a list of one, or of none.
+        folder (str): for the files.
+
+    Returns:
+        dict: name -> "image" -> metrics in percent; empty on all processes but the first.
+    """
+    stored = collect_logits(model, build_evaluation_loader(cfg, dataset))
+    if stored is None:
+        return {}
+    stored.save(os.path.join(folder, "logits.safetensors"))
+    counts = training_counts(cfg)
+    results = evaluate_stored(model, stored, calibrations, counts)
+    names = MetadataCatalog.get(dataset).thing_classes
+    for name, result in results.items():
+        file_name = "".join(c if c.isalnum() or c in "_.=,()+-" else "_" for c in name)
+        result.to_csv(os.path.join(folder, f"per_class_{file_name}.csv"), names, counts)
+    return {name: {"image": result.as_dict()} for name, result in results.items()}
+
+
+def evaluate_stored(
+    model: nn.Module,
+    stored: StoredLogits,
+    calibrations: Mapping[str, Sequence[AffineCalibration]],
+    counts: ClassCounts | None,
+) -> dict[str, ImageResult]:
+    """Results of each calibration, from raw logits.
+
+    Args:
+        model (nn.Module): whose loss says what scores are.
+        stored (StoredLogits): with labels.
+        calibrations (Mapping): name -> a list of one, or of none.
+        counts (ClassCounts): of the training set; None where it is not at hand.
+    """
+    model, groups = unwrapped(model), None if counts is None else class_groups(counts)
+    return {
+        name: evaluate_images(
+            scores_of(model, each[0] if each else None, stored.logits), stored.labels, groups
+        )
+        for name, each in calibrations.items()
+    }
+
+
+def training_counts(cfg: CfgNode) -> ClassCounts | None:
+    """Class counts of the training set; None where it is not at hand."""
+    try:
+        return class_counts(cfg.DATASETS.TRAIN)
+    except (AttributeError, KeyError, OSError, ValueError) as error:
+        logger.info("No accuracy by groups of training images: %s", error)
+        return None
+
+
+def image_table(results: Results) -> str:
+    """The table of `one_pass_for_images`."""
+    return accuracy_table({name: by_task["image"] for name, by_task in results.items()})
