@@ -19,6 +19,8 @@ from logn_d2.engine.second_stage import get_second_stage
 from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling import calibrations_from_config
 
+from .paper_table1 import TABLE
+
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
 LEAVES = {
     path
@@ -239,3 +241,15 @@ def test_docs_name_the_config_of_every_row():
     rows = {f"{folder}{name}" for folder in ("", *(f"{each}/" for each in PAPER)) for name in LVIS}
     named = set(re.findall(r"`configs/(\S+lvis_v1\S+\.yaml|lvis_v1\S+\.yaml)`", text))
     assert named == rows and len(rows) == 48
+
+
+def test_docs_have_the_papers_figures_and_mark_rows_of_our_own():
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    row_of = r"^\| ((?:Cascade )?Mask R-CNN R-\d+) \| (random|RFS) \| ([^|]+) \|(.*)"
+    lines = re.findall(row_of, text, re.M)
+    assert len(lines) == 48
+    for detector, sampler, method, rest in lines:
+        row = TABLE[detector].get(method.strip(), (None, None))[sampler == "RFS"]
+        cell = rest.split("|")[-2].strip()
+        expected = "ours" if row is None else " / ".join(f"{value:.1f}" for value in row)
+        assert cell == expected, (detector, sampler, method)
