@@ -391,7 +391,8 @@ def test_data_set_that_no_evaluator_knows(capsys, train_net, tmp_path):
     MetadataCatalog.get("own_panoptic").evaluator_type = "panoptic"
     DatasetCatalog.register("own_panoptic", list)
     options = ("OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", '("own_panoptic",)')
-    assert "'panoptic', expected 'lvis' or 'coco'" in error_of(capsys, train_net, *options)
+    text = error_of(capsys, train_net, *options)
+    assert "'panoptic', expected 'lvis', 'coco' or 'classification'" in text
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_evaluator_follows_the_metadata(cfg, tmp_path):
     )
     assert isinstance(build_evaluator("coco_like", str(tmp_path)), COCOEvaluator)
     MetadataCatalog.get("panoptic").evaluator_type = "panoptic"
-    with pytest.raises(ValueError, match="'panoptic', expected 'lvis' or 'coco'"):
+    with pytest.raises(ValueError, match="'panoptic', expected 'lvis', 'coco' or 'classification'"):
         build_evaluator("panoptic", str(tmp_path))
 
 

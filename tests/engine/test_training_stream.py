@@ -86,7 +86,7 @@ class Counting(torch.utils.data.Sampler):
 
 def test_images_that_wait_for_their_aspect_ratio_are_not_lost(cfg, monkeypatch):
     mapped = lambda cfg, is_train: lambda record: dict(record)  # noqa: E731
-    monkeypatch.setattr("logn_d2.engine.training_stream.DatasetMapper", mapped)
+    monkeypatch.setattr("logn_d2.engine.training_stream.build_mapper", mapped)
     widths = [20, 20, 5, 20, 5, 20, 20, 5, 20, 20, 5, 5, 20, 20, 5, 20, 20, 5]
     for taken in range(4):
         whole = TrainingStream(cfg, images(widths), Counting())
