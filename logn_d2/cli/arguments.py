@@ -25,10 +25,18 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_config(self, required: bool = True) -> None:
-        """--config-file, --weights, and KEY VALUE at the end."""
+        """--config-file, --weights, --import, and KEY VALUE at the end."""
         self.add_argument("--config-file", required=required, metavar="FILE", help="the model's")
         self.add_argument(
             "--weights", metavar="FILE", default="", help="checkpoint (config key MODEL.WEIGHTS)"
+        )
+        self.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import it first: it registers heads or data sets of your own; may be repeated",
         )
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, at the end")
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; data sets are registered."""
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.overrides, args.imports)
     cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
     cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION or "logn"
     check_classes(cfg)

@@ -45,6 +45,7 @@ class Job:
         dataset (str): registered name to evaluate on.
         stop_at (float): standard error that ends a statistics pass; None for the config's.
         resume (bool): continue what was interrupted.
+        imports (Sequence[str]): modules to import first.
         num_gpus, num_processes, num_machines, machine_rank, dist_url: see `launch`.
     """
 
@@ -57,6 +58,7 @@ class Job:
     dataset: str = ""
     stop_at: float | None = None
     resume: bool = False
+    imports: Sequence[str] = ()
     num_gpus: int = 1
     num_processes: int = 1
     num_machines: int = 1
@@ -71,7 +73,7 @@ class Job:
 
     def setup(self) -> CfgNode:
         """The config; data sets are registered."""
-        cfg = load_config(self.config_file, self.opts)
+        cfg = load_config(self.config_file, self.opts, self.imports)
         if self.stats:
             cfg.MODEL.LOGN.STATISTICS = self.stats
         if self.calibration:

@@ -32,7 +32,7 @@ WEBCAM_FPS = 10.0
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; what it says of calibration holds where we say nothing."""
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.overrides, args.imports)
     cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
     cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION
     return cfg

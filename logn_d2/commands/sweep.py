@@ -63,7 +63,7 @@ BASELINE = "uncalibrated"
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; data sets are registered."""
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.overrides, args.imports)
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.DATASETS.TEST:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +19,9 @@ from ..glyphs import register_glyphs
 __all__ = ["load_config"]
 
 
-def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    config_file: str | os.PathLike[str], opts: Sequence[str] = (), imports: Sequence[str] = ()
+) -> CfgNode:
     """Reads a config and registers LT-Glyphs and the data sets that the config names.
 
     Without CUDA its device is the CPU.
@@ -25,6 +29,8 @@ def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -
     Args:
         config_file (PathLike): a YAML file, for example from `logn_d2.config_file`.
         opts (Sequence[str]): KEY VALUE pairs that override it.
+        imports (Sequence[str]): modules to import first, which register heads or data sets of the
+            user's own; the current folder is looked in too.
 
     Returns:
         CfgNode: not frozen.
@@ -33,6 +39,12 @@ def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -
         ValueError: a key that does not exist, or a data set that is registered otherwise.
         FileNotFoundError: there is no such file.
     """
+    if os.fspath(config_file).endswith(".py"):
+        raise UserError(
+            f"{config_file} is a LazyConfig, and commands take YAML configs. docs/your_project.md "
+            "shows how to collect, attach and evaluate from Python with a LazyConfig."
+        )
+    _import(imports)
     cfg = get_cfg()
     add_logn_config(cfg)
     try:
@@ -46,3 +58,19 @@ def load_config(config_file: str | os.PathLike[str], opts: Sequence[str] = ()) -
     register_from_config(cfg)
     register_image_sets(cfg)
     return cfg
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, and an installed command does not
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0]:
+                raise  # a mistake inside the module
+            raise UserError(
+                f"There is no module '{name}' to import. Give the name of a Python file in the "
+                "current folder without .py, or of an installed package."
+            ) from error
+        finally:
+            sys.path.remove(os.getcwd())
