@@ -74,6 +74,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds mistakes before processes start."""
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        raise UserError(
+            "A sweep is for detectors, and MODEL.META_ARCHITECTURE is ImageClassifier. Evaluate "
+            "its calibrations one by one: logn evaluate --stats FILE --calibration NAME."
+        )
     for text in args.calibrations:
         check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(args.stats))
     datasets = [*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])]
