@@ -142,6 +142,7 @@ class AffineCalibration(nn.Module):
         tensors = {name: getattr(self, name).float().cpu().clone() for name in ("scale", "shift")}
         fields = {
             "format": FORMAT, "version": VERSION, "background": self.background, "name": self.name,
+            "softmax_only": self.softmax_only,
         }  # fmt: skip
         metadata = {name: json.dumps(value) for name, value in fields.items()}
         with atomic_write(path) as temporary:
@@ -170,6 +171,7 @@ class AffineCalibration(nn.Module):
                 background=fields["background"],
                 name=str(fields["name"]),
                 persistent=persistent,
+                softmax_only=bool(fields.get("softmax_only", False)),
             )
         except KeyError as error:
             raise UserError(f"'{path}' lacks {error}. Save the calibration again.") from None

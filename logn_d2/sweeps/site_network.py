@@ -37,6 +37,8 @@ class SiteSweepRunner:
 
     def __init__(self, model: nn.Module, calibrations: Calibrations, site: LogitSite) -> None:
         check_calibrations(calibrations, [site.num_classes])
+        for stages in calibrations.values():
+            stages[0].check_activation(site.activation == "sigmoid")
         self._model, self._site = model, site
         device = next(model.parameters()).device
         self._calibrations = {

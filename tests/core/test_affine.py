@@ -180,6 +180,13 @@ def test_saved_and_loaded_is_the_same_calibration(tmp_path, background):
     assert not loaded.state_dict()
 
 
+def test_a_file_tells_that_a_calibration_is_for_softmax_scores(tmp_path):
+    calibration = AffineCalibration(torch.ones(2), torch.ones(2), softmax_only=True)
+    calibration.save(tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="for softmax scores alone"):
+        AffineCalibration.load(tmp_path / "c.safetensors").check_activation(sigmoid=True)
+
+
 def test_digest_follows_what_changes_scores():
     calibration, scale, shift, _ = draw("last")
     others = [

@@ -57,3 +57,7 @@ def test_what_does_not_fit_is_refused_before_the_pass(tmp_path):
     two = {name: stages * 2 for name, stages in calibrations().items()}
     with pytest.raises(UserError, match="has 2 calibrations"):
         sweep(model, batches(), two)
+    (softmax,) = calibrations()["scaled"]
+    softmax.softmax_only = True
+    with pytest.raises(UserError, match="for softmax scores alone"):
+        sweep(model, batches(), {"fracal": [softmax]})
