@@ -50,6 +50,7 @@ BELOW = {
 }
 BELOW["engine"] = set(BELOW) - {"report"}
 BELOW["commands"] = set(BELOW)
+BELOW["evaluation"] = set(BELOW)  # old names alone
 BELOW["cli"] = {"commands"}
 BELOW["__main__"] = {"cli"}
 # Layers -> what they may import of other packages: people with another framework use them.
