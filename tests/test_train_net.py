@@ -17,7 +17,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from logn_d2.commands.run import num_processes
+from logn_d2.commands.run import processes_here
 from logn_d2.core import LogitStatistics
 from logn_d2.sweeps import SweepPredictions
 
@@ -407,13 +407,13 @@ def test_more_processes_than_gpus(train_net, monkeypatch, arguments, part):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     args = train_net.parse_args(["--config-file", str(CONFIG), *arguments])
     with pytest.raises(ValueError, match=part):
-        num_processes("cuda", args.num_gpus, args.num_processes)
+        processes_here("cuda", args.num_gpus, args.num_processes)
 
 
 def test_each_gpu_has_a_process(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert num_processes("cuda", 2, 1) == 2
+    assert processes_here("cuda", 2, 1) == 2
     assert "No CUDA" not in capsys.readouterr().out
 
 

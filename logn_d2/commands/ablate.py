@@ -32,6 +32,7 @@ from ..engine.experiments import (
 from ..errors import UserError
 from ..files import atomic_write
 from ..report.provenance import commit, machine
+from .run import processes_here
 
 PLAIN, LOGN = Row("uncalibrated"), Row("LogN", "logn")
 RFS, RANDOM = "RepeatFactorTrainingSampler", "TrainingSampler"
@@ -293,6 +294,6 @@ def run(args: argparse.Namespace) -> int:
         if skipped:
             print(f"Left out, as {args.runs[0]} has no cascade: {', '.join(skipped)}")
         device = run_config(args.runs[0]).MODEL.DEVICE
-        count = args.num_processes if device == "cpu" else args.num_gpus
-        launch(work, count, device=device, args=(args,))
+        here = processes_here(device, args.num_gpus, args.num_processes)
+        launch(work, here, device=device, args=(args,))
     return 0

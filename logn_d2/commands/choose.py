@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             metric=args.metric,
             resamples=args.resamples,
             seed=args.seed,
+            progress=partial(tqdm, desc="dividing the images", unit="calibration"),
         )
     print(f"{choice.table()}\n\n{choice}")
     return 0

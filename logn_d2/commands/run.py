@@ -28,7 +28,7 @@ from ..engine import (
 from ..engine.launch import started_processes
 from ..errors import UserError
 
-__all__ = ["Job", "num_processes", "run"]
+__all__ = ["Job", "processes_here", "run"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def work(job: Job) -> None:
             run_training(cfg, resume=job.resume)
 
 
-def num_processes(device: str, num_gpus: int, num_processes: int) -> int:
+def processes_here(device: str, num_gpus: int, num_processes: int) -> int:
     """Processes to start on this machine.
 
     Raises:
@@ -144,7 +144,7 @@ def run(job: Job) -> int:
     """Checks, then starts the processes; returns the exit status."""
     with short_errors():
         cfg = job.setup()
-        here = num_processes(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)
+        here = processes_here(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)
         job.check(cfg, started_processes() or here * job.num_machines)
         launch(
             work,

@@ -52,7 +52,7 @@ from ..sweeps import (
     sweep,
     sweep_stored,
 )
-from .run import num_processes
+from .run import processes_here
 
 logger = logging.getLogger("logn_d2.sweep")
 
@@ -244,6 +244,6 @@ def run(args: argparse.Namespace) -> int:
         args.calibrations = list(dict.fromkeys([BASELINE, *itertools.chain(*expanded)]))
         cfg = setup(args)
         check(cfg, args)
-        here = num_processes(cfg.MODEL.DEVICE, args.num_gpus, args.num_processes)
+        here = processes_here(cfg.MODEL.DEVICE, args.num_gpus, args.num_processes)
         launch(work, here, device=cfg.MODEL.DEVICE, args=(args,))
     return 0

@@ -1,6 +1,5 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
-from ..files import atomic_write
 from ..frequency import ClassCounts, frequency_groups, shot_groups
 from . import calibration_entries  # noqa: F401  only registration
 from .affine import AffineCalibration
@@ -52,7 +51,6 @@ __all__ = [
     "Registry",
     "StageStatistics",
     "StatisticsError",
-    "atomic_write",
     "auto",
     "build_calibration",
     "build_loss",

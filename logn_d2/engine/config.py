@@ -61,8 +61,9 @@ def load_config(
 
 
 def _import(names: Sequence[str]) -> None:
+    here = os.getcwd()
     for name in names:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does, and an installed command does not
+        sys.path.insert(0, here)  # as `python -m` does, and an installed command does not
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -73,4 +74,4 @@ def _import(names: Sequence[str]) -> None:
                 "current folder without .py, or of an installed package."
             ) from error
         finally:
-            sys.path.remove(os.getcwd())
+            sys.path.remove(here)

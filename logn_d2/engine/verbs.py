@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from detectron2.utils import comm
 from torch import nn
 
 from ..core import AffineCalibration, ClassCounts, LogitStatistics
@@ -20,7 +21,7 @@ from .evaluation import UNCALIBRATED, Metrics, read_ground_truth
 
 __all__ = ["evaluate", "sweep"]
 
-# LogN and its parts (paper Table 2), and the calibration that needs no choice.
+# LogN and its parts (paper Table 2), for which statistics are all that is needed.
 DEFAULT = ("logn", "logn_mean", "logn_std", "logn_no_beta")
 
 
@@ -56,7 +57,7 @@ def evaluate(
         resume (bool): continue such a pass.
 
     Returns:
-        Mapping: task ("bbox", "segm") -> metric -> percent.
+        Mapping: task ("bbox", "segm") -> metric -> percent; empty on all processes but the first.
 
     Raises:
         ValueError: a calibration that does not fit the model, or annotations of other classes.
@@ -72,7 +73,7 @@ def evaluate(
         output_dir=output_dir,
         resume=resume,
     )
-    return found["calibrated" if given else UNCALIBRATED]
+    return found.get("calibrated" if given else UNCALIBRATED, {})
 
 
 def sweep(
@@ -98,7 +99,8 @@ def sweep(
         loader, dataset, counts, class_names, train_datasets, output_dir, resume: see `evaluate`.
 
     Returns:
-        dict: calibration -> task -> metric -> percent, "uncalibrated" first.
+        dict: calibration -> task -> metric -> percent, "uncalibrated" first; empty on all processes
+        but the first.
 
     Raises:
         ValueError: a calibration that does not fit the model, or that needs what is not given.
@@ -140,4 +142,5 @@ def _sweep(
     else:
         truth = read_ground_truth(dataset, train_datasets)
     predictions = run_sweep(model, loader, made, ground_truth=truth, **folders)
-    return evaluate_sweep(predictions, truth)
+    # In memory the others have their own images alone.
+    return evaluate_sweep(predictions, truth) if comm.is_main_process() else {}

@@ -22,6 +22,7 @@ from .cosine import CosineLinear
 
 __all__ = [
     "background_of",
+    "cascade_average_of",
     "check_calibratable",
     "classifier_parameters",
     "classifier_reader",
@@ -87,6 +88,12 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
             "and how to describe any other (site=...)."
         )
     return found
+
+
+def cascade_average_of(model: nn.Module) -> str:
+    """What a model averages over its cascade stages at test: "probs" unless its heads tell else."""
+    told = (getattr(module, "cascade_average", None) for module in model.modules())
+    return next(filter(None, told), "probs")
 
 
 def num_classes_of(predictor: nn.Module | ClassLayers) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..core import AffineCalibration, stage_calibrations
-from ..modeling.box_predictors import num_classes_of, unwrapped
+from ..modeling.box_predictors import cascade_average_of, num_classes_of, unwrapped
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.topk_inference import fast_rcnn_inference_exact
 from ..sweeps.network import raw_predictions
@@ -63,7 +63,8 @@ class BeforeAfter:
         model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
         calibrations (Sequence[AffineCalibration]): one for each of the S box predictors; they are
             copied.
-        average (str): what a cascade averages over stages: "probs" or "logits".
+        average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
+            own heads do.
         shown (Shown): which detections.
 
     Raises:
@@ -79,12 +80,13 @@ class BeforeAfter:
         model: nn.Module,
         calibrations: Sequence[AffineCalibration],
         *,
-        average: str = "probs",
+        average: str | None = None,
         shown: Shown | None = None,
     ) -> None:
         self._model = unwrapped(model)
         self._recorder = LogitRecorder(model, population="proposals")
         num_classes = [num_classes_of(each) for each in self._recorder.predictors]
+        average = average or cascade_average_of(model)
         check_average(average)
         check_calibrations({"after": calibrations}, num_classes)
         identity = stage_calibrations(

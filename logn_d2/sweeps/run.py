@@ -21,6 +21,7 @@ from torch import nn
 from ..data.rng import preserved_rng
 from ..errors import UserError
 from ..lvis.ground_truth import LvisGroundTruth
+from ..modeling.box_predictors import cascade_average_of
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from ..sites import LogitSite, known_site, site_detector
 from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
@@ -39,7 +40,7 @@ def sweep(
     loader: BatchLoader | LoaderFactory,
     calibrations: Calibrations,
     *,
-    average: str = "probs",
+    average: str | None = None,
     ground_truth: LvisGroundTruth | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     chunk_size: int = 200,
@@ -65,7 +66,8 @@ def sweep(
             `build_evaluation_loader`. A function from the number of batches to leave out to a
             loader lets a resumed sweep go on without loading what it has seen.
         calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
-        average (str): what a cascade averages over stages: "probs" or "logits".
+        average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
+            own heads do.
         ground_truth (LvisGroundTruth): what the predictions will be evaluated with. Masks of
             detections that the federated rule drops, usually nine in ten, are then left empty,
             which saves most of the mask head's work and changes no result. None computes all.
@@ -98,6 +100,7 @@ def sweep(
         >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
     keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
+    average = average or cascade_average_of(model)
     runner = _runner(model, calibrations, average, ground_truth, keep, site)
     with preserved_rng(), evaluation_mode(model):
         first = loader_from(loader, 0)

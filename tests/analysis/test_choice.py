@@ -66,6 +66,21 @@ def test_equals_a_slow_version_that_evaluates_every_half(data):
     assert sum(choice.share.values()) == pytest.approx(1)
 
 
+def test_blocks_of_draws_change_nothing(data, monkeypatch):
+    _, truth, found = data
+    matches = {name: match_lvis(truth, each) for name, each in found.items()}
+    whole = choose(matches, "c0", divisions=5, resamples=6)
+    monkeypatch.setattr("logn_d2.analysis.choice._BLOCK", 2)
+    seen = []
+    assert (
+        choose(
+            matches, "c0", divisions=5, resamples=6, progress=lambda each: seen.append(1) or each
+        )
+        == whole
+    )
+    assert seen == [1]
+
+
 def test_a_choice_among_equals_is_worth_nothing_though_its_own_images_say_so(data):
     categories, truth, _ = data
     found = {f"c{seed}": noisy(60, seed, 0.5, categories) for seed in range(30)}

@@ -12,7 +12,7 @@ from logn_d2.lvis import LvisGroundTruth, evaluate_lvis
 from logn_d2.sweeps import sweep as detections_of_sweep
 
 from ..detector_fixtures import data_set, image_folder, model, models
-from ..small_detectors import CLASS_NAMES, NUM_CLASSES
+from ..small_detectors import CASCADE, CLASS_NAMES, NUM_CLASSES
 from ..sweeps.test_sweep import loader
 
 __all__ = ["data_set", "image_folder", "loader", "model", "models"]
@@ -76,3 +76,24 @@ def test_statistics_and_text_are_taken_as_attach_takes_them(model, loader, truth
         logn_d2.evaluate(model, "logn", **where)
     with pytest.raises(KeyError, match="Unknown calibration 'lgon'"):
         logn_d2.sweep(model, statistics, calibrations=["lgon"], **where)
+
+
+def test_a_cascade_averages_as_its_own_heads_do(models, loader, monkeypatch):
+    model = models[CASCADE]
+    shift = AffineCalibration(torch.full((NUM_CLASSES,), 3.0), torch.arange(NUM_CLASSES).float())
+    stages = len(model.roi_heads.box_predictor)
+    named = {"one": [shift] * stages}
+    scores = {}
+    for average in ("probs", "logits"):
+        # As LogNCascadeROIHeads has it; Detectron2's own heads average probabilities.
+        monkeypatch.setattr(model.roi_heads, "cascade_average", average, raising=False)
+        own = detections_of_sweep(model, loader, named).detections("one")
+        given = detections_of_sweep(model, loader, named, average=average).detections("one")
+        np.testing.assert_array_equal(own.score, given.score)
+        scores[average] = own.score
+    assert not np.array_equal(scores["probs"][:5], scores["logits"][:5])
+
+
+def test_processes_with_a_part_of_the_images_have_no_figures(model, loader, truth, monkeypatch):
+    monkeypatch.setattr("logn_d2.engine.verbs.comm.is_main_process", lambda: False)
+    assert logn_d2.evaluate(model, loader=loader, dataset=truth) == {}
