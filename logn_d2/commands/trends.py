@@ -34,6 +34,7 @@ COLUMNS = {
     "mean f - r": "mean logit of the frequent classes less that of the rare ones",
     "std f / r": "their standard deviations, one divided by the other",
     "min - mean": "LogN's beta less the mean of all mean logits: how far it lowers the foreground",
+    "gm of std": "geometric mean of the standard deviations: the temperature that dividing adds",
 }
 
 
@@ -55,12 +56,13 @@ def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "la
     count = np.asarray(image_count)[usable]
     groups = frequency_groups(count)
     rare, frequent = groups == "r", groups == "f"
-    values = [spearman(count, mean), spearman(count, std), math.nan, math.nan, math.nan]
+    values = [spearman(count, mean), spearman(count, std), *[math.nan] * 4]
     if rare.any() and frequent.any():
         values[2] = mean[frequent].mean() - mean[rare].mean()
         values[3] = std[frequent].mean() / std[rare].mean()
     if len(mean):
         values[4] = mean.min() - mean.mean()
+        values[5] = np.exp(np.log(std).mean())
     return dict(zip(COLUMNS, map(float, values)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import gmean, spearmanr
 
 from logn_d2.core import LogitStatistics, StageStatistics, StatisticsError
 from logn_d2.data import class_counts
@@ -39,6 +39,7 @@ def test_columns_are_the_obvious_figures_of_the_foreground():
         mean[frequent].mean() - mean[rare].mean(),
         std[frequent].mean() / std[rare].mean(),
         mean.min() - mean.mean(),
+        gmean(std),
     ]
     found = script.trend(stage, COUNT)
     assert list(found) == list(script.COLUMNS)
