@@ -20,6 +20,9 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from logn_d2.glyphs import SIZES, draw_glyphs, register_glyphs, verify_glyphs
 from logn_d2.glyphs.plan import SPLITS, class_image_counts
 
+# Not forked: a fork shares tqdm's lock, and killed while it holds it leaves this process waiting.
+SPAWN = multiprocessing.get_context("spawn")
+
 
 def sums(folder):
     return (folder / "SHA256SUMS").read_bytes()
@@ -58,10 +61,8 @@ def test_another_seed_draws_other_images(tiny_root, tmp_path):
     assert not set(sums(other).splitlines()) & set(sums(tiny_root / "lt_glyphs/tiny").splitlines())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 def test_killed_drawing_resumes_to_the_same_bytes(many_size, many_sums, tmp_path):
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
+    process = SPAWN.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
     process.start()
     folder = tmp_path / "lt_glyphs" / "many"
     deadline = time.monotonic() + 30
@@ -82,9 +83,7 @@ def test_killed_drawing_resumes_to_the_same_bytes(many_size, many_sums, tmp_path
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_processes_end_when_their_parent_is_killed(many_size, tmp_path):
-    process = multiprocessing.get_context("fork").Process(
-        target=draw_glyphs, args=(tmp_path, many_size, 0, 2)
-    )
+    process = SPAWN.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
     process.start()
     children = []
     listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
