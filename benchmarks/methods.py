@@ -39,7 +39,14 @@ from tabulate import tabulate
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.engine import Trainer, load_config, short_errors
-from logn_d2.engine.experiments import Row, is_trained, measure, run_config
+from logn_d2.engine.experiments import (
+    Row,
+    check_same_training,
+    has_begun,
+    is_trained,
+    measure,
+    run_config,
+)
 from logn_d2.files import atomic_write
 from logn_d2.glyphs import draw_glyphs
 
@@ -77,11 +84,10 @@ class Job:
         Raises:
             ValueError: with others.
         """
-        if self.settings.is_file() and self.settings.read_text() != self.cfg.dump():
-            raise ValueError(
-                f"{self.folder} has a run with other settings. Give another --output, or delete it."
-            )
-        return self.settings.is_file()
+        if has_begun(self.folder):
+            check_same_training(self.folder, self.cfg)
+            return True
+        return False
 
     def is_done(self) -> bool:
         """Whether it is trained and evaluated; raises as `has_begun`."""

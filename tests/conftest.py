@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,27 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     draw_glyphs(root, "tiny", num_workers=1)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _loggers_are_as_at_the_start() -> Iterator[None]:
+    """A run in this process leaves handlers whose stream pytest closes at the end of the test.
+
+    The next test's log would then go to a closed stream, which prints a traceback in the middle of
+    what that test reads, and would not reach `caplog`.
+    """
+    _reset_loggers()
+    yield
+    _reset_loggers()
+
+
+def _reset_loggers() -> None:
+    for name in ("detectron2", "fvcore", "logn_d2"):
+        logger = logging.getLogger(name)
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    # Detectron2 remembers which loggers it has set up; not imported here, where it is not yet.
+    if utilities := sys.modules.get("detectron2.utils.logger"):
+        utilities.setup_logger.cache_clear()

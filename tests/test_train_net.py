@@ -1,8 +1,6 @@
 """train_net.py as people run it: from the command line, killed, resumed, in two processes."""
 
-import contextlib
 import json
-import logging
 import math
 import os
 import re
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
 from logn_d2.commands.run import processes_here
 from logn_d2.core import LogitStatistics
@@ -275,24 +272,7 @@ def train_net(environment, monkeypatch):
     """The script as a module, for runs that need no process of their own."""
     for key in ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(key, environment[key])
-    module = load_script("train_net.py")
-    with logging_restored():
-        yield module
-
-
-@contextlib.contextmanager
-def logging_restored():
-    """Removes the handlers of a run, which write to a stream that ends with the test."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "logn_d2")]
-    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    setup_logger.cache_clear()
-    try:
-        yield
-    finally:
-        setup_logger.cache_clear()
-        for logger, handlers, propagate, level in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
+    return load_script("train_net.py")
 
 
 def run_here(train_net, *arguments):

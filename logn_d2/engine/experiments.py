@@ -107,8 +107,13 @@ def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, CfgNode):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[prefix + key] = _as_in_yaml(value)
     return flat
+
+
+def _as_in_yaml(value: Any) -> Any:
+    """A value as a config file gives it back: sequences within sequences are lists there."""
+    return [_as_in_yaml(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:

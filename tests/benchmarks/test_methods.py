@@ -221,7 +221,7 @@ def test_other_calibrations_are_measured_again(tool, tmp_path, trainings):
 def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
     tool.train(tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy"))
     args = arguments(tool, tmp_path, "--iterations", "7")
-    with pytest.raises(ValueError, match="has a run with other settings"):
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER is 300, not 7"):
         tool.train(tool.make_job(args, "rfs", 0, "cross_entropy"))
 
 

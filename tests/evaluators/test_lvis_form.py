@@ -28,12 +28,6 @@ NAME = "lvis_evaluator_test"
 METRICS = "AP AP50 AP75 APs APm APl APr APc APf AR".split()
 
 
-@pytest.fixture(autouse=True)
-def _logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detectron2's `setup_logger`, where another test has called it, hides logs from pytest."""
-    monkeypatch.setattr(logging.getLogger("logn_d2"), "propagate", True)
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A registered random data set; its content."""

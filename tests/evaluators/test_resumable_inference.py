@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +62,6 @@ def images(tmp_path: Path) -> Iterator[list[dict]]:
     MetadataCatalog.get(NAME).json_file = str(json_file)
     yield [{"image_id": i["id"], "height": 200, "width": 200} for i in dataset["images"]]
     MetadataCatalog.pop(NAME)
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("logn_d2"), "propagate", True)
 
 
 def _evaluator(folder: Path, resume: bool = False) -> LVISFormEvaluator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ import pytest
 from logn_d2.lvis.ground_truth import LvisGroundTruth
 
 from .lvis_reference import one_image, write_json
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detectron2's `setup_logger`, where another test has called it, hides logs from pytest."""
-    monkeypatch.setattr(logging.getLogger("logn_d2"), "propagate", True)
 
 
 def test_a_json_is_parsed_once_until_it_changes(tmp_path: Path) -> None:
