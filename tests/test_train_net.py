@@ -4,10 +4,6 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from logn_d2.core import LogitStatistics
 from logn_d2.sweeps import SweepPredictions
 
 from .load_script import ROOT, load_script
+from .processes import Command, start_two
 
 CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 # After 20 iterations a calibrated score may be anything.
@@ -42,32 +39,26 @@ def environment(tiny_root):
 
 
 def command(*arguments):
-    return [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *arguments]
+    return [ROOT / "train_net.py", "--config-file", CONFIG, *arguments]
 
 
-def run(environment, *arguments):
-    """The finished process; it must succeed."""
-    process = subprocess.run(
-        command(*arguments), env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    return process
+def run(environment, tmp_path, *arguments, processes=1):
+    """What the command prints; it must succeed."""
+    log = tmp_path / f"log{len(list(tmp_path.glob('log*')))}.txt"
+    if processes == 2:
+        started = start_two(command(*arguments), log, environment)
+    else:
+        started = [Command(command(*arguments), log, environment)]
+    codes = [each.wait() for each in started]
+    assert not any(codes), "".join(each.output[-3000:] for each in started)
+    return started[0].output
 
 
 def run_and_kill(environment, pattern, *arguments):
     """Starts a run, and kills it with SIGKILL as soon as a file of this pattern is there."""
     folder, glob = pattern
     log = folder.with_name(f"{folder.name}.killed.txt")
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            command(*arguments), env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        deadline = time.monotonic() + 300
-        while not any(folder.glob(glob)):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    Command(command(*arguments), log, environment).kill_when(folder, glob)
 
 
 def batches(text):
@@ -114,8 +105,7 @@ def trained(environment, tmp_path_factory):
     options = ("OUTPUT_DIR", str(folder), *TRAINING)
     run_and_kill(environment, (folder, "last_checkpoint"), *options)
     (folder / "killed_at").write_text((folder / "last_checkpoint").read_text())
-    process = run(environment, "--resume", *options)
-    (folder / "resumed.txt").write_text(process.stdout)
+    (folder / "resumed.txt").write_text(run(environment, folder.parent, "--resume", *options))
     return folder
 
 
@@ -193,13 +183,13 @@ def test_one_line_says_that_there_is_no_cuda(trained):
     assert lines[0] == "No CUDA device: running on the CPU, processes: 1"
 
 
-def test_finished_phases_are_not_repeated(environment, trained):
+def test_finished_phases_are_not_repeated(environment, trained, tmp_path):
     before = results_in(trained), os.stat(trained / "logn_stats.safetensors").st_mtime_ns
     checkpoint = os.stat(trained / "model_final.pth").st_mtime_ns
     options = ("OUTPUT_DIR", str(trained), *TRAINING)
-    process = run(environment, "--resume", *options)
-    assert "are up to date" in process.stdout
-    assert batches(process.stdout) == [0]
+    output = run(environment, tmp_path, "--resume", *options)
+    assert "are up to date" in output
+    assert batches(output) == [0]
     assert os.stat(trained / "model_final.pth").st_mtime_ns == checkpoint
     assert before == (
         results_in(trained), os.stat(trained / "logn_stats.safetensors").st_mtime_ns
@@ -213,8 +203,8 @@ def test_killed_statistics_pass_ends_with_the_same_numbers(environment, trained,
     )  # fmt: skip
     run_and_kill(environment, (tmp_path / "out", "stats.partial-*.safetensors"), *options)
     assert not path.exists()
-    process = run(environment, "--resume", *options)
-    (left,) = batches(process.stdout)
+    output = run(environment, tmp_path, "--resume", *options)
+    (left,) = batches(output)
     assert 0 < left < 40
     assert_same_statistics(path, trained / "logn_stats.safetensors")
     assert not list(path.parent.glob("*.partial-*"))
@@ -226,8 +216,8 @@ def test_killed_evaluation_ends_with_the_same_results(environment, trained, tmp_
         "OUTPUT_DIR", str(tmp_path / "out"), *OFTEN, *EVERY_SCORE,
     )  # fmt: skip
     run_and_kill(environment, (tmp_path / "out", "inference/*/sweep/*.npz"), *options)
-    process = run(environment, "--resume", *options)
-    (left,) = batches(process.stdout)
+    output = run(environment, tmp_path, "--resume", *options)
+    (left,) = batches(output)
     assert 0 < left < 16
     assert_close(results_in(tmp_path / "out"), results_in(trained))
     assert_same_detections(tmp_path / "out", trained)
@@ -236,8 +226,8 @@ def test_killed_evaluation_ends_with_the_same_results(environment, trained, tmp_
 def test_two_processes_gather_the_same_statistics(environment, trained, tmp_path):
     # Without PATH: what follows is the first KEY, not a file.
     options = ("--collect-stats", *weights(trained), "OUTPUT_DIR", str(tmp_path))
-    process = run(environment, "--num-processes", "2", *options)
-    assert batches(process.stdout) == [20]
+    output = run(environment, tmp_path, *options, processes=2)
+    assert batches(output) == [20]
     assert_same_statistics(
         tmp_path / "logn_stats.safetensors", trained / "logn_stats.safetensors", 1e-9
     )
@@ -249,7 +239,7 @@ def test_two_processes_find_the_same_ap(environment, trained, tmp_path):
     missing = ("DATASETS.TRAIN", '("lt_glyphs_lvis_train",)')
     options = ("--eval-only", *stats, *weights(trained), "OUTPUT_DIR", str(tmp_path), *missing)
     options = (*options, *EVERY_SCORE)
-    run(environment, "--num-processes", "2", *options)
+    run(environment, tmp_path, *options, processes=2)
     assert_close(results_in(tmp_path), results_in(trained))
     assert_same_detections(tmp_path, trained)
 
@@ -257,7 +247,7 @@ def test_two_processes_find_the_same_ap(environment, trained, tmp_path):
 def test_two_processes_train_one_model(environment, train_net, tmp_path, monkeypatch):
     folder = tmp_path / "trained"
     options = ("OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()")
-    run(environment, "--num-processes", "2", *options)
+    run(environment, tmp_path, *options, processes=2)
     # Batch norm has seen other images on the second process. If it had kept its own averages, the
     # statistics would not be of the checkpoint.
     arguments = ("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(folder / "model_final.pth"))
