@@ -48,9 +48,10 @@ $(STAMP): requirements.lock setup.py tools/install_detectron2.py
 demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
 	$(BIN)/logn demo $(if $(SIZE),--size $(SIZE))
 
-test: export OMP_NUM_THREADS ?= 2
-test: $(STAMP)  ## the test suite; TESTS=tests/core for a part
-	$(BIN)/python -m pytest -q $(TESTS)
+# One thread for each of two processes: more of either only wait for each other on two cores.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)  ## the test suite; TESTS=tests/core for a part, WORKERS=8 on a larger machine
+	$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist worksteal $(TESTS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

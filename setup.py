@@ -72,6 +72,7 @@ setup(
             "faster-coco-eval>=1.6",
             "hypothesis",
             "pytest",
+            "pytest-xdist",
             "pytorch-ood>=0.4",
             "ruff",
             "scikit-learn",

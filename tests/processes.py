@@ -7,6 +7,7 @@ killed, and runs the very script or module that a person starts.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -17,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pytest
 import torch.multiprocessing
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["logn_d2.commands.run", "logn_d2.engine.trainer", "logn_d2.report", "tests.small_detectors"]
 )
 
@@ -53,7 +55,7 @@ class Command:
             variables |= {**_TWO, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             variables["MASTER_PORT"] = str(port)
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._process: ForkServerProcess = _CONTEXT.Process(
+        self._process: ForkServerProcess = CONTEXT.Process(
             target=_run, args=([str(each) for each in arguments], log, variables)
         )
         self._process.start()
@@ -100,6 +102,12 @@ def start_two(
     return [Command(arguments, logs[rank], environment, rank, port) for rank in range(2)]
 
 
+def use_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`logn_d2.engine.launch` forks the server too, in place of starting interpreters."""
+    forks = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", forks)
+
+
 def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     """The process: the interpreter's own way to run a script or a module."""
     with open(log, "wb", buffering=0) as output:
@@ -113,4 +121,5 @@ def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent))
         runpy.run_path(arguments[0], run_name="__main__")

@@ -6,8 +6,6 @@ The scripts that tests start as processes of their own import this file too.
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,8 @@ from PIL import Image
 from torch import nn
 
 from logn_d2.config import add_logn_config
+
+from .processes import Command
 
 NUM_CLASSES = 4
 CLASS_NAMES = ["common", "usual", "seldom", "rare"]
@@ -119,8 +119,8 @@ def small_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
     return model
 
 
-def start_process(folder: Path, output: Path, *arguments: object) -> subprocess.Popen:
+def start_process(folder: Path, output: Path, *arguments: object) -> Command:
     """Starts `collect_process.py`, which says what the arguments are."""
     script = Path(__file__).with_name("collect_process.py")
-    command = [sys.executable, script, folder, output, *arguments]
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    log = output.with_name(f"{output.name}.process{arguments[0]}.txt")
+    return Command([script, folder, output, *arguments], log)

@@ -20,6 +20,7 @@ from logn_d2.sweeps import SweepPredictions
 
 from ..command import command
 from ..load_script import ROOT
+from ..processes import use_forks
 
 CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 SMALL = (
@@ -97,7 +98,8 @@ def measure_in_a_process(folder: Path, output: Path) -> None:
     (output / f"found{comm.get_rank()}.json").write_text(json.dumps(found))
 
 
-def test_two_processes_measure_what_one_does(a_run, tmp_path):
+def test_two_processes_measure_what_one_does(a_run, tmp_path, monkeypatch):
+    use_forks(monkeypatch)
     found = []
     for count in (1, 2):
         output = tmp_path / str(count)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,31 +11,25 @@ import pytest
 
 from logn_d2.commands import demo, demo_run
 
+from ..processes import Command
+
 ROOT = Path(__file__).parents[2]
 
 
-def _demo(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _demo(root: Path) -> str:
     """Runs the demo as a person does, with its data set and output below ``root``."""
-    command = [sys.executable, "-m", "logn_d2", "demo", "--size", "tiny"]
-    command += ["--output", str(root / "output")]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "DETECTRON2_DATASETS": str(root / "datasets")},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    command = ["-m", "logn_d2", "demo", "--size", "tiny", "--output", root / "output"]
+    environment = {"DETECTRON2_DATASETS": str(root / "datasets")}
+    process = Command(command, root / "log.txt", environment)
+    assert process.wait() == 0, process.output
+    return process.output
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished run, and what it printed."""
     root = tmp_path_factory.mktemp("demo")
-    process = _demo(root)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return root, process.stdout
+    return root, _demo(root)
 
 
 @pytest.mark.slow
@@ -77,12 +68,11 @@ def test_results_say_where_they_come_from(finished: tuple[Path, str]) -> None:
 def test_a_second_call_does_nothing(finished: tuple[Path, str]) -> None:
     root, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (root / "output").rglob("*.*")}
-    process = _demo(root)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("done before") == 5 and "done in" not in process.stdout
+    printed = _demo(root)
+    assert printed.count("done before") == 5 and "done in" not in printed
     del before[root / "output/log.txt"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert "uncalibrated" in process.stdout
+    assert "uncalibrated" in printed
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +19,7 @@ from logn_d2.report import Results, open_runs
 from logn_d2.sweeps import SweepPredictions
 
 from ..command import command
+from ..processes import start_two
 from ..small_detectors import CLASS_NAMES, draw_images, small_config, small_model
 
 NAME = "sweep_tool_test_set"
@@ -195,18 +193,12 @@ def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
-    more = ("--num-processes", "2", "--save-predictions", f"{folder}/store_of_two")
-    command = [sys.executable, "-m", "logn_d2", "sweep", *arguments(folder, "two", *more)]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    more = ("--save-predictions", f"{folder}/store_of_two")
+    command = ["-m", "logn_d2", "sweep", *arguments(folder, "two", *more)]
+    processes = start_two(command, folder / "two.txt")
     assert tool.run(tool.parse_args(arguments(folder, "alone"))) == 0
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    for process in processes:
+        assert process.wait() == 0, process.output
     one, two = (SweepPredictions.load(folder / name / "sweep") for name in ("alone", "two"))
     assert one.image_ids.tolist() == two.image_ids.tolist()
     for name in one.names:

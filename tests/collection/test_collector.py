@@ -6,7 +6,6 @@ import copy
 import logging
 import random
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from logn_d2.modeling.attach import attach
 from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
 from logn_d2.modeling.recording import Recording
 
+from ..processes import Command
 from ..small_detectors import (
     CASCADE,
     CLASS_NAMES,
@@ -382,10 +382,10 @@ def test_moving_averages_of_several_processes_are_those_of_the_first(
 # Several processes, interruptions
 
 
-def finish(process: subprocess.Popen) -> int:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode
+def finish(process: Command) -> int:
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL), process.output
+    return code
 
 
 def test_two_processes_gather_what_one_does(

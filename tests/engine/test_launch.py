@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from logn_d2.engine import launch
 from logn_d2.engine.launch import _first_host, started_processes
+
+from ..processes import Command
 
 
 def describe(folder):
@@ -80,23 +80,21 @@ def test_processes_that_a_launcher_has_started_join_each_other(tmp_path, launche
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = f"""
-import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from logn_d2.engine import launch
-from logn_d2.engine.launch import _first_host, started_processes
-from test_launch import describe
-launch(describe, 1, device="cpu", args=({str(tmp_path)!r},))
-"""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from logn_d2.engine import launch\n"
+        "from tests.engine.test_launch import describe\n"
+        f"launch(describe, 1, device='cpu', args=({str(tmp_path)!r},))\n"
+    )
     started = []
     for rank in ("0", "1"):
         names = (
             ("RANK", "LOCAL_RANK") if launcher == "torchrun" else ("SLURM_PROCID", "SLURM_LOCALID")
         )
         own = {**(TORCHRUN if launcher == "torchrun" else SRUN), **dict.fromkeys(names, rank)}
-        environment = {**os.environ, **own, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
-    assert [process.wait(timeout=300) for process in started] == [7, 7]
+        own["MASTER_PORT"] = port
+        started.append(Command([script], tmp_path / f"{rank}.txt", own))
+    assert [process.wait() for process in started] == [7, 7], started[0].output
     for rank in range(2):
         facts = read(tmp_path, rank)
         assert (facts["size"], facts["local"]) == (2, [rank, 2])

@@ -15,6 +15,8 @@ from logn_d2.engine import Trainer, launch
 from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling.second_stages import SECOND_STAGES
 
+from ..processes import use_forks
+
 # cRT and LWS, and LOCE's, which trains most.
 STAGES = ("crt", "lws", "heads")
 STEPS = 2
@@ -61,7 +63,9 @@ def run(tiny_root, tmp_path_factory):
     first = Trainer.build_model(cfg).state_dict()
     cfg.MODEL.WEIGHTS = str(folder / "first.pth")
     torch.save({"model": first}, cfg.MODEL.WEIGHTS)
-    launch(train_stages, 2, device="cpu", args=(str(tiny_root), cfg))
+    with pytest.MonkeyPatch.context() as patch:
+        use_forks(patch)
+        launch(train_stages, 2, device="cpu", args=(str(tiny_root), cfg))
     return first, folder
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,8 +19,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from logn_d2.glyphs import SIZES, draw_glyphs, register_glyphs, verify_glyphs
 from logn_d2.glyphs.plan import SPLITS, class_image_counts
 
-# Not forked: a fork shares tqdm's lock, and killed while it holds it leaves this process waiting.
-SPAWN = multiprocessing.get_context("spawn")
+from ..processes import CONTEXT
 
 
 def sums(folder):
@@ -62,7 +60,8 @@ def test_another_seed_draws_other_images(tiny_root, tmp_path):
 
 
 def test_killed_drawing_resumes_to_the_same_bytes(many_size, many_sums, tmp_path):
-    process = SPAWN.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
+    # Not forked from this process: a fork that is killed while it holds tqdm's lock keeps it.
+    process = CONTEXT.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
     process.start()
     folder = tmp_path / "lt_glyphs" / "many"
     deadline = time.monotonic() + 30
@@ -83,7 +82,7 @@ def test_killed_drawing_resumes_to_the_same_bytes(many_size, many_sums, tmp_path
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_processes_end_when_their_parent_is_killed(many_size, tmp_path):
-    process = SPAWN.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
+    process = CONTEXT.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
     process.start()
     children = []
     listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")

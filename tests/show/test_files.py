@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +14,7 @@ from PIL import Image
 from logn_d2.core import LogitStatistics
 from logn_d2.engine.show import SideBySide
 
+from ..processes import Command
 from ..small_detectors import CLASS_NAMES
 from .command_line import PICTURE, THRESHOLD, arguments, error_of
 
@@ -30,12 +28,10 @@ def sides(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_command_draws_every_image_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "logn_d2", "show"]
-    command += arguments(folder, "--input", f"{folder}/images", "--output", f"{tmp_path}/new/pics")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert f"Wrote 2 pictures to {tmp_path}/new/pics" in process.stdout
+    options = arguments(folder, "--input", f"{folder}/images", "--output", f"{tmp_path}/new/pics")
+    process = Command(["-m", "logn_d2", "show", *options], tmp_path / "log.txt")
+    assert process.wait() == 0, process.output
+    assert f"Wrote 2 pictures to {tmp_path}/new/pics" in process.output
     assert sorted(path.name for path in (tmp_path / "new" / "pics").iterdir()) == ["0.png", "1.png"]
     for name in ("0.png", "1.png"):
         before, after = sides(tmp_path / "new" / "pics" / name)
