@@ -15,13 +15,16 @@ from detectron2.modeling.roi_heads import build_roi_heads
 from logn_d2 import add_logn_config
 from logn_d2.config import config_file
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics, logn
+from logn_d2.glyphs import get_size
 from logn_d2.modeling import IMAGENET, CosineConv2d, CosineLinear, LogNFastRCNNOutputLayers
+from logn_d2.sites import known_site
 
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
 YAML = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in YAML if "Base" not in name]
 # Configs of a method are in its folder; they are built small below, those of the models whole.
-MODELS = [name for name in LEAVES if "/" not in name]
+DENSE = [name for name in LEAVES if "retinanet" in name]
+MODELS = [name for name in LEAVES if "/" not in name and name not in DENSE]
 METHODS = [name for name in LEAVES if "/" in name and "classification/" not in name]
 LAZY = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
 PAPER = {
@@ -81,6 +84,13 @@ def test_config_builds_its_model(built):
         assert isinstance(predictor, LogNFastRCNNOutputLayers)
         assert predictor.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
         assert predictor.calibration is None
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_detectors_without_box_predictors_have_a_site_of_all_classes(name):
+    cfg = load(CONFIGS / name)
+    classes = get_size(cfg.DATASETS.TRAIN[0].split("_")[2]).num_classes
+    assert known_site(build(cfg)).num_classes == classes
 
 
 def test_models_are_those_of_the_paper(built):

@@ -18,14 +18,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from ..core import AffineCalibration, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, LogitStatistics
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
 from ..lvis import LvisGroundTruth
-from ..modeling import find_box_predictors
-from ..modeling.box_predictors import classifier_reader
+from ..modeling.attach import calibrations_at, find_sites
 from ..passes.resume import deciding_settings
 from ..sweeps import evaluate_sweep, sweep
 from .checkpoint import load_weights
@@ -202,18 +201,16 @@ def _evaluate(
 def _calibrations(
     cfg: CfgNode, model: nn.Module, rows: Sequence[Row], output: Path
 ) -> dict[str, list[AffineCalibration]]:
-    """Label -> one calibration for each box predictor."""
-    predictors = find_box_predictors(model)
+    """Label -> one calibration for each box predictor, or one for the model's site."""
+    sites = find_sites(model)
     gather = functools.cache(functools.partial(_statistics, cfg, model, output))
     counts = functools.cache(functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)))
     return {
-        row.label: stage_calibrations(
+        row.label: calibrations_at(
+            sites,
             row.calibration,
-            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            num_stages=len(predictors),
             statistics=functools.partial(gather, row.population, row.estimator),
             counts=counts,
-            classifiers=[classifier_reader(predictor) for predictor in predictors],
         )
         for row in rows
     }

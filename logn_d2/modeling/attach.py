@@ -30,6 +30,7 @@ from ..sites import CHILD, CalibrationHook, ClassLayers, LogitSite, attached_lay
 from .box_predictors import (
     background_of,
     check_calibratable,
+    classifier_reader,
     find_box_predictors,
     has_sigmoid_scores,
     num_classes_of,
@@ -44,6 +45,7 @@ __all__ = [
     "Site",
     "attach",
     "calibration_of",
+    "calibrations_at",
     "chosen_calibrations",
     "check_weights",
     "detach",
@@ -300,6 +302,33 @@ def find_sites(model: nn.Module, site: LogitSite | None = None) -> list[Site]:
         Site(predictor, "predict_probs", predictor, background_of(predictor))
         for predictor in find_box_predictors(model)
     ]
+
+
+def calibrations_at(
+    sites: Sequence[Site],
+    text: str,
+    *,
+    statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+) -> list[AffineCalibration]:
+    """One calibration for each site, from its written form.
+
+    Args:
+        sites (Sequence[Site]): S of them, of a model whose weights are loaded.
+        text, statistics, counts: see `stage_calibrations`.
+
+    Raises:
+        ValueError: something that the calibration needs is missing or does not fit.
+    """
+    return stage_calibrations(
+        text,
+        num_classes=num_classes_of(sites[0].classifier),
+        num_stages=len(sites),
+        statistics=statistics,
+        counts=counts,
+        background=sites[0].background,
+        classifiers=[classifier_reader(site.classifier) for site in sites],
+    )
 
 
 def _is_torchvision_head(module: nn.Module) -> bool:

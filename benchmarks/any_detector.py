@@ -1,0 +1,233 @@
+"""Calibrations of detectors without box predictors, on LT-Glyphs `demo`, seed by seed.
+
+Two detectors: Detectron2's RetinaNet (sigmoid scores of anchors, no background) and a small
+query-based one (benchmarks/small_detr.py; softmax with "no object"). Both start from the backbone
+of the detector of other characters that benchmarks/methods.py starts from, and train for as long as
+its methods, with repeat factor sampling. Then one pass over the training images for each population
+of statistics, and one over the validation images for all calibrations. What a detector's scores do
+not allow is refused, and named below its table. A training with its measurements takes about six
+minutes of one core; after an interruption the same command goes on.
+
+Examples:
+    OMP_NUM_THREADS=1 python benchmarks/any_detector.py
+    python benchmarks/any_detector.py --detectors retinanet --seeds 0 --start model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import small_detr as _small_detr  # noqa: F401  # only registration
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from methods import METRICS, SIZES, make_pretraining, pretraining_folder, train
+from tabulate import tabulate
+from torch import nn
+from torch.optim import Optimizer
+
+from logn_d2 import attach
+from logn_d2.analysis import format_spread
+from logn_d2.config import config_file
+from logn_d2.data import class_counts
+from logn_d2.engine import Trainer, load_config, short_errors
+from logn_d2.engine.experiments import Row, is_trained, measure, run_config
+from logn_d2.errors import UserError
+from logn_d2.files import atomic_write
+from logn_d2.glyphs import draw_glyphs, get_size
+
+CONFIG = "glyphs_demo_retinanet_R_18_FPN.yaml"
+DETECTORS = {"retinanet": "RetinaNet", "queries": "SmallDetr"}
+POPULATIONS = ("sampled", "proposals", "positives")
+# Of the training images, drawn with a seed: each population takes a pass of its own.
+STATISTICS_IMAGES = 800
+# What needs no statistics comes first: whether it is refused is known before any pass.
+ROWS = (
+    Row("uncalibrated"),
+    *(
+        Row(text, text)
+        for text in (
+            *("norcal(gamma=0.6)", "norcal(gamma=0.6, centre=mean)", "logit_adjustment"),
+            *("class_balanced(gamma=0.99)", "fracal", "temperature(temperature=2)", "tau_norm"),
+        )
+    ),
+    *(
+        Row(f"{text}, {population}", text, population)
+        for population in ("sampled", "proposals", "positives")
+        for text in ("logn", "logn_mean", "logn_std", "logn(std_reference=geometric)")
+    ),
+    *(
+        Row(f"{text}, {population}", text, population)
+        for population in ("sampled", "proposals")
+        for text in ("p2p(alpha=1, centre=mean)", "auto")
+    ),
+)
+
+
+class Adam(Trainer):
+    """Transformers learn little from plain gradient descent."""
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        return torch.optim.AdamW(model.parameters(), cfg.SOLVER.BASE_LR, weight_decay=1e-4)
+
+
+def make_config(args: argparse.Namespace, detector: str, seed: int) -> CfgNode:
+    """The config of one training, which starts from the backbone that all have in common."""
+    cfg = load_config(config_file(CONFIG))
+    cfg.MODEL.META_ARCHITECTURE = DETECTORS[detector]
+    num_classes = get_size(args.size).num_classes
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (
+        (f"lt_glyphs_{args.size}_{split}",) for split in ("train", "val")
+    )
+    cfg.MODEL.WEIGHTS = str(args.start or "")
+    cfg.MODEL.LOGN.COLLECT.ENABLED = False
+    cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = STATISTICS_IMAGES
+    cfg.SOLVER.MAX_ITER = args.iterations
+    cfg.SOLVER.BASE_LR = 3e-4 if detector == "queries" else cfg.SOLVER.BASE_LR
+    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, args.iterations // 4)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 100
+    cfg.SEED, cfg.OUTPUT_DIR = seed, str(args.output / detector / f"seed{seed}")
+    cfg.freeze()
+    return cfg
+
+
+def train_detector(cfg: CfgNode) -> None:
+    """Trains, from where it was interrupted; `measure` evaluates."""
+    folder = Path(cfg.OUTPUT_DIR)
+    if is_trained(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(cfg.dump())
+    seed_all_rng(cfg.SEED)
+    silent = cfg.clone()
+    silent.defrost()
+    silent.DATASETS.TEST = ()  # nothing to evaluate at the end
+    kind = Adam if cfg.MODEL.META_ARCHITECTURE == DETECTORS["queries"] else Trainer
+    trainer = kind(silent)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
+def refused(cfg: CfgNode) -> dict[str, str]:
+    """Label -> why, for calibrations that these scores do not allow."""
+    model = Trainer.build_model(cfg)
+    counts = class_counts(tuple(cfg.DATASETS.TRAIN))
+    found = {}
+    for row in ROWS:
+        if not row.population:
+            try:
+                attach(model, row.calibration, counts=counts, replace=True)
+            except UserError as error:
+                found[row.label] = str(error)
+    return found
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """Scores of each row, refusals and the last losses of a training; measured once."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        cfg = run_config(folder)
+        reasons = refused(cfg)
+        rows = [row for row in ROWS if row.label not in reasons]
+        found = measure(cfg, rows, folder / "measured")
+        content = {
+            "scores": {
+                name: {m: tasks["bbox"][m] for m in METRICS} for name, tasks in found.items()
+            },
+            "refused": reasons,
+            "loss": last_loss(folder),
+        }
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def last_loss(folder: Path) -> float:
+    """The total loss at the end of a training: Detectron2's median of 20 iterations."""
+    lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+    return [x["total_loss"] for x in map(json.loads, lines) if "total_loss" in x][-1]
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A detector's rows: mean and standard deviation over seeds, and changes seed by seed."""
+    body = []
+    for label in runs[0]["scores"]:
+        scores = [[run["scores"][label][m] for run in runs] for m in METRICS]
+        gains = [run["scores"][label]["AP"] - run["scores"]["uncalibrated"]["AP"] for run in runs]
+        gain = "" if label == "uncalibrated" else f"{mean(gains):+.1f} ({min(gains):+.1f})"
+        body.append([label, *map(format_spread, scores), gain])
+    head = ["calibration, statistics", *METRICS, "gain (worst seed)"]
+    return tabulate(body, head, "pipe", disable_numparse=True)
+
+
+def write(args: argparse.Namespace) -> str:
+    """All that has been measured so far, as Markdown, also written to a file."""
+    parts = ["# Calibrations of detectors without box predictors"]
+    for detector in DETECTORS:
+        folders = sorted((args.output / detector).glob("seed*/scores.json"))
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in folders]
+        if runs:
+            losses = ", ".join(f"{run['loss']:.2f}" for run in runs)
+            parts += [f"## {detector}, {len(runs)} seeds", f"Loss at the end: {losses}."]
+            parts += [table(runs)]
+            parts += [f"`{name}` is refused: {why}" for name, why in runs[0]["refused"].items()]
+    text = "\n\n".join(parts) + "\n"
+    with atomic_write(args.output / "any_detector.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and measures what is missing, and writes the tables after each seed."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    draw_glyphs(root, args.size)
+    if args.start is None and SIZES[args.size].pretraining:
+        draw_glyphs(root, "pretrain")
+        train(make_pretraining(args))
+        args.start = pretraining_folder(args) / "model_final.pth"
+    for seed in args.seeds:
+        for detector in args.detectors:
+            cfg, start = make_config(args, detector, seed), time.process_time()
+            train_detector(cfg)
+            trained = time.process_time()
+            evaluate(Path(cfg.OUTPUT_DIR))
+            seconds = trained - start, time.process_time() - trained
+            print(f"{detector}, seed {seed}: {seconds[0]:.0f} + {seconds[1]:.0f} s", flush=True)
+            text = write(args)
+    print(text)
+
+
+def main() -> int:
+    """Runs the benchmark; the exit code is 130 when it is interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--detectors", nargs="+", choices=list(DETECTORS), default=list(DETECTORS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", choices=list(SIZES), default="demo")
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--start", type=Path, help="checkpoint of the backbone (default: trained)")
+    parser.add_argument("--output", type=Path, default=Path("output/any_detector"))
+    try:
+        with short_errors():
+            run(parser.parse_args())
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
