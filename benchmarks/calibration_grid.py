@@ -21,6 +21,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from compared_methods import SIZES
 from methods import make_job, make_pretraining, train
 from tabulate import tabulate
 
@@ -64,8 +65,7 @@ def evaluate(args: argparse.Namespace, block: str) -> dict[str, Scores]:
     # Points that joined the grid later need a pass of their own; the others keep their figures.
     rows = [Row(text, text) for text in texts if text not in scores]
     if rows:
-        if not job.is_done():
-            train(job)
+        train(job)
         found = measure(run_config(job.folder), rows, job.folder / "grid")
         scores |= {name: {m: tasks["bbox"][m] for m in METRICS} for name, tasks in found.items()}
         with atomic_write(path) as temporary:
@@ -104,19 +104,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", nargs="+", required=True, metavar="SAMPLER/seedN/METHOD")
-    parser.add_argument("--size", choices=("tiny", "demo"), default="demo")
+    parser.add_argument("--size", choices=list(SIZES), default="demo")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("output/methods"))
     args = parser.parse_args()
     with short_errors():
-        if args.size == "demo":
-            for size in ("pretrain", "demo"):
-                draw_glyphs(_root(), size)
-            start = make_pretraining(args)
-            if not start.is_done():
-                train(start)
-        else:
-            draw_glyphs(_root(), args.size)
+        draw_glyphs(_root(), args.size)
+        if SIZES[args.size].pretraining:
+            draw_glyphs(_root(), "pretrain")
+            train(make_pretraining(args))
         found = {}
         for block in args.blocks:
             found[block] = evaluate(args, block)

@@ -38,6 +38,12 @@ SIZES = {
         (6, 48, 200),
         "glyphs_pretrain_faster_rcnn_R_18_FPN.yaml",
     ),
+    "synonyms": Size(
+        "glyphs_synonyms_faster_rcnn_R_18_FPN_pretrained.yaml",
+        0.033,
+        (6, 48, 200),
+        "glyphs_pretrain_faster_rcnn_R_18_FPN.yaml",
+    ),
     "tiny": Size("glyphs_tiny_mask_rcnn_R_18_FPN.yaml", 0.3, (4, 10, 20)),
 }
 

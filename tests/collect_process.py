@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.small_detectors import CASCADE, draw_images, register, small_config, small_model
 
 from logn_d2.collection import LogitStatisticsCollector, collect_from_config
+from tests.small_detectors import CASCADE, draw_images, register, small_config, small_model
 
 
 def main(

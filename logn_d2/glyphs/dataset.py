@@ -39,7 +39,10 @@ def glyphs_folder(root: str | os.PathLike, size_name: str) -> Path:
 
 
 def _settings(size: GlyphSize, seed: int) -> dict[str, Any]:
-    settings = {"version": DRAWING_VERSION, "seed": seed, "size": dataclasses.asdict(size)}
+    fields = dataclasses.asdict(size)
+    if size.names_per_character == 1:
+        del fields["names_per_character"]  # sets of before there was a choice are the same set
+    settings = {"version": DRAWING_VERSION, "seed": seed, "size": fields}
     return json.loads(json.dumps(settings))  # tuples become lists, as read from a file
 
 

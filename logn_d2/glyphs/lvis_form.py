@@ -63,7 +63,7 @@ def lvis_json(
     """The annotation file of a split; like LVIS's, both splits tell the training counts."""
     categories = [
         {
-            **category_of(character, index + 1),
+            **category_of(character, index + 1, index // size.num_characters + 1),
             "image_count": int(train_counts[0, index]),
             "instance_count": int(train_counts[1, index]),
             "frequency": size.frequency_of(int(train_counts[0, index])),

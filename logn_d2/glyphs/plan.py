@@ -80,21 +80,25 @@ def _image_loads(
 
 
 def _deal_classes(
-    counts: np.ndarray, loads: np.ndarray, rng: np.random.Generator
+    counts: np.ndarray, loads: np.ndarray, num_characters: int, rng: np.random.Generator
 ) -> list[list[int]]:
     """Deal each class to as many different images as it should have.
 
     The most frequent classes are dealt first, and images with more free places are likelier, so
-    that the loads are met closely; the counts are met exactly.
+    that the loads are met closely; the counts are met exactly. No image gets two names of a
+    character while there are images without any.
     """
     free = loads.astype(np.float64)
     shown: list[list[int]] = [[] for _ in loads]
+    named = np.zeros((num_characters, len(loads)), dtype=bool)
     for index in np.argsort(-counts, kind="stable"):
         # Weighted choice without replacement: the smallest of Exponential(1) / weight.
         weight = np.maximum(free, 1e-9)
+        weight[named[index % num_characters]] = 1e-99
         keys = rng.standard_exponential(len(loads)) / weight
         chosen = np.argpartition(keys, counts[index] - 1)[: counts[index]]
         free[chosen] -= 1
+        named[index % num_characters, chosen] = True
         for image in np.sort(chosen):
             shown[image].append(int(index))
     return shown
@@ -108,13 +112,13 @@ def _plan_image(
     objects += [(c, True) for c in positives if rng.random() < size.repeat_rate]
     partial = [c for c in positives if rng.random() < size.not_exhaustive_rate]
     objects += [(c, False) for c in partial]
-    silent = np.ones(size.num_classes, dtype=bool)
-    silent[positives] = False
+    character = np.arange(size.num_classes) % size.num_characters
+    silent = ~np.isin(character, character[positives])
     if silent.any() and rng.random() < size.unlabelled_rate:
         weight = world * silent
         unlisted = int(rng.choice(size.num_classes, p=weight / weight.sum()))
         objects.append((unlisted, False))
-        silent[unlisted] = False
+        silent &= character != character[unlisted]
     absent = np.flatnonzero(silent)
     negatives = rng.permutation(absent)[: size.negatives_per_image]
     order = rng.permutation(len(objects))
@@ -146,7 +150,7 @@ def plan_split(size: GlyphSize, seed: int, split: str) -> list[ImagePlan]:
         )
     rng = _stream(seed, split, _PLAN_STREAM)
     loads = _image_loads(int(counts.sum()), num_images, size.classes_per_image, rng)
-    shown = _deal_classes(counts, loads, rng)
+    shown = _deal_classes(counts, loads, size.num_characters, rng)
     # What lies about unannotated follows the natural frequencies, as in photographs.
     world = counts.astype(np.float64)
     return [_plan_image(i, classes, size, world, rng) for i, classes in enumerate(shown)]

@@ -81,9 +81,10 @@ class Shard:
 
 
 def _characters(size: GlyphSize) -> tuple[str, ...]:
-    """The vocabulary of a size, without that of the size that it must be unlike."""
+    """The character of each class, none of the size that it must be unlike."""
     others = () if size.unlike is None else _characters(get_size(size.unlike))
-    return select_vocabulary(size.num_classes, size.similarity, others)
+    vocabulary = select_vocabulary(size.num_characters, size.similarity, others)
+    return vocabulary * size.names_per_character
 
 
 def make_shards(folder: Path, size: GlyphSize, seed: int) -> list[Shard]:

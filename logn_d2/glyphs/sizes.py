@@ -42,6 +42,8 @@ class GlyphSize:
         similarity (float): two characters whose 16 x 16 drawings have a larger cosine are not
             both in the vocabulary. Lower is easier, and leaves fewer characters.
         unlike (str or None): name of a size; none of its characters is used, nor one too similar.
+        names_per_character (int): classes that share a character. An object has one of its
+            character's names; the others are neither present nor known to be absent.
         glyph_px (tuple[float, float]): longest side of a glyph before rotation, log-uniform.
         aspect (float): largest stretch of one axis against the other, as a factor >= 1.
         rotation (float): largest rotation to either side.
@@ -76,6 +78,7 @@ class GlyphSize:
     common_max: int = 100
     similarity: float = 0.8
     unlike: str | None = None
+    names_per_character: int = 1
     aspect: float = 1.25
     rotation: float = 15.0
     shear: float = 0.2
@@ -98,11 +101,21 @@ class GlyphSize:
                 f"size '{self.name}': classes_per_image={self.classes_per_image} must be two "
                 f"numbers from 1 to num_classes={self.num_classes}, the smaller one first."
             )
+        if self.names_per_character < 1 or self.num_classes % self.names_per_character:
+            raise UserError(
+                f"size '{self.name}': names_per_character={self.names_per_character} must be at "
+                f"least 1 and divide num_classes={self.num_classes}."
+            )
         if self.glyph_px[1] > 0.6 * self.image_px:
             raise UserError(
                 f"size '{self.name}': glyphs of {self.glyph_px[1]} px leave no room in images of "
                 f"{self.image_px} px; keep glyph_px[1] at or below 0.6 * image_px."
             )
+
+    @property
+    def num_characters(self) -> int:
+        """Class c is drawn as character ``c % num_characters``."""
+        return self.num_classes // self.names_per_character
 
     def frequency_of(self, image_count: int) -> str:
         """The group letter, "r", "c" or "f", of a class seen in ``image_count`` images."""
@@ -173,6 +186,9 @@ def knot_image_counts(num_classes: int, knots: Sequence[tuple[float, float]]) ->
     return np.maximum(np.rint(np.exp(log_count)), 1).astype(np.int64)[::-1].copy()
 
 
+# LVIS v1's shape in 3,000 images: 42 rare classes, 58 common ones, 50 frequent ones.
+_DEMO_KNOTS = (*LVIS_V1_KNOTS[:-1], (1.0, 400.0))
+
 _DEMO = GlyphSize(
     name="demo",
     num_classes=150,
@@ -181,8 +197,7 @@ _DEMO = GlyphSize(
     image_px=128,
     glyph_px=(22.0, 52.0),
     classes_per_image=(3, 6),
-    # LVIS v1's shape in 3,000 images: 42 rare classes, 58 common ones, 50 frequent ones.
-    count_knots=(*LVIS_V1_KNOTS[:-1], (1.0, 400.0)),
+    count_knots=_DEMO_KNOTS,
     rotation=12.0,
     background=30.0,
     blur=0.6,
@@ -218,6 +233,15 @@ SIZES: dict[str, GlyphSize] = {
             num_classes=300,
             count_knots=((0.0, 45.0), (1.0, 45.0)),
             unlike="demo",
+        ),
+        # Demo's characters with two interchangeable names each, as LVIS has near-synonyms: which
+        # of them an object carries can't be seen, and one name may be rare, the other frequent.
+        dataclasses.replace(
+            _DEMO,
+            name="synonyms",
+            num_classes=300,
+            names_per_character=2,
+            count_knots=tuple((share, max(1.0, count / 2)) for share, count in _DEMO_KNOTS),
         ),
         GlyphSize(
             name="lvis",

@@ -151,10 +151,12 @@ def select_vocabulary(
     return tuple(characters[kept[pick]] for pick in picks)
 
 
-def category_of(character: str, category_id: int) -> dict[str, Any]:
-    """The LVIS category entry of a character, without its counts."""
+def category_of(character: str, category_id: int, name_number: int = 1) -> dict[str, Any]:
+    """The LVIS category entry of one of a character's names, without its counts."""
     title = unicodedata.name(character)
     name = title.lower().replace(" ", "_").replace("-", "_")
+    if name_number > 1:
+        name += f"_{name_number}"
     return {
         "id": category_id,
         "name": name,

@@ -1,5 +1,6 @@
 """The files of a drawn set: deterministic, resumable, verified, whole or not there."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -52,6 +53,22 @@ def test_tool_draws_the_same_bytes_in_another_interpreter(tiny_root, tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert sums(tmp_path / "lt_glyphs/tiny") == sums(tiny_root / "lt_glyphs/tiny")
+
+
+def test_two_names_of_a_character_are_two_categories(tmp_path):
+    tiny = SIZES["tiny"]
+    size = dataclasses.replace(tiny, name="two", names_per_character=2, train_images=20)
+    draw_glyphs(tmp_path, size, num_workers=1)
+    categories = annotations(tmp_path, "train", "two")["categories"]
+    names = [category["name"] for category in categories]
+    assert len(set(names)) == 12 and [f"{name}_2" for name in names[:6]] == names[6:]
+    assert len({category["synset"] for category in categories}) == 12
+    assert [c["def"] for c in categories[:6]] == [c["def"] for c in categories[6:]]
+
+
+def test_sets_that_were_drawn_before_there_were_two_names_are_the_same_sets(tiny_root):
+    settings = json.loads((tiny_root / "lt_glyphs" / "tiny" / "settings.json").read_text())
+    assert "names_per_character" not in settings["size"]
 
 
 def test_another_seed_draws_other_images(tiny_root, tmp_path):

@@ -28,7 +28,10 @@ def test_lvis_size_has_the_group_sizes_of_lvis_v1():
     assert (counts.max(), counts.min()) == (1977, 1)
 
 
-@pytest.mark.parametrize("name, expected", [("tiny", [5, 4, 3]), ("demo", [42, 58, 50])])
+@pytest.mark.parametrize(
+    "name, expected",
+    [("tiny", [5, 4, 3]), ("demo", [42, 58, 50]), ("synonyms", [119, 131, 50])],
+)
 def test_group_sizes_are_those_of_the_readme(name, expected):
     assert group_sizes(SIZES[name]) == expected
 
@@ -96,6 +99,31 @@ def test_federated_lists_agree_with_what_is_shown(split):
     assert unlisted / len(plan_split(size, 0, split)) == pytest.approx(0.8, abs=0.1)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_object_has_one_name_and_nothing_is_said_about_the_other(split):
+    size = dataclasses.replace(SIZES["synonyms"], not_exhaustive_rate=0.3, unlabelled_rate=0.8)
+    for plan in plan_split(size, 0, split):
+        named = {c for c, _ in plan.objects}
+        characters = [c % size.num_characters for c in named]
+        assert len(characters) == len(set(characters))
+        assert not {c % size.num_characters for c in plan.negatives} & set(characters)
+
+
+def test_a_size_with_one_name_a_character_is_planned_as_before():
+    size = dataclasses.replace(SIZES["tiny"], num_classes=6, train_images=20)
+    plans = plan_split(size, 0, "train")
+    assert [sorted(annotated_classes(plan)) for plan in plans[:3]] == [
+        [1, 2, 4, 5],
+        [1, 4, 5],
+        [0, 3, 4, 5],
+    ]
+
+
+def test_names_must_share_the_classes_out_evenly():
+    with pytest.raises(ValueError, match="names_per_character=7 .* divide num_classes=150"):
+        dataclasses.replace(SIZES["demo"], names_per_character=7)
+
+
 def test_random_streams_of_images_differ():
     draws = {
         image_generator(seed, split, index).random()
@@ -142,7 +170,7 @@ def test_too_strict_a_similarity_says_how_many_characters_remain():
 
 
 def test_unknown_size_names_the_known_ones():
-    with pytest.raises(KeyError, match="tiny, demo, pretrain, lvis"):
+    with pytest.raises(KeyError, match="tiny, demo, pretrain, synonyms, lvis"):
         get_size("huge")
 
 
