@@ -55,6 +55,7 @@ setup(
         "lvis>=0.5.3",
         "opencv-python",
         "safetensors>=0.4",
+        "orjson",
         "pycocotools>=2.0.2",
         "Pillow",
         "tabulate",

@@ -1,23 +1,32 @@
 """What training and evaluation both ask of an LVIS- or COCO-form json.
 
 Both read the same file; with one set of rules a mistake ends the work before the first iteration
-and not in an evaluation days later. Standard library only.
+and not in an evaluation days later. Nothing but the standard library is needed; orjson, where it is
+installed, parses three times as fast.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import gc
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any
 
 from .errors import UserError
 
-__all__ = ["check_annotations", "mask_of", "name_of", "read_annotations"]
+try:
+    import orjson
+except ImportError:
+    orjson = None
+
+__all__ = ["check_annotations", "collector_paused", "mask_of", "name_of", "read_annotations"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +39,9 @@ _OF_ALL_CATEGORIES = ("frequency", "image_count", "instance_count")
 # Pixels. pycocotools allocates memory in proportion to the coordinates of a polygon, whatever the
 # size of the image: beyond this, one polygon can take all of the machine's memory.
 MAX_COORDINATE = 1e6
+
+# Objects that are looked at together: a sum over all coordinates of a set would need their list.
+_BLOCK = 4096
 
 # The types that json has for numbers; others come from content that was made in memory.
 _NUMBERS = frozenset((int, float))
@@ -48,21 +60,48 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: the file is not UTF-8, not json, or breaks a rule of `check_annotations`.
     """
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} is no complete JSON file ({error}). Fetch or write it again."
-            ) from error
-        except RecursionError as error:
-            raise UserError(f"{path} is nested too deeply to be an annotation file.") from error
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not encoded in UTF-8 ({error}). Convert it, for example with iconv."
-            ) from error
+    with collector_paused():
+        content = _read_json(path)
     check_annotations(content, str(path))
     return content
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Context without garbage collection, for making many objects that have no cycles.
+
+    A million lists and dictionaries make Python look for cycles again and again, through all that
+    is in memory; that takes longer than to make them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    with open(path, "rb") as file:
+        text = file.read().removeprefix(codecs.BOM_UTF8)
+    if orjson is not None:
+        # NaN and unpaired surrogates are no json, but Python reads them. Whole numbers of more than
+        # 64 bits become floats here, and are refused either way.
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(text)
+    try:
+        return json.loads(text.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is no complete JSON file ({error}). Fetch or write it again."
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be an annotation file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not encoded in UTF-8 ({error}). Convert it, for example with iconv."
+        ) from error
 
 
 def check_annotations(content: Any, source: str) -> None:
@@ -108,10 +147,15 @@ def check_annotations(content: Any, source: str) -> None:
         for image in content["images"]
         if "height" in image and "width" in image
     }
-    for where, annotation in _entries(content["annotations"], f"{source}: annotations"):
-        for name, kind in (("image_id", image_kind), ("category_id", Integral)):
-            _check_id(_field(annotation, name, where), kind, where, name)
-        _check_object(annotation, sizes, where)
+    annotations = content["annotations"]
+    for start in range(0, len(annotations), _BLOCK):
+        block = annotations[start : start + _BLOCK]
+        if _are_plain(block, _OWN.get(image_kind, image_kind)):
+            continue
+        for where, annotation in _entries(block, f"{source}: annotations", start):
+            for name, kind in (("image_id", image_kind), ("category_id", Integral)):
+                _check_id(_field(annotation, name, where), kind, where, name)
+            _check_object(annotation, sizes, where)
 
 
 def name_of(category: Entry) -> str:
@@ -142,8 +186,8 @@ def mask_of(annotation: Entry) -> list[list[float]] | dict[str, Any] | None:
     return polygons or None
 
 
-def _entries(entries: Sequence[Entry], section: str) -> Iterator[tuple[str, Entry]]:
-    for position, entry in enumerate(entries):
+def _entries(entries: Sequence[Entry], section: str, start: int = 0) -> Iterator[tuple[str, Entry]]:
+    for position, entry in enumerate(entries, start):
         yield f"{section}[{position}] (id {entry['id']!r})", entry
 
 
@@ -162,6 +206,11 @@ def _check_id(value: Any, kind: type, where: str, name: str) -> None:
 
 def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
     """Every entry is a mapping with an id of its own; all ids have one type."""
+    with contextlib.suppress(KeyError, TypeError):
+        if {dict}.issuperset(map(type, entries)):
+            ids = [entry["id"] for entry in entries]
+            if _are_ids(ids, _OWN.get(kind, kind)) and len(set(ids)) == len(ids):
+                return
     seen: set[Any] = set()
     for position, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
@@ -278,6 +327,65 @@ def _is_list_of(value: Any, kind: type) -> bool:
         return False
     return {_OWN.get(kind, kind)}.issuperset(map(type, value)) or all(
         isinstance(each, kind) for each in value
+    )
+
+
+def _are_plain(objects: Sequence[Any], image_kind: type) -> bool:
+    """Whether all objects are of the usual form, and so right; others need a look at each.
+
+    Looks at a field of all objects at a time, in the interpreter's own loops: a fifth of the time
+    that calls for each object take.
+    """
+    try:
+        if not {dict}.issuperset(map(type, objects)):
+            return False
+        boxes = [each["bbox"] for each in objects]
+        if not ({list}.issuperset(map(type, boxes)) and {4}.issuperset(map(len, boxes))):
+            return False
+        numbers = list(chain.from_iterable(boxes))
+        # NaN differs from itself; null says that the area is not known.
+        areas = [each.get("area") for each in objects]
+        areas = [area for area in areas if area is not None and area == area]
+        flags = [each.get(name, 0) for name in ("ignore", "iscrowd") for each in objects]
+        masks = [each.get("segmentation") for each in objects]
+        masks = [mask for mask in masks if mask is not None]
+        if not {list}.issuperset(map(type, masks)):
+            return False
+        polygons = list(chain.from_iterable(masks))
+        if not {list}.issuperset(map(type, polygons)):
+            return False
+        coordinates = list(chain.from_iterable(polygons))
+        return (
+            _are_ids([each["image_id"] for each in objects], image_kind)
+            and _are_ids([each["category_id"] for each in objects], int)
+            and _are_within(numbers, -MAX_COORDINATE, MAX_COORDINATE)
+            and min(chain(numbers[2::4], numbers[3::4])) >= 0
+            and _are_within(areas, 0, MAX_COORDINATE**2)
+            and {int}.issuperset(map(type, flags))
+            and {0, 1}.issuperset(flags)
+            and _are_within(coordinates, 1 - MAX_COORDINATE, MAX_COORDINATE - 1)
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+def _are_ids(ids: Sequence[Any], kind: type) -> bool:
+    """Whether all are of this type, and whole numbers have at most 64 bits."""
+    if not {kind}.issuperset(map(type, ids)):
+        return False
+    return kind is str or not ids or (min(ids) >= -(2**63) and max(ids) < 2**63)
+
+
+def _are_within(values: Sequence[Any], least: float, most: float) -> bool:
+    """Whether all are finite numbers of this range, its ends included."""
+    if not values:
+        return True
+    # The sum tells of NaN, which a comparison may pass over.
+    return (
+        _NUMBERS.issuperset(map(type, values))
+        and min(values) >= least
+        and max(values) <= most
+        and math.isfinite(sum(values))
     )
 
 

@@ -9,7 +9,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from logn_d2.analysis import calibration_quality
-from logn_d2.annotations import check_annotations, mask_of, read_annotations
+from logn_d2.annotations import _read_json, check_annotations, mask_of, read_annotations
 from logn_d2.lvis import Detections, LvisGroundTruth, RleMasks, evaluate_lvis
 
 from .load_script import load_script
@@ -235,3 +235,54 @@ def test_any_changed_field_is_read_as_it_was_or_named(reader, tmp_path):
     found = {seed: fuzz.outcome(fuzz.READERS[reader], seed, tmp_path) for seed in range(300)}
     assert not {seed: how for seed, how in found.items() if how not in fine}
     assert {"same", "named", "refused"} <= set(found.values())
+
+
+VALUES = (
+    *(None, True, False, 0, 1, -1, 2, 0.5, 10**6, 10**6 + 1, 10**30, 2**63, math.nan, math.inf),
+    *("", "1", b"1", [], {}, (), [[]], [1], [[1, 2]], [(1, 2, 3, 4)], {"size": [4, 4]}),
+    *([0, 0, 4], [0, 0, 4, 4], (0, 0, 4, 4), [0, 0, -1, 4], [0, 0, "4", 4], [0, 0, True, 4]),
+    *([0, 0, math.nan, 4], [0, 0, 4, 10**7], [[0, 0, 4, 0, 4, 4]], [[0, 0, 4, math.inf, 4, 4]]),
+    *([[0, 0, 4, 0, 4, -1e6]], [[0, 0, 4, 0, 4, "4"]], [[0, 0, True, 0, 4, 4]], 10**16),
+)
+
+
+def test_a_look_at_many_objects_lets_nothing_pass_that_a_look_at_each_refuses(monkeypatch):
+    fields = ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "ignore")
+
+    def refusals():
+        found = {}
+        for field in fields:
+            for place, value in enumerate(VALUES):
+                data = content()
+                data["annotations"][1][field] = value
+                try:
+                    check_annotations(data, "file.json")
+                except ValueError as error:
+                    found[field, place] = str(error)
+        return found
+
+    quick = refusals()
+    monkeypatch.setattr("logn_d2.annotations._are_plain", lambda objects, kind: False)
+    monkeypatch.setattr("logn_d2.annotations._are_ids", lambda ids, kind: False)
+    assert refusals() == quick
+    assert 100 < len(quick) < len(fields) * len(VALUES)
+
+
+def test_every_object_is_looked_at_wherever_it_lies(monkeypatch):
+    monkeypatch.setattr("logn_d2.annotations._BLOCK", 2)
+    data = content()
+    data["annotations"] = [{**data["annotations"][0], "id": number} for number in range(7)]
+    check_annotations(data, "file.json")
+    data["annotations"][6]["bbox"] = [0, 0, -1, 4]
+    with pytest.raises(ValueError, match=r"annotations\[6\] \(id 6\) has bbox"):
+        check_annotations(data, "file.json")
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": -Infinity}', '{"a": 0.1, "a": 2}'])
+def test_both_parsers_read_the_same(text, tmp_path, monkeypatch):
+    """Also what is no json, but what Python's parser reads."""
+    path = tmp_path / "some.json"
+    path.write_text(text)
+    quick = _read_json(path)
+    monkeypatch.setattr("logn_d2.annotations.orjson", None)
+    np.testing.assert_equal(_read_json(path), quick)

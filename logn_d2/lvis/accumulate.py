@@ -47,9 +47,13 @@ class Accumulator:
     ) -> None:
         self._shape = outcome.shape[1:]
         self._classes = {}
-        for k in np.unique(category[rows]).tolist():
-            first, last = np.searchsorted(category, [k, k + 1])
-            mine = slice(*np.searchsorted(rows, [first, last]))
+        # All bounds at once: each search of a few values may convert the whole array first.
+        classes = np.unique(category[rows])
+        firsts, lasts = (np.searchsorted(category, classes, side) for side in ("left", "right"))
+        mine_firsts, mine_lasts = (np.searchsorted(rows, bound) for bound in (firsts, lasts))
+        bounds = np.stack([firsts, lasts, mine_firsts, mine_lasts], axis=1)
+        for k, (first, last, start, stop) in zip(classes.tolist(), bounds.tolist(), strict=True):
+            mine = slice(start, stop)
             self._classes[k] = _ClassOutcomes(
                 counted[first:last],
                 rows[mine] - first,

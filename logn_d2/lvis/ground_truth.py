@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from logn_d2.annotations import check_annotations, mask_of, name_of, read_annotations
+from logn_d2.annotations import (
+    check_annotations,
+    collector_paused,
+    mask_of,
+    name_of,
+    read_annotations,
+)
 
 from ..errors import MissingFileError
 from ..frequency import frequency_groups
@@ -232,18 +238,27 @@ class LvisGroundTruth:
 
 
 def _in(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Membership of (D,) keys in sorted `pairs`, which are few: no table, no sort of the keys."""
+    """Membership of (D,) keys in sorted `pairs`."""
     if not len(pairs):
         return np.zeros(len(keys), dtype=bool)
+    # A look into a table costs a tenth of a search, but the table has an entry for every image and
+    # class, so that it must not be larger than what is looked up.
+    if pairs[-1] < _TABLE_ENTRIES * len(keys):
+        return np.isin(keys, pairs, kind="table")
     # Without the last one, so that every position is one in `pairs`.
     return pairs[np.searchsorted(pairs[:-1], keys)] == keys
+
+
+# Bytes of a table for each key of 8 bytes that is looked up in it.
+_TABLE_ENTRIES = 8
 
 
 # Two data sets, each with and without masks; the key holds size and time, so a file that was
 # written anew is read anew.
 @functools.lru_cache(maxsize=4)
 def _read(path: str, masks: bool, mtime_ns: int, num_bytes: int) -> LvisGroundTruth:
-    return LvisGroundTruth.from_dict(read_annotations(path), masks=masks, json_file=path)
+    with collector_paused():
+        return LvisGroundTruth.from_dict(read_annotations(path), masks=masks, json_file=path)
 
 
 def _known_annotations(
