@@ -45,7 +45,7 @@ BELOW = {
     "collection": {"files", "core", "data", "modeling", "passes", "sites"},
     "evaluators": {"files", "frequency", "lvis", "analysis", "data", "modeling", "passes"},
     "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "passes", "sites"},
-    "pictures": {"core", "modeling", "sweeps"},
+    "pictures": {"core", "modeling", "sites", "sweeps"},
     "report": {"files", "frequency", "core", "data", "lvis", "analysis", "sweeps", "modeling"},
 }
 BELOW["engine"] = set(BELOW) - {"report"}

@@ -7,7 +7,7 @@ import copy
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor, nn
 
-from ..core import AffineCalibration
 from ..engine import load_config, short_errors
 from ..engine.checkpoint import load_weights
 from ..engine.checks import check_classes
@@ -30,14 +29,13 @@ from ..files import atomic_write
 from ..modeling import (
     LogitRecorder,
     attach,
-    calibrations_from_config,
-    find_box_predictors,
     fold,
     parts_of_logn_d2,
     plain_config,
-    predictor_fingerprint,
 )
-from ..modeling.box_predictors import classifier_reader
+from ..modeling.attach import calibration_of
+from ..modeling.build import TrainingClassCounts, known_class_names
+from ..sites import SiteRecorder, config_site, known_site, site_detector
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Boxes of two models that overlap more are the same box, but for rounding.
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     with short_errors():
         cfg = setup(args)
         model = load_model(cfg, cfg.MODEL.WEIGHTS)
-        attach(model, calibrations_for(cfg, model))
+        calibrate(cfg, model)
         plain_cfg, folded = fold_copy(cfg, model)
         images = read_images(cfg, args.images, args.num_images)
         difference = compare(model, folded, images, cfg)
@@ -79,23 +77,19 @@ def load_model(cfg: CfgNode, weights: str) -> nn.Module:
     return model
 
 
-def calibrations_for(cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
-    """One calibration for each box predictor of the model.
+def calibrate(cfg: CfgNode, model: nn.Module) -> None:
+    """Attaches what the config asks for.
 
     Raises:
         StatisticsError: the statistics are another model's, or of other weights.
     """
-    predictors = find_box_predictors(model)
-    calibrations, statistics = calibrations_from_config(
-        cfg, len(predictors), [classifier_reader(predictor) for predictor in predictors]
+    attach(
+        model,
+        cfg.MODEL.LOGN.STATISTICS or None,
+        calibration=cfg.MODEL.LOGN.CALIBRATION,
+        counts=TrainingClassCounts(cfg),
+        class_names=known_class_names(cfg.DATASETS.TRAIN, config_site(cfg).classes_in(cfg)),
     )
-    if statistics is not None:
-        statistics.check(
-            num_classes=statistics.num_classes,
-            num_stages=len(predictors),
-            fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
-        )
-    return calibrations
 
 
 def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
@@ -226,9 +220,20 @@ def compare(
 
 
 def _stage_probs(model: nn.Module, image: dict[str, Any]) -> list[Tensor]:
-    """S tensors (R, K + 1) of class probabilities, each stage's own."""
+    """S tensors (R, C) of class probabilities, each stage's own."""
+    detector = site_detector(model)
+    if detector is not None:
+        return [_site_scores(detector, image)]
     stages = LogitRecorder(model, "proposals")([image]).stages
     return [torch.cat(list(s.predictor.predict_probs(s.predictions, s.proposals))) for s in stages]
+
+
+def _site_scores(detector: nn.Module, image: dict[str, Any]) -> Tensor:
+    """(R, K) scores of all candidates of a detector without box predictors."""
+    site = replace(known_site(detector), chosen=None)  # both models choose by their own scores
+    (stage,) = SiteRecorder(detector, site, "proposals")([image]).stages
+    calibration = calibration_of(site.owner)
+    return site.scores(stage.logits if calibration is None else calibration(stage.logits))
 
 
 def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Tensor, Tensor]:
@@ -241,7 +246,7 @@ def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Te
         tuple[Tensor, Tensor]: (N,) bool, and (N,) difference of scores.
     """
     full = len(theirs) >= cfg.TEST.DETECTIONS_PER_IMAGE > 0
-    limit = theirs.scores.min() if full else cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    limit = theirs.scores.min() if full else config_site(cfg).threshold_in(cfg)
     to_limit = (mine.scores - limit).clamp(min=0)
     if len(mine) == 0 or len(theirs) == 0:
         return torch.zeros_like(to_limit, dtype=torch.bool), to_limit

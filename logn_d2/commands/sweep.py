@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..analysis import format_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
+from ..core.affine import Background
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..engine import launch, load_config, short_errors
@@ -36,14 +37,12 @@ from ..engine.experiments import has_begun
 from ..engine.statistics import without_calibration
 from ..errors import UserError
 from ..files import atomic_write
-from ..modeling.box_predictors import (
-    classifier_reader,
-    find_box_predictors,
-    predictor_fingerprint,
-)
+from ..modeling.attach import find_sites
+from ..modeling.box_predictors import classifier_reader, predictor_fingerprint
 from ..passes.resume import deciding_settings
 from ..report import ResultRow, Results
 from ..report.provenance import commit, machine, versions
+from ..sites import ROI_HEADS, config_site
 from ..sweeps import (
     StoredPredictions,
     SweepPredictions,
@@ -79,8 +78,14 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
             "A sweep is for detectors, and MODEL.META_ARCHITECTURE is ImageClassifier. Evaluate "
             "its calibrations one by one: logn evaluate --stats FILE --calibration NAME."
         )
+    site = config_site(cfg)
+    if site is not ROI_HEADS and (args.save_predictions or args.predictions):
+        raise UserError(
+            f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
+            "no boxes before its own inference. Leave out --save-predictions and --predictions."
+        )
     for text in args.calibrations:
-        check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(args.stats))
+        check_calibration(text, site.classes_in(cfg), bool(args.stats), site=site)
     datasets = [*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])]
     check_datasets(datasets)
     check_classes(cfg, datasets)
@@ -102,9 +107,10 @@ def make_calibrations(
     args: argparse.Namespace,
     fingerprints: Sequence[Tensor | None],
     classifiers: Sequence[Callable[[], tuple[Tensor, Tensor | None]]] | None = None,
+    background: Background = "last",
 ) -> dict[str, list[AffineCalibration]]:
     """Name -> one calibration for each box predictor, of which these things are known."""
-    num_classes, num_stages = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(fingerprints)
+    num_classes, num_stages = config_site(cfg).classes_in(cfg), len(fingerprints)
     statistics = check_statistics(cfg, args.stats) if args.stats else None
     if statistics is not None:
         statistics.check(num_classes=num_classes, num_stages=num_stages, fingerprints=fingerprints)
@@ -117,6 +123,7 @@ def make_calibrations(
             num_stages=num_stages,
             statistics=statistics,
             counts=counts,
+            background=background,
             classifiers=classifiers,
         )
         for text in args.calibrations
@@ -131,10 +138,11 @@ class NetworkSweep:
         self._model = build_model(cfg)
         weights = load_weights(self._model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
         self.provenance = {"weights": weights}
-        predictors = find_box_predictors(self._model)
-        fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
-        classifiers = [classifier_reader(predictor) for predictor in predictors]
-        self._calibrations = make_calibrations(cfg, args, fingerprints, classifiers)
+        sites = find_sites(self._model)
+        fingerprints = [predictor_fingerprint(site.classifier) for site in sites]
+        classifiers = [classifier_reader(site.classifier) for site in sites]
+        known = (fingerprints, classifiers, sites[0].background)
+        self._calibrations = make_calibrations(cfg, args, *known)
 
     def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
         """Predictions for a data set, which go to a folder."""

@@ -110,7 +110,10 @@ def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) ->
     if prefixed is not None:
         return f"It has {prefixed}: remove '{prefixed[: -len(first)]}' from the names in the file."
     if any("cls_score" in key for key in shapes):
-        return "MODEL.ROI_HEADS.NUM_CLASSES must be that of the training: check it and the file."
+        return (
+            "The number of classes (MODEL.ROI_HEADS.NUM_CLASSES, MODEL.RETINANET.NUM_CLASSES) must "
+            "be that of the training: check it and the file."
+        )
     return (
         "Weights of a backbone alone, or of another model, can't be used here: name the "
         "checkpoint of the trained detector, and check the config."

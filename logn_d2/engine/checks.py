@@ -31,6 +31,7 @@ from ..errors import MissingFileError, UnknownNameError, UserError
 from ..lvis import LvisGroundTruth
 from ..lvis.checks import check_groups
 from ..modeling.build import known_class_names
+from ..sites import ROI_HEADS, ConfigSite, config_site
 
 __all__ = [
     "check_calibration",
@@ -100,14 +101,15 @@ def check_classes(cfg: CfgNode, names: Sequence[str] = ()) -> None:
     Raises:
         ValueError: they differ; the message names the first difference.
     """
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    site = config_site(cfg)
+    num_classes = site.classes_in(cfg)
     names = list(dict.fromkeys([*filter(_is_at_hand, cfg.DATASETS.TRAIN), *names]))
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
             raise UserError(
-                f"'{name}' has {len(classes)} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
-                f"{num_classes}. Set it to {len(classes)}, or name the data set of this model."
+                f"'{name}' has {len(classes)} classes, {site.num_classes} is {num_classes}. "
+                f"Set it to {len(classes)}, or name the data set of this model."
             )
         if classes is not None and names[0] != name:
             check_same_classes(names[0], name)
@@ -206,7 +208,11 @@ def check_weights(weights: str) -> None:
 
 
 def check_calibration(
-    text: str, num_classes: int, has_statistics: bool, collect: CfgNode | None = None
+    text: str,
+    num_classes: int,
+    has_statistics: bool,
+    collect: CfgNode | None = None,
+    site: ConfigSite = ROI_HEADS,
 ) -> None:
     """Checks that a calibration exists, has the options that are given, and gets what it needs.
 
@@ -215,33 +221,36 @@ def check_calibration(
         num_classes (int): K.
         has_statistics (bool): whether there will be statistics.
         collect (CfgNode): MODEL.LOGN.COLLECT, where they are yet to be gathered.
+        site (ConfigSite): of the detector.
 
     Raises:
         KeyError: unknown name.
-        ValueError: wrong options, or statistics are needed.
+        ValueError: wrong options, statistics are needed, or it is not for scores like these.
     """
     if not text:
         return
     parse_calibration(text)
     # Stand-ins with the right shapes: counting classes takes a while, statistics hours.
-    ones = torch.ones(num_classes + 1, dtype=torch.float64)
-    posteriors = PosteriorMoments(num_classes + 1)
+    columns = num_classes + (site.background != "none")
+    ones = torch.ones(columns, dtype=torch.float64)
+    posteriors = PosteriorMoments(columns)
     matched = collect is None or collect.POPULATION != "proposals"
     posteriors.update(ones[None], ones[None], torch.tensor([num_classes]) if matched else None)
     gathers = collect is None or gathers_posteriors(collect.ESTIMATOR, collect.POPULATION)
     stage = StageStatistics(
         mean=-ones, var=ones, count=2 * ones.long(), posteriors=posteriors if gathers else None
     )
-    count = ones[:-1].long().numpy()
+    count = ones[:num_classes].long().numpy()
     names = tuple(map(str, range(num_classes)))
     counts = ClassCounts(names, count, count, num_images=1, fractal_dimensions=count)
     inputs = CalibrationInputs(
         num_classes,
         stage if has_statistics else None,
         counts,
+        background=site.background,
         classifier=lambda: (ones[:, None], ones),
     )
-    build_calibration(text, inputs)
+    build_calibration(text, inputs).check_activation(site.activation == "sigmoid")
 
 
 def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:
@@ -266,12 +275,18 @@ def check_loss(cfg: CfgNode, model: nn.Module) -> None:
     Raises:
         ValueError: the model's heads don't know of it.
     """
-    if cfg.MODEL.LOGN.LOSS and not any(isinstance(m, ClassificationLoss) for m in model.modules()):
+    if not cfg.MODEL.LOGN.LOSS or any(isinstance(m, ClassificationLoss) for m in model.modules()):
+        return
+    if config_site(cfg) is not ROI_HEADS:
         raise UserError(
-            f"MODEL.LOGN.LOSS is {cfg.MODEL.LOGN.LOSS}, but MODEL.ROI_HEADS.NAME is "
-            f"{cfg.MODEL.ROI_HEADS.NAME}, which has Detectron2's loss. Set LogNROIHeads, "
-            "LogNCascadeROIHeads or LogNRes5ROIHeads, or leave MODEL.LOGN.LOSS empty."
+            f"MODEL.LOGN.LOSS is {cfg.MODEL.LOGN.LOSS}, but a {cfg.MODEL.META_ARCHITECTURE} trains "
+            "with its own loss. Leave MODEL.LOGN.LOSS empty, or train an R-CNN."
         )
+    raise UserError(
+        f"MODEL.LOGN.LOSS is {cfg.MODEL.LOGN.LOSS}, but MODEL.ROI_HEADS.NAME is "
+        f"{cfg.MODEL.ROI_HEADS.NAME}, which has Detectron2's loss. Set LogNROIHeads, "
+        "LogNCascadeROIHeads or LogNRes5ROIHeads, or leave MODEL.LOGN.LOSS empty."
+    )
 
 
 def check_collection_settings(cfg: CfgNode) -> None:
@@ -297,7 +312,7 @@ def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
         StatisticsError: it is broken, or of other classes.
     """
     statistics = LogitStatistics.load(path)
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    num_classes = config_site(cfg).classes_in(cfg)
     statistics.check(
         num_classes=num_classes,
         num_stages=len(statistics.stages),

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..analysis import format_table
-from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, ClassCounts, LogitStatistics
 from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..errors import UserError
@@ -36,10 +36,12 @@ from ..modeling import (
     find_box_predictors,
     predictor_fingerprint,
 )
-from ..modeling.box_predictors import background_of, classifier_reader, unwrapped
+from ..modeling.attach import calibrations_at, find_sites
+from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.build import known_class_names
 from ..modeling.calibrated import CalibratedPredictor
 from ..passes.resume import deciding_settings
+from ..sites import known_site
 from ..sweeps import SweepPredictions, sweep, sweep_results
 from .images import image_table, one_pass_for_images
 
@@ -86,6 +88,8 @@ def check_head(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: they are not ours, or were trained with a loss whose logits can't be calibrated.
     """
+    if known_site(model) is not None:
+        return
     try:
         find_box_predictors(model)
     except ValueError as error:
@@ -172,28 +176,21 @@ def make_calibrations(
         ValueError: the head can't be calibrated, or the statistics are not of this model.
     """
     model, text = unwrapped(model), calibration_name(cfg, statistics is not None)
-    if not text and not (_is_ours(model) and _is_calibratable(model)):
+    if not text and not _takes_calibrations(model):
         return {UNCALIBRATED: ()}  # any model can be evaluated as it is
     check_head(model, cfg.MODEL.ROI_HEADS.NAME)
-    predictors, num_classes = find_box_predictors(model), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    sites = find_sites(model)
+    num_classes = num_classes_of(sites[0].classifier)
     if statistics is not None:
         statistics.check(
             num_classes=num_classes,
-            num_stages=len(predictors),
+            num_stages=len(sites),
             # Not the training set's: whoever evaluates need not have that.
             class_names=known_class_names(cfg.DATASETS.TEST, num_classes),
-            fingerprints=[predictor_fingerprint(predictor) for predictor in predictors],
+            fingerprints=[predictor_fingerprint(site.classifier) for site in sites],
         )
     return {
-        name: stage_calibrations(
-            name,
-            num_classes=num_classes,
-            num_stages=len(predictors),
-            statistics=statistics,
-            counts=counts,
-            background=background_of(predictors[0]),
-            classifiers=[classifier_reader(predictor) for predictor in predictors],
-        )
+        name: calibrations_at(sites, name, statistics=statistics, counts=counts)
         for name in (UNCALIBRATED, text)
         if name
     }
@@ -358,6 +355,12 @@ def _one_pass_each(
                 loader = build_detection_test_loader(cfg, dataset)
                 results[name] = inference_on_dataset(model, loader, evaluator)
     return results
+
+
+def _takes_calibrations(model: nn.Module) -> bool:
+    if known_site(model) is not None:
+        return True
+    return _is_ours(model) and _is_calibratable(model)
 
 
 def _is_ours(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from ..data import records_kept
 from ..data.loader import training_images
 from ..errors import UserError
 from ..modeling.build import TrainingClassCounts
+from ..sites import config_site
 from .checkpoint import load_weights
 from .checks import (
     check_calibration,
@@ -65,11 +66,10 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
-    text = calibration_name(cfg, node.COLLECT.ENABLED)
-    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, node.COLLECT.ENABLED, node.COLLECT)
-    check_loss_options(
-        node.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES, without_background=classifies_images(cfg)
-    )
+    text, site = calibration_name(cfg, node.COLLECT.ENABLED), config_site(cfg)
+    num_classes = site.classes_in(cfg)
+    check_calibration(text, num_classes, node.COLLECT.ENABLED, node.COLLECT, site)
+    check_loss_options(node.LOSS, num_classes, without_background=classifies_images(cfg))
     check_collection_settings(cfg)
     check_second_stage(cfg)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
@@ -138,7 +138,8 @@ def check_evaluation(cfg: CfgNode) -> None:
     """
     node = cfg.MODEL.LOGN
     text = calibration_name(cfg, bool(node.STATISTICS))
-    check_calibration(text, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(node.STATISTICS))
+    site = config_site(cfg)
+    check_calibration(text, site.classes_in(cfg), bool(node.STATISTICS), site=site)
     _check_files(cfg, cfg.DATASETS.TEST)
     _check_evaluators(cfg)
     check_image_config(cfg, trains=False)

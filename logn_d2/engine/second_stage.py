@@ -24,6 +24,7 @@ from ..modeling import (
 )
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.second_stages import SecondStage, get_second_stage
+from ..sites import ROI_HEADS, config_site
 from .images import classifies_images
 
 __all__ = [
@@ -57,6 +58,11 @@ def check_second_stage(cfg: CfgNode) -> None:
         )
     if classifies_images(cfg):  # whose head can learn scales
         return
+    if config_site(cfg) is not ROI_HEADS:
+        raise UserError(
+            f"MODEL.LOGN.SECOND_STAGE is {name}, but second stages are for R-CNN and classifiers, "
+            f"and MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}. Leave it empty."
+        )
     if stage.scales and not issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), _HEADS):
         raise UserError(
             f"MODEL.LOGN.SECOND_STAGE lws needs our RoI heads, but MODEL.ROI_HEADS.NAME is "

@@ -23,6 +23,7 @@ from ..modeling import attach
 from ..modeling.build import known_class_names
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
+from ..sites import config_site
 from .checkpoint import load_weights
 from .checks import check_calibration, check_classes, check_statistics, check_weights
 from .evaluation import calibration_name
@@ -46,7 +47,8 @@ def check_comparison(cfg: CfgNode) -> None:
         )
     check_weights(cfg.MODEL.WEIGHTS)
     check_classes(cfg)
-    check_calibration(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES, bool(path))
+    site = config_site(cfg)
+    check_calibration(name, site.classes_in(cfg), bool(path), site=site)
     if path:
         check_statistics(cfg, path)
 
@@ -60,7 +62,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: CfgNode, shown: Shown) -> None:
-        path, num_classes = cfg.MODEL.LOGN.STATISTICS, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        path, num_classes = cfg.MODEL.LOGN.STATISTICS, config_site(cfg).classes_in(cfg)
         self._name = calibration_name(cfg, bool(path))
         self._shown = shown
         self._class_names = known_class_names(cfg.DATASETS.TEST, num_classes) or ()

@@ -16,12 +16,20 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from ..core import AffineCalibration, stage_calibrations
-from ..modeling.box_predictors import cascade_average_of, num_classes_of, unwrapped
+from ..core import AffineCalibration
+from ..modeling.attach import calibrations_at, find_sites
+from ..modeling.box_predictors import (
+    cascade_average_of,
+    has_sigmoid_scores,
+    num_classes_of,
+    unwrapped,
+)
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.topk_inference import fast_rcnn_inference_exact
+from ..sites import known_site, outputs_under, site_detector
 from ..sweeps.network import raw_predictions
 from ..sweeps.run import evaluation_mode
+from ..sweeps.site_network import instances_of
 from ..sweeps.union import check_average, check_calibrations, output_size
 
 __all__ = ["BeforeAfter", "Pair", "Shown"]
@@ -60,7 +68,8 @@ class BeforeAfter:
     left out of account. The model is left as it was.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN, or one built like it, with its weights loaded.
+        model (nn.Module): a GeneralizedRCNN, or one built like it, or a detector of docs/sites.md,
+            with its weights loaded.
         calibrations (Sequence[AffineCalibration]): one for each of the S box predictors; they are
             copied.
         average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
@@ -83,15 +92,15 @@ class BeforeAfter:
         average: str | None = None,
         shown: Shown | None = None,
     ) -> None:
-        self._model = unwrapped(model)
-        self._recorder = LogitRecorder(model, population="proposals")
-        num_classes = [num_classes_of(each) for each in self._recorder.predictors]
+        self._site = known_site(model)
+        self._model = site_detector(model) or unwrapped(model)
+        sites = find_sites(model)
         average = average or cascade_average_of(model)
         check_average(average)
-        check_calibrations({"after": calibrations}, num_classes)
-        identity = stage_calibrations(
-            "uncalibrated", num_classes=num_classes[0], num_stages=len(num_classes)
-        )
+        check_calibrations({"after": calibrations}, [num_classes_of(s.classifier) for s in sites])
+        for site, calibration in zip(sites, calibrations):
+            calibration.check_activation(has_sigmoid_scores(site.classifier))
+        identity = calibrations_at(sites, "uncalibrated")
         device = next(self._model.parameters()).device
         self._sides = tuple(
             [copy.deepcopy(each).to(device) for each in side] for side in (identity, calibrations)
@@ -111,15 +120,25 @@ class BeforeAfter:
             list[tuple[Instances, Instances]]: N pairs on the CPU, with masks and key points where
             the model has them.
         """
+        if self._site is not None:
+            return self._of_site(inputs)
+        recorder = LogitRecorder(self._model, population="proposals")
         with evaluation_mode(self._model):
-            recording = self._recorder(list(inputs))
+            recording = recorder(list(inputs))
             pairs = self._completed(recording, self._chosen(recording))
         return [_scaled(both, image) for both, image in zip(pairs, inputs, strict=True)]
+
+    def _of_site(self, inputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
+        """What the detector's own inference finds with both, as far as it is shown."""
+        sides = {str(index): side[0] for index, side in enumerate(self._sides)}
+        found = outputs_under(self._model, self._site, inputs, sides).values()
+        pairs = zip(*([instances_of(image).to("cpu") for image in side] for side in found))
+        return [self._pair(*map(_best_above, pair, self._thresholds())) for pair in pairs]
 
     def _chosen(self, recording: Recording) -> list[Pair]:
         """What is shown of each image, boxes only."""
         raw = raw_predictions(recording)
-        last = self._recorder.predictors[-1]
+        last = recording.stages[-1].predictor
         before, after = (
             fast_rcnn_inference_exact(
                 raw.boxes,
@@ -154,6 +173,12 @@ class BeforeAfter:
             joined.append(both)
         complete = getattr(self._model.roi_heads, "forward_with_given_boxes", None)
         return joined if complete is None else complete(recording.features, joined)
+
+
+def _best_above(instances: Instances, threshold: float) -> Instances:
+    """Those with higher scores, best first."""
+    chosen = instances[instances.scores > threshold]
+    return chosen[chosen.scores.argsort(descending=True, stable=True)]
 
 
 def _best_of_place(instances: Instances) -> Tensor:

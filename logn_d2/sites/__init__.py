@@ -6,6 +6,7 @@ own needs neither, as `attach`, `fold` and `collect` take ``site=``.
 
 from . import detectron2_dense as _detectron2_dense  # noqa: F401  # only registration
 from . import torchvision_dense as _torchvision_dense  # noqa: F401  # only registration
+from .config_site import ROI_HEADS, ConfigSite, config_site, register_config_site
 from .hook import CHILD, CalibrationHook, attached_layers
 from .layers import ClassLayers, layer_names
 from .recorder import SiteRecorder, SiteRecording, SiteStage
@@ -16,9 +17,11 @@ from .site import LogitSite, TopScores
 
 __all__ = [
     "CHILD",
+    "ROI_HEADS",
     "SITE_REGISTRY",
     "CalibrationHook",
     "ClassLayers",
+    "ConfigSite",
     "LogitSite",
     "PassEnds",
     "SiteRecorder",
@@ -27,11 +30,13 @@ __all__ = [
     "TopScores",
     "attached_layers",
     "check_ground_truth",
+    "config_site",
     "heard",
     "known_site",
     "layer_names",
     "modes",
     "outputs_under",
+    "register_config_site",
     "shadowed",
     "site_detector",
 ]

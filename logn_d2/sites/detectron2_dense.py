@@ -7,11 +7,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .config_site import ConfigSite, register_config_site
 from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
 from .site import LogitSite, TopScores
 
 __all__ = ["dense_site"]
+
+register_config_site(
+    "RetinaNet",
+    ConfigSite(
+        num_classes="MODEL.RETINANET.NUM_CLASSES",
+        score_threshold="MODEL.RETINANET.SCORE_THRESH_TEST",
+        background="none",
+        activation="sigmoid",
+    ),
+)
 
 
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.fcos.FCOS")

@@ -20,7 +20,7 @@ from ..sites import LogitSite, layer_names, outputs_under
 from .detections_folder import ImagePredictions
 from .union import Calibrations, calibrations_digest, check_calibrations
 
-__all__ = ["SiteSweepRunner"]
+__all__ = ["SiteSweepRunner", "instances_of"]
 
 
 class SiteSweepRunner:
@@ -58,16 +58,21 @@ class SiteSweepRunner:
         """All calibrations' detections in N images."""
         outputs = outputs_under(self._model, self._site, inputs, self._calibrations)
         found = [
-            _of_image(image["image_id"], [_instances(each[index]) for each in outputs.values()])
+            _of_image(image["image_id"], [instances_of(each[index]) for each in outputs.values()])
             for index, image in enumerate(inputs)
         ]
         return ImagePredictions.concatenate(found)
 
 
-def _instances(output: Mapping[str, Any]) -> Instances:
+def instances_of(output: Mapping[str, Any]) -> Instances:
+    """The detections in a detector's output for an image.
+
+    Raises:
+        UserError: it is not of Detectron2's form.
+    """
     if "instances" not in output:
         raise UserError(
-            f"A sweep needs outputs as Detectron2's detectors give them, with 'instances'; this "
+            f"This needs outputs as Detectron2's detectors give them, with 'instances'; this "
             f"model gives {', '.join(output)}. Use logn_d2.sites.outputs_under, which returns "
             "each calibration's outputs as they are."
         )
