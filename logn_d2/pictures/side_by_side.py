@@ -20,6 +20,7 @@ _CAPTION_PX = 28
 _CAPTION_POINTS = 11
 _GOLDEN_RATIO = 0.618034
 _LONG_SIDE_PX = 480
+_LABEL_MARGIN_PX = 2
 _MASK_OPACITY = 0.45
 
 
@@ -98,7 +99,20 @@ def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) 
         keypoints=keypoints,
         assigned_colors=colors,
     )
+    _move_labels_inside(canvas)
     return canvas.get_output().get_image()
+
+
+def _move_labels_inside(canvas: Visualizer) -> None:
+    """Labels begin at their box and would end beyond the right border, without their score."""
+    axes = canvas.output.ax
+    renderer = canvas.output.canvas.get_renderer()
+    right = axes.get_window_extent(renderer).x1
+    for label in axes.texts:
+        beyond = label.get_window_extent(renderer).x1 + _LABEL_MARGIN_PX - right
+        if beyond > 0:
+            x, y = axes.transData.transform(label.get_position())
+            label.set_position(axes.transData.inverted().transform((max(x - beyond, 0), y)))
 
 
 def _blended(

@@ -37,12 +37,12 @@ def sweep_results(
         ValueError: the ground truth is of another data set.
     """
     results: dict[str, dict[str, LvisResult]] = {}
+    if "segm" in tasks and (ground_truth.masks is None or not predictions.has_masks):
+        logger.info("The model or the annotations have no masks: only boxes are evaluated.")
+        tasks = [task for task in tasks if task != "segm"]
     for name in predictions.names:
         detections = predictions.detections(name)
         own_tasks = list(tasks)
-        if "segm" in own_tasks and (ground_truth.masks is None or not predictions.has_masks):
-            logger.info("The model or the annotations have no masks: only boxes are evaluated.")
-            own_tasks.remove("segm")
         missing = predictions.missing_masks(name)
         if "segm" in own_tasks and missing:
             looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
