@@ -27,7 +27,7 @@ from ..core import (
 )
 from ..core.affine import Background, foreground_columns
 from ..errors import UserError
-from .partial import PartialStatistics
+from ..passes.shards import ShardFolder
 
 if TYPE_CHECKING:
     from ..modeling.recording import Recording
@@ -50,9 +50,9 @@ class LogitStatisticsCollector(DatasetEvaluator):
     Args:
         description (LogitStatistics): without stages: what the pass is (class names, data sets,
             population, estimator, momentum, ...). Without class names, classes are numbered.
-        partial (PartialStatistics): where to save what is gathered so far; None for nowhere.
+        partial (ShardFolder): where to save what is gathered so far; None for nowhere.
         period (int): images between two partial files.
-        saved (LogitStatistics): a partial file's content, to go on from.
+        saved (LogitStatistics): a partial file's content, to resume from.
 
     Raises:
         ValueError: an unknown population or estimator, or two that do not go together.
@@ -62,7 +62,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self,
         description: LogitStatistics | None = None,
         *,
-        partial: PartialStatistics | None = None,
+        partial: ShardFolder | None = None,
         period: int = 1000,
         saved: LogitStatistics | None = None,
     ) -> None:
@@ -105,7 +105,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self.num_rois += len(stages[0][0])
         self.num_batches += 1
         if self._partial is not None and self.num_images - self._images_on_disk >= self._period:
-            self._partial.save(self._statistics(partial=True))
+            batches = self.num_batches - self._partial.num_batches
+            self._partial.write(batches, self._statistics(partial=True).save, replace=True)
             self._images_on_disk = self.num_images
 
     def evaluate(self) -> dict[str, LogitStatistics]:
@@ -141,7 +142,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         """Removes all processes' partial files; call it once the result is safe."""
         comm.synchronize()
         if self._partial is not None and comm.is_main_process():
-            self._partial.remove_all()
+            self._partial.clear()
 
     def _start(self, outputs: Recording) -> None:
         """Makes empty moments once the first output has shown how many classes there are."""
@@ -218,7 +219,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
             ) from error
 
     def _statistics(self, partial: bool = False) -> LogitStatistics:
-        """What this process has seen; ``partial`` for a file to go on from."""
+        """What this process has seen; ``partial`` for a file to resume from."""
         stages = [
             self._stage_statistics(*each, raw=partial)
             for each in zip(self._moments, self._posteriors, self._fingerprints, strict=True)

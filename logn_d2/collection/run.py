@@ -20,7 +20,7 @@ from torch import nn
 
 import logn_d2
 
-from ..core import LogitStatistics
+from ..core import LogitStatistics, StatisticsError
 from ..core.affine import foreground_columns
 from ..data.loader import build_statistics_loader, training_images
 from ..data.rng import preserved_rng
@@ -30,14 +30,25 @@ from ..modeling.attach import find_sites
 from ..modeling.box_predictors import check_calibratable, num_classes_of
 from ..modeling.recording import LogitRecorder, Recording, recorder_for
 from ..passes.resume import BatchLoader, LoaderFactory, deciding_settings, loader_from, pass_digest
+from ..passes.shards import ShardFolder, ShardKind, damaged
 from ..sites import LogitSite, SiteRecorder, SiteRecording, layer_names
 from .collector import LogitStatisticsCollector
-from .partial import PartialStatistics
 from .stopping import StoppingLoader
 
 __all__ = ["collect_from_config", "collect_statistics"]
 
 logger = logging.getLogger(__name__)
+
+
+def _read_partial(path: Path) -> Mapping[str, Any]:
+    try:
+        return LogitStatistics.load(path).provenance
+    except StatisticsError as error:
+        raise damaged(path, _PARTIAL.what, error) from error
+
+
+# One file for each process, beside the statistics file that the pass will end in.
+_PARTIAL = ShardKind("statistics pass", ".safetensors", _read_partial)
 
 
 def collect_statistics(
@@ -72,9 +83,9 @@ def collect_statistics(
     Args:
         model (nn.Module): the detector, with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, with ground truth unless the
-            population is "proposals", in the same order each time; see `build_statistics_loader`. A
-            function from the number of batches to leave out to a loader lets a resumed pass go on
-            without loading what it has seen.
+            population is "proposals", in the same order each time; see `build_statistics_loader`.
+            Given a function from the number of batches to leave out to a loader, a resumed pass
+            loads only what is left.
         class_names (Sequence[str]): K names; numbers if not given.
         datasets (Sequence[str]): names of the data sets that the loader passes over.
         population (str): "sampled", "proposals", "foreground" or "positives", or
@@ -96,7 +107,7 @@ def collect_statistics(
         checkpoint (PathLike): where the statistics file will be; partial files go beside it. None
             writes none.
         checkpoint_period (int): images of a process between two partial files.
-        resume (bool): go on from partial files of the same settings and weights, if there are any.
+        resume (bool): use partial files of the same settings and weights, if there are any.
         settings (Mapping): whatever else must be the same for that, for example of the loader.
         provenance (Mapping): what people may want to know later; anything that JSON can write.
         site (LogitSite): where the logits are, in a model that logn_d2 does not know.
@@ -158,7 +169,7 @@ def collect_from_config(
         cfg (CfgNode): the model's config.
         model (nn.Module): the detector, with its weights loaded.
         output (PathLike): the statistics file; process 0 writes it.
-        resume (bool): go on from partial files, if they are of the same settings and weights.
+        resume (bool): use partial files, if they are of the same settings and weights.
 
     Returns:
         LogitStatistics: on every process.
@@ -229,14 +240,14 @@ def _run_pass(
             described["stop_period"] = stop_period
             if site is not None:
                 described["layers"] = layer_names(model, site)
-            partial = PartialStatistics(checkpoint, pass_digest(model, first, described))
-        saved = partial.load() if partial is not None and resume else None
+            digest, output = pass_digest(model, first, described), Path(checkpoint)
+            prefix = f"{output.stem}.partial-"
+            partial = ShardFolder(output.parent, _PARTIAL, digest, resume=resume, prefix=prefix)
+        saved = LogitStatistics.load(partial.paths[-1]) if partial and partial.paths else None
         collector = LogitStatisticsCollector(
             description, partial=partial, period=period, saved=saved
         )
         batches = collector.num_batches
-        if saved is not None:
-            logger.info("Resuming after %d images of this process", saved.num_images)
         rest = loader_from(loader, batches) if batches else first
         if description.stop_at > 0:
             rest = StoppingLoader(rest, collector, description.stop_at, stop_period)

@@ -126,7 +126,7 @@ def evaluate_calibrations(
         model (nn.Module): gives raw logits, weights loaded.
         calibrations (Mapping): see `make_calibrations`.
         build_evaluator (Callable): (cfg, data set name) -> evaluator, for other forms.
-        resume (bool): go on with an interrupted pass.
+        resume (bool): continue an interrupted pass.
 
     Returns:
         dict: "NAME/TASK" to metrics in percent; for several data sets one such dict each. Empty on

@@ -88,7 +88,7 @@ def run_training(cfg: CfgNode, *, resume: bool) -> Results:
 
     Args:
         cfg (CfgNode): the config.
-        resume (bool): go on where a run with this OUTPUT_DIR was interrupted.
+        resume (bool): continue where a run with this OUTPUT_DIR was interrupted.
 
     Returns:
         dict: see `evaluate_calibrations`.
@@ -125,7 +125,7 @@ def run_collection(
         cfg (CfgNode): the config.
         path (str): the statistics file.
         last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
-        resume (bool): go on with an interrupted pass.
+        resume (bool): continue an interrupted pass.
     """
     return collect(cfg, _model(cfg, last_checkpoint), path, resume=resume)
 
@@ -153,7 +153,7 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
     Args:
         cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
         last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
-        resume (bool): go on with an interrupted pass.
+        resume (bool): continue an interrupted pass.
 
     Returns:
         dict: see `evaluate_calibrations`.

@@ -67,7 +67,7 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
         cfg (CfgNode): MODEL.LOGN.COLLECT says what to gather.
         model (nn.Module): with its weights loaded.
         path (str): the statistics file.
-        resume (bool): go on with an interrupted pass; take the file that is there if it is of the
+        resume (bool): continue an interrupted pass; take the file that is there if it is of the
             same weights, data and settings.
 
     Returns:

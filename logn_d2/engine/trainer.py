@@ -162,7 +162,7 @@ class Trainer(DefaultTrainer):
         self._resume = resume
         if not resume and self.checkpointer.has_checkpoint():
             logger.warning(
-                "%s has checkpoints of an earlier training. This one starts anew; to go on with "
+                "%s has checkpoints of an earlier training. This one starts anew; to resume "
                 "the earlier one, add --resume.",
                 self.cfg.OUTPUT_DIR,
             )

@@ -79,7 +79,7 @@ _MODULES = {
     "lvis_matching": "lvis.matching",
     "lvis_ranking": "lvis.ranking",
     "lvis_result": "lvis.result",
-    "partial_statistics": "collection.partial",
+    "partial_statistics": "passes.shards",
     "prediction_store": "sweeps.output_store",
     "resumable_inference": "evaluators.resumable_inference",
     "resume": "passes.resume",

@@ -1,41 +1,39 @@
 """Where an evaluator keeps detections while inference runs: in memory, on disk, or the best alone.
 
 On disk a process writes a *shard* every few hundred images, so its memory does not grow with the
-data set and a killed evaluation goes on from the last shard. A shard is an npz file without pickle
-that is written to a temporary name and renamed.
+data set and a killed evaluation resumes from the last one, see `logn_d2.passes.shards`.
 
 Shapes: D detections, K foreground classes.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import numpy as np
-from detectron2.utils import comm
 
 from ..errors import UserError
-from ..files import atomic_write
 from ..lvis.detections import Detections, image_id_array
 from ..lvis.order import best_of_each
+from ..passes.shards import ShardFolder, ShardKind, read_npz, write_npz
 
 __all__ = ["BestOfEachClass", "DetectionStore", "MemoryStore", "ShardStore"]
 
-logger = logging.getLogger(__name__)
-
 ImageIds = Sequence[int] | Sequence[str]
+
+
+_DETECTIONS = ShardKind("evaluation", ".npz", partial(read_npz, what="evaluation"))
 
 
 class DetectionStore(Protocol):
     """What `LVISFormEvaluator` needs of a store: one process's part of a pass."""
 
-    num_batches: int
-    """Batches whose detections are kept safe already; a resumed pass leaves these out."""
+    @property
+    def num_batches(self) -> int:
+        """Batches whose detections are kept safe already; a resumed pass leaves these out."""
 
     def add(self, image_ids: ImageIds, detections: Detections) -> None:
         """Keep the detections of one batch; an image that was there before counts once."""
@@ -131,10 +129,9 @@ class ShardStore:
 
     Args:
         folder (str or PathLike): for this pass alone.
-        digest (str): of what decides the detections; part of the files' names.
+        digest (str): of what decides the detections.
         shard_size (int): images in a shard.
-        resume (bool): keep the shards of an interrupted pass with this digest and as many
-            processes; False begins anew.
+        resume (bool): keep the shards of an interrupted pass, see `ShardFolder`.
     """
 
     def __init__(
@@ -145,17 +142,19 @@ class ShardStore:
         shard_size: int = 500,
         resume: bool = False,
     ) -> None:
-        self._folder = Path(folder)
-        self._world = f"of{comm.get_world_size()}"
-        self._prefix = f"{digest}-{comm.get_rank()}{self._world}"
+        self._shards = ShardFolder(folder, _DETECTIONS, digest, resume=resume)
         self._shard_size = max(shard_size, 1)
-        self._seen: dict[int | str, None] = {}
         self._pending: list[Detections] = []
         self._pending_images: list[int | str] = []
-        self._num_shards = self.num_batches = self._pending_batches = 0
-        self._remove_others(resume)
-        if resume:
-            self._find_shards()
+        self._pending_batches = 0
+        self._seen: dict[int | str, None] = {}
+        for path in self._shards.paths:
+            self._seen.update(dict.fromkeys(_DETECTIONS.read(path)["seen"].tolist()))
+
+    @property
+    def num_batches(self) -> int:
+        """See `DetectionStore`."""
+        return self._shards.num_batches
 
     def add(self, image_ids: ImageIds, detections: Detections) -> None:
         """See `DetectionStore`."""
@@ -170,21 +169,14 @@ class ShardStore:
         if not self._pending_batches:
             return
         arrays = Detections.concatenate(self._pending).to_arrays()
-        with atomic_write(self._path(self._num_shards)) as temporary, open(temporary, "wb") as file:
-            np.savez(
-                file,
-                batches=np.int64(self._pending_batches),
-                seen=image_id_array(self._pending_images),
-                **arrays,
-            )
-        self._num_shards += 1
-        self.num_batches += self._pending_batches
+        arrays["seen"] = image_id_array(self._pending_images)
+        self._shards.write(self._pending_batches, partial(write_npz, arrays=arrays))
         self._pending, self._pending_images, self._pending_batches = [], [], 0
 
     def load(self) -> tuple[Detections, np.ndarray]:
         """See `DetectionStore`."""
         self.flush()
-        shards = [_read(self._path(number)) for number in range(self._num_shards)]
+        shards = [dict(_DETECTIONS.read(path)) for path in self._shards.paths]
         return (
             Detections.concatenate([Detections.from_arrays(shard) for shard in shards]),
             image_id_array([i for shard in shards for i in shard["seen"].tolist()]),
@@ -192,39 +184,10 @@ class ShardStore:
 
     def clear(self) -> None:
         """Remove the shards of all processes, and the folder if nothing else is in it."""
-        for path in self._folder.glob("*.npz"):
-            path.unlink(missing_ok=True)
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{self._prefix}-{number:05d}.npz"
-
-    def _remove_others(self, resume: bool) -> None:
-        """Remove what this pass can't go on from: each process its own, the first all others'."""
-        stop = self._prefix.rpartition("-")[2]
-        for path in [*self._folder.glob("*.npz"), *self._folder.glob(".*.npz.*.tmp")]:
-            digest, share, _ = path.name.lstrip(".").rsplit("-", 2)
-            unknown = comm.is_main_process() and not share.endswith(self._world)
-            mine = share == stop
-            keep = resume and f"{digest}-{share}" == self._prefix and path.name[0] != "."
-            if unknown or (mine and not keep):
-                path.unlink(missing_ok=True)
-                if resume and path.name[0] != ".":
-                    logger.warning(
-                        "%s is of other weights, other images or another number of processes: it "
-                        "is removed, and the pass starts anew.",
-                        path,
-                    )
-
-    def _find_shards(self) -> None:
-        while self._path(self._num_shards).exists():
-            shard = _read(self._path(self._num_shards))
-            self.num_batches += int(shard["batches"])
-            self._seen.update(dict.fromkeys(shard["seen"].tolist()))
-            self._num_shards += 1
-        if self.num_batches:
-            logger.info("Resuming after %d batches of this process", self.num_batches)
+        self._shards.clear()
+        folder = self._shards.folder
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _new_images(
@@ -234,14 +197,3 @@ def _new_images(
     again = [image_id for image_id in image_ids if image_id in seen]
     seen.update(dict.fromkeys(image_ids))
     return detections.take(~np.isin(detections.image_id, again)) if again else detections
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(
-            f"{path} is not a whole file of detections ({error}). Delete it and those with higher "
-            "numbers, then go on with --resume."
-        ) from error

@@ -41,7 +41,7 @@ class LVISFormEvaluator(DatasetEvaluator):
     """Evaluate boxes and masks by the LVIS rule.
 
     With `output_dir` detections go to disk while inference runs, so memory does not grow with the
-    data set; with `resume` a killed pass goes on, see `resumable_inference`. The evaluator then
+    data set; with `resume` a killed pass resumes, see `resumable_inference`. The evaluator then
     writes `detections.npz` (see `Detections.load`), before it evaluates, so that nothing is lost if
     the evaluation fails; `per_class_bbox.csv` and `per_class_segm.csv`; and
     `lvis_instances_results.json` if asked for.
@@ -113,11 +113,11 @@ class LVISFormEvaluator(DatasetEvaluator):
         self._store: DetectionStore | None = None
 
     def reset(self) -> None:
-        """Forget all predictions, or go on with the interrupted pass; called before a pass."""
+        """Forget all detections, or resume the interrupted pass; called before a pass."""
         self._store = self._new_store()
 
     def start(self, digest: str, resume: bool | None = None) -> int:
-        """Get ready for a pass that may go on with an interrupted one.
+        """Get ready for a pass that may resume an interrupted one.
 
         Args:
             digest (str): of all that decides the detections; another one begins anew.
@@ -150,7 +150,7 @@ class LVISFormEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keep the predictions for some images; called after each batch.
+        """Keep the detections in some images; called after each batch.
 
         Args:
             inputs (Sequence[Mapping]): with "image_id".

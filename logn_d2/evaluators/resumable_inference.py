@@ -1,4 +1,4 @@
-"""An inference pass that goes on where it was killed."""
+"""An inference pass that resumes where it was killed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def resumable_inference(
         loader (Iterable or Callable): batches in the same order each time; or a function from the
             number of batches to leave out to a loader, see `build_evaluation_loader`, which saves
             loading them.
-        evaluator (LVISFormEvaluator): with `output_dir`, and `resume=True` to go on.
+        evaluator (LVISFormEvaluator): with `output_dir`, and `resume=True` to resume.
         settings (Mapping): what else decides the detections, such as thresholds.
-        resume (bool | None): go on with an interrupted pass; None as the evaluator was told.
+        resume (bool | None): continue an interrupted pass; None as the evaluator was told.
 
     Returns:
         dict: the evaluator's results.

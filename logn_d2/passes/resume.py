@@ -1,4 +1,4 @@
-"""What an interrupted pass over a data set needs to go on where it stopped, and only there."""
+"""What decides a pass over a data set, and a loader that resumes an interrupted one."""
 
 from __future__ import annotations
 

@@ -10,30 +10,32 @@ Shapes: U detections in the union of a chunk, D detections of one calibration.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
 
-from ..errors import MissingFileError, UnknownNameError, UserError
-from ..files import atomic_write
+from ..errors import UnknownNameError
 from ..lvis.detections import Detections, image_id_array
+from ..passes.shards import ShardFolder, ShardKind, find_shards, read_npz, write_npz
 
-__all__ = ["ImagePredictions", "SweepPredictions", "SweepWriter"]
+__all__ = ["SWEEP", "ImagePredictions", "SweepPredictions", "SweepWriter"]
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "sweep.json"
-_FORMAT = "logn_d2 sweep"
-_VERSION = 1
+SWEEP = ShardKind(
+    "sweep",
+    ".npz",
+    partial(read_npz, what="sweep"),
+    manifest="sweep.json",
+    format="logn_d2 sweep",
+    command="logn sweep --config-file CONFIG --weights WEIGHTS --output",
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -114,36 +116,14 @@ class SweepPredictions:
             FileNotFoundError: there is no sweep.
             ValueError: the folder's sweep is of a newer format.
         """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
-        if manifest is None:
-            raise MissingFileError(
-                f"There is no sweep in '{folder}'. Make one with: logn sweep "
-                f"--config-file CONFIG --weights WEIGHTS --output {folder}"
-            )
-        if manifest["version"] > _VERSION:
-            raise UserError(
-                f"The sweep in '{folder}' has format version {manifest['version']}, this logn_d2 "
-                f"reads up to {_VERSION}. Update logn_d2."
-            )
-        if not manifest["finished"]:
+        manifest, files, finished = find_shards(folder, SWEEP)
+        if not finished:
             logger.warning(
                 "The sweep in %s was interrupted: some images are missing. Repeat its command with "
                 "--resume to finish it.",
                 folder,
             )
-        files = sorted(folder.glob(f"{manifest['digest']}-*.npz"))
-        # Sweeps of earlier versions, and unfinished ones, have no list.
-        if manifest["finished"] and manifest.get("chunks") is not None:
-            files = [folder / Path(name).name for name in manifest["chunks"]]
-            missing = [path.name for path in files if not path.is_file()]
-            if missing:
-                raise UserError(
-                    f"{len(missing)} of {len(files)} files of the sweep in '{folder}' are missing, "
-                    f"the first is {missing[0]}. Copy the whole folder, or repeat the sweep "
-                    "without --resume."
-                )
-        return cls(manifest["names"], files, manifest["finished"])
+        return cls(manifest["names"], files, finished)
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -198,28 +178,9 @@ class SweepPredictions:
     def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
         for chunk in self._chunks:
             if isinstance(chunk, Path):
-                yield _read_chunk(chunk)
+                yield SWEEP.read(chunk)
             else:
                 yield chunk
-
-
-def keep_others(folder: str | os.PathLike[str] | None, digest: str) -> None:
-    """Refuses a folder that holds a finished sweep of something else.
-
-    Args:
-        folder (PathLike): where a sweep is to be written; None is always free.
-        digest (str): of everything that decides the result of the new one.
-
-    Raises:
-        ValueError: what would be lost; on every process.
-    """
-    manifest = (_read_manifest(Path(folder)) or {}) if folder is not None else {}
-    if manifest.get("finished") and manifest["digest"] != digest:
-        raise UserError(
-            f"'{folder}' holds a finished sweep of other weights, images, calibrations or settings "
-            f"({', '.join(manifest['names'])}). Choose another folder, or replace it with "
-            "--overwrite."
-        )
 
 
 class SweepWriter:
@@ -228,7 +189,7 @@ class SweepWriter:
     Args:
         names (Sequence[str]): of the calibrations.
         folder (PathLike): where chunk files go; None keeps everything in memory.
-        digest (str): of everything that decides the result; part of the files' names.
+        digest (str): of everything that decides the result.
         chunk_size (int): images in a chunk.
         resume (bool): keep what an interrupted sweep with this digest has written.
         before_chunk (Callable): called before each chunk is written.
@@ -246,22 +207,23 @@ class SweepWriter:
     ) -> None:
         self._names = tuple(names)
         self._before_chunk = before_chunk
-        self._folder = None if folder is None else Path(folder)
-        self._digest = digest
-        self._share = f"{comm.get_rank()}of{comm.get_world_size()}"
         self._chunk_size = max(chunk_size, 1)
         self._pending: list[ImagePredictions] = []
         self._in_memory: list[Arrays] = []
-        self._num_chunks = self.num_batches = self._pending_batches = self._pending_images = 0
-        if self._folder is not None:
-            self._open(self._folder, resume)
+        self._shards: ShardFolder | None = None
+        if folder is not None:
+            header = {"names": self._names}
+            self._shards = ShardFolder(folder, SWEEP, digest, resume=resume, header=header)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of this process that are in files; a resumed sweep leaves these out."""
+        return self._shards.num_batches if self._shards is not None else 0
 
     def add(self, batch: ImagePredictions) -> None:
         """Adds one batch of images."""
         self._pending.append(batch)
-        self._pending_batches += 1
-        self._pending_images += len(batch.image_ids)
-        if self._pending_images >= self._chunk_size:
+        if sum(len(each.image_ids) for each in self._pending) >= self._chunk_size:
             self.flush()
 
     def flush(self) -> None:
@@ -270,15 +232,11 @@ class SweepWriter:
             return
         self._before_chunk()
         arrays: Arrays = ImagePredictions.concatenate(self._pending).to_arrays()
-        if self._folder is None:
+        if self._shards is None:
             self._in_memory.append(arrays)
         else:
-            path = self._chunk_path(self._num_chunks)
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, batches=np.int64(self._pending_batches), **arrays)
-        self._num_chunks += 1
-        self.num_batches += self._pending_batches
-        self._pending, self._pending_batches, self._pending_images = [], 0, 0
+            self._shards.write(len(self._pending), partial(write_npz, arrays=arrays))
+        self._pending = []
 
     def finish(self) -> SweepPredictions:
         """Writes the rest and joins all processes' parts.
@@ -288,107 +246,12 @@ class SweepWriter:
             others have their own part.
         """
         self.flush()
-        if self._folder is None:
+        if self._shards is None:
             parts = comm.gather(self._in_memory, dst=0)
             mine = [self._in_memory] if not comm.is_main_process() else parts
             return SweepPredictions(self._names, [chunk for part in mine for chunk in part])
-        # Each process names its own: on a network file system a listing may lack a new file.
-        parts = comm.gather([self._chunk_path(number).name for number in range(self._num_chunks)])
-        if comm.is_main_process():
-            self._write_manifest(chunks=[name for part in parts for name in part])
-        comm.synchronize()
-        return SweepPredictions.load(self._folder)
-
-    def _open(self, folder: Path, resume: bool) -> None:
-        """Makes the folder ready, and finds what this process has done already."""
-        if comm.is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._remove_others(folder, resume)
-            self._write_manifest(chunks=None)
-        comm.synchronize()
-        while (path := self._chunk_path(self._num_chunks)).exists():
-            self.num_batches += int(_read_chunk(path)["batches"])
-            self._num_chunks += 1
-        if self.num_batches:
-            logger.info("Resuming after %d batches of this process", self.num_batches)
-
-    def _remove_others(self, folder: Path, resume: bool) -> None:
-        """Removes the chunks of a sweep that is not to be gone on with."""
-        found = (_read_manifest(folder) or {}).get("digest")
-        if resume and found == self._digest:
-            return
-        if resume and found is not None:
-            logger.warning(
-                "The sweep starts anew: %s holds one of other calibrations, other weights, other "
-                "images or another number of processes. To keep that, choose another folder.",
-                folder,
-            )
-        for digest in {self._digest, found} - {None}:
-            for path in folder.glob(f"{digest}-*.npz"):
-                path.unlink()
-
-    def _chunk_path(self, number: int) -> Path:
-        """Of a chunk of this process."""
-        assert self._folder is not None
-        return self._folder / f"{self._digest}-{self._share}-{number:05d}.npz"
-
-    def _write_manifest(self, chunks: list[str] | None) -> None:
-        """Writes sweep.json; ``chunks`` of all processes once the sweep is finished."""
-        content: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "names": self._names,
-            "digest": self._digest,
-            "finished": chunks is not None,
-        }
-        assert self._folder is not None
-        if chunks is not None:
-            content["chunks"] = chunks
-        with atomic_write(self._folder / _MANIFEST) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-class _Chunk(Mapping):
-    """The arrays of a chunk file, each read when it is asked for."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file = path, file
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.files)
-
-    def __len__(self) -> int:
-        return len(self._file.files)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._file.files:
-            raise KeyError(name)
-        try:
-            return self._file[name]
-        except _DAMAGE as error:
-            raise _damaged(self._path, error) from error
-
-
-_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-
-
-def _read_chunk(path: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of a chunk file.
-
-    Raises:
-        ValueError: the file is missing, cut off or changed; the message names it.
-    """
-    try:
-        return _Chunk(path, np.load(path, allow_pickle=False))
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"'{path}' is not a whole file of a sweep ({error}). Copy it again, or delete it and those "
-        "with higher numbers and repeat the sweep's command with --resume."
-    )
+        self._shards.finish()
+        return SweepPredictions.load(self._shards.folder)
 
 
 def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:
@@ -396,12 +259,3 @@ def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:
     union = {k.removeprefix("union_"): chunk[k] for k in chunk if k.startswith("union_")}
     own = Detections.from_arrays(union).take(chunk[f"index{number}"])
     return replace(own, score=chunk[f"score{number}"])
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The content of sweep.json; None where there is none, or another program's."""
-    try:
-        content = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None

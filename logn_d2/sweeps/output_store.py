@@ -17,7 +17,7 @@ Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S c
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from detectron2.utils import comm
@@ -34,27 +35,23 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..lvis.detections import Detections, image_id_array
 from ..lvis.ground_truth import LvisGroundTruth
+from ..passes.shards import ShardFolder, ShardKind, damaged, find_shards
 from .detections_folder import ImagePredictions
 from .union import RawPredictions, is_looked_at, output_size
 
 __all__ = [
     "ACTIVATIONS",
     "CLASSIFIERS",
-    "FORMAT",
-    "MANIFEST",
-    "VERSION",
+    "OUTPUTS",
     "StoreWriter",
     "ids_from_tensor",
     "ids_to_tensor",
-    "read_manifest",
+    "read_tensors",
 ]
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "predictions.json"
 CLASSIFIERS = "classifiers.safetensors"
-FORMAT = "logn_d2 predictions"
-VERSION = 1
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(dim=-1),
@@ -86,10 +83,9 @@ class StoreWriter:
         self._ground_truth = ground_truth
         self.max_boxes = max_boxes
         self._shard_bytes = shard_bytes
-        self._share = f"{comm.get_rank()}of{comm.get_world_size()}"
-        self._digest, self._header = "", {}
+        self._shards: ShardFolder | None = None
         self._activation: str | None = None
-        self._batches = self._first = self._bytes = 0
+        self._batches = self._bytes = 0
         self._images: list[dict[str, Tensor]] = []
         self._image_ids: list[int] | list[str] = []
         self._found: list[Detections] = []
@@ -101,7 +97,7 @@ class StoreWriter:
         num_batches: int,
         classifiers: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Makes the folder ready to go on after some batches of a pass.
+        """Makes the folder ready to resume after some batches of a pass.
 
         Args:
             digest (str): of everything that decides the predictions.
@@ -113,25 +109,17 @@ class StoreWriter:
         Raises:
             ValueError: their predictions are not there.
         """
-        self._digest, self._header = digest, {**header, "digest": digest}
-        self._batches = self._first = num_batches
+        self._shards = ShardFolder(
+            self.folder, OUTPUTS, digest, resume=num_batches > 0, end=num_batches, header=header
+        )
+        if self._shards.num_batches != num_batches:
+            raise UserError(
+                f"The sweep can't resume: {num_batches} batches are done, but {self.folder} has "
+                f"the outputs of {self._shards.num_batches}. Start it anew, without --resume."
+            )
         if comm.is_main_process():
-            self._remove_others()
-            self._write_manifest()
             tensors = {k: v.detach().cpu().clone() for k, v in (classifiers or {}).items()}
             write_tensors(self.folder / CLASSIFIERS, tensors)
-        comm.synchronize()
-        done = 0
-        for first, end, path in sorted(self._own_shards()):
-            if first != done or end > num_batches:
-                path.unlink()
-            else:
-                done = end
-        if done != num_batches:
-            raise UserError(
-                f"The sweep can't go on: {num_batches} batches are done, but {self.folder} has the "
-                f"predictions of {done}. Start it anew, without --resume."
-            )
 
     def add(
         self,
@@ -188,21 +176,19 @@ class StoreWriter:
         if found:
             tensors["found_image_id"] = ids_to_tensor(found.pop("image_id"))
         tensors.update({f"found_{k}": torch.from_numpy(np.array(v)) for k, v in found.items()})
-        name = f"{self._digest}-{self._share}-{self._first:07d}-{self._batches:07d}.safetensors"
-        write_tensors(self.folder / name, tensors, self._activation)
-        self._first, self._bytes = self._batches, 0
+        save = functools.partial(write_tensors, tensors=tensors, activation=self._activation)
+        self._shards.write(self._batches, save)
+        self._batches = self._bytes = 0
         self._images, self._image_ids, self._found = [], [], []
 
     def finish(self) -> None:
         """Writes the rest and says that the store is whole, when all processes have done so."""
         self.flush()
-        comm.synchronize()
+        self._shards.finish()
         if comm.is_main_process():
-            shards = sorted(self.folder.glob(f"{self._digest}-*.safetensors"))
+            _, shards, _ = find_shards(self.folder, OUTPUTS)
             megabytes = sum(path.stat().st_size for path in shards) / 1e6
-            self._write_manifest([path.name for path in shards])
-            logger.info("The predictions in %s take %.0f MB", self.folder, megabytes)
-        comm.synchronize()
+            logger.info("The outputs in %s take %.0f MB", self.folder, megabytes)
 
     def _check_activation(self, raw: RawPredictions) -> None:
         """Finds out what makes scores from logits, without which they are of no use."""
@@ -218,40 +204,6 @@ class StoreWriter:
         raise UserError(
             "This model's scores are not the softmax or sigmoid of its logits: its predict_probs "
             "does more. Its predictions can't be used without it; sweep with the model instead."
-        )
-
-    def _own_shards(self) -> list[tuple[int, int, Path]]:
-        """First batch, end and path of each of this process's shards."""
-        paths = self.folder.glob(f"{self._digest}-{self._share}-*.safetensors")
-        return [(*map(int, path.stem.rsplit("-", 2)[1:]), path) for path in paths]
-
-    def _remove_others(self) -> None:
-        """Removes the shards of the store that was here before."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = read_manifest(self.folder).get("digest")
-        if found is not None and found != self._digest:
-            for path in self.folder.glob(f"{found}-*.safetensors"):
-                path.unlink()
-
-    def _write_manifest(self, shards: Sequence[str] | None = None) -> None:
-        """The manifest; without shards, of a store that is not whole yet."""
-        content = {"format": FORMAT, "version": VERSION, **self._header, "shards": shards}
-        with atomic_write(self.folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def keep_other_store(folder: str | os.PathLike[str], digest: str) -> None:
-    """Refuses a folder that holds the whole predictions of something else.
-
-    Raises:
-        ValueError: what would be lost; on every process.
-    """
-    manifest = read_manifest(Path(folder))
-    if manifest.get("shards") is not None and manifest.get("digest") != digest:
-        raise UserError(
-            f"'{folder}' holds the predictions of other weights, images or settings "
-            f"in {len(manifest['shards'])} files ({manifest.get('info')}). Choose another "
-            "folder, or replace them with --overwrite."
         )
 
 
@@ -271,17 +223,36 @@ def ids_from_tensor(tensor: Tensor) -> np.ndarray:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | None = "") -> None:
     """Writes one file of a store."""
-    metadata = {"format": FORMAT, "version": str(VERSION), "activation": activation or ""}
+    metadata = {"format": OUTPUTS.format, "version": str(OUTPUTS.version)}
+    metadata["activation"] = activation or ""
     with atomic_write(path) as temporary:
         # save_file would make a file that only its owner can read.
         temporary.write_bytes(safetensors.torch.save(dict(tensors), metadata))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of predictions.json; empty where there is none, or another program's."""
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Some or all tensors of a file of a store, and its activation.
+
+    Raises:
+        ValueError: the file is missing, cut off, changed, or another program's.
+    """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    ours = isinstance(content, dict) and content.get("format") == FORMAT
-    return content if ours else {}
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names or file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise damaged(path, OUTPUTS.what, error) from None
+    if metadata.get("format") != OUTPUTS.format:
+        raise UserError(f"'{path}' is not a file of outputs of logn_d2.")
+    return {**tensors, "activation": metadata.get("activation")}
+
+
+OUTPUTS = ShardKind(
+    "store of outputs",
+    ".safetensors",
+    functools.partial(read_tensors, names=("image_id",)),
+    manifest="predictions.json",
+    format="logn_d2 predictions",
+    command="logn sweep --config-file CONFIG --weights WEIGHTS --output DIR --save-predictions",
+    others=(CLASSIFIERS,),
+)

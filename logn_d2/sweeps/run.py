@@ -23,10 +23,11 @@ from ..errors import UserError
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.box_predictors import cascade_average_of
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
+from ..passes.shards import refuse_others
 from ..sites import LogitSite, known_site, site_detector
-from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
+from .detections_folder import SWEEP, ImagePredictions, SweepPredictions, SweepWriter
 from .network import SweepRunner
-from .output_store import StoreWriter, keep_other_store
+from .output_store import OUTPUTS, StoreWriter
 from .site_network import SiteSweepRunner
 from .union import Calibrations
 
@@ -63,8 +64,8 @@ def sweep(
         model (nn.Module): a GeneralizedRCNN, or one built like it, or a detector of docs/sites.md,
             with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, in the same order each time; see
-            `build_evaluation_loader`. A function from the number of batches to leave out to a
-            loader lets a resumed sweep go on without loading what it has seen.
+            `build_evaluation_loader`. Given a function from the number of batches to leave out to a
+            loader, a resumed sweep loads only what is left.
         calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
         average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
             own heads do.
@@ -75,7 +76,7 @@ def sweep(
             number of images, and a killed sweep can be resumed. None keeps them in memory.
         chunk_size (int): images of a process between two files, which is what a killed sweep loses
             at most.
-        resume (bool): go on from the files of an interrupted sweep with the same settings.
+        resume (bool): use the files of an interrupted sweep with the same settings.
         overwrite (bool): replace a finished sweep, or stored predictions, of something else that
             are in these folders; False refuses.
         settings (Mapping): whatever else must be the same for resuming.
@@ -110,9 +111,8 @@ def sweep(
             decisive["store"] = [str(keep.folder.resolve()), max_boxes]
         digest = pass_digest(model, first, decisive)
         if not overwrite:
-            keep_others(output_dir, digest)
-            if keep is not None:
-                keep_other_store(keep.folder, digest)
+            refuse_others(output_dir, SWEEP, digest)
+            refuse_others(store, OUTPUTS, digest)
             comm.synchronize()  # no process writes before all have looked
         options = {"chunk_size": chunk_size, "resume": resume}
         if keep is not None:

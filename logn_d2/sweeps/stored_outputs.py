@@ -19,25 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from ..core import AffineCalibration
-from ..errors import MissingFileError, UserError
+from ..errors import UserError
 from ..lvis.detections import Detections, RleMasks
 from ..lvis.ground_truth import LvisGroundTruth
-from .detections_folder import ImagePredictions, SweepPredictions, SweepWriter, keep_others
-from .output_store import (
-    ACTIVATIONS,
-    CLASSIFIERS,
-    FORMAT,
-    MANIFEST,
-    VERSION,
-    ids_from_tensor,
-    read_manifest,
-)
+from ..passes.shards import find_shards, refuse_others
+from .detections_folder import SWEEP, ImagePredictions, SweepPredictions, SweepWriter
+from .output_store import ACTIVATIONS, CLASSIFIERS, OUTPUTS, ids_from_tensor, read_tensors
 from .union import (
     Calibrations,
     RawPredictions,
@@ -117,7 +109,7 @@ class StoredPredictions:
         info (dict): whatever the sweep was told to note.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], shards: Sequence[Path]) -> None:
         self.folder = folder
         self.digest: str = manifest["digest"]
         self.num_classes: int = manifest["num_classes"]
@@ -131,7 +123,7 @@ class StoredPredictions:
         ]
         self.calibrations: list[str] = manifest["calibrations"]
         self.info: dict[str, Any] = manifest["info"]
-        self._shards = [folder / Path(name).name for name in manifest["shards"]]
+        self._shards = list(shards)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> StoredPredictions:
@@ -142,35 +134,16 @@ class StoredPredictions:
             ValueError: it is not whole, damaged, or of a newer format.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        if not manifest:
-            raise MissingFileError(
-                f"There are no stored predictions in '{folder}' (no {MANIFEST} of logn_d2). Make "
-                "them with: logn sweep --config-file CONFIG --output DIR "
-                f"--weights WEIGHTS --save-predictions {folder}"
-            )
-        if manifest["version"] > VERSION:
+        manifest, shards, finished = find_shards(folder, OUTPUTS)
+        if not finished:
             raise UserError(
-                f"The predictions in '{folder}' have format version {manifest['version']}, this "
-                f"logn_d2 reads up to {VERSION}. Update logn_d2."
-            )
-        if manifest.get("shards") is None:
-            raise UserError(
-                f"The predictions in '{folder}' are not whole: their sweep was interrupted. Repeat "
+                f"The outputs in '{folder}' are not whole: their sweep was interrupted. Repeat "
                 "its command with --resume to finish it."
             )
         try:
-            stored = cls(folder, manifest)
+            return cls(folder, manifest, shards)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"'{folder / MANIFEST}' is damaged ({error!r}).") from error
-        files = [*stored._shards, folder / CLASSIFIERS]
-        missing = [path.name for path in files if not path.is_file()]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(files)} files of the predictions in '{folder}' "
-                f"are missing, the first is {missing[0]}. Copy the whole folder."
-            )
-        return stored
+            raise UserError(f"'{folder / OUTPUTS.manifest}' is damaged ({error!r}).") from error
 
     @property
     def num_images(self) -> int:
@@ -180,7 +153,7 @@ class StoredPredictions:
     @property
     def image_ids(self) -> np.ndarray:
         """(N,) int64 or strings, in the order of the pass."""
-        ids = [ids_from_tensor(_tensors(path, ("image_id",))["image_id"]) for path in self._shards]
+        ids = [ids_from_tensor(OUTPUTS.read(path)["image_id"]) for path in self._shards]
         return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
 
     def classifiers(self) -> list[Callable[[], tuple[Tensor, Tensor | None]]]:
@@ -188,7 +161,7 @@ class StoredPredictions:
 
         It raises a ValueError where the model had no such layer; see `stage_calibrations`.
         """
-        tensors = _tensors(self.folder / CLASSIFIERS)
+        tensors = read_tensors(self.folder / CLASSIFIERS)
 
         def read(index: int) -> tuple[Tensor, Tensor | None]:
             if f"weight{index}" not in tensors:
@@ -229,7 +202,7 @@ class StoredPredictions:
             ValueError: a file is damaged, or does not belong here.
         """
         for path in self._shards:
-            tensors = _tensors(path)
+            tensors = read_tensors(path)
             try:
                 yield _shard(tensors, self.num_stages, self.num_classes)
             except (KeyError, RuntimeError) as error:
@@ -281,7 +254,7 @@ def sweep_stored(
     decisive = [stored.digest, list(calibrations), calibrations_digest(calibrations), average]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
     if not overwrite:
-        keep_others(output_dir, digest)
+        refuse_others(output_dir, SWEEP, digest)
     writer, done, total = SweepWriter(list(calibrations), output_dir, digest), 0, stored.num_images
     for shard in stored.shards():
         for calibration in itertools.chain(*on_device):
@@ -385,19 +358,3 @@ def _shard(tensors: dict[str, Any], num_stages: int, num_classes: int) -> _Shard
     if found:
         found["image_id"] = ids_from_tensor(tensors["found_image_id"])
     return _Shard(images, tensors["activation"], Detections.from_arrays(found) if found else None)
-
-
-def _tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Some or all tensors of a shard, and its activation."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in names or file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"'{path}' is not a whole file of predictions ({error}). It was cut off or changed: "
-            "make the predictions again, or copy them again."
-        ) from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a file of predictions of logn_d2.")
-    return {**tensors, "activation": metadata.get("activation")}

@@ -32,6 +32,7 @@ from logn_d2.core import (
     logn,
 )
 from logn_d2.data.loader import build_statistics_loader
+from logn_d2.errors import UserError
 from logn_d2.modeling.attach import attach
 from logn_d2.modeling.box_predictors import find_box_predictors, predictor_fingerprint
 from logn_d2.modeling.recording import Recording
@@ -415,7 +416,7 @@ def test_a_killed_process_resumes_with_the_same_numbers(
     with caplog.at_level(logging.INFO), every_output(models[CASCADE]) as seen:
         resumed = collect_from_config(cfg, models[CASCADE], output, resume=True)
     assert len(seen[0]) == 10 - 6  # images 0 to 5 were on disk, the seventh was not
-    assert "after 6 images" in caplog.text
+    assert "after 6 batches" in caplog.text
     assert_equal(resumed, whole, tolerance=1e-12)
     assert_equal(LogitStatistics.load(output), whole, tolerance=1e-12)
     assert not list(tmp_path.glob("*partial*"))
@@ -512,17 +513,26 @@ def test_without_asking_nothing_is_resumed(model: nn.Module, tmp_path: Path) -> 
     assert len(seen[0]) == 4
 
 
-def test_a_damaged_partial_file_starts_anew(
-    model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_partial_file_is_named(model: nn.Module, tmp_path: Path) -> None:
     output, cfg = tmp_path / "x.safetensors", few(3)
     interrupt(cfg, model, output)
     (partial,) = tmp_path.glob("*partial*")
     partial.write_bytes(partial.read_bytes()[:100])
-    with caplog.at_level(logging.WARNING):
-        resumed = collect_from_config(cfg, model, output, resume=True)
-    assert "starts anew" in caplog.text
+    with pytest.raises(UserError, match=f"{partial.name}' is not a whole file .*--resume"):
+        collect_from_config(cfg, model, output, resume=True)
+    partial.unlink()
+    resumed = collect_from_config(cfg, model, output, resume=True)
     assert_equal(resumed, collect_from_config(cfg, model, output))
+
+
+def test_a_partial_file_of_an_earlier_version_is_resumed(model: nn.Module, tmp_path: Path) -> None:
+    output, cfg = tmp_path / "x.safetensors", few(4)
+    interrupt(cfg, model, output)
+    (partial,) = tmp_path.glob("*partial*")
+    partial.rename(partial.with_name(partial.name.split("of1-")[0] + "of1.safetensors"))
+    with every_output(model) as seen:
+        collect_from_config(cfg, model, output, resume=True)
+    assert 0 < len(seen[0]) < 4
 
 
 # No trace

@@ -125,7 +125,7 @@ def test_other_weights_or_no_wish_to_resume_begin_anew(
     model = _Detector(seed)
     resumable_inference(model, _batches(images), _evaluator(tmp_path, resume))
     assert len(model.seen) == 20
-    assert ("the pass starts anew" in caplog.text) == warns
+    assert ("The evaluation starts anew" in caplog.text) == warns
 
 
 def test_a_killed_evaluation_needs_no_image_again(
@@ -169,18 +169,8 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     store.add([7], Detections([7], [0], [0.5], [[0, 0, 1, 1]]))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:90])
-    with pytest.raises(ValueError, match=f"{path.name} is not a whole file of detections"):
+    with pytest.raises(ValueError, match=f"{path.name}' is not a whole file of the evaluation"):
         ShardStore(tmp_path, resume=True)
-
-
-def test_a_process_removes_its_own_files_and_those_of_other_numbers_of_processes(
-    tmp_path: Path,
-) -> None:
-    for name in ("pass-0of1-00000", "pass-0of2-00000", "pass-1of2-00000", "old-0of1-00000"):
-        (tmp_path / f"{name}.npz").write_bytes(b"")
-    (tmp_path / ".pass-0of1-00003.npz.12ab34cd.tmp").write_bytes(b"")
-    ShardStore(tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_resume_from_is_refused(images: list[dict], tmp_path: Path) -> None:

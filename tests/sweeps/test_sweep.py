@@ -443,21 +443,24 @@ def test_a_sweep_that_lost_a_chunk_or_has_a_damaged_one_is_refused_by_name(
         SweepPredictions.load(tmp_path)
     for damaged in (b"", content[:200], content[:-50], b"no zip"):
         last.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{last.name}' is not a whole file of a sweep"):
+        with pytest.raises(ValueError, match=f"{last.name}' is not a whole file of the sweep"):
             SweepPredictions.load(tmp_path).detections("uncalibrated")
     last.write_bytes(content)
     (tmp_path / first.name.replace("00000", "00009")).write_bytes(b"of nobody")
     same_predictions(SweepPredictions.load(tmp_path), whole)
 
 
-def test_sweeps_without_a_list_of_chunks_stay_readable(
+def test_manifests_of_earlier_versions_stay_readable(
     model: nn.Module, loader: list, tmp_path: Path
 ) -> None:
     whole = sweep(model, loader, calibrations(count=1), output_dir=tmp_path, chunk_size=2)
     manifest = json.loads((tmp_path / "sweep.json").read_text())
-    assert len(manifest.pop("chunks")) == 3
-    (tmp_path / "sweep.json").write_text(json.dumps(manifest))
-    same_predictions(SweepPredictions.load(tmp_path), whole)
+    shards = manifest.pop("shards")
+    assert len(shards) == 3
+    for listed in ({"chunks": shards}, {}):
+        earlier = {**manifest, "finished": True, **listed}
+        (tmp_path / "sweep.json").write_text(json.dumps(earlier))
+        same_predictions(SweepPredictions.load(tmp_path), whole)
 
 
 def test_finished_results_of_other_weights_are_kept_unless_they_are_to_be_replaced(

@@ -1,0 +1,354 @@
+"""Parts of a pass on disk, from which a killed pass resumes.
+
+Each process writes *shards*, files of some batches that are whole or not there. A name says whose
+shard it is:
+
+    {prefix}{digest}-{process}of{processes}-{first batch}-{end}{suffix}
+
+A pass of other weights, images or settings has another digest, so two passes never mix. Where the
+shards are a result to keep, a manifest (JSON) lists them as soon as all processes have finished.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+
+from ..errors import MissingFileError, UserError
+from ..files import atomic_write
+
+__all__ = [
+    "ShardFolder",
+    "ShardKind",
+    "damaged",
+    "find_shards",
+    "read_manifest",
+    "read_npz",
+    "refuse_others",
+    "write_npz",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """What shards hold, in the names of files and in messages.
+
+    Attributes:
+        what (str): for example "sweep" or "evaluation".
+        suffix (str): of the files.
+        read (Callable): from a path to named content; raises a UserError for a damaged file.
+        manifest (str): its file name; "" where shards are removed once the result is there.
+        format (str): what the manifest calls itself.
+        version (int): of that format.
+        command (str): that makes such a folder.
+        others (tuple[str, ...]): further files without which the folder is not whole.
+    """
+
+    what: str
+    suffix: str
+    read: Callable[[Path], Mapping[str, Any]]
+    manifest: str = ""
+    format: str = ""
+    version: int = 1
+    command: str = ""
+    others: tuple[str, ...] = ()
+
+
+class ShardFolder:
+    """This process's shards of one pass.
+
+    Shards of other passes stay until this one has something to put in their place.
+
+    Args:
+        folder (PathLike): is made when it is needed.
+        kind (ShardKind): what the shards hold.
+        digest (str): of everything that decides the result.
+        resume (bool): keep the shards of an interrupted pass with this digest and as many
+            processes; False removes them.
+        end (int): keep only what was written before so many batches were done; None keeps all.
+        header (Mapping): what else the manifest says, as far as JSON can write it.
+        prefix (str): of the files' names.
+
+    Attributes:
+        paths (list[Path]): shards of this process, in order.
+        num_batches (int): that they hold; a resumed pass leaves these out.
+
+    Raises:
+        ValueError: a shard to resume from is damaged; it is named.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        kind: ShardKind,
+        digest: str,
+        *,
+        resume: bool = False,
+        end: int | None = None,
+        header: Mapping[str, Any] | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.folder = Path(folder)
+        self.paths: list[Path] = []
+        self.num_batches = 0
+        self._kind = kind
+        self._digest = digest
+        self._header = header or {}
+        self._world = f"of{comm.get_world_size()}"
+        self._stem = f"{prefix}{digest}-{comm.get_rank()}{self._world}"
+        self._pattern = re.compile(
+            rf"\.?(?P<stem>{re.escape(prefix)}(?P<digest>\w+)-\d+(?P<world>of\d+))"
+            rf"(-(?P<first>\d+))?(-(?P<end>\d+))?{re.escape(kind.suffix)}(?P<temporary>\..*\.tmp)?"
+        )
+        self._alone = False  # whether other passes' shards have been removed
+        if kind.manifest:
+            self._write_manifest(None)
+        self._find_own(resume, end)
+        if resume and not self.paths:
+            self._tell_what_there_is()
+
+    def write(self, batches: int, save: Callable[[Path], None], *, replace: bool = False) -> None:
+        """Writes the shard of the next batches.
+
+        Args:
+            batches (int): how many, at least 1.
+            save (Callable): writes a file to a path, whole or not at all.
+            replace (bool): the file also holds all batches before, whose shards are removed.
+        """
+        assert batches > 0
+        self._remove_others()
+        earlier = self.paths if replace else []
+        end = self.num_batches + batches
+        path = self._path(0 if replace else self.num_batches, end)
+        save(path)
+        for each in earlier:
+            each.unlink(missing_ok=True)
+        self.paths = [path] if replace else [*self.paths, path]
+        self.num_batches = end
+
+    def finish(self) -> None:
+        """Lists the shards of all processes in the manifest, once all have come here."""
+        self._remove_others()
+        # Each process names its own: on a network file system a listing may lack a new file.
+        parts = comm.gather([path.name for path in self.paths])
+        self._write_manifest([name for part in parts for name in part])
+
+    def clear(self) -> None:
+        """Removes all shards, those of other processes and passes too."""
+        for path, _ in self._named():
+            path.unlink(missing_ok=True)
+
+    def _named(self) -> list[tuple[Path, re.Match[str]]]:
+        """Everything that is named like a shard, half-written files too."""
+        # Not by glob: brackets in a name would be read as a pattern.
+        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        matches = ((path, self._pattern.fullmatch(path.name)) for path in paths)
+        return [(path, name) for path, name in matches if name is not None]
+
+    def _path(self, first: int, end: int) -> Path:
+        return self.folder / f"{self._stem}-{first:07d}-{end:07d}{self._kind.suffix}"
+
+    def _find_own(self, resume: bool, limit: int | None) -> None:
+        """Finds this process's shards from the first batch on, and removes what does not follow."""
+        if resume:
+            self._rename_earlier_versions()
+        own = [(path, name) for path, name in self._named() if name["stem"] == self._stem]
+        following: dict[int, tuple[int, Path]] = {}
+        for path, name in own:
+            if resume and name["end"] and not name["temporary"]:
+                first, end = int(name["first"]), int(name["end"])
+                if limit is None or end <= limit:
+                    # Killed while one shard replaced another, a process leaves both.
+                    following[first] = max((end, path), following.get(first, (0, path)))
+        while self.num_batches in following:
+            self.num_batches, path = following.pop(self.num_batches)
+            self._kind.read(path)
+            self.paths.append(path)
+        for path, _ in own:
+            if path not in self.paths:
+                path.unlink(missing_ok=True)
+        if self.num_batches:
+            logger.info("Resuming the %s after %d batches", self._kind.what, self.num_batches)
+
+    def _rename_earlier_versions(self) -> None:
+        """Gives today's names to shards that are numbered and hold their number of batches."""
+        first = 0
+        for path, name in self._named():
+            if name["stem"] == self._stem and not name["end"] and not name["temporary"]:
+                end = first + int(self._kind.read(path)["batches"])
+                path.rename(self._path(first, end))
+                first = end
+
+    def _others(self) -> list[Path]:
+        """Of other digests or numbers of processes."""
+        mine = (self._digest, self._world)
+        return [path for path, name in self._named() if (name["digest"], name["world"]) != mine]
+
+    def _tell_what_there_is(self) -> None:
+        others = self._others()
+        if not others:
+            logger.info("There is no %s to resume in %s", self._kind.what, self.folder)
+            return
+        logger.warning(
+            "The %s starts anew: %s is of other weights, images, settings or calibrations, or "
+            "another number of processes. It is removed with the first new file; to resume that "
+            "one, end this command and repeat the earlier one.",
+            *(self._kind.what, others[0]),
+        )
+
+    def _remove_others(self) -> None:
+        if not self._alone and comm.is_main_process():
+            for path in self._others():
+                path.unlink(missing_ok=True)
+        self._alone = True
+
+    def _write_manifest(self, shards: list[str] | None) -> None:
+        """Writes the manifest; without shards, of a folder that is not whole yet."""
+        kind = self._kind
+        content = {"format": kind.format, "version": kind.version, **self._header}
+        content |= {"digest": self._digest, "shards": shards}
+        if comm.is_main_process():
+            with atomic_write(self.folder / kind.manifest) as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        comm.synchronize()
+
+
+def read_manifest(folder: str | os.PathLike[str], kind: ShardKind) -> dict[str, Any]:
+    """The content of a folder's manifest; empty where there is none, or another program's."""
+    try:
+        content = json.loads(Path(folder, kind.manifest).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    ours = isinstance(content, dict) and content.get("format") == kind.format
+    return content if ours else {}
+
+
+def _is_finished(manifest: Mapping[str, Any]) -> bool:
+    return manifest.get("finished", manifest.get("shards") is not None)
+
+
+def find_shards(
+    folder: str | os.PathLike[str], kind: ShardKind
+) -> tuple[dict[str, Any], list[Path], bool]:
+    """What a pass has left in a folder.
+
+    Returns:
+        tuple: the manifest, the shards of all processes, and whether the pass has finished.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.
+        ValueError: it is damaged or of a newer format, or files of a finished pass are missing.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, kind)
+    if not manifest:
+        raise MissingFileError(
+            f"There is no {kind.what} in '{folder}' (no {kind.manifest} of logn_d2). Make one "
+            f"with: {kind.command} {folder}"
+        )
+    version, digest = manifest.get("version"), manifest.get("digest")
+    if not isinstance(version, int) or not isinstance(digest, str):
+        raise UserError(f"'{folder / kind.manifest}' is damaged: it has no version or no digest.")
+    if version > kind.version:
+        raise UserError(
+            f"The {kind.what} in '{folder}' has format version {version}, this logn_d2 reads up to "
+            f"{kind.version}. Update logn_d2."
+        )
+    finished = _is_finished(manifest)
+    names = manifest.get("shards", manifest.get("chunks"))
+    if not finished or names is None:  # earlier versions had no list
+        return manifest, sorted(folder.glob(f"{digest}-*{kind.suffix}")), finished
+    files = [folder / Path(name).name for name in names]
+    expected = [*files, *(folder / name for name in kind.others)]
+    missing = [path.name for path in expected if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(expected)} files of the {kind.what} in '{folder}' are "
+            f"missing, the first is {missing[0]}. Copy the whole folder, or make it again."
+        )
+    return manifest, files, finished
+
+
+def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest: str) -> None:
+    """Refuses a folder that holds the finished result of something else.
+
+    Args:
+        folder (PathLike): where a pass is to write; None is always free.
+        kind (ShardKind): what it is to write.
+        digest (str): of the new pass.
+
+    Raises:
+        ValueError: what would be lost; on every process.
+    """
+    manifest = read_manifest(folder, kind) if folder is not None else {}
+    if _is_finished(manifest) and manifest["digest"] != digest:
+        held = manifest.get("info") or ", ".join(manifest.get("names", ()))
+        raise UserError(
+            f"'{folder}' holds a finished {kind.what} of other weights, images, calibrations or "
+            f"settings ({held}). Choose another folder, or replace it with --overwrite."
+        )
+
+
+def damaged(path: Path, what: str, error: object) -> UserError:
+    """What is wrong with a file that should be a shard, for people."""
+    return UserError(
+        f"'{path}' is not a whole file of the {what} ({error}). Copy it again, or delete it and "
+        "repeat the command with --resume."
+    )
+
+
+_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class _NpzFile(Mapping[str, np.ndarray]):
+    """The arrays of an npz file, each read when it is asked for."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._error = functools.partial(damaged, path, what)
+        try:
+            self._file = np.load(path, allow_pickle=False)
+        except _DAMAGE as error:
+            raise self._error(error) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.files)
+
+    def __len__(self) -> int:
+        return len(self._file.files)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._file.files:
+            raise KeyError(name)
+        try:
+            return self._file[name]
+        except _DAMAGE as error:
+            raise self._error(error) from error
+
+
+def read_npz(path: Path, what: str = "pass") -> Mapping[str, np.ndarray]:
+    """The arrays of a file of `write_npz`, each read when it is asked for.
+
+    Raises:
+        ValueError: the file is missing, cut off or changed; the message names it.
+    """
+    return _NpzFile(path, what)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays, without pickle; whole or not at all."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
