@@ -70,7 +70,7 @@ setup(
             *REPORT,
             *WEIGHTS,
             *EXPORT,
-            "faster-coco-eval>=1.6",
+            "hotcoco>=1.3",
             "hypothesis",
             "pytest",
             "pytest-xdist",
