@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from ..core import (
     StageStatistics,
 )
 from ..core.affine import Background, foreground_columns
+from ..core.moments import blocks
 from ..errors import UserError
 from ..passes.shards import ShardFolder
 
@@ -99,8 +100,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
         if not self._moments:
             self._start(outputs)
         for image, stages in zip(inputs, images, strict=True):
-            for index, (logits, mask, labels) in enumerate(stages):
-                self._update(index, logits, mask, labels, image)
+            for index, (logits, labels) in enumerate(stages):
+                self._update(index, logits, labels, image)
             self.num_images += 1
             self.num_rois += len(stages[0][0])
         self.num_batches += 1
@@ -183,7 +184,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         population = self._description.population
         logits = stage.logits.split(stage.lengths)
         if population == "proposals":  # not matched
-            return [(of_image, None, None) for of_image in logits]
+            return [(of_image, None) for of_image in logits]
         pairs = zip(logits, stage.labels, strict=True)
         return [_select(population, *pair, stage.background) for pair in pairs]
 
@@ -191,25 +192,20 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self,
         stage: int,
         logits: Tensor,
-        mask: Tensor | None,
         labels: Tensor | None,
         image: Mapping[str, Any],
     ) -> None:
-        moments, posteriors = self._moments[stage], self._posteriors[stage]
+        moments = self._moments[stage]
         try:
             if not isinstance(moments, LogitMoments):
-                moments.update(logits, mask)
+                moments.update(logits)
                 return
             of_image = {
                 "weight": image.get("statistics_weight", 1.0),
-                "image": image.get("image_id", image.get("file_name")),
+                "image": _name(image, logits),
             }
-            logits = logits.to(moments.mean.device, torch.float64)  # once for both
-            moments.update(logits, mask, **of_image)
-            if posteriors is not None:
-                sigmoid = self._description.activation == "sigmoid"
-                scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
-                posteriors.update(logits, scores, labels, **of_image)
+            for part in blocks(logits, labels):
+                self._add(moments, self._posteriors[stage], *part, of_image)
         except NonFiniteLogitsError as error:
             name = image.get("file_name", f"image {image.get('image_id')}")
             raise NonFiniteLogitsError(
@@ -217,6 +213,26 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 "file; if the first image does, the weights are broken or the pixel mean and "
                 "standard deviation are not those of training."
             ) from error
+
+    def _add(
+        self,
+        moments: LogitMoments,
+        posteriors: PosteriorMoments | None,
+        logits: Tensor,
+        labels: Tensor | None,
+        of_image: Mapping[str, Any],
+    ) -> None:
+        """Adds some of an image's RoIs."""
+        logits = logits.to(moments.mean.device, torch.float64)  # once for both
+        mask = None
+        if self._description.population == "positives":
+            columns = torch.arange(logits.shape[1], device=logits.device)
+            mask = labels.to(logits.device)[:, None] == columns
+        moments.update(logits, mask, **of_image)
+        if posteriors is not None:
+            sigmoid = self._description.activation == "sigmoid"
+            scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+            posteriors.update(logits, scores, labels, **of_image)
 
     def _statistics(self, partial: bool = False) -> LogitStatistics:
         """What this process has seen; ``partial`` for a file to resume from."""
@@ -270,8 +286,16 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self.num_batches = saved.provenance["batches"]
 
 
-_OfImage = tuple[Tensor, "Tensor | None", "Tensor | None"]
-"""Logits (R, C); (R, C) which of them count, None for all; (R,) labels, None if not known."""
+_OfImage = tuple[Tensor, "Tensor | None"]
+"""Logits (R, C); (R,) labels, None if not known."""
+
+
+def _name(image: Mapping[str, Any], logits: Tensor) -> Hashable | None:
+    """What puts an image into a group; without an id its first RoI, and not each block's."""
+    name = image.get("image_id", image.get("file_name"))
+    if name is None and len(logits):
+        return logits[0].double().cpu().numpy().tobytes()
+    return name
 
 
 def _select(
@@ -286,14 +310,11 @@ def _select(
             left out.
         background (str): where the background column is.
     """
-    if population in ("sampled", "images"):
-        return logits, None, labels
-    columns = torch.arange(logits.shape[1], device=labels.device)
     if population == "foreground":
+        columns = torch.arange(logits.shape[1], device=labels.device)
         chosen = torch.isin(labels, columns[foreground_columns(background)])
-        return logits[chosen], None, labels[chosen]
-    mask = labels[:, None] == columns
-    return logits, mask, labels
+        return logits[chosen], labels[chosen]
+    return logits, labels
 
 
 def gathers_posteriors(estimator: str, population: str) -> bool:

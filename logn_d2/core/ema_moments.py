@@ -5,13 +5,14 @@ Shapes: R RoIs in a batch, C logit columns. Logits are in nats.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .moments import batch_moments, check_columns, check_finite
+from .moments import batch_moments, blocks, check_columns, check_finite, combined
 
 __all__ = ["EmaLogitMoments"]
 
@@ -83,7 +84,11 @@ class EmaLogitMoments:
             raise UserError("Moving averages take every RoI: use the exact estimator with a mask.")
         if len(logits) < 2:
             return
-        _, mean, sum_square = batch_moments(logits.to(self.mean.device, torch.float64))
+        found = (
+            batch_moments(part.to(self.mean.device, torch.float64)) for (part,) in blocks(logits)
+        )
+        weighted = ((count.double(), *others) for count, *others in found)
+        _, mean, sum_square = functools.reduce(combined, weighted)
         check_finite(mean)
         var = sum_square / (len(logits) - 1)
         self.mean = self.mean + self.momentum * (mean - self.mean)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ __all__ = [
 # Of images, whose moments are kept apart. An error from 20 groups has a standard deviation of
 # 1 / sqrt(2 * 19), 16 %; more groups would tell it better and make larger files.
 NUM_GROUPS = 20
+
+# Entries. All RoIs of an image are one block, even with LVIS's classes.
+_BLOCK = 2**22
 
 Moments = tuple[Tensor, Tensor, Tensor]
 """Weight, mean, and sum of squared deviations."""
@@ -146,7 +149,7 @@ class LogitMoments:
             None if mask is None else mask.to(self.mean.device),
         )
         check_finite(mean)
-        added = (count * float(weight), mean, sum_square * float(weight))
+        added = (count.double() * float(weight), mean, sum_square * float(weight))
         group = image_group(image, logits)
         self.weight, self.mean, self.sum_square = combined(self._totals(), added)
         for rows, row in zip(self._groups(), combined(self._groups(group), added), strict=True):
@@ -314,6 +317,24 @@ def batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
     count = mask.sum(dim=0)
     mean = torch.where(mask, logits, 0.0).sum(dim=0) / count.clamp(min=1)
     return count, mean, torch.where(mask, logits - mean, 0.0).square_().sum(dim=0)
+
+
+def blocks(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """Rows of tensors, so many at a time that their float64 copies fit into a processor's cache.
+
+    A dense detector has hundreds of thousands of anchors: with 1,203 classes, one image's logits
+    take 2 GB in float64.
+
+    Args:
+        *tensors (Tensor): the first is (R, C), the others have R rows or are None.
+
+    Yields:
+        tuple: the rows of each, in order; one tuple where R is 0.
+    """
+    first = tensors[0]
+    rows = max(_BLOCK // max(first.shape[1], 1), 1)
+    for start in range(0, max(len(first), 1), rows):
+        yield tuple(None if each is None else each[start : start + rows] for each in tensors)
 
 
 def check_columns(logits: Tensor, num_columns: int) -> None:

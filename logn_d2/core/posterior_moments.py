@@ -124,7 +124,7 @@ class PosteriorMoments:
         mean = self._total(columns, logits) / count.clamp(min=1)
         square = self._total(columns, (logits - mean[columns]).square())
         rows = (self.own_weight[group], self.own_mean[group], self.own_sum_square[group])
-        found = combined(rows, (count * weight, mean, square * weight))
+        found = combined(rows, (count.double() * weight, mean, square * weight))
         for row, value in zip(rows, found, strict=True):
             row.copy_(value)
         self.label_count += count

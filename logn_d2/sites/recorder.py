@@ -5,6 +5,7 @@ Shapes: N images, Ri candidates of image i, R of all images, C logit columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -94,31 +95,30 @@ class SiteRecorder:
         Raises:
             RuntimeError: the layers were not asked, or labels and logits differ in number.
         """
-        outputs: list[Tensor] = []
+        levels: list[Tensor] = []
         labels = None
         with ExitStack() as stack:
             stack.enter_context(modes(self.model))
             for layer in self.site.layers:
-                # In front of a calibration that is attached. Copies, since RetinaNet takes the
-                # sigmoid of a level of one cell in place.
+                # In front of a calibration that is attached.
                 hook = layer.register_forward_hook(
-                    lambda module, args, output: outputs.append(output.clone()), prepend=True
+                    functools.partial(self._hear, levels), prepend=True
                 )
                 stack.callback(hook.remove)
             if self.population == "sampled":
                 labels = self.site.matched(self.model, batched_inputs)
             else:
                 self._run(batched_inputs)
-        if not outputs:
+        if not levels:
             raise RuntimeError("The layers of the site were not called in this pass.")
-        levels = self.site.levels(outputs)
         pairs = [
             self._image([level[i] for level in levels], None if labels is None else labels[i])
             for i in range(len(batched_inputs))
         ]
+        parts = [part for of_image, _ in pairs for part in of_image]
         stage = SiteStage(
-            torch.cat([logits for logits, _ in pairs]),
-            [len(logits) for logits, _ in pairs],
+            parts[0] if len(parts) == 1 else torch.cat(parts),
+            [sum(map(len, of_image)) for of_image, _ in pairs],
             [found for _, found in pairs],
             self.site,
             type(self.model).__name__,
@@ -131,14 +131,31 @@ class SiteRecorder:
         except PassEnds:
             pass
 
-    def _image(self, levels: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One image's candidates of the population, and their labels."""
-        logits = torch.cat(levels)
+    def _hear(self, levels: list[Tensor], layer: nn.Module, args: tuple, output: Tensor) -> None:
+        """Keeps a layer's output, candidate by candidate; earlier decoder layers don't count."""
+        (level,) = self.site.levels([output])
+        if level.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+            level = level.clone()  # RetinaNet takes the sigmoid of a level of one cell in place
+        if self.site.calls == "last":
+            levels.clear()
+        levels.append(level)
+
+    def _image(
+        self, levels: list[Tensor], labels: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """One image's candidates of the population, level by level, and their labels."""
         if labels is not None:
-            if len(labels) != len(logits):
-                raise RuntimeError(f"There are {len(labels)} labels for {len(logits)} candidates.")
+            total = sum(map(len, levels))
+            if len(labels) != total:
+                raise RuntimeError(f"There are {len(labels)} labels for {total} candidates.")
             counted = labels >= 0
-            return logits[counted], labels[counted]
+            return _chosen(levels, counted), labels[counted]
         if self.site.chosen is None:
-            return logits, None
-        return logits[self.site.chosen([self.site.scores(each) for each in levels])], None
+            return levels, None
+        return _chosen(levels, self.site.chosen([self.site.scores(each) for each in levels])), None
+
+
+def _chosen(levels: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
+    """Some of the candidates; no copy of a level that is taken whole."""
+    pairs = zip(levels, chosen.split([len(level) for level in levels]))
+    return [level if mine.all() else level[mine] for level, mine in pairs]

@@ -17,6 +17,8 @@ from .layers import ClassLayers, check_choice
 
 __all__ = ["LogitSite", "Matcher", "Runner", "TopScores"]
 
+_BLOCK = 2**22
+
 Inputs = Sequence[Mapping[str, Any]]
 Runner = Callable[[nn.Module, Inputs], Any]
 Matcher = Callable[[nn.Module, Inputs], Sequence[Tensor]]
@@ -42,16 +44,24 @@ class TopScores:
         Args:
             levels (Sequence[Tensor]): (R of the level, K) foreground scores of each feature level.
         """
-        if self.each == "class":
-            scores = torch.cat(list(levels))
-            return self._best(scores, dim=0).any(dim=1)
-        best = [self._best(each.flatten(), dim=0).view_as(each) for each in levels]
-        return torch.cat([each.any(dim=1) for each in best])
+        if self.each == "level":
+            return torch.cat([self._of_level(each) for each in levels])
+        scores = torch.cat(list(levels))
+        best = torch.zeros_like(scores, dtype=torch.bool)
+        order = scores.topk(min(self.count, len(scores)), dim=0).indices
+        return (best.scatter_(0, order, True) & (scores > self.threshold)).any(dim=1)
 
-    def _best(self, scores: Tensor, dim: int) -> Tensor:
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
-        order = scores.topk(min(self.count, scores.shape[dim]), dim=dim).indices
-        return chosen.scatter_(dim, order, True) & (scores > self.threshold)
+    def _of_level(self, scores: Tensor) -> Tensor:
+        flat, found = scores.flatten(), []
+        # By blocks: topk would copy all of a hundred million scores, each with its position.
+        for start in range(0, len(flat), _BLOCK):
+            block = flat[start : start + _BLOCK]
+            found.append(start + block.topk(min(self.count, len(block))).indices)
+        pairs = torch.cat(found) if found else flat.new_zeros(0).long()
+        pairs = pairs[flat[pairs].topk(min(self.count, len(pairs))).indices]
+        chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+        chosen[pairs[flat[pairs] > self.threshold] // scores.shape[1]] = True
+        return chosen
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,3 +108,16 @@ def test_wrong_use_is_explained():
     for momentum in (0.0, 1.5, -0.1):
         with pytest.raises(ValueError, match=r"expected a value in \(0, 1\]"):
             EmaLogitMoments(4, momentum)
+
+
+def test_a_batch_of_many_anchors_is_taken_in_blocks(monkeypatch):
+    logits = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0)).double() * 3 - 4
+    whole, parts = EmaLogitMoments(5, 0.1), EmaLogitMoments(5, 0.1)
+    whole.update(logits)
+    monkeypatch.setattr("logn_d2.core.moments._BLOCK", 37 * 5)
+    parts.update(logits)
+    for name in ("mean", "var"):
+        torch.testing.assert_close(
+            getattr(parts, name), getattr(whole, name), rtol=1e-12, atol=1e-12
+        )
+    assert parts.count.equal(whole.count) and parts.steps.equal(whole.steps)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logn_d2.core import LogitMoments, NonFiniteLogitsError
+from logn_d2.core import moments as moments_module
 
 
 def draw_batches(sizes, num_columns=5, seed=0, dtype=torch.float64):
@@ -351,3 +352,32 @@ def test_on_a_gpu_as_on_the_cpu():
         moments.update(batch.cuda())
     close(moments.to("cpu").var, gather(batches).var)
     close(gather(batches).merge(moments).mean, gather(batches).mean)
+
+
+def test_an_image_of_many_anchors_is_taken_in_blocks(monkeypatch):
+    (logits,) = draw_batches([1000])
+    whole, mask = gather([logits]), logits > logits.mean()
+    masked = gather([logits], masks=[mask])
+    monkeypatch.setattr("logn_d2.core.moments._BLOCK", 37 * 5)
+    parts = list(moments_module.blocks(logits, mask, None))
+    assert [len(part) for part, _, _ in parts] == [37] * 27 + [1]
+    assert all(nothing is None for _, _, nothing in parts)
+    assert torch.cat([part for _, part, _ in parts]).equal(mask)
+    for expected, masks in ((whole, None), (masked, mask)):
+        found = LogitMoments(5)
+        for rows, of_rows, _ in moments_module.blocks(logits, masks, None):
+            found.update(rows, of_rows, image=logits[0].numpy().tobytes())
+        for name, value in expected.state_dict().items():
+            close(found.state_dict()[name], value)
+
+
+def test_no_rows_are_one_empty_block():
+    ((rows,),) = moments_module.blocks(torch.zeros(0, 3))
+    assert rows.shape == (0, 3)
+
+
+def test_a_weight_is_not_rounded_to_single_precision():
+    (logits,) = draw_batches([3])
+    moments = LogitMoments(5)
+    moments.update(logits, weight=1 / 3)
+    assert moments.weight.tolist() == [1.0] * 5

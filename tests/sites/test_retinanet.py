@@ -107,6 +107,26 @@ def test_candidates_as_at_test_are_those_that_inference_takes(size):
     torch.testing.assert_close(found.stages[0].var, moments.var)
 
 
+@pytest.mark.parametrize("population", ["sampled", "foreground", "positives", "proposals"])
+@pytest.mark.parametrize("has_id", [True, False])
+def test_blocks_of_an_images_anchors_change_nothing(population, has_id, monkeypatch):
+    model, inputs = retinanet(), batches(3)
+    for batch in [] if has_id else inputs:
+        batch[0].pop("file_name")  # a group is then told by the image's first anchor
+        batch[0].pop("image_id")
+    whole = collect(model, inputs, population=population)
+    monkeypatch.setattr("logn_d2.core.moments._BLOCK", 7 * NUM_CLASSES)
+    monkeypatch.setattr("logn_d2.sites.site._BLOCK", 11 * NUM_CLASSES)
+    parts = collect(model, inputs, population=population)
+    left, right = (each.stages[0].moments.state_dict() for each in (whole, parts))
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-12, atol=1e-12)
+    if population in ("sampled", "foreground"):
+        for source in ("all", "negatives"):
+            means = (each.stages[0].mean_posterior(source) for each in (whole, parts))
+            torch.testing.assert_close(*means, rtol=1e-12, atol=1e-12)
+
+
 def test_shards_of_a_data_set_merge_to_the_whole(tmp_path):
     model, whole = retinanet(), collect(retinanet(), batches(5))
     parts = [collect(model, batches(5)[:2]), collect(model, batches(5)[2:])]
