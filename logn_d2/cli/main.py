@@ -31,7 +31,7 @@ COMMANDS = {
     "trends": "how a detector's logits depend on the training images of each class",
 }
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f".{name}", __package__).main(argv[1:])
     except KeyboardInterrupt:
         print("\nInterrupted. Repeat the command with --resume, if it has it.", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def usage() -> str:

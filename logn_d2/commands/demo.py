@@ -1,4 +1,4 @@
-"""The main job on LT-Glyphs, phase by phase: draw, train, collect, evaluate, report."""
+"""The main job on LT-Glyphs, as a chain of commands: draw, train, collect, sweep, report."""
 
 from __future__ import annotations
 
@@ -15,38 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..analysis import format_table
-from ..core import LogitStatistics, stage_calibrations
+from ..cli.main import INTERRUPTED
+from ..cli.main import main as logn
 from ..data import class_counts
-from ..data.loader import build_evaluation_loader, build_statistics_loader
-from ..engine import Trainer, short_errors
-from ..engine import collect as collect_statistics
+from ..engine import short_errors
 from ..errors import UserError
-from ..glyphs import draw_glyphs, get_size
-from ..lvis import LvisResult
-from ..modeling.recording import LogitRecorder
-from ..report import (
-    ClassInfo,
-    ResultRow,
-    Results,
-    make_report,
-    open_runs,
-    summarise,
-    write_report,
-)
-from ..report.provenance import commit, machine, versions
-from ..report.results import BASELINE
-from ..sweeps import sweep, sweep_results
+from ..glyphs import get_size
+from ..report import ClassInfo, Results
 from .demo_run import Run, open_run
 
 SUBJECT = "logn"
 CALIBRATIONS = (
-    BASELINE,
     SUBJECT,
     "logn_mean",
     "logn_std",
@@ -58,8 +40,6 @@ CALIBRATIONS = (
 )
 # Of the data set; --seed is that of the training, so that all seeds see the same data.
 DATA_SEED = 0
-# Images on which the share of foreground RoIs is measured: a standard error far below 1 %.
-SHARE_IMAGES = 200
 # On two cores; "lvis" on one GPU.
 ROUGHLY = {
     "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
@@ -80,85 +60,72 @@ ROUGHLY = {
 }
 
 
-class DemoTrainer(Trainer):
-    """Training alone: statistics and evaluation are phases of their own here."""
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase: its command, what it says of itself, and the file that it leaves.
 
-    def build_hooks(self) -> list[HookBase]:
-        """All hooks but the evaluation."""
-        return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
+    Attributes:
+        command (Callable): the arguments of `logn`.
+        says (Callable): a line for people.
+        leaves (Callable): the file.
+        after (Callable): what the demo adds to that file; None for nothing.
+    """
+
+    command: Callable[[Run], list[str]]
+    says: Callable[[Run], str]
+    leaves: Callable[[Run], Path]
+    after: Callable[[Run], None] | None = None
 
 
-def draw(run: Run) -> None:
+def draw(run: Run) -> list[str]:
     """Makes the data set, or verifies it."""
-    draw_glyphs(run.root, run.size, DATA_SEED)
+    return ["data", "draw", "--size", run.size, "--root", str(run.root), "--seed", str(DATA_SEED)]
 
 
-def train(run: Run) -> None:
-    """Trains the detector, from the last checkpoint if there is one."""
-    seed_all_rng(run.seed)
-    (run.output / "config.yaml").write_text(run.cfg.dump())
-    trainer = DemoTrainer(run.cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+def train(run: Run) -> list[str]:
+    """Trains the detector alone: statistics and evaluation are phases of their own here."""
+    options = ["OUTPUT_DIR", str(run.output), "SEED", str(run.seed)]
+    options += ["MODEL.LOGN.COLLECT.ENABLED", "False", "DATASETS.TEST", "()"]
+    options += ["DATALOADER.SAMPLER_TRAIN", run.cfg.DATALOADER.SAMPLER_TRAIN]
+    return ["train", "--config-file", str(run.config_file), "--resume", *options]
 
 
-def collect(run: Run) -> None:
-    """Makes the statistics file, and measures how many of the RoIs behind it are foreground."""
-    model = run.model()
-    collect_statistics(run.cfg, model, str(run.statistics), resume=True)
-    foreground = total = 0
-    loader = build_statistics_loader(run.cfg)
-    with LogitRecorder(model, seed=run.cfg.MODEL.LOGN.COLLECT.SEED) as record:
-        for _, batch in zip(range(SHARE_IMAGES), loader, strict=False):
-            labels = record(batch).labels()
-            foreground += int((labels < run.cfg.MODEL.ROI_HEADS.NUM_CLASSES).sum())
-            total += len(labels)
-    run.journal["foreground_share"] = foreground / max(total, 1)
+def collect(run: Run) -> list[str]:
+    """Makes the statistics file."""
+    return ["collect", *_model(run), "--output", str(run.statistics), "--resume"]
 
 
-def evaluate(run: Run) -> None:
+def sweep(run: Run) -> list[str]:
     """Scores every calibration from one pass over the validation set."""
-    counts = class_counts(run.train_set)
-    statistics = LogitStatistics.load(run.statistics)
-    calibrations = {
-        text: stage_calibrations(
-            text,
-            num_classes=run.cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            statistics=statistics,
-            counts=counts,
-        )
-        for text in CALIBRATIONS
-    }
-    predictions = sweep(
-        run.model(),
-        lambda skip: build_evaluation_loader(run.cfg, run.val_set, skip=skip),
-        calibrations,
-        ground_truth=run.truth(),
-        output_dir=run.output / "sweep",
-        resume=True,
-    )
-    make_results(run, sweep_results(predictions, run.truth())).save(run.results)
+    given = ["--stats", str(run.statistics), "--dataset", run.val_set]
+    given += ["--output", str(run.output), "--resume", "--calibrations", *CALIBRATIONS]
+    return ["sweep", *_model(run), *given]
 
 
-def make_results(run: Run, scores: dict[str, dict[str, LvisResult]]) -> Results:
-    """Everything that the report needs of the evaluation, as plain data."""
-    counts, truth = class_counts(run.train_set), run.truth()
+def report(run: Run) -> list[str]:
+    """Makes the page from what the other phases have left."""
+    title = f"LogN on LT-Glyphs, size {run.size}"
+    given = ["--dataset", run.val_set, "--focus", SUBJECT, "--title", title]
+    return ["report", str(run.output), *given, "--output", str(run.report)]
+
+
+def _model(run: Run) -> list[str]:
+    """The trained detector, by the config that its training has written."""
+    return ["--config-file", str(run.output / "config.yaml"), "--weights", str(run.weights)]
+
+
+def add_provenance(run: Run) -> None:
+    """Adds to the results what `logn sweep` does not know: the demo, and the drawn characters."""
+    results, counts = Results.load(run.results), class_counts(run.train_set)
     classes = ClassInfo(
         names=counts.class_names,
         labels=drawn_characters(run),
-        groups=tuple(truth.groups.tolist()),
+        groups=tuple(run.truth().groups.tolist()),
         image_count=counts.image_count,
         instance_count=counts.instance_count,
     )
-    rows = tuple(
-        ResultRow(name, {task: result.as_dict() for task, result in tasks.items()})
-        for name, tasks in scores.items()
-    )
-    class_ap = {
-        name: {task: 100 * result.per_class_ap for task, result in tasks.items()}
-        for name, tasks in scores.items()
-    }
-    return Results(rows, provenance(run), classes, class_ap)
+    known = {**results.provenance, **provenance(run)}
+    dataclasses.replace(results, provenance=known, classes=classes).save(run.results)
 
 
 def drawn_characters(run: Run) -> tuple[str, ...]:
@@ -173,11 +140,7 @@ def drawn_characters(run: Run) -> tuple[str, ...]:
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """Everything that somebody needs to make the numbers again, or to doubt them."""
-    statistics = LogitStatistics.load(run.statistics)
-    arguments = ["--size", run.size, "--sampler", run.sampler, "--seed", str(run.seed)]
-    arguments += ["--output", str(run.output)]
-    command = shlex.join(["logn", "demo", *arguments])
+    """What somebody needs besides the commands to make the numbers again, or to doubt them."""
     return {
         **run.settings,
         "dataset": {
@@ -191,41 +154,14 @@ def provenance(run: Run) -> dict[str, Any]:
             "images_per_batch": run.cfg.SOLVER.IMS_PER_BATCH,
             "sampler": run.cfg.DATALOADER.SAMPLER_TRAIN,
         },
-        "statistics": {
-            "images": statistics.num_images,
-            "rois": statistics.num_rois,
-            "population": statistics.population,
-            "estimator": statistics.estimator,
-            "sampler": statistics.sampler,
-        },
-        "foreground_share": run.journal.get("foreground_share"),
         "seconds": {name: run.seconds(name) for name in PHASES if run.finished(name)},
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        "commands": [command],
+        "commands": [command_line(run, name) for name in PHASES],
     }
 
 
-def report(run: Run) -> None:
-    """Makes the page from what the other phases have left."""
-    page = make_report(
-        open_runs([str(run.output)]),
-        focus=SUBJECT,
-        command=shlex.join(["logn", "report", str(run.output), "--output", "FILE"]),
-        title=f"LogN on LT-Glyphs, size {run.size}",
-    )
-    write_report(run.report, page)
-    run.journal["summary"] = summarise(page.comparison)
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A phase: what it does, what it says of itself, and the file that it leaves."""
-
-    work: Callable[[Run], None]
-    says: Callable[[Run], str]
-    leaves: Callable[[Run], Path]
+def command_line(run: Run, name: str) -> str:
+    """The command of a phase, as a person types it."""
+    return shlex.join(["logn", *PHASES[name].command(run)])
 
 
 def _draw_says(run: Run) -> str:
@@ -250,9 +186,10 @@ PHASES = {
         lambda run: run.statistics,
     ),
     "evaluate": Phase(
-        evaluate,
+        sweep,
         lambda run: f"{len(CALIBRATIONS)} calibrations from one pass over the validation set",
         lambda run: run.results,
+        add_provenance,
     ),
     "report": Phase(report, lambda run: str(run.report), lambda run: run.report),
 }
@@ -286,9 +223,29 @@ def run_phases(run: Run, only: str | None) -> None:
         else:
             roughly = ROUGHLY[run.size][name]
             say(f"{_mark(name)} {PHASES[name].says(run)} (about {roughly})")
+            say(f"$ {command_line(run, name)}")
             with run.timed(name):
-                PHASES[name].work(run)
+                do(run, PHASES[name])
             say(f"{_mark(name)} done in {run.seconds(name):.0f} s")
+
+
+def do(run: Run, phase: Phase) -> None:
+    """Runs the command of a phase.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        SystemExit: it failed, and has said why.
+    """
+    try:
+        status = logn(phase.command(run))
+    finally:
+        forget_loggers()
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        raise SystemExit(status)
+    if phase.after is not None:
+        phase.after(run)
 
 
 def _mark(name: str) -> str:
@@ -300,11 +257,24 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def setup_logging(output: Path) -> None:
-    """Detectron2's lines on the terminal and in OUTPUT/log.txt, without the model's printout."""
-    for name in ("detectron2", "fvcore", "logn_d2"):
-        setup_logger(str(output), name=name, abbrev_name=name)
+def quiet_logging() -> None:
+    """Leaves out what Detectron2 says of the machine, the whole config and the model's layers."""
+    logging.getLogger("detectron2").addFilter(_is_more_than_info)
     logging.getLogger("detectron2.engine.defaults").setLevel(logging.WARNING)
+
+
+def _is_more_than_info(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO
+
+
+def forget_loggers() -> None:
+    """Each command adds its own handlers; in one process, the next would say everything twice."""
+    for name in ("detectron2", "fvcore", "logn_d2"):
+        logger = logging.getLogger(name)
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+            handler.flush()
+    setup_logger.cache_clear()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -315,17 +285,17 @@ def run(args: argparse.Namespace) -> int:
     """
     with short_errors():
         job = open_run(args)
-    setup_logging(job.output)
+    quiet_logging()
     try:
         with short_errors(str(job.output / "log.txt")):
             run_phases(job, args.phase)
     except KeyboardInterrupt:
-        print("\nInterrupted; the same command continues from here.", file=sys.stderr)
-        return 130
+        print("Repeat the command `logn demo` to continue from here.", file=sys.stderr)
+        return INTERRUPTED
     if is_done(job, "evaluate"):
         results = Results.load(job.results)
         table = format_table({row.calibration: row.tasks for row in results.rows})
         say(f"\n{table}\n")
     if is_done(job, "report"):
-        say("\n".join([*job.journal["summary"], "", f"Report: {job.report}"]))
+        say(f"Report: {job.report}\nYour own data: docs/your_project.md, or logn train --help")
     return 0

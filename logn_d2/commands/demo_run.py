@@ -16,12 +16,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
-from torch import nn
 
 from ..config import config_file
 from ..engine import load_config
-from ..engine.checkpoint import load_weights
 from ..errors import UserError
 from ..files import atomic_write
 from ..glyphs import glyphs_folder, register_glyphs
@@ -50,7 +47,7 @@ class Run:
         output (Path): where all files but the data set are.
         root (Path): datasets root.
         cfg (CfgNode): with all of the above in it.
-        config_name (str): file name of the config.
+        config_file (Path): of the size and sampler, without the rest.
         journal (dict): settings, and for each phase its seconds and when it finished; what phases
             want to remember.
     """
@@ -61,7 +58,7 @@ class Run:
     output: Path
     root: Path
     cfg: CfgNode
-    config_name: str
+    config_file: Path
     journal: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,7 +78,7 @@ class Run:
             "size": self.size,
             "sampler": self.sampler,
             "seed": self.seed,
-            "config": self.config_name,
+            "config": self.config_file.name,
             "config_digest": hashlib.sha256(cfg.dump().encode()).hexdigest()[:12],
         }
 
@@ -119,12 +116,6 @@ class Run:
     def val_set(self) -> str:
         """Registered name."""
         return self.cfg.DATASETS.TEST[0]
-
-    def model(self) -> nn.Module:
-        """The trained detector, in evaluation mode."""
-        model = build_model(self.cfg)
-        load_weights(model, str(self.weights), self.cfg.OUTPUT_DIR, resume=False)
-        return model.eval()
 
     def truth(self) -> LvisGroundTruth:
         """The annotations of the validation set."""
@@ -179,8 +170,8 @@ def open_run(args: argparse.Namespace) -> Run:
     output.mkdir(parents=True, exist_ok=True)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     register_glyphs(root)
-    cfg, name = _build_config(args, output)
-    run = Run(args.size, args.sampler, args.seed, output, root, cfg, name)
+    cfg, path = _build_config(args, output)
+    run = Run(args.size, args.sampler, args.seed, output, root, cfg, path)
     _check_settings(run)
     return run
 
@@ -199,8 +190,8 @@ def _check_settings(run: Run) -> None:
     )
 
 
-def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, str]:
-    """The config of a size and sampler, and its file name."""
+def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, Path]:
+    """The config of a size and sampler, and its file."""
     names = [_CONFIGS[args.size].format(suffix=suffix) for suffix in ("_rfs", "")]
     try:
         path = config_file(names[args.sampler != "rfs"])
@@ -212,4 +203,6 @@ def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, str]
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(output), args.seed
     cfg.freeze()
-    return cfg, Path(path).name
+    path = Path(path).resolve()
+    here = Path.cwd().resolve()
+    return cfg, path.relative_to(here) if path.is_relative_to(here) else path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..engine import load_config, short_errors
 from ..glyphs import register_glyphs
-from ..report import Settings, headline, make_report, open_runs, write_report
+from ..report import Settings, make_report, open_runs, summarise, write_report
 from ..report.runs import split_run
 
 logger = logging.getLogger("logn_d2.report")
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             title=args.title,
         )
         write_report(args.output, report, args.figures)
-    print(headline(report.comparison))
+    print("\n".join(summarise(report.comparison)))
     seconds, size = time.perf_counter() - start, Path(args.output).stat().st_size / 2**20
     print(f"{args.output}: {size:.1f} MB, made in {seconds:.0f} s")
     return 0

@@ -305,11 +305,9 @@ class _Figures:
     def _draw_prior(self) -> None:
         """The model's label prior against the labels, and against those that training draws."""
         classes, every = self._classes, self._report.statistics.values()
-        own = next((each for each in every if each.population == _POSITIVES), None)
         prior = label_prior(self.raw_logits[0])
-        sampled = None if own is None else _counts(own)
-        known = (folder.provenance.get("foreground_share") for folder in self._report.folders)
-        foreground = next((share for share in known if share is not None), None)
+        own = next((each for each in every if _drawn_labels(each) is not None), None)
+        sampled, foreground = (None, None) if own is None else _drawn_labels(own)
         self.figures["prior"] = figures.prior_figure(prior, classes, foreground, sampled)
         rare = classes.is_rare
         self.prior = {
@@ -319,6 +317,20 @@ class _Figures:
             "model": _share(prior, rare),
             "rho": spearman(classes.instance_count, prior),
         }
+
+
+def _drawn_labels(statistics: LogitStatistics) -> tuple[np.ndarray, float | None] | None:
+    """RoIs of each class, (K,), and the share of foreground among all; None if not gathered."""
+    if statistics.population == _POSITIVES:
+        return _counts(statistics), None
+    posteriors = statistics.stages[0].posteriors
+    if posteriors is None or not posteriors.labelled:
+        return None
+    labels = posteriors.label_count.cpu().numpy()
+    foreground = labels[foreground_columns(statistics.background)]
+    if statistics.background == "none":
+        return foreground, None
+    return foreground, float(foreground.sum() / max(labels.sum(), 1))
 
 
 def _share(values: np.ndarray, chosen: np.ndarray) -> float:

@@ -41,7 +41,10 @@ def test_one_command_ends_with_a_table_and_a_report(
         assert f"[{number}/5] {phase}: done in" in printed
     results = json.loads((root / "output/results.json").read_text())
     calibrations = [row["calibration"] for row in results["rows"]]
-    assert calibrations == list(modules[0].CALIBRATIONS)
+    assert calibrations == ["uncalibrated", *modules[0].CALIBRATIONS]
+    for command in results["provenance"]["commands"]:
+        assert f"$ {command}\n" in printed
+    (line,) = [line for line in printed.splitlines() if "Start inference on 16 batches" in line]
     for row in results["rows"]:
         for task in ("bbox", "segm"):
             assert {"AP", "AP50", "AP75", "APr", "APc", "APf"} <= set(row[task])
@@ -49,7 +52,7 @@ def test_one_command_ends_with_a_table_and_a_report(
     page = (root / "output/report.html").read_text()
     assert "Images before and after" in page and "class prior" in page
     assert "LogN against Uncalibrated, boxes: " in printed
-    assert str(root / "output/report.html") in printed
+    assert f"Report: {root / 'output/report.html'}" in printed
 
 
 @pytest.mark.slow
@@ -58,7 +61,7 @@ def test_results_say_where_they_come_from(finished: tuple[Path, str]) -> None:
     assert provenance["seed"] == 0 and provenance["size"] == "tiny"
     assert provenance["config"].startswith("glyphs_tiny")
     assert set(provenance["seconds"]) >= {"draw", "train", "collect"}
-    assert provenance["statistics"]["images"] >= 40
+    assert provenance["statistics"].endswith("logn_stats.safetensors")
     assert provenance["machine"]["cores"] >= 1
     assert {"torch", "detectron2", "logn_d2"} <= set(provenance["versions"])
     assert len(provenance["dataset"]["sha256 of its SHA256SUMS"]) == 64
@@ -97,14 +100,35 @@ def phases(modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPat
         def leaves(run: object) -> Path:
             return run.output / f"{name}.done"
 
-        def work(run: object) -> None:
-            notes.append(name)
-            leaves(run).touch()
+        return demo.Phase(lambda run: [name, str(leaves(run))], lambda run: name, leaves)
 
-        return demo.Phase(work, lambda run: name, leaves)
+    def logn(argv: list[str]) -> int:
+        notes.append(argv[0])
+        Path(argv[1]).touch()
+        return 0
 
     monkeypatch.setattr(demo, "PHASES", {name: phase(name) for name in demo.PHASES})
+    monkeypatch.setattr(demo, "logn", logn)
     return notes
+
+
+@pytest.mark.parametrize(("status", "ends_with"), [(130, KeyboardInterrupt), (1, SystemExit)])
+def test_a_phase_whose_command_fails_is_not_done(
+    modules: tuple[ModuleType, ModuleType],
+    phases: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    ends_with: type[BaseException],
+) -> None:
+    demo, demo_run = modules
+    run = demo_run.open_run(_arguments(tmp_path))
+    demo.run_phases(run, "draw")
+    (tmp_path / "train.done").touch()
+    monkeypatch.setattr(demo, "logn", lambda argv: status)
+    with pytest.raises(ends_with):
+        demo.run_phases(run, None)
+    assert demo.is_done(run, "draw") and not demo.is_done(run, "train")
 
 
 def test_what_is_done_is_not_done_again(
