@@ -39,5 +39,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     from ..commands.demo import run
+    from .main import main as logn
 
-    return run(args)
+    return run(args, logn)

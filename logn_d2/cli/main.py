@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..commands import INTERRUPTED
 
 __all__ = ["COMMANDS", "main"]
 
@@ -30,8 +31,6 @@ COMMANDS = {
     "average": "mean and standard deviation over runs of several seeds",
     "trends": "how a detector's logits depend on the training images of each class",
 }
-
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

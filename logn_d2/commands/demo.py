@@ -18,14 +18,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from ..analysis import format_table
-from ..cli.main import INTERRUPTED
-from ..cli.main import main as logn
 from ..data import class_counts
 from ..engine import short_errors
 from ..errors import UserError
 from ..glyphs import get_size
 from ..report import ClassInfo, Results
+from . import INTERRUPTED
 from .demo_run import Run, open_run
+
+# Runs a command line, without the word `logn`, and returns its exit status.
+Logn = Callable[[list[str]], int]
 
 SUBJECT = "logn"
 CALIBRATIONS = (
@@ -202,11 +204,12 @@ def is_done(run: Run, name: str) -> bool:
     return run.finished(name) > last and PHASES[name].leaves(run).is_file()
 
 
-def run_phases(run: Run, only: str | None) -> None:
+def run_phases(run: Run, only: str | None, logn: Logn) -> None:
     """Does what is not done yet.
 
     Args:
         run (Run): the run.
+        logn (Callable): runs a command and returns its exit status.
         only (str): one phase; the report is then made anew. None for all.
 
     Raises:
@@ -225,11 +228,11 @@ def run_phases(run: Run, only: str | None) -> None:
             say(f"{_mark(name)} {PHASES[name].says(run)} (about {roughly})")
             say(f"$ {command_line(run, name)}")
             with run.timed(name):
-                do(run, PHASES[name])
+                do(run, PHASES[name], logn)
             say(f"{_mark(name)} done in {run.seconds(name):.0f} s")
 
 
-def do(run: Run, phase: Phase) -> None:
+def do(run: Run, phase: Phase, logn: Logn) -> None:
     """Runs the command of a phase.
 
     Raises:
@@ -277,8 +280,12 @@ def forget_loggers() -> None:
     setup_logger.cache_clear()
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, logn: Logn) -> int:
     """Runs the phases and prints the table.
+
+    Args:
+        args (Namespace): of the command line.
+        logn (Callable): runs another command and returns its exit status.
 
     Returns:
         int: 0, or 130 when interrupted; a mistake ends the program with 1.
@@ -288,7 +295,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_logging()
     try:
         with short_errors(str(job.output / "log.txt")):
-            run_phases(job, args.phase)
+            run_phases(job, args.phase, logn)
     except KeyboardInterrupt:
         print("Repeat the command `logn demo` to continue from here.", file=sys.stderr)
         return INTERRUPTED
