@@ -44,7 +44,7 @@ BELOW = {
     "passes": {"files", "core", "data"},
     "collection": {"files", "core", "data", "modeling", "passes", "sites"},
     "evaluators": {"files", "frequency", "lvis", "analysis", "data", "modeling", "passes"},
-    "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "passes", "sites"},
+    "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "ood", "passes", "sites"},
     "pictures": {"core", "modeling", "sites", "sweeps"},
     "report": {"files", "frequency", "core", "data", "lvis", "analysis", "sweeps", "modeling"},
 }

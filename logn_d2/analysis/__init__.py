@@ -1,5 +1,6 @@
 """Beyond AP: intervals, kinds of errors, calibration quality, thresholds. Needs numpy alone."""
 
+from .best_f1 import best_f1_threshold
 from .bootstrap import BootstrapResult, bootstrap_difference, bootstrap_lvis
 from .calibration_quality import CalibrationQuality, calibration_quality, calibration_table
 from .choice import Choice, choose
@@ -18,6 +19,7 @@ __all__ = [
     "ThresholdCurve",
     "ThresholdSuggestion",
     "ap_against_threshold",
+    "best_f1_threshold",
     "bootstrap_difference",
     "bootstrap_lvis",
     "calibration_quality",

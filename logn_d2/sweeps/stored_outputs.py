@@ -208,6 +208,21 @@ class StoredPredictions:
             except (KeyError, RuntimeError) as error:
                 raise UserError(f"'{path}' is damaged ({error}).") from error
 
+    def raw_predictions(self) -> Iterator[tuple[_StoredImage, RawPredictions]]:
+        """Each image, and what the model's box predictors said of it, on the CPU.
+
+        Raises:
+            ValueError: a file is damaged, or boxes were left out when it was stored.
+        """
+        for shard in self.shards():
+            for image in shard.images:
+                if image.box_index is not None:
+                    raise UserError(
+                        f"'{self.folder}' lacks boxes that were not among the best. Store the "
+                        "predictions without --max-boxes."
+                    )
+                yield image, _raw(image, shard.activation, "cpu")
+
 
 def sweep_stored(
     stored: StoredPredictions,
@@ -276,17 +291,21 @@ def _union(
     average: str,
     selection: tuple[float, float, int],
 ) -> Union:
-    device = calibrations[0][0].column_scale.device
+    raw = _raw(image, activation, calibrations[0][0].column_scale.device)
+    (union,) = find_unions(raw, calibrations, average, selection)
+    return union
+
+
+def _raw(image: _StoredImage, activation: str, device: torch.device | str) -> RawPredictions:
+    """What ranking needs of one image."""
     boxes, known = image.all_boxes()
-    raw = RawPredictions(
+    return RawPredictions(
         logits=[each.to(device) for each in image.logits],
         scorers=[lambda logits: [ACTIVATIONS[activation](logits)]] * len(image.logits),
         boxes=[boxes.to(device)],
         image_sizes=[image.image_size],
         known=None if known is None else [known.to(device)],
     )
-    (union,) = find_unions(raw, calibrations, average, selection)
-    return union
 
 
 def _predictions(
