@@ -37,3 +37,17 @@ def test_tables_have_the_best_of_a_family_and_the_worst_of_the_groups(grid):
     (line,) = grid.verdict({"rfs": scores}).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["rfs", "-0.10", "+2.90", "+0.40", "-0.25"]
+
+
+def test_spread_is_over_the_seeds_of_a_training(grid):
+    texts = [text for each in grid.GRID.values() for text in each]
+    blocks = {}
+    for seed, ap in enumerate((10.0, 12.0)):
+        scores = {text: dict.fromkeys(grid.METRICS, ap) for text in texts}
+        scores[grid.AUTO]["AP"] = ap + 1 + seed
+        blocks[f"rfs/seed{seed}/cross_entropy"] = scores
+    blocks["random/seed0/cross_entropy"] = blocks["rfs/seed0/cross_entropy"]
+    lines = [line.replace(" ", "") for line in grid.over_seeds(blocks).splitlines()[2:]]
+    assert lines[0].startswith("|rfs,cross_entropy(2)|uncalibrated|11.0±1.4|")
+    assert lines[5].startswith("|rfs,cross_entropy(2)|auto|+1.5±0.7|+0.0±0.0|")
+    assert lines[-1].startswith("|random,cross_entropy(1)|auto|+1.0|+0.0|")
