@@ -4,10 +4,10 @@
 Every block is a training of `benchmarks/methods.py` (sampler, seed, classifier, length). One pass
 over the training set gathers its statistics, and one pass over the validation set evaluates the
 whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
-table of a block has the best point of each family. Then comes what is asked of `auto`: how far below
-the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group against
-the uncalibrated detector; its constant was chosen on the blocks of seed 0. The last table has the
-spread over seeds. A finished block is kept.
+table of a block has the best point of each family. Then comes what is asked of `auto`: how far
+below the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group
+against the uncalibrated detector; its constant was chosen on the blocks of seed 0. The last table
+has the spread over seeds. A finished block is kept.
 
 Example:
     python benchmarks/calibration_grid.py \\
