@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,13 +183,15 @@ def class_groups(counts: ClassCounts) -> np.ndarray:
 def accuracy_table(
     rows: Mapping[str, Mapping[str, float] | Sequence[Mapping[str, float]]],
     title: str = "calibration",
+    marked: Collection[str] = (),
 ) -> str:
-    """A table in Markdown, in percent.
+    """A table in Markdown, in percent; "ECE, T" is with a temperature, where there is one.
 
     Args:
         rows (Mapping): name -> what `ImageResult.as_dict` returns, or one such dict for each run,
             of which mean and standard deviation are shown.
         title (str): of the first column.
+        marked (Collection[str]): names that get a star.
 
     Example:
         >>> print(accuracy_table({"logn": {"acc": 51.0, "few": float("nan"), "ECE": 3.0}}))
@@ -198,10 +200,17 @@ def accuracy_table(
         | logn          |  51.0 |      - |        - |     - |   3.0 |
     """
     columns = {"acc": "All", "many": "Many", "medium": "Medium", "few": "Few", "ECE": "ECE"}
+    runs_of = {n: [r] if isinstance(r, Mapping) else list(r) for n, r in rows.items()}
+    if any("ECE_T" in run for runs in runs_of.values() for run in runs):
+        columns["ECE_T"] = "ECE, T"
     lines = []
-    for name, runs in rows.items():
-        each = [runs] if isinstance(runs, Mapping) else list(runs)
-        lines.append([name, *(format_spread([run.get(key) for run in each]) for key in columns)])
+    for name, each in runs_of.items():
+        lines.append(
+            [
+                f"{name} *" if name in marked else name,
+                *(format_spread([run.get(key) for run in each]) for key in columns),
+            ]
+        )
     align = ["left", *["right"] * len(columns)]
     headers = [title, *columns.values()]
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)

@@ -1,4 +1,4 @@
-"""Image sets that lie in one file: CIFAR, MNIST's idx form, and scikit-learn's digits.
+"""Image sets that lie in one file: CIFAR, MNIST's idx form, scikit-learn's digits; and noise.
 
 Files of others are untrusted input. CIFAR's are Python pickles, which can run any program when they
 are loaded; `read_cifar_pickle` builds what they describe from text, bytes, numbers, lists and dicts
@@ -23,7 +23,14 @@ from ..errors import MissingFileError, UnknownNameError, UserError
 from .image_data import IMAGE_SOURCES, ImageData, array_records
 from .long_tail import long_tail_counts, long_tail_indices
 
-__all__ = ["cifar_images", "digit_images", "idx_images", "read_cifar_pickle", "read_idx"]
+__all__ = [
+    "cifar_images",
+    "digit_images",
+    "idx_images",
+    "noise_images",
+    "read_cifar_pickle",
+    "read_idx",
+]
 
 FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -149,6 +156,25 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
     rest = data.take(np.setdiff1d(np.arange(len(data.records)), test))
     order = np.random.default_rng(seed).permutation(10)
     return _long_tailed(rest, ratio, seed, order, _DIGITS_LARGEST)
+
+
+@IMAGE_SOURCES.register("noise")
+def noise_images(*, images: int = 1000, side: int = 16, seed: int = 0) -> ImageData:
+    """Gray images of uniform noise, which no class looks like: for OOD scores.
+
+    Args:
+        images (int): how many.
+        side (int): height and width in pixels.
+        seed (int): of the pixels.
+
+    Raises:
+        ValueError: no images, or images without pixels.
+    """
+    if min(images, side) < 1:
+        raise UserError(f"images is {images} and side {side}, expected at least 1 each.")
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (images, side, side), dtype=np.uint8)
+    return ImageData(array_records("noise", pixels, np.zeros(images, np.int64)), ("noise",))
 
 
 def _long_tailed(

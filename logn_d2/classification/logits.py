@@ -40,10 +40,12 @@ class StoredLogits:
     Attributes:
         logits (Tensor): (N, K) float32, in nats.
         labels (Tensor): (N,) int64; -1 where there is none.
+        digest (str): of the pass that they are from, see `pass_digest`; "" where it is not told.
     """
 
     logits: Tensor
     labels: Tensor
+    digest: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file of "logits" and "labels".
@@ -53,7 +55,8 @@ class StoredLogits:
         """
         tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
         with atomic_write(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {"format": _FORMAT}))
+            about = {"format": _FORMAT, "digest": self.digest}
+            temporary.write_bytes(safetensors.torch.save(tensors, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredLogits:
@@ -67,13 +70,14 @@ class StoredLogits:
             raise MissingFileError(f"There are no logits at '{path}'.")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                kind = (file.metadata() or {}).get("format")
+                about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except safetensors.SafetensorError as error:
             raise UserError(f"'{path}' is not a whole file of logits ({error}).") from None
+        kind = about.get("format")
         if kind != _FORMAT or tensors.get("logits", torch.zeros(0)).dim() != 2:
             raise UserError(f"'{path}' holds no logits of images (format: {kind!r}).")
-        return cls(tensors["logits"], tensors["labels"])
+        return cls(tensors["logits"], tensors["labels"], about.get("digest", ""))
 
 
 class LogitsCollector(DatasetEvaluator):

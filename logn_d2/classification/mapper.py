@@ -20,9 +20,9 @@ from ..errors import UserError
 __all__ = ["ImageMapper", "augmentations"]
 
 _FLIPS = {
-    "horizontal": v2.RandomHorizontalFlip,
-    "vertical": v2.RandomVerticalFlip,
-    "none": v2.Identity,
+    "horizontal": [v2.RandomHorizontalFlip()],
+    "vertical": [v2.RandomVerticalFlip()],
+    "none": [],
 }
 
 
@@ -94,9 +94,8 @@ def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
         "padded_crop": [*middle, v2.RandomCrop(node.SIZE, padding=node.PAD)],
         "none": middle,
     }
-    jitter = v2.ColorJitter(*[node.COLOR_JITTER] * 3) if node.COLOR_JITTER else v2.Identity()
-    flips = _FLIPS[flip]()
-    return v2.Compose([*crops[node.AUGMENT], flips, jitter])
+    jitter = [v2.ColorJitter(*[node.COLOR_JITTER] * 3)] if node.COLOR_JITTER else []
+    return v2.Compose([*crops[node.AUGMENT], *_FLIPS[flip], *jitter])
 
 
 def _in_format(pixels: np.ndarray, wanted: str) -> np.ndarray:

@@ -24,6 +24,7 @@ EVALUATOR = "classification"
 _BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"glyphs_lt_{s}": ("glyphs", {"split": s}) for s in ("train", "val", "test", "unknown")},
     **{f"digits_lt_{s}": ("digits", {"split": s}) for s in ("train", "test")},
+    "noise": ("noise", {}),
     "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 100.0}),
     "fashion_mnist_test": ("idx", {"split": "test"}),
     **{

@@ -1,4 +1,4 @@
-"""Compare calibrations of one detector: one inference pass, one table.
+"""Compare calibrations of one detector or image classifier: one inference pass, one table.
 
 Writes OUTPUT/results.json and config.yaml, from which the report is made, and the detections of
 every calibration to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an
@@ -14,6 +14,13 @@ Example:
 Grids (a range contains its stop; several lists are multiplied), and a calibration for each group:
     --calibrations "norcal(gamma=0.2:1:0.2)" "logn(beta=[min, mean], std_power=[1, 2])" \\
         "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)"
+
+An image classifier gets top-1, Many, Medium, Few and the expected calibration error; with --ood,
+how well scores tell images of unknown classes; with --choose-on, also a temperature. The logits of
+each set are kept in OUTPUT, and --resume takes them again:
+    logn sweep --config-file classification/glyphs_lt_cosine.yaml --weights model_final.pth \\
+        --stats logn_stats.safetensors --calibrations logn "logit_adjustment(tau=0.5:1.5:0.5)" \\
+        --choose-on glyphs_lt_val --ood glyphs_lt_unknown --output output/sweep
 """
 
 from __future__ import annotations
@@ -50,6 +57,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="choose the best of each grid on this registered data set, not on the evaluated one",
     )
     parser.add_argument(
+        "--ood",
+        nargs="+",
+        metavar="NAME",
+        default=[],
+        help="image classifiers: registered sets of images of unknown classes",
+    )
+    parser.add_argument(
         "--save-predictions", metavar="DIR", help="keep raw logits and boxes for later sweeps"
     )
     parser.add_argument(
@@ -70,7 +84,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_placement(parser)
     args = parser.parse_intermixed_args(argv)
     args.calibrations, opts = without_overrides(args.calibrations)
-    args.opts = [*opts, *args.opts]
+    args.ood, more = without_overrides(args.ood)
+    args.opts = [*opts, *more, *args.opts]
     args.overrides = overrides(args)
     if args.predictions and (args.save_predictions or args.choose_on or args.num_processes > 1):
         parser.error(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..analysis import format_table
+from ..classification.accuracy import accuracy_table
 from ..engine import short_errors
 from ..errors import MissingFileError, UserError
 
@@ -74,6 +75,13 @@ def _less(mine: Scores, base: Scores) -> Scores:
     }
 
 
+def as_text(table: Mapping[str, Sequence[Scores]]) -> str:
+    """AP of detectors, or accuracies of image classifiers."""
+    if all("image" in scores for runs in table.values() for scores in runs):
+        return accuracy_table({n: [scores["image"] for scores in r] for n, r in table.items()})
+    return format_table(table)
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the table; returns the exit status."""
     with short_errors():
@@ -82,5 +90,5 @@ def run(args: argparse.Namespace) -> int:
     if args.changes:
         print(f"Changes from {next(iter(table))} in the same run.\n")
         table = changes(table)
-    print(format_table(table))
+    print(as_text(table))
     return 0

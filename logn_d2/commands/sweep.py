@@ -15,9 +15,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..analysis import format_table
+from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
 from ..core.affine import Background
 from ..data import class_counts
@@ -34,15 +35,22 @@ from ..engine.checks import (
 )
 from ..engine.evaluation import read_ground_truth
 from ..engine.experiments import has_begun
+from ..engine.image_sweep import ImageSweep
+from ..engine.images import check_image_sets, classifies_images
 from ..engine.statistics import without_calibration
 from ..errors import UserError
 from ..files import atomic_write
 from ..modeling.attach import find_sites
-from ..modeling.box_predictors import classifier_reader, predictor_fingerprint
+from ..modeling.box_predictors import (
+    check_calibratable,
+    classifier_reader,
+    predictor_fingerprint,
+)
+from ..ood import OODResult, ood_table
 from ..passes.resume import deciding_settings
 from ..report import ResultRow, Results
 from ..report.provenance import commit, machine, versions
-from ..sites import ROI_HEADS, config_site
+from ..sites import ROI_HEADS, ConfigSite, config_site
 from ..sweeps import (
     StoredPredictions,
     SweepPredictions,
@@ -73,13 +81,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds mistakes before processes start."""
-    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
-        raise UserError(
-            "A sweep is for detectors, and MODEL.META_ARCHITECTURE is ImageClassifier. Evaluate "
-            "its calibrations one by one: logn evaluate --stats FILE --calibration NAME."
-        )
     site = config_site(cfg)
-    if site is not ROI_HEADS and (args.save_predictions or args.predictions):
+    if classifies_images(cfg):
+        site = ConfigSite(background="none")
+        check_for_images(cfg, args)
+    elif args.ood:
+        raise UserError(
+            "--ood is for image classifiers, and MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE}. For a detector's logits see docs/ood.md."
+        )
+    elif site is not ROI_HEADS and (args.save_predictions or args.predictions):
         raise UserError(
             f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
             "no boxes before its own inference. Leave out --save-predictions and --predictions."
@@ -100,6 +111,23 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_output_folder(args.save_predictions)
     if args.stats:
         check_statistics(cfg, args.stats)
+
+
+def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Finds mistakes that only a sweep of an image classifier can have."""
+    if args.save_predictions or args.predictions:
+        raise UserError(
+            "A sweep of an image classifier always keeps the logits, in the folder of --output, "
+            "and takes them again with --resume. Leave out --save-predictions and --predictions."
+        )
+    check_datasets(args.ood)
+    others = [args.choose_on] if args.choose_on else []
+    check_image_sets([*cfg.DATASETS.TEST[:1], *others, *args.ood])
+    if cfg.DATASETS.TEST[0] in (*others, *args.ood):
+        raise UserError(
+            f"'{cfg.DATASETS.TEST[0]}' is what is evaluated. --choose-on, which also fits a "
+            "temperature, and --ood are for other images."
+        )
 
 
 def make_calibrations(
@@ -130,19 +158,26 @@ def make_calibrations(
     }
 
 
+def load_network(
+    cfg: CfgNode, args: argparse.Namespace
+) -> tuple[nn.Module, str, dict[str, list[AffineCalibration]]]:
+    """The model with its weights, where these are from, and its calibrations."""
+    model = build_model(cfg)
+    weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+    sites = find_sites(model)
+    fingerprints = [predictor_fingerprint(site.classifier) for site in sites]
+    classifiers = [classifier_reader(site.classifier) for site in sites]
+    known = (fingerprints, classifiers, sites[0].background)
+    return model, weights, make_calibrations(cfg, args, *known)
+
+
 class NetworkSweep:
     """Sweeps with the network."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._cfg, self._args = cfg, args
-        self._model = build_model(cfg)
-        weights = load_weights(self._model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        self._model, weights, self._calibrations = load_network(cfg, args)
         self.provenance = {"weights": weights}
-        sites = find_sites(self._model)
-        fingerprints = [predictor_fingerprint(site.classifier) for site in sites]
-        classifiers = [classifier_reader(site.classifier) for site in sites]
-        known = (fingerprints, classifiers, sites[0].background)
-        self._calibrations = make_calibrations(cfg, args, *known)
 
     def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
         """Predictions for a data set, which go to a folder."""
@@ -192,6 +227,9 @@ def work(args: argparse.Namespace) -> None:
         for name in ("detectron2", "logn_d2"):
             setup_logger(args.output, distributed_rank=comm.get_rank(), name=name)
         cfg = setup(args)
+        if classifies_images(cfg):
+            sweep_images(cfg, args)
+            return
         dataset = cfg.DATASETS.TEST[0]
         find = (StoredSweep if args.predictions else NetworkSweep)(cfg, args)
         chosen_on = args.choose_on or dataset
@@ -207,24 +245,88 @@ def work(args: argparse.Namespace) -> None:
         if others is not None:
             chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))
         chosen = [best_of_grid(chooses, members) for members in args.grids]
-        provenance = {
-            "data set": dataset,
-            "statistics": args.stats,
-            "machine": machine(),
-            "versions": versions(),
-            "commit": commit(),
-            **find.provenance,
-            **({"chosen": chosen, "chosen on": chosen_on} if chosen else {}),
-        }
+        provenance = provenance_of(dataset, args, find.provenance, chosen, chosen_on)
         save(metrics, provenance, os.path.join(args.output, "results.json"))
         print(format_table(metrics, chosen))
-        if chosen:
-            print(f"\n* best box AP of its grid on {chosen_on}")
-            if others is None:
-                print(
-                    "  These are the images that it is evaluated on, so its figures promise too "
-                    "much.\n  Choose on others with --choose-on DATASET."
-                )
+        say_where_chosen("box AP", chosen, args, dataset)
+
+
+def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The same for an image classifier: accuracies, and unknown inputs."""
+    dataset, chosen_on = cfg.DATASETS.TEST[0], args.choose_on
+    model, weights, calibrations = load_network(cfg, args)
+    if len(calibrations) > 1:
+        check_calibratable(model)
+    images = ImageSweep(cfg, model, calibrations, args.output, resume=args.resume)
+    for name in filter(None, (dataset, chosen_on, *args.ood)):
+        images.logits(name)  # by all processes
+    if not comm.is_main_process():
+        return
+    keep_config(cfg, Path(args.output))
+    metrics = {
+        name: {"image": found.as_dict()}
+        for name, found in images.results(dataset, per_class=True).items()
+    }
+    chooses = metrics
+    if chosen_on:
+        results = images.results(chosen_on)
+        chooses = {name: {"image": found.as_dict()} for name, found in results.items()}
+        for name, found in images.temperatures(dataset, chosen_on).items():
+            metrics[name]["image"].update(found)
+    chosen = [best_of_grid(chooses, members, "image", "acc") for members in args.grids]
+    print(accuracy_table({name: found["image"] for name, found in metrics.items()}, marked=chosen))
+    for other in args.ood:
+        separated = images.unknown(dataset, other)
+        for name, by_score in separated.items():
+            metrics[name][f"ood {other}"] = in_percent(by_score)
+        rows = {
+            f"{n}: {s}": found for n, scores in separated.items() for s, found in scores.items()
+        }
+        print(f"\n{dataset} against {other}, in percent\n\n{ood_table(rows)}")
+    say_where_chosen("accuracy", chosen, args, dataset)
+    provenance = provenance_of(dataset, args, {"weights": weights}, chosen, chosen_on or dataset)
+    save(metrics, provenance, os.path.join(args.output, "results.json"))
+
+
+def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
+    """ "SCORE METRIC" -> percent; numbers of images as they are."""
+    return {
+        f"{score} {metric}": value if metric.startswith("num_") else 100 * value
+        for score, result in by_score.items()
+        for metric, value in result.as_dict().items()
+    }
+
+
+def provenance_of(
+    dataset: str,
+    args: argparse.Namespace,
+    found: Mapping[str, Any],
+    chosen: Sequence[str],
+    chosen_on: str,
+) -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "data set": dataset,
+        "statistics": args.stats,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        **found,
+        **({"chosen": chosen, "chosen on": chosen_on} if chosen else {}),
+    }
+
+
+def say_where_chosen(
+    what: str, chosen: Sequence[str], args: argparse.Namespace, dataset: str
+) -> None:
+    """Explains the stars of the table."""
+    if chosen:
+        print(f"\n* best {what} of its grid on {args.choose_on or dataset}")
+        if not args.choose_on:
+            print(
+                "  These are the images that it is evaluated on, so its figures promise too "
+                "much.\n  Choose on others with --choose-on DATASET."
+            )
 
 
 def keep_config(cfg: CfgNode, folder: Path) -> None:

@@ -21,11 +21,13 @@ from ..modeling.box_predictors import unwrapped
 
 __all__ = [
     "check_image_config",
+    "check_image_sets",
     "classifies_images",
     "evaluate_stored",
     "image_table",
     "one_pass_for_images",
     "training_counts",
+    "write_per_class",
 ]
 
 logger = logging.getLogger(__name__)
@@ -50,14 +52,7 @@ def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
     """
     if not classifies_images(cfg):
         return
-    names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
-    for name in names:
-        kind = MetadataCatalog.get(name).get("evaluator_type", None)
-        if kind != "classification":
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
-                f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
-            )
+    check_image_sets([*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST])
     if cfg.MODEL.LOGN.COLLECT.POPULATION != "images":
         raise UserError(
             f"MODEL.LOGN.COLLECT.POPULATION is {cfg.MODEL.LOGN.COLLECT.POPULATION}, but images are "
@@ -65,6 +60,21 @@ def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
         )
     if trains:
         check_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+
+
+def check_image_sets(names: Sequence[str]) -> None:
+    """Checks that registered data sets are of images, each with a label.
+
+    Raises:
+        ValueError: the first that is not.
+    """
+    for name in names:
+        kind = MetadataCatalog.get(name).get("evaluator_type", None)
+        if kind != "classification":
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
+                f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
+            )
 
 
 def one_pass_for_images(
@@ -92,11 +102,25 @@ def one_pass_for_images(
     stored.save(os.path.join(folder, "logits.safetensors"))
     counts = training_counts(cfg)
     results = evaluate_stored(model, stored, calibrations, counts)
+    write_per_class(results, dataset, counts, folder)
+    return {name: {"image": result.as_dict()} for name, result in results.items()}
+
+
+def write_per_class(
+    results: Mapping[str, ImageResult], dataset: str, counts: ClassCounts | None, folder: str
+) -> None:
+    """Writes per_class_NAME.csv for each calibration.
+
+    Args:
+        results (Mapping): name -> of the data set.
+        dataset (str): a registered set of images.
+        counts (ClassCounts): of the training set; None where it is not at hand.
+        folder (str): for the files.
+    """
     names = MetadataCatalog.get(dataset).thing_classes
     for name, result in results.items():
         file_name = "".join(c if c.isalnum() or c in "_.=,()+-" else "_" for c in name)
         result.to_csv(os.path.join(folder, f"per_class_{file_name}.csv"), names, counts)
-    return {name: {"image": result.as_dict()} for name, result in results.items()}
 
 
 def evaluate_stored(

@@ -51,7 +51,8 @@ class TrainingStream:
     def __init__(
         self, cfg: CfgNode, images: Sequence[Record], sampler: torchdata.Sampler[int] | None = None
     ) -> None:
-        self._mapper = _Mapper(build_mapper(cfg, is_train=True))
+        mapper = build_mapper(cfg, is_train=True)
+        self._mapper = _Mapper(mapper, tells_states=cfg.DATALOADER.ASPECT_RATIO_GROUPING)
         # The arguments that `build_detection_train_loader` makes of a config: a sampler can't be
         # put around the one that a finished loader has.
         arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
@@ -182,10 +183,14 @@ class _Mapper:
     """A mapper whose images tell under which random states they were mapped.
 
     In worker processes they don't: nobody could put these back.
+
+    Args:
+        mapper (Callable): what it calls.
+        tells_states (bool): False where no image ever waits for others to make a batch.
     """
 
-    def __init__(self, mapper: Mapper) -> None:
-        self._mapper = mapper
+    def __init__(self, mapper: Mapper, tells_states: bool) -> None:
+        self._mapper, self._tells_states = mapper, tells_states
         self.pending: RngState | None = None
 
     def __call__(self, record: Record) -> Record | None:
@@ -194,9 +199,9 @@ class _Mapper:
         if self.pending is not None:
             _set_rng(self.pending)
             self.pending = None
-        state = _get_rng(cuda=False)
+        state = {_STATE: _get_rng(cuda=False)} if self._tells_states else {}
         mapped = map_record(self._mapper, record)
-        return None if mapped is None else {**mapped, _STATE: state}
+        return None if mapped is None else {**mapped, **state}
 
 
 def _get_rng(cuda: bool = True) -> RngState:

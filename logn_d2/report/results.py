@@ -3,7 +3,8 @@
 `results.json` holds:
 
 - ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
-  at least AP for each task, in percent; ``null`` where no class has objects;
+  at least AP for each task, in percent; ``null`` where no class has objects. Of an image classifier
+  ``{"calibration": name, "image": {"acc": ...}, "ood SET": {...}}``;
 - ``provenance``, optional: whatever says where the numbers come from; the report shows it;
 - ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
 
@@ -43,8 +44,9 @@ class ResultRow:
 
     Attributes:
         calibration (str): as written, for example "norcal(gamma=0.6)".
-        tasks (dict[str, dict[str, float]]): "bbox" and, with a mask head, "segm"; metric ->
-            percent, NaN where there is nothing to measure.
+        tasks (dict[str, dict[str, float]]): "bbox" and, with a mask head, "segm"; of an image
+            classifier "image", and "ood SET" for unknown images; metric -> percent, NaN where there
+            is nothing to measure.
     """
 
     calibration: str
@@ -154,7 +156,8 @@ class Results:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that were evaluated, boxes first."""
-        return tuple(task for task in TASKS if task in self.rows[0].tasks)
+        found = self.rows[0].tasks
+        return (*(task for task in TASKS if task in found), *(t for t in found if t not in TASKS))
 
     def row(self, calibration: str) -> ResultRow:
         """The row of a calibration.
@@ -229,10 +232,14 @@ class Results:
 
 def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:
     name = f"Row {index} ({row.get('calibration', 'unnamed')})"
-    _check_keys(name, row, required=("calibration", "bbox"), known=("calibration", *TASKS))
+    known = ("calibration", *TASKS)
+    if "image" in row:
+        known = ("calibration", "image", *(task for task in row if task.startswith("ood ")))
+    _check_keys(name, row, required=known[:2], known=known)
     tasks = {}
-    for task in (task for task in TASKS if task in row):
-        _check_keys(f"{name}, {task},", row[task], required=("AP",))
+    for task in (task for task in known[1:] if task in row):
+        required = {"image": ("acc",)}.get(task, ("AP",) if task in TASKS else ())
+        _check_keys(f"{name}, {task},", row[task], required=required)
         tasks[task] = dict(zip(row[task], _numbers(row[task].values()).tolist(), strict=True))
     return ResultRow(row["calibration"], tasks)
 

@@ -71,7 +71,9 @@ def evaluate_sweep(
     }
 
 
-def best_of_grid(rows: Mapping[str, Scores], members: Sequence[str]) -> str:
+def best_of_grid(
+    rows: Mapping[str, Scores], members: Sequence[str], task: str = "bbox", metric: str = "AP"
+) -> str:
     """The calibration of a grid with the highest box AP; the first one of equals.
 
     A parameter that is chosen on the images that it is evaluated on promises too much: choose it on
@@ -80,6 +82,7 @@ def best_of_grid(rows: Mapping[str, Scores], members: Sequence[str]) -> str:
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
         members (Sequence[str]): at least one name.
+        task, metric (str): what is highest, where that is not box AP.
 
     Example:
         >>> rows = {"a": {"bbox": {"AP": 1.0}}, "b": {"bbox": {"AP": 2.0}}}
@@ -87,8 +90,8 @@ def best_of_grid(rows: Mapping[str, Scores], members: Sequence[str]) -> str:
         'b'
     """
 
-    def box_ap(name: str) -> float:
-        ap = rows[name]["bbox"]["AP"]
-        return -math.inf if math.isnan(ap) else ap
+    def height(name: str) -> float:
+        value = rows[name][task][metric]
+        return -math.inf if math.isnan(value) else value
 
-    return max(members, key=box_ap)
+    return max(members, key=height)

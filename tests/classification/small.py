@@ -7,12 +7,14 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
+from logn_d2.classification import ImageData, array_records
 from logn_d2.config import add_logn_config
 from logn_d2.core import LogitMoments, LogitStatistics, StageStatistics
 from logn_d2.modeling import find_box_predictors, predictor_fingerprint
 
 K, SIZE = 4, 6
 NAMES = tuple("abcd")
+COUNTS = (30, 12, 6, 3)
 
 
 def small_config(**options: object) -> CfgNode:
@@ -69,3 +71,12 @@ def scores_of(model: torch.nn.Module, inputs: list[dict]) -> torch.Tensor:
 
 def array(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+
+
+def small_set(counts, seed):
+    """Four classes of noisy patterns; the patterns are the same in every set."""
+    patterns = np.random.default_rng(99).integers(0, 256, (K, SIZE, SIZE))
+    labels = np.repeat(np.arange(K), counts)
+    noise = np.random.default_rng(seed).normal(0, 60, (len(labels), SIZE, SIZE))
+    pixels = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
+    return ImageData(array_records("small", pixels, labels), NAMES, limits=(4, 12))

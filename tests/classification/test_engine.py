@@ -8,7 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 
-from logn_d2.classification import ImageData, array_records, register_images
+from logn_d2.classification import register_images
 from logn_d2.classification.logits import ImageEvaluator, StoredLogits, collect_logits
 from logn_d2.collection import collect_from_config, collect_statistics
 from logn_d2.core import LogitStatistics, logn
@@ -24,18 +24,7 @@ from logn_d2.engine import (
 )
 from logn_d2.errors import UserError
 
-from .small import NAMES, SIZE, K, raw_logits, small_config
-
-COUNTS = (30, 12, 6, 3)
-
-
-def small_set(counts, seed):
-    """Four classes of noisy patterns; the patterns are the same in every set."""
-    patterns = np.random.default_rng(99).integers(0, 256, (K, SIZE, SIZE))
-    labels = np.repeat(np.arange(K), counts)
-    noise = np.random.default_rng(seed).normal(0, 60, (len(labels), SIZE, SIZE))
-    pixels = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
-    return ImageData(array_records("small", pixels, labels), NAMES, limits=(4, 12))
+from .small import COUNTS, NAMES, K, raw_logits, small_config, small_set
 
 
 @pytest.fixture(scope="module", autouse=True)

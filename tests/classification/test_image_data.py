@@ -30,6 +30,7 @@ from logn_d2.classification.arrays import (
     cifar_images,
     digit_images,
     idx_images,
+    noise_images,
     read_cifar_pickle,
     read_idx,
 )
@@ -329,6 +330,16 @@ def test_digits_test_is_the_same_for_every_seed():
     assert np.bincount(tests[0].labels).tolist() == [60] * 10
     names = [[each["file_name"] for each in data.records] for data in (*tests, first)]
     assert names[0] == names[1] and not set(names[0]) & set(names[2])
+
+
+def test_noise_is_uniform_and_follows_its_seed():
+    first, again, other = (noise_images(images=50, side=9, seed=seed) for seed in (0, 0, 1))
+    pixels = [np.stack([r["image_array"] for r in each.records]) for each in (first, again, other)]
+    assert pixels[0].shape == (50, 9, 9) and pixels[0].dtype == np.uint8
+    assert (pixels[0] == pixels[1]).all() and (pixels[0] != pixels[2]).mean() > 0.9
+    assert np.histogram(pixels[0], 4, (0, 256))[0] == pytest.approx(50 * 81 / 4, rel=0.1)
+    with pytest.raises(UserError, match="side 0"):
+        noise_images(side=0)
 
 
 def test_glyphs_are_drawn_alike_and_unknown_ones_are_others():

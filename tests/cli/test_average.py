@@ -38,6 +38,16 @@ def test_changes_are_within_each_run(tool, tmp_path, capsys):
     assert [cell.strip() for cell in row.split("|")[1:-1]][:2] == ["logn", "2.0 ± 1.4"]
 
 
+def test_image_classifiers_have_accuracies(tool, tmp_path, capsys):
+    for name, acc in (("a", 50.0), ("b", 52.0)):
+        image = {"acc": acc, "many": 60.0, "medium": None, "few": 1.0, "ECE": 3.0}
+        (tmp_path / name).write_text(json.dumps({"rows": [{"calibration": "x", "image": image}]}))
+    assert tool.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "±" in line and "|" in line)
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["x", "51.0 ± 1.4", "60.0 ± 0.0", "-", "1.0 ± 0.0", "3.0 ± 0.0"]
+
+
 def test_groups_without_objects_have_no_change(tool):
     none, value = {"bbox": {"AP": 1.0, "APr": None}}, {"bbox": {"AP": 3.0, "APr": None}}
     assert tool.changes({"none": [none], "logn": [value]}) == {"logn": [{"bbox": {"AP": 2.0}}]}

@@ -13,7 +13,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.collection import collect_statistics
-from logn_d2.config import config_file
 from logn_d2.engine import load_config
 from logn_d2.report import Results, open_runs
 from logn_d2.sweeps import SweepPredictions
@@ -262,10 +261,3 @@ def test_config_keys_behind_the_calibrations_are_no_calibrations(tool: ModuleTyp
     words = "--config-file c --output o --calibrations logn MODEL.WEIGHTS w SEED 1".split()
     args = tool.parse_args(words)
     assert args.calibrations == ["logn"] and args.overrides == "MODEL.WEIGHTS w SEED 1".split()
-
-
-def test_classifiers_are_refused_by_name(tool: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    config = config_file("classification/digits_lt_linear.yaml")
-    with pytest.raises(SystemExit):
-        tool.run(tool.parse_args(["--config-file", config, "--output", "o"]))
-    assert "A sweep is for detectors" in capsys.readouterr().err

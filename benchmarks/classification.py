@@ -1,0 +1,340 @@
+"""Image classifiers on glyphs-LT: the rows of the paper's ImageNet-LT table, and LogitNorm.
+
+Sixty drawn characters, 300 to 3 training images, 50 test images of each; a network of two layers.
+Each seed has data of its own (which class is rare, and every drawing), weights and order, which
+all methods share, so that differences are paired. Calibrations after training share one training,
+second stages start from it. tau of tau-norm is chosen on validation images, on which the
+temperature is fitted too. Unknown images are characters of no class (near), handwritten digits and
+noise (far). The table is written after each training, and after an interruption the same command
+goes on. A training takes half a minute of one core.
+
+Examples:
+    OMP_NUM_THREADS=1 python benchmarks/classification.py
+    OMP_NUM_THREADS=1 python benchmarks/classification.py --seeds 0 --heads linear --iterations 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from tabulate import tabulate
+from torch import nn
+
+from logn_d2.analysis import format_spread
+from logn_d2.config import config_file
+from logn_d2.core import LogitStatistics, expand_grid
+from logn_d2.data import class_counts
+from logn_d2.engine import Trainer, load_config, short_errors, statistics_path
+from logn_d2.engine.checkpoint import load_weights
+from logn_d2.engine.experiments import check_same_training, is_trained
+from logn_d2.engine.image_sweep import ImageSweep
+from logn_d2.files import atomic_write
+from logn_d2.modeling.attach import calibrations_at, find_sites
+from logn_d2.ood import OODResult
+
+HEADS = ("linear", "cosine")
+SPLITS = ("train", "val", "test", "unknown")
+BASELINE = "uncalibrated"
+CALIBRATIONS = (
+    *("logit_adjustment", "logn_mean", "logn_std", "logn"),
+    *("norcal(gamma=0.6)", "norcal(gamma=auto)", "p2p(alpha=1)", "auto"),
+)
+TAU_NORM = "tau_norm(tau=0:2:0.1, keep_bias=False)"
+UNKNOWN = {"near": "unknown", "digits": "digits_lt_test", "noise": "noise"}
+METRICS = {"many": "Many", "medium": "Medium", "few": "Few", "acc": "All", "ECE": "ECE"}
+OOD_METRICS = {
+    "auroc": "AUROC",
+    "fpr95_id_pos": "FPR95, ID pos.",
+    "fpr95_ood_pos": "FPR95, OOD pos.",
+    "aupr_in": "AUPR in",
+    "aupr_out": "AUPR out",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One training of the comparison.
+
+    Attributes:
+        title (str): of its row.
+        loss (str): MODEL.LOGN.LOSS.
+        stage (str): MODEL.LOGN.SECOND_STAGE, after Softmax; "" for a first stage.
+        heads (tuple[str, ...]): classifiers that it is trained with.
+        after (tuple[str, ...]): calibrations that are evaluated as well.
+        unknown (bool): whether it is compared on unknown images.
+    """
+
+    title: str
+    loss: str = ""
+    stage: str = ""
+    heads: tuple[str, ...] = HEADS
+    after: tuple[str, ...] = ()
+    unknown: bool = False
+
+
+METHODS = {
+    "softmax": Method("Softmax", after=CALIBRATIONS, unknown=True),
+    "focal": Method("Focal", "focal"),
+    # Its rare classes are those of Few: below 20 of 3,931 images.
+    "eql": Method("EQL, sigmoids", "eql(threshold=0.005)"),
+    "seesaw": Method("Seesaw", "seesaw"),
+    "balanced_softmax": Method("Balanced softmax", "balanced_softmax"),
+    # The default averages over more iterations than this training has.
+    "inverse_logn": Method("Inverse LogN", "inverse_logn(momentum=0.01)"),
+    "crt": Method("cRT", stage="crt"),
+    "lws": Method("LWS", stage="lws"),
+    # A cosine classifier bounds its logits already.
+    **{
+        f"logit_norm_{tau}": Method(
+            f"LogitNorm, tau {tau}", f"logit_norm(tau={tau})", heads=("linear",), unknown=True
+        )
+        for tau in (0.04, 0.1)
+    },
+}
+TITLES = {
+    "logit_adjustment": "LogA",
+    "logn": "LogN",
+    "logn_mean": "LogN, mean only",
+    "logn_std": "LogN, std only",
+    "norcal(gamma=0.6)": "NorCal, gamma 0.6",
+    "norcal(gamma=auto)": "NorCal, gamma by matching",
+    "p2p(alpha=1)": "P2P",
+    "auto": "Auto",
+    "tau_norm": "tau-norm",
+}
+
+
+def config_of(args: argparse.Namespace, head: str, seed: int, name: str) -> CfgNode:
+    """The config of one training, with the sets of its seed registered."""
+    method, place = METHODS[name], args.output / head / f"seed{seed}"
+    sets = [[f"glyphs{seed}_{s}", f"glyphs(split={s}, seed={seed})"] for s in SPLITS]
+    cfg = load_config(
+        config_file(f"classification/glyphs_lt_{head}.yaml"),
+        ["MODEL.LOGN.IMAGE.DATASETS", sets, "MODEL.DEVICE", "cpu"],
+    )
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (f"glyphs{seed}_train",), (f"glyphs{seed}_test",)
+    cfg.MODEL.LOGN.LOSS, cfg.MODEL.LOGN.SECOND_STAGE = method.loss, method.stage
+    cfg.MODEL.LOGN.COLLECT.ENABLED = bool(method.after)
+    cfg.SOLVER.MAX_ITER = args.iterations
+    if method.stage:
+        cfg.MODEL.WEIGHTS = str(place / "softmax" / "model_final.pth")
+        cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
+        cfg.SOLVER.MAX_ITER = args.iterations // 3
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.MAX_ITER
+    cfg.SEED, cfg.OUTPUT_DIR = seed, str(place / name)
+    cfg.freeze()
+    return cfg
+
+
+def train(cfg: CfgNode) -> None:
+    """Trains, if that has not been done."""
+    folder = Path(cfg.OUTPUT_DIR)
+    if is_trained(folder):
+        check_same_training(folder, cfg)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(cfg.dump())
+    seed_all_rng(cfg.SEED)
+    silent = cfg.clone()
+    silent.defrost()
+    silent.DATASETS.TEST = ()  # `measure` evaluates
+    trainer = Trainer(silent)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+
+def measure(cfg: CfgNode, method: Method, seed: int) -> dict[str, Any]:
+    """Rows and separation from unknown images, of one training."""
+    model = Trainer.build_model(cfg).eval()
+    load_weights(model, str(Path(cfg.OUTPUT_DIR, "model_final.pth")), cfg.OUTPUT_DIR, resume=False)
+    grid = expand_grid(TAU_NORM) if method.after and cfg.MODEL.LOGN.CLASSIFIER == "linear" else ()
+    calibrations = made(cfg, model, (*method.after, *grid))
+    (test,), validation = cfg.DATASETS.TEST, f"glyphs{seed}_val"
+    sweep = ImageSweep(cfg, model, calibrations, cfg.OUTPUT_DIR, resume=True)
+    temperatures = sweep.temperatures(test, validation)
+    results = sweep.results(test)
+    rows = {name: {**found.as_dict(), **temperatures[name]} for name, found in results.items()}
+    found: dict[str, Any] = {"rows": {k: v for k, v in rows.items() if k not in grid}}
+    if grid:
+        on_val = sweep.results(validation)
+        chosen = max(grid, key=lambda name: on_val[name].metrics()["acc"])
+        found["rows"]["tau_norm"], found["tau_norm"] = rows[chosen], chosen
+    if method.unknown:
+        alone = ImageSweep(cfg, model, {BASELINE: ()}, cfg.OUTPUT_DIR, resume=True)
+        found["ood"] = {
+            where: separation(alone, test, f"glyphs{seed}_unknown" if where == "near" else name)
+            for where, name in UNKNOWN.items()
+        }
+    return found
+
+
+def made(cfg: CfgNode, model: nn.Module, names: Sequence[str]) -> dict[str, Sequence]:
+    """Name -> calibration, and none for the baseline."""
+    if not names:
+        return {BASELINE: ()}
+    sites, counts = find_sites(model), functools.cache(lambda: class_counts(cfg.DATASETS.TRAIN))
+    statistics = LogitStatistics.load(statistics_path(cfg))
+    options = {"statistics": statistics, "counts": counts}
+    return {BASELINE: (), **{name: calibrations_at(sites, name, **options) for name in names}}
+
+
+def separation(sweep: ImageSweep, known: str, unknown: str) -> dict[str, dict[str, float]]:
+    """Score -> metric -> percent."""
+    found: Mapping[str, OODResult] = sweep.unknown(known, unknown)[BASELINE]
+    return {
+        score: {metric: 100 * getattr(result, metric) for metric in OOD_METRICS}
+        for score, result in found.items()
+    }
+
+
+def measured(args: argparse.Namespace, head: str, seed: int, name: str) -> dict[str, Any]:
+    """Trains and measures, once."""
+    cfg, start = config_of(args, head, seed, name), time.process_time()
+    path = Path(cfg.OUTPUT_DIR, "measured.json")
+    if not path.is_file():
+        train(cfg)
+        found = measure(cfg, METHODS[name], seed)
+        found["seconds"] = time.process_time() - start
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""Of one head: method -> seed -> what `measured` returns."""
+
+
+def rows_of(runs: Runs) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
+    """Title and seed -> metrics of each row."""
+    for name, method in METHODS.items():
+        by_seed = runs.get(name, {})
+        labels = dict.fromkeys(label for found in by_seed.values() for label in found["rows"])
+        for label in labels:
+            title = method.title if label == BASELINE else TITLES[label]
+            yield title, {s: found["rows"][label] for s, found in by_seed.items()}
+
+
+def accuracy_lines(runs: Runs) -> str:
+    """The table of one head, with differences from its Softmax seed by seed."""
+    lines, (_, softmax) = [], next(rows_of(runs))
+    for title, by_seed in rows_of(runs):
+        cells = [format_spread([found[m] for found in by_seed.values()]) for m in METRICS]
+        cells.append(format_spread([found["ECE_T"] for found in by_seed.values()]))
+        for metric in ("acc", "few"):
+            gains = [found[metric] - softmax[s][metric] for s, found in by_seed.items()]
+            cells.append("" if title == "Softmax" else difference(gains))
+        lines.append([title, str(len(by_seed)), *cells])
+    heads = ["method", "seeds", *METRICS.values(), "ECE, T", "All: difference", "Few: difference"]
+    return tabulate(lines, heads, "pipe", disable_numparse=True)
+
+
+def difference(gains: Sequence[float]) -> str:
+    """Mean and standard deviation of paired differences, and in how many seeds they are above 0."""
+    spread = format_spread(gains)
+    return f"{spread if spread.startswith('-') else '+' + spread} ({sum(g > 0 for g in gains)})"
+
+
+def unknown_lines(runs: Runs) -> str:
+    """Mean and standard deviation of each score, and AUROC's difference from MSP of Softmax."""
+    lines = []
+    for name, method in METHODS.items():
+        by_seed = {s: found["ood"] for s, found in runs.get(name, {}).items() if "ood" in found}
+        for where, score in _pairs(by_seed):
+            cells = [
+                format_spread([found[where][score][m] for found in by_seed.values()])
+                for m in OOD_METRICS
+            ]
+            base = {s: runs["softmax"][s]["ood"][where]["msp"]["auroc"] for s in by_seed}
+            gains = [found[where][score]["auroc"] - base[s] for s, found in by_seed.items()]
+            change = "" if (name, score) == ("softmax", "msp") else difference(gains)
+            lines.append([where, method.title, score, *cells, change])
+    lines.sort(key=lambda line: list(UNKNOWN).index(line[0]))
+    heads = ["unknown", "training", "score", *OOD_METRICS.values(), "AUROC: difference"]
+    return tabulate(lines, heads, "pipe", disable_numparse=True)
+
+
+def _pairs(by_seed: Mapping[int, Mapping[str, Mapping]]) -> list[tuple[str, str]]:
+    first = next(iter(by_seed.values()), {})
+    return [(where, score) for where, scores in first.items() for score in scores]
+
+
+def write(args: argparse.Namespace) -> str:
+    """All that has been measured so far, as Markdown."""
+    found = {
+        head: {
+            name: {
+                int(path.parents[1].name.removeprefix("seed")): json.loads(path.read_text())
+                for path in sorted((args.output / head).glob(f"seed*/{name}/measured.json"))
+            }
+            for name in METHODS
+        }
+        for head in HEADS
+    }
+    parts = ["# Image classifiers on glyphs-LT", f"{machine()}; {args.iterations} iterations."]
+    for head, runs in found.items():
+        if runs["softmax"]:
+            seconds = [each["seconds"] for m in runs.values() for each in m.values()]
+            parts += [f"## {head} classifier", accuracy_lines(runs)]
+            parts += [f"{len(seconds)} trainings, {np.mean(seconds):.0f} s of CPU each."]
+    if found["linear"]["softmax"]:
+        parts += ["## Unknown images, linear classifier", unknown_lines(found["linear"])]
+    text = "\n\n".join(parts) + "\n"
+    with atomic_write(args.output / "classification.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and measures what is missing; Softmax, with which all is compared, comes first."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    text = ""
+    for seed in args.seeds:
+        for head in args.heads:
+            for name in dict.fromkeys(["softmax", *args.methods]):
+                if head in METHODS[name].heads:
+                    found = measured(args, head, seed, name)
+                    line = f"{head}, seed {seed}, {name}: {found['rows'][BASELINE]['acc']:.1f}"
+                    print(f"{line}, {found['seconds']:.0f} s", flush=True)
+                    text = write(args)
+    print(text)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--iterations", type=int, default=1845, help="of 64 images (30 epochs)")
+    parser.add_argument("--output", type=Path, default=Path("output/classification"))
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Runs the benchmark; the exit code is 130 when it is interrupted."""
+    try:
+        with short_errors():
+            run(parse_args())
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Many calibrations of one image classifier, and unknown inputs, from one pass for each data set.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from ..classification.accuracy import ImageResult
+from ..classification.logits import StoredLogits, collect_logits, scores_of
+from ..core import AffineCalibration
+from ..core.losses import LogitNorm
+from ..data.loader import build_evaluation_loader
+from ..modeling.box_predictors import unwrapped
+from ..ood import (
+    OOD_SCORES,
+    OODResult,
+    evaluate_ood,
+    expected_calibration_error,
+    fit_temperature,
+    log_softmax,
+    normalized_logits,
+    score_logits,
+)
+from ..passes.resume import deciding_settings, pass_digest
+from .images import evaluate_stored, training_counts, write_per_class
+
+__all__ = ["ImageSweep"]
+
+
+class ImageSweep:
+    """Raw logits of whatever sets are asked for, and what calibrations make of them.
+
+    Every process passes over its images (`logits`); the figures are the first one's alone.
+
+    Args:
+        cfg (CfgNode): of the classifier.
+        model (nn.Module): gives raw logits, weights loaded.
+        calibrations (Mapping): name -> a list of one, or of none.
+        folder (str): gets each set's logits, "logits_SET.safetensors".
+        resume (bool): take logits that are there, if they are of the same weights and images.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        calibrations: Mapping[str, Sequence[AffineCalibration]],
+        folder: str,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self._cfg, self._model, self._folder = cfg, unwrapped(model).eval(), folder
+        self._calibrations, self._resume = calibrations, resume
+        self._kept: dict[str, StoredLogits] = {}
+
+    def logits(self, dataset: str) -> StoredLogits | None:
+        """Raw logits of a registered set, passed over once; None but on the first process."""
+        path = os.path.join(self._folder, f"logits_{dataset}.safetensors")
+        if dataset not in self._kept:
+            loader = build_evaluation_loader(self._cfg, dataset)
+            digest = pass_digest(self._model, loader, deciding_settings(self._cfg))
+            found = self._stored(path, digest)
+            # Every process must take the same way, also where they see a file at different times.
+            if not all(comm.all_gather(found is not None)):
+                found = collect_logits(self._model, loader)
+                if found is not None:
+                    found = StoredLogits(found.logits, found.labels, digest)
+                    found.save(path)
+            self._kept[dataset] = found
+        return self._kept[dataset] if comm.is_main_process() else None
+
+    def _stored(self, path: str, digest: str) -> StoredLogits | None:
+        if not (self._resume and os.path.isfile(path)):
+            return None
+        found = StoredLogits.load(path)
+        return found if found.digest == digest else None
+
+    def results(self, dataset: str, *, per_class: bool = False) -> dict[str, ImageResult]:
+        """Name -> accuracies of each calibration on a set.
+
+        Args:
+            dataset (str): registered.
+            per_class (bool): write a CSV file of every class to the folder.
+        """
+        counts = training_counts(self._cfg)
+        found = evaluate_stored(self._model, self.logits(dataset), self._calibrations, counts)
+        if per_class:
+            write_per_class(found, dataset, counts, self._folder)
+        return found
+
+    def temperatures(self, dataset: str, fitted_on: str) -> dict[str, dict[str, float]]:
+        """Expected calibration error with a temperature that is fitted on validation images.
+
+        The temperature divides the logarithms of class probabilities; for a softmax that is the
+        same as to divide its logits.
+
+        Args:
+            dataset (str): what is evaluated.
+            fitted_on (str): another registered set of the same classes.
+
+        Returns:
+            dict: name -> "T", and "ECE_T" in percent.
+        """
+        test, validation = self.logits(dataset), self.logits(fitted_on)
+        found = {}
+        for name in self._calibrations:
+            value = fit_temperature(self._log_scores(name, validation), validation.labels)
+            log_p = log_softmax(self._log_scores(name, test) / value)
+            right = log_p.argmax(axis=1) == test.labels.numpy()
+            confidence = np.exp(log_p.max(axis=1)).clip(max=1)
+            ece = expected_calibration_error(confidence, right).ece
+            found[name] = {"ECE_T": 100 * ece, "T": value}
+        return found
+
+    def unknown(self, known: str, unknown: str) -> dict[str, dict[str, OODResult]]:
+        """How well each score tells images of unknown classes from those of known ones.
+
+        Args:
+            known, unknown (str): registered sets.
+
+        Returns:
+            dict: name -> score -> numbers, where a score is one of `OOD_SCORES` of the calibrated
+            logits; of a classifier trained with LogitNorm also "msp, normalized".
+        """
+        sides = [self.logits(each) for each in (known, unknown)]
+        return {name: self._separated(name, sides) for name in self._calibrations}
+
+    def _separated(self, name: str, sides: Sequence[StoredLogits]) -> dict[str, OODResult]:
+        logits = [self._calibrated(name, each).cpu().numpy() for each in sides]
+        scored = {score: [score_logits(score, z) for z in logits] for score in OOD_SCORES}
+        loss = self._model.head.loss.inner
+        if isinstance(loss, LogitNorm):
+            normal = [normalized_logits(z, loss.tau, loss.eps) for z in logits]
+            scored["msp, normalized"] = [score_logits("msp", z) for z in normal]
+        return {score: evaluate_ood(*pair) for score, pair in scored.items()}
+
+    def _calibrated(self, name: str, stored: StoredLogits) -> torch.Tensor:
+        """(N, K) float64."""
+        logits = stored.logits.double()
+        calibration = next(iter(self._calibrations[name]), None)
+        return logits if calibration is None else calibration.cpu()(logits)
+
+    def _log_scores(self, name: str, stored: StoredLogits) -> np.ndarray:
+        """(N, K) float64 logarithms of class probabilities."""
+        scores = scores_of(self._model, None, self._calibrated(name, stored)).double()
+        return scores.clamp(min=np.finfo(np.float64).tiny).log().numpy()
