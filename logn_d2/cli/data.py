@@ -1,4 +1,4 @@
-"""Draw LT-Glyphs, the long-tail benchmark that needs no download; convert and check data sets.
+"""Draw LT-Glyphs, the long-tail benchmark that needs no download; check, convert, filter sets.
 
 Without names `logn data check` looks at every LVIS and LT-Glyphs set whose annotations are there.
 With a config it also checks what a training with it would refuse.
@@ -8,6 +8,7 @@ Example:
     logn data check lvis_v1_train lvis_v1_val
     logn data check --config-file configs/my.yaml
     logn data muscima muscima-pp --output datasets/muscima
+    logn data without instances_val2017.json --classes-of voc_test.json --output unknown_val.json
 """
 
 from __future__ import annotations
@@ -53,6 +54,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="writers for validation (default: 16 fixed ones, with which numbers are comparable)",
     )
+    without = actions.add_parser(
+        "without", help="annotations of the images that show none of some classes"
+    )
+    without.add_argument("annotations", metavar="FILE", help="json in COCO or LVIS form")
+    which = without.add_mutually_exclusive_group(required=True)
+    which.add_argument("--classes", nargs="+", metavar="NAME", help="as the file writes them")
+    which.add_argument(
+        "--classes-of",
+        metavar="FILE",
+        help="those of another json; classes that the first file does not have are left out",
+    )
+    without.add_argument("--output", required=True, metavar="FILE", help="the json to write")
     return parser.parse_args(argv)
 
 

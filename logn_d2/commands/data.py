@@ -1,17 +1,21 @@
-"""Data sets from a command line: draw LT-Glyphs, convert, check what a training would read."""
+"""Data sets from a command line: draw, convert, filter, check what a training would read."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data import check_dataset
+from ..annotations import name_of, read_annotations
+from ..data import check_dataset, images_without
 from ..data.muscima import VAL_WRITERS, convert_muscima, describe
 from ..engine import load_config, short_errors
 from ..engine.checks import check_classes, check_ground_truth, check_masks
+from ..errors import MissingFileError
+from ..files import atomic_write
 from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
 
 
@@ -49,7 +53,8 @@ def config_problems(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Does what an action of `logn data` asks for; returns the exit status."""
     with short_errors():
-        return {"draw": draw, "check": check, "muscima": convert}[args.action](args)
+        actions = {"draw": draw, "check": check, "muscima": convert, "without": leave_out}
+        return actions[args.action](args)
 
 
 def draw(args: argparse.Namespace) -> int:
@@ -68,6 +73,29 @@ def convert(args: argparse.Namespace) -> int:
     """Converts MUSCIMA++, and says what came out."""
     writers = args.val_writers or VAL_WRITERS
     print("\n".join(describe(convert_muscima(args.source, args.output, val_writers=writers))))
+    return 0
+
+
+def leave_out(args: argparse.Namespace) -> int:
+    """Writes the annotations of the images without some classes, and says how many they are."""
+    if not os.path.isfile(args.annotations):
+        raise MissingFileError(f"There is no file '{args.annotations}'.")
+    content = read_annotations(args.annotations)
+    classes, absent = args.classes, []
+    if args.classes_of:
+        own = {name_of(each).casefold() for each in content["categories"]}
+        others = [name_of(each) for each in read_annotations(args.classes_of)["categories"]]
+        classes = [name for name in others if name.casefold() in own]
+        absent = [name for name in others if name.casefold() not in own]
+    found = images_without(content, classes)
+    with atomic_write(args.output) as temporary:
+        temporary.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    print(
+        f"{args.output}: {len(found['images']):,} of {len(content['images']):,} images show none "
+        f"of {len(classes)} classes, with {len(found['annotations']):,} objects of others"
+    )
+    if absent:
+        print(f"{len(absent)} classes are not in {args.annotations}: {', '.join(absent)}")
     return 0
 
 
