@@ -21,6 +21,9 @@ each set are kept in OUTPUT, and --resume takes them again:
     logn sweep --config-file classification/glyphs_lt_cosine.yaml --weights model_final.pth \\
         --stats logn_stats.safetensors --calibrations logn "logit_adjustment(tau=0.5:1.5:0.5)" \\
         --choose-on glyphs_lt_val --ood glyphs_lt_unknown --output output/sweep
+
+A detector's --ood compares boxes in known images with boxes in images of other classes, by the
+protocol of VOS (docs/ood.md), and writes OUTPUT/unknown_SET.json.
 """
 
 from __future__ import annotations
@@ -61,7 +64,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="image classifiers: registered sets of images of unknown classes",
+        help="registered sets of images that show none of the classes",
+    )
+    parser.add_argument(
+        "--ood-threshold",
+        type=float,
+        metavar="SCORE",
+        help="detectors: boxes count from it on (default: the best F1 of each calibration)",
     )
     parser.add_argument(
         "--save-predictions", metavar="DIR", help="keep raw logits and boxes for later sweeps"

@@ -40,6 +40,7 @@ from ..engine.images import check_image_sets, classifies_images
 from ..engine.statistics import without_calibration
 from ..errors import UserError
 from ..files import atomic_write
+from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import find_sites
 from ..modeling.box_predictors import (
     check_calibratable,
@@ -58,8 +59,15 @@ from ..sweeps import (
     evaluate_sweep,
     sweep,
     sweep_stored,
+    without_known_classes,
 )
 from .run import processes_here
+from .unknown_objects import (
+    check_for_unknown_objects,
+    compare_unknown_objects,
+    known_store,
+    unknown_store,
+)
 
 logger = logging.getLogger("logn_d2.sweep")
 
@@ -86,10 +94,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         site = ConfigSite(background="none")
         check_for_images(cfg, args)
     elif args.ood:
-        raise UserError(
-            "--ood is for image classifiers, and MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE}. For a detector's logits see docs/ood.md."
-        )
+        check_for_unknown_objects(cfg, args)
     elif site is not ROI_HEADS and (args.save_predictions or args.predictions):
         raise UserError(
             f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
@@ -176,17 +181,28 @@ class NetworkSweep:
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._cfg, self._args = cfg, args
-        self._model, weights, self._calibrations = load_network(cfg, args)
+        self._model, weights, self.calibrations = load_network(cfg, args)
         self.provenance = {"weights": weights}
 
     def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
         """Predictions for a data set, which go to a folder."""
+        return self._swept(dataset, read_ground_truth(dataset), folder, store)
+
+    def unknown(self, dataset: str, folder: str, store: str) -> None:
+        """Predictions for images of none of the classes; the raw ones are stored."""
+        truth = read_ground_truth(dataset, masks=False)
+        truth = without_known_classes(truth, config_site(self._cfg).classes_in(self._cfg))
+        self._swept(dataset, truth, folder, store)
+
+    def _swept(
+        self, dataset: str, truth: LvisGroundTruth, folder: str, store: str | None
+    ) -> SweepPredictions:
         return sweep(
             self._model,
             lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
-            self._calibrations,
+            self.calibrations,
             average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
-            ground_truth=read_ground_truth(dataset),
+            ground_truth=truth,
             output_dir=folder,
             resume=self._args.resume,
             overwrite=self._args.overwrite,
@@ -236,7 +252,10 @@ def work(args: argparse.Namespace) -> None:
         others = None
         if args.choose_on and args.grids:
             others = find(args.choose_on, os.path.join(args.output, "sweep_to_choose"))
-        predictions = find(dataset, os.path.join(args.output, "sweep"), args.save_predictions)
+        predictions = find(dataset, os.path.join(args.output, "sweep"), known_store(args))
+        for other in args.ood:
+            folder = os.path.join(args.output, f"sweep_{other}")
+            find.unknown(other, folder, unknown_store(args, other))
         if not comm.is_main_process():
             return
         keep_config(cfg, Path(args.output))
@@ -249,6 +268,8 @@ def work(args: argparse.Namespace) -> None:
         save(metrics, provenance, os.path.join(args.output, "results.json"))
         print(format_table(metrics, chosen))
         say_where_chosen("box AP", chosen, args, dataset)
+        if args.ood:
+            compare_unknown_objects(cfg, args, find.calibrations)
 
 
 def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:

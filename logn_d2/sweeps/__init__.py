@@ -4,7 +4,11 @@ from .detections_folder import SweepPredictions
 from .results import best_of_grid, evaluate_sweep, sweep_results
 from .run import sweep
 from .stored_outputs import StoredPredictions, sweep_stored
-from .unknown_objects import UnknownObjectsResult, evaluate_unknown_objects
+from .unknown_objects import (
+    UnknownObjectsResult,
+    evaluate_unknown_objects,
+    without_known_classes,
+)
 
 __all__ = [
     "StoredPredictions",
@@ -16,4 +20,5 @@ __all__ = [
     "sweep",
     "sweep_results",
     "sweep_stored",
+    "without_known_classes",
 ]

@@ -35,7 +35,13 @@ from ..ood import OOD_SCORES, OODResult, evaluate_ood, score_logits
 from .stored_outputs import StoredPredictions, sweep_stored
 from .union import check_average, scaled
 
-__all__ = ["BoxLogits", "UnknownObjectsResult", "evaluate_unknown_objects", "sure_boxes"]
+__all__ = [
+    "BoxLogits",
+    "UnknownObjectsResult",
+    "evaluate_unknown_objects",
+    "sure_boxes",
+    "without_known_classes",
+]
 
 _NAME = "calibrated"
 
@@ -196,6 +202,35 @@ def sure_boxes(
         found.append(part.detections)
         total += 1
     return BoxLogits(Detections.concatenate(found), np.concatenate(logits), total)
+
+
+def without_known_classes(ground_truth: LvisGroundTruth, num_classes: int) -> LvisGroundTruth:
+    """What a sweep of unknown images is given as ground truth, so that it computes no mask.
+
+    Args:
+        ground_truth (LvisGroundTruth): of the unknown images, of any classes.
+        num_classes (int): K of the detector.
+
+    Returns:
+        LvisGroundTruth: the same images, in which nothing is known of any of K classes.
+    """
+    nothing = np.zeros(0, dtype=np.int64)
+    return LvisGroundTruth(
+        image_ids=ground_truth.image_ids,
+        image_size=ground_truth.image_size,
+        category_ids=np.arange(1, num_classes + 1),
+        class_names=tuple(map(str, range(num_classes))),
+        groups=None,
+        image=nothing,
+        category=nothing,
+        box=np.zeros((0, 4)),
+        area=np.zeros(0),
+        ignore=nothing.astype(bool),
+        crowd=nothing.astype(bool),
+        annotation_id=nothing,
+        listed=nothing,
+        not_exhaustive=nothing,
+    )
 
 
 def _at(instances: Instances, kept: torch.Tensor) -> Instances:

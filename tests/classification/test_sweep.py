@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 
 from logn_d2.classification import register_images
 from logn_d2.classification.logits import StoredLogits
-from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
 from logn_d2.report import Results
 
@@ -219,11 +218,3 @@ def test_mistakes_are_found_before_any_work(tool, folder, capsys, more, message)
         tool.run(tool.parse_args([*given, "--output", f"{folder}/bad", *more]))
     assert ending.value.code == 1
     assert message in capsys.readouterr().err
-
-
-def test_detectors_have_no_unknown_images(tool, tmp_path, capsys):
-    config = config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml")
-    given = ["--config-file", config, "--output", str(tmp_path), "--ood", "noise"]
-    with pytest.raises(SystemExit):
-        tool.run(tool.parse_args(given))
-    assert "--ood is for image classifiers" in capsys.readouterr().err

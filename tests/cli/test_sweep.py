@@ -14,8 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.collection import collect_statistics
 from logn_d2.engine import load_config
+from logn_d2.lvis import LvisGroundTruth
 from logn_d2.report import Results, open_runs
-from logn_d2.sweeps import SweepPredictions
+from logn_d2.sweeps import StoredPredictions, SweepPredictions, evaluate_unknown_objects
 
 from ..command import command
 from ..processes import start_two
@@ -261,3 +262,72 @@ def test_config_keys_behind_the_calibrations_are_no_calibrations(tool: ModuleTyp
     words = "--config-file c --output o --calibrations logn MODEL.WEIGHTS w SEED 1".split()
     args = tool.parse_args(words)
     assert args.calibrations == ["logn"] and args.overrides == "MODEL.WEIGHTS w SEED 1".split()
+
+
+OTHERS = "sweep_tool_test_others"
+
+
+@pytest.fixture
+def others(folder: Path) -> Iterator[Path]:
+    """A config that knows images of another class as well."""
+    content = json.loads((folder / "annotations.json").read_text())
+    content["images"] = [{**image, "id": image["id"] + 1000} for image in content["images"][:2]]
+    for image in content["images"]:
+        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+    kept = [
+        a for a in content["annotations"] if a["image_id"] + 1000 <= content["images"][-1]["id"]
+    ]
+    content["annotations"] = [
+        {**a, "image_id": a["image_id"] + 1000, "category_id": 1} for a in kept
+    ]
+    content["categories"] = [{"id": 1, "name": "other", "frequency": "f"}]
+    (folder / "others.json").write_text(json.dumps(content))
+    cfg = load_config(folder / "config.yaml")
+    cfg.MODEL.LOGN.DATASETS.append([OTHERS, f"{folder}/others.json", str(folder)])
+    (folder / "others.yaml").write_text(cfg.dump())
+    yield folder / "others.yaml"
+    if OTHERS in DatasetCatalog.list():
+        DatasetCatalog.remove(OTHERS)
+        MetadataCatalog.remove(OTHERS)
+
+
+def test_unknown_objects_are_compared_under_every_calibration(
+    tool: ModuleType, folder: Path, others: Path, capsys: pytest.CaptureFixture
+) -> None:
+    more = ("--ood-threshold", "0", "--ood", OTHERS)
+    given = ["--config-file", str(others), *arguments(folder, "ood", *more)[2:]]
+    assert tool.run(tool.parse_args(given)) == 0
+    output = capsys.readouterr().out
+    assert f"{NAME} against {OTHERS}, in percent" in output
+    found = json.loads((folder / "ood" / f"unknown_{OTHERS}.json").read_text())
+    names = ["uncalibrated", "logn", "norcal(gamma=0.6)", "auto"]
+    assert list(found) == names
+    stores = [
+        StoredPredictions.load(folder / "ood" / f"predictions{x}") for x in ("", f"_{OTHERS}")
+    ]
+    truths = [LvisGroundTruth.from_json(folder / f) for f in ("annotations.json", "others.json")]
+    expected = evaluate_unknown_objects(*stores, *truths, threshold=0.0)
+    plain = found["uncalibrated"]
+    assert plain["threshold"] == 0 and plain["unknown_images"] == 100
+    assert plain["scores"]["energy"]["auroc"] == 100 * expected.scores["energy"].auroc
+    assert plain["unknown_boxes"] == expected.unknown_boxes == plain["scores"]["msp"]["num_ood"]
+    assert f"and {expected.unknown_boxes} in 100 % of the unknown" in output
+    assert found["logn"]["scores"] != plain["scores"]
+    assert Results.load(folder / "ood" / "results.json").tasks == ("bbox", "segm")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--ood", NAME), f"'{NAME}' is what is evaluated"),
+        (("--ood", "nothing"), "'nothing' is not registered"),
+        (("--ood", OTHERS, "--max-boxes", "5"), "stores all logits and boxes"),
+        (("--ood", OTHERS, "--ood-threshold", "2"), r"--ood-threshold is 2.0"),
+    ],
+)
+def test_mistakes_with_unknown_objects(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, more: tuple, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        tool.run(tool.parse_args(arguments(folder, "bad", *more)))
+    assert message in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""What `logn sweep --ood` does for detectors: passes over unknown images, figures, a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..core import AffineCalibration
+from ..engine.checks import check_datasets, check_output_folder
+from ..engine.evaluation import read_ground_truth
+from ..errors import UserError
+from ..files import atomic_write
+from ..ood import ood_table
+from ..sites import ROI_HEADS, config_site
+from ..sweeps import StoredPredictions, UnknownObjectsResult, evaluate_unknown_objects
+
+__all__ = ["check_for_unknown_objects", "compare_unknown_objects", "known_store", "unknown_store"]
+
+
+def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Finds mistakes before processes start."""
+    if config_site(cfg) is not ROI_HEADS:
+        raise UserError(
+            f"--ood needs the logits of each box, which are not stored of a "
+            f"{cfg.MODEL.META_ARCHITECTURE}. It takes R-CNN and image classifiers."
+        )
+    if args.predictions or args.max_boxes:
+        raise UserError(
+            "--ood stores all logits and boxes of a network pass. Leave out --predictions and "
+            "--max-boxes."
+        )
+    if not 0 <= (args.ood_threshold or 0) <= 1:
+        raise UserError(f"--ood-threshold is {args.ood_threshold}, expected a score in [0, 1].")
+    check_datasets(args.ood)
+    if cfg.DATASETS.TEST[0] in args.ood:
+        raise UserError(
+            f"'{cfg.DATASETS.TEST[0]}' is what is evaluated. --ood is for images without any of "
+            "its classes."
+        )
+    for name in args.ood:
+        check_output_folder(unknown_store(args, name))
+
+
+def known_store(args: argparse.Namespace) -> str | None:
+    """Where the raw predictions of the known images go; None for nowhere."""
+    default = os.path.join(args.output, "predictions") if args.ood else None
+    return args.save_predictions or default
+
+
+def unknown_store(args: argparse.Namespace, name: str) -> str:
+    """Where those of a set of unknown images go."""
+    return os.path.join(args.output, f"predictions_{name}")
+
+
+def compare_unknown_objects(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    calibrations: Mapping[str, Sequence[AffineCalibration]],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Prints a table for each set and writes ``unknown_SET.json``, in percent.
+
+    Args:
+        cfg (CfgNode): of the detector.
+        args (Namespace): of the command line.
+        calibrations (Mapping): name -> one for each stage; each has a threshold of its own.
+        say (Callable): takes each table.
+    """
+    dataset = cfg.DATASETS.TEST[0]
+    known, truth = StoredPredictions.load(known_store(args)), read_ground_truth(dataset)
+    for name in args.ood:
+        unknown = StoredPredictions.load(unknown_store(args, name))
+        results = {
+            text: evaluate_unknown_objects(
+                *(known, unknown, truth, read_ground_truth(name, masks=False)),
+                calibrations=stages,
+                average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
+                threshold=args.ood_threshold,
+            )
+            for text, stages in calibrations.items()
+        }
+        say(f"\n{dataset} against {name}, in percent\n\n{as_text(results)}")
+        content = {text: in_percent(result) for text, result in results.items()}
+        with atomic_write(os.path.join(args.output, f"unknown_{name}.json")) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def as_text(results: Mapping[str, UnknownObjectsResult]) -> str:
+    """A table of all scores, and a line of each calibration on what they leave out."""
+    rows = {
+        f"{text}: {score}": found
+        for text, result in results.items()
+        for score, found in result.scores.items()
+    }
+    lines = [ood_table(rows), ""]
+    for text, each in results.items():
+        found = f"{text}: known AP {100 * each.known_ap:.1f}; score >= {each.threshold:.4f} keeps "
+        found += f"{each.known_boxes} boxes in {100 * each.known_images:.0f} % of the known images "
+        found += f"and {each.unknown_boxes} in {100 * each.unknown_images:.0f} % of the unknown"
+        if each.unknown_ap:
+            aps = ", ".join(f"{name} {100 * ap:.1f}" for name, ap in each.unknown_ap.items())
+            found += f", {100 * each.unknown_recall:.1f} % of whose objects are found (AP50: {aps})"
+        lines.append(found)
+    return "\n".join(lines)
+
+
+def in_percent(result: UnknownObjectsResult) -> dict[str, Any]:
+    """All shares in percent but the threshold; None for NaN, which JSON has not."""
+
+    def plain(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(key, each) for key, each in value.items()}
+        if name == "threshold" or isinstance(value, int):
+            return value
+        return None if math.isnan(value) else 100 * value
+
+    return plain("", result.as_dict())
