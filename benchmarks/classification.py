@@ -32,6 +32,7 @@ from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 from torch import nn
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics, expand_grid
@@ -46,7 +47,6 @@ from logn_d2.ood import OODResult
 
 HEADS = ("linear", "cosine")
 SPLITS = ("train", "val", "test", "unknown")
-BASELINE = "uncalibrated"
 CALIBRATIONS = (
     *("logit_adjustment", "logn_mean", "logn_std", "logn"),
     *("norcal(gamma=0.6)", "norcal(gamma=auto)", "p2p(alpha=1)", "auto"),
@@ -173,7 +173,7 @@ def measure(cfg: CfgNode, method: Method, seed: int) -> dict[str, Any]:
         chosen = max(grid, key=lambda name: on_val[name].metrics()["acc"])
         found["rows"]["tau_norm"], found["tau_norm"] = rows[chosen], chosen
     if method.unknown:
-        alone = ImageSweep(cfg, model, {BASELINE: ()}, cfg.OUTPUT_DIR, resume=True)
+        alone = ImageSweep(cfg, model, {UNCALIBRATED: ()}, cfg.OUTPUT_DIR, resume=True)
         found["ood"] = {
             where: separation(alone, test, f"glyphs{seed}_unknown" if where == "near" else name)
             for where, name in UNKNOWN.items()
@@ -184,16 +184,16 @@ def measure(cfg: CfgNode, method: Method, seed: int) -> dict[str, Any]:
 def made(cfg: CfgNode, model: nn.Module, names: Sequence[str]) -> dict[str, Sequence]:
     """Name -> calibration, and none for the baseline."""
     if not names:
-        return {BASELINE: ()}
+        return {UNCALIBRATED: ()}
     sites, counts = find_sites(model), functools.cache(lambda: class_counts(cfg.DATASETS.TRAIN))
     statistics = LogitStatistics.load(statistics_path(cfg))
     options = {"statistics": statistics, "counts": counts}
-    return {BASELINE: (), **{name: calibrations_at(sites, name, **options) for name in names}}
+    return {UNCALIBRATED: (), **{name: calibrations_at(sites, name, **options) for name in names}}
 
 
 def separation(sweep: ImageSweep, known: str, unknown: str) -> dict[str, dict[str, float]]:
     """Score -> metric -> percent."""
-    found: Mapping[str, OODResult] = sweep.unknown(known, unknown)[BASELINE]
+    found: Mapping[str, OODResult] = sweep.unknown(known, unknown)[UNCALIBRATED]
     return {
         score: {metric: 100 * getattr(result, metric) for metric in OOD_METRICS}
         for score, result in found.items()
@@ -223,7 +223,7 @@ def rows_of(runs: Runs) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
         by_seed = runs.get(name, {})
         labels = dict.fromkeys(label for found in by_seed.values() for label in found["rows"])
         for label in labels:
-            title = method.title if label == BASELINE else TITLES[label]
+            title = method.title if label == UNCALIBRATED else TITLES[label]
             yield title, {s: found["rows"][label] for s, found in by_seed.items()}
 
 
@@ -306,7 +306,7 @@ def run(args: argparse.Namespace) -> None:
             for name in dict.fromkeys(["softmax", *args.methods]):
                 if head in METHODS[name].heads:
                     found = measured(args, head, seed, name)
-                    line = f"{head}, seed {seed}, {name}: {found['rows'][BASELINE]['acc']:.1f}"
+                    line = f"{head}, seed {seed}, {name}: {found['rows'][UNCALIBRATED]['acc']:.1f}"
                     print(f"{line}, {found['seconds']:.0f} s", flush=True)
                     text = write(args)
     print(text)

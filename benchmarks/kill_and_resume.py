@@ -113,7 +113,7 @@ VERBS = {
         lambda out, model: command(
             *("sweep", "--stats", str(model / "logn_stats.safetensors"), "--output", str(out)),
             *("--calibrations", "uncalibrated", "logn", "norcal(gamma=[0.2, 0.6])"),
-            *("--save-predictions", str(out / "logits")),
+            *("--save-outputs", str(out / "logits")),
             *("--weights", str(model / "model_final.pth"), *OFTEN),
         ),
         results,

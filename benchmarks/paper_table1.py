@@ -30,11 +30,11 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.engine import load_config, short_errors
 from logn_d2.engine.experiments import is_trained
 from logn_d2.errors import UserError
 from logn_d2.files import atomic_write
-from logn_d2.report.results import BASELINE
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ROOT / "docs" / "methods.md"
@@ -126,7 +126,9 @@ def starts_from(job: Job, jobs: Mapping[str, Job]) -> str | None:
 
 def figures(row: Row, job: Job) -> str:
     """Box AP / mask AP / APr / APc / APf as in the paper's column; "" before it is done."""
-    wanted = [each for each in job.results() if (each["calibration"] == BASELINE) == is_raw(row)]
+    wanted = [
+        each for each in job.results() if (each["calibration"] == UNCALIBRATED) == is_raw(row)
+    ]
     if not wanted:
         return ""
     box, mask = wanted[0]["bbox"], wanted[0]["segm"]

@@ -30,6 +30,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.collection import collect_statistics
 from logn_d2.core import AffineCalibration, LogitStatistics, StatisticsError, stage_calibrations
 from logn_d2.data.loader import build_evaluation_loader, build_statistics_loader
@@ -43,7 +44,6 @@ from logn_d2.modeling.box_predictors import predictor_fingerprint
 from logn_d2.passes.resume import deciding_settings
 from logn_d2.sweeps import evaluate_sweep, sweep
 
-BASELINE = "uncalibrated"
 METRICS = ("AP", "APr", "APc", "APf")
 
 # Number of images -> statistics, of one pass.
@@ -137,7 +137,7 @@ def make_calibrations(
     """Name of variant, seed and count -> calibrations; the baseline first."""
     shape = {"num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
     shape["num_stages"] = len(next(iter(passes[min(passes)].values())).stages)
-    calibrations = {BASELINE: stage_calibrations(BASELINE, **shape)}
+    calibrations = {UNCALIBRATED: stage_calibrations(UNCALIBRATED, **shape)}
     for seed, snapshots in passes.items():
         for count, name in itertools.product(sorted(wanted[seed]), names):
             calibrations[label(name, seed, count)] = stage_calibrations(
@@ -210,7 +210,7 @@ def by_tolerance(
 def print_tables(results: Mapping[str, Any]) -> None:
     """The results as Markdown."""
     names = results["calibrations"]
-    baseline = results[BASELINE]
+    baseline = results[UNCALIBRATED]
     for metric in ("AP", "APr"):
         print(f"\nBox {metric}, mean and standard deviation over {results['passes']} passes")
         print(f"(uncalibrated: {baseline[metric]:.2f}):\n")
@@ -294,7 +294,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     }
     dataset = cfg.DATASETS.TEST[0]
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-    predictions = sweep(
+    swept = sweep(
         model,
         lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
         make_calibrations(cfg, passes, wanted, args.calibrations),
@@ -304,7 +304,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         resume=True,
         settings=deciding_settings(cfg),
     )
-    metrics = evaluate_sweep(predictions, truth, tasks=("bbox",))
+    metrics = evaluate_sweep(swept, truth, tasks=("bbox",))
     return {
         "machine": machine(),
         "weights": weights,
@@ -312,7 +312,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "passes": args.passes,
         "period": args.period,
         "calibrations": args.calibrations,
-        BASELINE: {name: metrics[BASELINE]["bbox"][name] for name in METRICS},
+        UNCALIBRATED: {name: metrics[UNCALIBRATED]["bbox"][name] for name in METRICS},
         "by_images": by_images(metrics, passes, counts, args.calibrations),
         "by_tolerance": by_tolerance(metrics, passes, points, args.calibrations),
     }

@@ -2,7 +2,7 @@
 
 The other side is what evaluating one model costs: Detectron2's loop with `LVISFormEvaluator`. The
 sweep is timed as it is used (without masks that the LVIS rule does not look at), with all masks,
-and from stored predictions. All run in turn in one process, on a trained detector; the results of
+and from stored swept. All run in turn in one process, on a trained detector; the results of
 the calibration that all have in common are compared first.
 
     make demo && python benchmarks/sweep.py --run output/demo --images 100 --rounds 3
@@ -27,6 +27,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.core import LogitStatistics, expand_grid, stage_calibrations
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import build_evaluation_loader
@@ -35,11 +36,10 @@ from logn_d2.engine.checkpoint import load_weights
 from logn_d2.evaluators import LVISFormEvaluator
 from logn_d2.lvis import LvisGroundTruth
 from logn_d2.modeling import find_box_predictors
-from logn_d2.sweeps import StoredPredictions, evaluate_sweep, sweep, sweep_stored
+from logn_d2.sweeps import StoredOutputs, evaluate_sweep, sweep, sweep_stored
 
-BASELINE = "uncalibrated"
 CALIBRATIONS = (
-    *(BASELINE, "logn", "logn_mean", "logn_std", "logn_no_beta"),
+    *(UNCALIBRATED, "logn", "logn_mean", "logn_std", "logn_no_beta"),
     *expand_grid("norcal(gamma=0.2:1:0.2)"),
 )
 DATASET = "sweep_benchmark"
@@ -53,7 +53,7 @@ class Sides:
     Args:
         cfg (CfgNode): of the detector.
         run (Path): folder with its weights and statistics.
-        folder (Path): for stored predictions.
+        folder (Path): for stored swept.
     """
 
     def __init__(self, cfg: CfgNode, run: Path, folder: Path) -> None:
@@ -83,7 +83,7 @@ class Sides:
 
     def sweep(self, all_masks: bool = False, store: Path | None = None) -> Metrics:
         """Ten calibrations and their AP."""
-        predictions = sweep(
+        swept = sweep(
             self._model,
             build_evaluation_loader(self._cfg, DATASET),
             self._calibrations,
@@ -91,27 +91,27 @@ class Sides:
             ground_truth=None if all_masks else self._truth,
             store=store,
         )
-        return evaluate_sweep(predictions, self._truth)[BASELINE]
+        return evaluate_sweep(swept, self._truth)[UNCALIBRATED]
 
     def all_masks(self) -> Metrics:
         """The same, with masks that nobody looks at."""
         return self.sweep(all_masks=True)
 
     def storing(self) -> Metrics:
-        """The same, and the predictions are stored."""
+        """The same, and the outputs are stored."""
         shutil.rmtree(self._store, ignore_errors=True)
         return self.sweep(store=self._store)
 
     def stored(self) -> Metrics:
         """Ten calibrations and their AP, without the network."""
-        predictions = sweep_stored(
-            StoredPredictions.load(self._store),
+        swept = sweep_stored(
+            StoredOutputs.load(self._store),
             self._calibrations,
             average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
             ground_truth=self._truth,
             device=self._cfg.MODEL.DEVICE,
         )
-        return evaluate_sweep(predictions, self._truth)[BASELINE]
+        return evaluate_sweep(swept, self._truth)[UNCALIBRATED]
 
     def megabytes(self) -> float:
         """Of what is stored."""
@@ -173,8 +173,8 @@ def main() -> None:
             "one evaluation": ways.evaluation,
             "sweep": ways.sweep,
             "sweep, all masks": ways.all_masks,
-            "sweep, storing predictions": ways.storing,
-            "sweep of stored predictions": ways.stored,
+            "sweep, storing outputs": ways.storing,
+            "sweep of stored outputs": ways.stored,
         }
         check(sides)
         print(f"stored: {ways.megabytes() / images * 1000:.0f} MB for 1,000 images")

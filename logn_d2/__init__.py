@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # editors and type checkers read no __getattr__
 
 __version__ = "0.1.0"
 
+UNCALIBRATED = "uncalibrated"
+"""The calibration that changes nothing; what all others are compared with."""
+
 _HOMES = {
     "AffineCalibration": "logn_d2.core",
     "LogitMoments": "logn_d2.core",

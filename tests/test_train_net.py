@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from logn_d2.commands.run import processes_here
 from logn_d2.core import LogitStatistics
-from logn_d2.sweeps import SweepPredictions
+from logn_d2.sweeps import SweepDetections
 
 from .load_script import ROOT, load_script
 from .processes import Command, start_two
@@ -90,7 +90,7 @@ def assert_same_statistics(path, other, tolerance=1e-12):
 
 def assert_same_detections(folder, other):
     first, second = (
-        SweepPredictions.load(next(f.glob("inference/*/sweep"))) for f in (folder, other)
+        SweepDetections.load(next(f.glob("inference/*/sweep"))) for f in (folder, other)
     )
     for name in ("uncalibrated", "logn"):
         mine, its = first.detections(name), second.detections(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
+import sys
 from collections.abc import Sequence
 
 __all__ = ["Parser", "add_placement", "overrides", "without_overrides"]
@@ -39,6 +41,30 @@ class Parser(argparse.ArgumentParser):
             help="import it first: it registers heads or data sets of your own; may be repeated",
         )
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, at the end")
+
+    def add_old_spelling(self, old: str, new: str) -> None:
+        """An option's former name, which works for one release, with a warning."""
+        action = functools.partial(_OldSpelling, new=new)
+        destination = new.lstrip("-").replace("-", "_")
+        self.add_argument(old, dest=destination, action=action, help=argparse.SUPPRESS)
+
+
+class _OldSpelling(argparse.Action):
+    """Stores what an option of a former name is given."""
+
+    def __init__(self, *args: object, new: str, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option: str | None = None,
+    ) -> None:
+        print(f"{parser.prog}: {option} is {self._new} now", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 def add_placement(parser: argparse.ArgumentParser, machines: bool = False) -> None:

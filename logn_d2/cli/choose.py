@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .. import UNCALIBRATED
 from .arguments import Parser
 
 
@@ -22,7 +23,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--calibrations", nargs="+", metavar="NAME", help="candidates (default: all of the run)"
     )
-    parser.add_argument("--baseline", default="uncalibrated", metavar="NAME")
+    parser.add_argument("--baseline", default=UNCALIBRATED, metavar="NAME")
     parser.add_argument("--metric", default="AP", help="AP (default), AP50, APr, ...")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="default: bbox")
     parser.add_argument("--dataset", metavar="NAME", help="registered; the evaluated one")

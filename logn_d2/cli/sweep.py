@@ -2,8 +2,8 @@
 
 Writes OUTPUT/results.json and config.yaml, from which the report is made, and the detections of
 every calibration to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an
-interruption, the same command with --resume continues where it stopped. With --save-predictions the
-network's raw logits and boxes are kept too: a later sweep with --predictions needs neither the
+interruption, the same command with --resume continues where it stopped. With --save-outputs the
+network's raw logits and boxes are kept too: a later sweep with --from-outputs needs neither the
 weights nor a network.
 
 Example:
@@ -31,11 +31,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .. import UNCALIBRATED
 from .arguments import Parser, add_placement, overrides, without_overrides
 
-BASELINE = "uncalibrated"
 # The parts of LogN (paper Table 2), for which statistics are all that is needed.
-DEFAULT = (BASELINE, "logn_mean", "logn_std", "logn_no_beta", "logn")
+DEFAULT = (UNCALIBRATED, "logn_mean", "logn_std", "logn_no_beta", "logn")
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=DEFAULT,
-        help=f"names, calls with keywords, or grids of them; {BASELINE} is always among them "
+        help=f"names, calls with keywords, or grids of them; {UNCALIBRATED} is always among them "
         f"(default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
@@ -73,19 +73,21 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="detectors: boxes count from it on (default: the best F1 of each calibration)",
     )
     parser.add_argument(
-        "--save-predictions", metavar="DIR", help="keep raw logits and boxes for later sweeps"
+        "--save-outputs", metavar="DIR", help="keep raw logits and boxes for later sweeps"
     )
     parser.add_argument(
         "--max-boxes",
         type=int,
         default=0,
         metavar="N",
-        help="with --save-predictions: keep only the boxes of so many best candidates of an image "
+        help="with --save-outputs: keep only the boxes of so many best candidates of an image "
         "under each calibration, which is enough for similar ones (default: all)",
     )
     parser.add_argument(
-        "--predictions", metavar="DIR", help="sweep over what --save-predictions has kept"
+        "--from-outputs", metavar="DIR", help="sweep over what --save-outputs has kept"
     )
+    parser.add_old_spelling("--save-predictions", "--save-outputs")
+    parser.add_old_spelling("--predictions", "--from-outputs")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted sweep")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace finished results of something else"
@@ -96,9 +98,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.ood, more = without_overrides(args.ood)
     args.opts = [*opts, *more, *args.opts]
     args.overrides = overrides(args)
-    if args.predictions and (args.save_predictions or args.choose_on or args.num_processes > 1):
+    if args.from_outputs and (args.save_outputs or args.choose_on or args.num_processes > 1):
         parser.error(
-            "--predictions, which runs no network, goes without --save-predictions, --choose-on "
+            "--from-outputs, which runs no network, goes without --save-outputs, --choose-on "
             "and --num-processes"
         )
     return args

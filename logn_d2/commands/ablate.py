@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..engine import launch, load_config, short_errors
 from ..engine.experiments import (
@@ -34,7 +35,7 @@ from ..files import atomic_write
 from ..report.provenance import commit, machine
 from .run import processes_here
 
-PLAIN, LOGN = Row("uncalibrated"), Row("LogN", "logn")
+PLAIN, LOGN = Row(UNCALIBRATED), Row("LogN", "logn")
 RFS, RANDOM = "RepeatFactorTrainingSampler", "TrainingSampler"
 
 logger = logging.getLogger("logn_d2.ablations")

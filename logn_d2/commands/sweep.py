@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
+from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
@@ -53,8 +54,8 @@ from ..report import ResultRow, Results
 from ..report.provenance import commit, machine, versions
 from ..sites import ROI_HEADS, ConfigSite, config_site
 from ..sweeps import (
-    StoredPredictions,
-    SweepPredictions,
+    StoredOutputs,
+    SweepDetections,
     best_of_grid,
     evaluate_sweep,
     sweep,
@@ -72,8 +73,6 @@ from .unknown_objects import (
 logger = logging.getLogger("logn_d2.sweep")
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
-
-BASELINE = "uncalibrated"
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -95,10 +94,10 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_for_images(cfg, args)
     elif args.ood:
         check_for_unknown_objects(cfg, args)
-    elif site is not ROI_HEADS and (args.save_predictions or args.predictions):
+    elif site is not ROI_HEADS and (args.save_outputs or args.from_outputs):
         raise UserError(
             f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
-            "no boxes before its own inference. Leave out --save-predictions and --predictions."
+            "no boxes before its own inference. Leave out --save-outputs and --from-outputs."
         )
     for text in args.calibrations:
         check_calibration(text, site.classes_in(cfg), bool(args.stats), site=site)
@@ -106,24 +105,24 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_datasets(datasets)
     check_classes(cfg, datasets)
     check_output_folder(args.output)
-    if args.predictions:
-        stored = StoredPredictions.load(args.predictions)
+    if args.from_outputs:
+        stored = StoredOutputs.load(args.from_outputs)
         truth = read_ground_truth(cfg.DATASETS.TEST[0])
         stored.check(truth)
     else:
         check_weights(cfg.MODEL.WEIGHTS)
-    if args.save_predictions:
-        check_output_folder(args.save_predictions)
+    if args.save_outputs:
+        check_output_folder(args.save_outputs)
     if args.stats:
         check_statistics(cfg, args.stats)
 
 
 def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds mistakes that only a sweep of an image classifier can have."""
-    if args.save_predictions or args.predictions:
+    if args.save_outputs or args.from_outputs:
         raise UserError(
             "A sweep of an image classifier always keeps the logits, in the folder of --output, "
-            "and takes them again with --resume. Leave out --save-predictions and --predictions."
+            "and takes them again with --resume. Leave out --save-outputs and --from-outputs."
         )
     check_datasets(args.ood)
     others = [args.choose_on] if args.choose_on else []
@@ -184,19 +183,19 @@ class NetworkSweep:
         self._model, weights, self.calibrations = load_network(cfg, args)
         self.provenance = {"weights": weights}
 
-    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
-        """Predictions for a data set, which go to a folder."""
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepDetections:
+        """Detections in a data set, which go to a folder."""
         return self._swept(dataset, read_ground_truth(dataset), folder, store)
 
     def unknown(self, dataset: str, folder: str, store: str) -> None:
-        """Predictions for images of none of the classes; the raw ones are stored."""
+        """Detections in images of none of the classes; the outputs are stored."""
         truth = read_ground_truth(dataset, masks=False)
         truth = without_known_classes(truth, config_site(self._cfg).classes_in(self._cfg))
         self._swept(dataset, truth, folder, store)
 
     def _swept(
         self, dataset: str, truth: LvisGroundTruth, folder: str, store: str | None
-    ) -> SweepPredictions:
+    ) -> SweepDetections:
         return sweep(
             self._model,
             lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
@@ -214,18 +213,18 @@ class NetworkSweep:
 
 
 class StoredSweep:
-    """Sweeps over stored predictions."""
+    """Sweeps over stored outputs."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
-        self._stored = StoredPredictions.load(args.predictions)
+        self._stored = StoredOutputs.load(args.from_outputs)
         self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
         self._overwrite = args.overwrite
-        self.provenance = {**self._stored.info, "predictions": args.predictions}
+        self.provenance = {**self._stored.info, "outputs": args.from_outputs}
         known = (self._stored.fingerprints, self._stored.classifiers())
         self._calibrations = make_calibrations(cfg, args, *known)
 
-    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepPredictions:
-        """Predictions for a data set, which go to a folder."""
+    def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepDetections:
+        """Detections in a data set, which go to a folder."""
         return sweep_stored(
             self._stored,
             self._calibrations,
@@ -247,19 +246,19 @@ def work(args: argparse.Namespace) -> None:
             sweep_images(cfg, args)
             return
         dataset = cfg.DATASETS.TEST[0]
-        find = (StoredSweep if args.predictions else NetworkSweep)(cfg, args)
+        find = (StoredSweep if args.from_outputs else NetworkSweep)(cfg, args)
         chosen_on = args.choose_on or dataset
         others = None
         if args.choose_on and args.grids:
             others = find(args.choose_on, os.path.join(args.output, "sweep_to_choose"))
-        predictions = find(dataset, os.path.join(args.output, "sweep"), known_store(args))
+        swept = find(dataset, os.path.join(args.output, "sweep"), known_store(args))
         for other in args.ood:
             folder = os.path.join(args.output, f"sweep_{other}")
             find.unknown(other, folder, unknown_store(args, other))
         if not comm.is_main_process():
             return
         keep_config(cfg, Path(args.output))
-        metrics = evaluate_sweep(predictions, read_ground_truth(dataset, cfg.DATASETS.TRAIN))
+        metrics = evaluate_sweep(swept, read_ground_truth(dataset, cfg.DATASETS.TRAIN))
         chooses = metrics
         if others is not None:
             chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))
@@ -372,7 +371,7 @@ def run(args: argparse.Namespace) -> int:
     with short_errors():
         expanded = [expand_grid(text) for text in args.calibrations]
         args.grids = [members for members in expanded if len(members) > 1]
-        args.calibrations = list(dict.fromkeys([BASELINE, *itertools.chain(*expanded)]))
+        args.calibrations = list(dict.fromkeys([UNCALIBRATED, *itertools.chain(*expanded)]))
         cfg = setup(args)
         check(cfg, args)
         here = processes_here(cfg.MODEL.DEVICE, args.num_gpus, args.num_processes)

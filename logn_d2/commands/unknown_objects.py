@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..ood import ood_table
 from ..sites import ROI_HEADS, config_site
-from ..sweeps import StoredPredictions, UnknownObjectsResult, evaluate_unknown_objects
+from ..sweeps import StoredOutputs, UnknownObjectsResult, evaluate_unknown_objects
 
 __all__ = ["check_for_unknown_objects", "compare_unknown_objects", "known_store", "unknown_store"]
 
@@ -30,9 +30,9 @@ def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"--ood needs the logits of each box, which are not stored of a "
             f"{cfg.MODEL.META_ARCHITECTURE}. It takes R-CNN and image classifiers."
         )
-    if args.predictions or args.max_boxes:
+    if args.from_outputs or args.max_boxes:
         raise UserError(
-            "--ood stores all logits and boxes of a network pass. Leave out --predictions and "
+            "--ood stores all logits and boxes of a network pass. Leave out --from-outputs and "
             "--max-boxes."
         )
     if not 0 <= (args.ood_threshold or 0) <= 1:
@@ -48,14 +48,14 @@ def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def known_store(args: argparse.Namespace) -> str | None:
-    """Where the raw predictions of the known images go; None for nowhere."""
-    default = os.path.join(args.output, "predictions") if args.ood else None
-    return args.save_predictions or default
+    """Where the raw outputs of the known images go; None for nowhere."""
+    default = os.path.join(args.output, "outputs") if args.ood else None
+    return args.save_outputs or default
 
 
 def unknown_store(args: argparse.Namespace, name: str) -> str:
     """Where those of a set of unknown images go."""
-    return os.path.join(args.output, f"predictions_{name}")
+    return os.path.join(args.output, f"outputs_{name}")
 
 
 def compare_unknown_objects(
@@ -73,9 +73,9 @@ def compare_unknown_objects(
         say (Callable): takes each table.
     """
     dataset = cfg.DATASETS.TEST[0]
-    known, truth = StoredPredictions.load(known_store(args)), read_ground_truth(dataset)
+    known, truth = StoredOutputs.load(known_store(args)), read_ground_truth(dataset)
     for name in args.ood:
-        unknown = StoredPredictions.load(unknown_store(args, name))
+        unknown = StoredOutputs.load(unknown_store(args, name))
         results = {
             text: evaluate_unknown_objects(
                 *(known, unknown, truth, read_ground_truth(name, masks=False)),

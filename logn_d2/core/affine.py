@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .. import UNCALIBRATED
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
 
@@ -121,7 +122,7 @@ class AffineCalibration(nn.Module):
             ones,
             torch.zeros_like(ones),
             background=background,
-            name="uncalibrated",
+            name=UNCALIBRATED,
             persistent=persistent,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import UNCALIBRATED
 from ..errors import UserError
 from ..frequency import frequency_groups
 from .affine import AffineCalibration
@@ -30,7 +31,7 @@ from .prior_calibrations import (
 logger = logging.getLogger(__name__)
 
 
-@CALIBRATION_REGISTRY.register("uncalibrated")
+@CALIBRATION_REGISTRY.register(UNCALIBRATED)
 def _uncalibrated(inputs: CalibrationInputs) -> AffineCalibration:
     return AffineCalibration.identity(inputs.num_classes, inputs.background)
 

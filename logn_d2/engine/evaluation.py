@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
+from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..core import AffineCalibration, ClassCounts, LogitStatistics
 from ..data import check_same_classes
@@ -42,11 +43,10 @@ from ..modeling.build import known_class_names
 from ..modeling.calibrated import CalibratedPredictor
 from ..passes.resume import deciding_settings
 from ..sites import known_site
-from ..sweeps import SweepPredictions, sweep, sweep_results
+from ..sweeps import SweepDetections, sweep, sweep_results
 from .images import image_table, one_pass_for_images
 
 __all__ = [
-    "UNCALIBRATED",
     "Calibrations",
     "Results",
     "calibration_name",
@@ -67,7 +67,6 @@ Results = dict
 """``{"uncalibrated/bbox": {"AP": percent, ...}, "logn/bbox": ...}``, or one such dict for each
 data set where there are several."""
 
-UNCALIBRATED = "uncalibrated"
 # Images whose detections, with masks, are kept in memory.
 MAX_CHUNK = 200
 
@@ -233,10 +232,10 @@ def _one_pass(
     # Every process leaves out the masks that are not looked at; the first one evaluates the others.
     masks = "segm" in tasks and comm.is_main_process()
     ground_truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN, masks=masks)
-    predictions = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
+    swept = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
     if not comm.is_main_process():
         return {}
-    results = sweep_results(predictions, ground_truth, tasks)
+    results = sweep_results(swept, ground_truth, tasks)
     for name, by_task in results.items():
         for task, result in by_task.items():
             file_name = _file_name(f"per_class_{task}_{name}.csv")
@@ -254,7 +253,7 @@ def _swept(
     calibrations: Calibrations,
     resume: bool,
     ground_truth: LvisGroundTruth | None = None,
-) -> SweepPredictions:
+) -> SweepDetections:
     return sweep(
         model,
         functools.partial(_loader, cfg, dataset),
@@ -277,14 +276,14 @@ def _one_pass_for_evaluators(
     resume: bool,
 ) -> dict[str, Metrics]:
     """The network once, then an evaluator for each calibration: on what the sweep has found."""
-    predictions = _swept(cfg, model, dataset, calibrations, resume)
+    swept = _swept(cfg, model, dataset, calibrations, resume)
     records = DatasetCatalog.get(dataset) if comm.is_main_process() else []
     results = {}
     for name in calibrations:
         evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
         evaluator.reset()
         if comm.is_main_process():
-            detections = predictions.detections(name)
+            detections = swept.detections(name)
             for record, instances in zip(records, _instances(records, detections), strict=True):
                 evaluator.process([record], [{"instances": instances}])
         results[name] = evaluator.evaluate()  # on every process: some evaluators gather

@@ -13,12 +13,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from .. import UNCALIBRATED
 from ..core import AffineCalibration, LogitStatistics
 from ..core.affine import foreground_columns
 from ..data.loader import build_evaluation_loader
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
-from .evaluation import UNCALIBRATED
 
 __all__ = ["ComparedImages", "put_statistics"]
 

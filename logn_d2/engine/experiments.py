@@ -18,6 +18,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
+from .. import UNCALIBRATED
 from ..core import AffineCalibration, LogitStatistics
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
@@ -50,7 +51,7 @@ class Row:
     """
 
     label: str
-    calibration: str = "uncalibrated"
+    calibration: str = UNCALIBRATED
     population: str = ""
     estimator: str = ""
     average: str = ""
@@ -185,7 +186,7 @@ def _evaluate(
 ) -> dict[str, Metrics]:
     dataset = cfg.DATASETS.TEST[0]
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-    predictions = sweep(
+    swept = sweep(
         model,
         lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
         calibrations,
@@ -195,7 +196,7 @@ def _evaluate(
         resume=True,
         settings=deciding_settings(cfg),
     )
-    return evaluate_sweep(predictions, truth) if comm.is_main_process() else {}
+    return evaluate_sweep(swept, truth) if comm.is_main_process() else {}
 
 
 def _calibrations(

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+from .. import UNCALIBRATED
 from ..classification.logits import ImageEvaluator
 from ..core import LogitStatistics
 from ..core.losses.counts import CountBuffers
@@ -35,7 +36,6 @@ from ..modeling.second_stages import get_second_stage
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
 from .evaluation import (
-    UNCALIBRATED,
     Calibrations,
     Results,
     calibration_name,

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from detectron2.utils import comm
 from torch import nn
 
+from .. import UNCALIBRATED
 from ..core import AffineCalibration, ClassCounts, LogitStatistics
 from ..lvis import LvisGroundTruth
 from ..modeling.attach import Source, chosen_calibrations, find_sites
 from ..passes.resume import BatchLoader, LoaderFactory
 from ..sweeps import evaluate_sweep
 from ..sweeps import sweep as run_sweep
-from .evaluation import UNCALIBRATED, Metrics, read_ground_truth
+from .evaluation import Metrics, read_ground_truth
 
 __all__ = ["evaluate", "sweep"]
 
@@ -141,6 +142,6 @@ def _sweep(
         truth = dataset
     else:
         truth = read_ground_truth(dataset, train_datasets)
-    predictions = run_sweep(model, loader, made, ground_truth=truth, **folders)
+    swept = run_sweep(model, loader, made, ground_truth=truth, **folders)
     # In memory the others have their own images alone.
-    return evaluate_sweep(predictions, truth) if comm.is_main_process() else {}
+    return evaluate_sweep(swept, truth) if comm.is_main_process() else {}

@@ -80,7 +80,7 @@ class COCOFormEvaluator(COCOEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keep predictions as `COCOEvaluator`, those of an image in an order of our own.
+        """Keep detections as `COCOEvaluator`, those of an image in an order of our own.
 
         Of equal scores pycocotools takes the first for the best. Here box and mask decide, so that
         the order in which a model gives its detections does not.

@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from .. import UNCALIBRATED
 from ..core import AffineCalibration
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import (
@@ -27,7 +28,7 @@ from ..modeling.box_predictors import (
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.topk_inference import fast_rcnn_inference_exact
 from ..sites import known_site, outputs_under, site_detector
-from ..sweeps.network import raw_predictions
+from ..sweeps.network import raw_outputs
 from ..sweeps.run import evaluation_mode
 from ..sweeps.site_network import instances_of
 from ..sweeps.union import check_average, check_calibrations, output_size
@@ -100,7 +101,7 @@ class BeforeAfter:
         check_calibrations({"after": calibrations}, [num_classes_of(s.classifier) for s in sites])
         for site, calibration in zip(sites, calibrations):
             calibration.check_activation(has_sigmoid_scores(site.classifier))
-        identity = calibrations_at(sites, "uncalibrated")
+        identity = calibrations_at(sites, UNCALIBRATED)
         device = next(self._model.parameters()).device
         self._sides = tuple(
             [copy.deepcopy(each).to(device) for each in side] for side in (identity, calibrations)
@@ -137,7 +138,7 @@ class BeforeAfter:
 
     def _chosen(self, recording: Recording) -> list[Pair]:
         """What is shown of each image, boxes only."""
-        raw = raw_predictions(recording)
+        raw = raw_outputs(recording)
         last = recording.stages[-1].predictor
         before, after = (
             fast_rcnn_inference_exact(

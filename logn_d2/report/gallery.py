@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .. import UNCALIBRATED
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from .results import ClassInfo
@@ -95,7 +96,7 @@ class Gallery:
     num_rare: int
     gained: tuple[int, int]
     lost: tuple[int, int]
-    names: tuple[str, str] = ("uncalibrated", "logn")
+    names: tuple[str, str] = (UNCALIBRATED, "logn")
 
 
 def make_gallery(
@@ -106,7 +107,7 @@ def make_gallery(
     classes: ClassInfo,
     *,
     max_images: int = 16,
-    names: tuple[str, str] = ("uncalibrated", "logn"),
+    names: tuple[str, str] = (UNCALIBRATED, "logn"),
 ) -> Gallery:
     """Chooses and draws.
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from .. import UNCALIBRATED
 from ..errors import MissingFileError, UnknownNameError, UserError
 from ..files import atomic_write
 from .words import TASKS, group_title
 
-__all__ = ["BASELINE", "ClassInfo", "ResultRow", "Results"]
+__all__ = ["ClassInfo", "ResultRow", "Results"]
 
-BASELINE = "uncalibrated"
 """The calibration that every comparison has."""
 
 _RCF = ("r", "c", "f")
@@ -127,10 +127,10 @@ class Results:
 
     def __post_init__(self) -> None:
         names = [row.calibration for row in self.rows]
-        if BASELINE not in names:
+        if UNCALIBRATED not in names:
             raise UserError(
                 f"The results are of {', '.join(names) or 'no calibration'}; they need "
-                f"'{BASELINE}' to compare with. Evaluate that as well."
+                f"'{UNCALIBRATED}' to compare with. Evaluate that as well."
             )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

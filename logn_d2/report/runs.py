@@ -21,11 +21,12 @@ from detectron2.config import CfgNode
 
 from logn_d2.core import LogitStatistics
 
+from .. import UNCALIBRATED
 from ..errors import MissingFileError, UnknownNameError, UserError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
-from ..sweeps.detections_folder import SweepPredictions
-from .results import BASELINE, Results
+from ..sweeps.detections_folder import SweepDetections
+from .results import Results
 from .words import display_name
 
 __all__ = ["Run", "RunFolder", "open_runs", "split_run"]
@@ -33,16 +34,16 @@ __all__ = ["Run", "RunFolder", "open_runs", "split_run"]
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
 # Of a folder's calibrations these come first: the baseline, and the subject of the page.
-_FIRST = (BASELINE, "logn")
+_FIRST = (UNCALIBRATED, "logn")
 
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """A folder with the predictions for one data set.
+    """A folder with the detections for one data set.
 
     Attributes:
         path (Path): as the user named it.
-        predictions (Path): the folder in it with sweep.json or detections.npz.
+        source (Path): the one in it with sweep.json or detections.npz.
         dataset (str): registered name of the evaluated data set.
         train_sets (tuple[str, ...]): registered names; empty if not known.
         results (Results): of results.json; None where there is none.
@@ -50,7 +51,7 @@ class RunFolder:
     """
 
     path: Path
-    predictions: Path
+    source: Path
     dataset: str
     train_sets: tuple[str, ...] = ()
     results: Results | None = None
@@ -71,27 +72,27 @@ class RunFolder:
             train_sets (Sequence[str]): registered names, if the run has none.
 
         Raises:
-            FileNotFoundError: there are no predictions.
+            FileNotFoundError: there are no detections.
             ValueError: there are those of several data sets, or nobody says of which one.
         """
         path = Path(path)
-        predictions = _find_predictions(path, dataset)
+        folder = _find_detections(path, dataset)
         config = _read_config(path)
-        results = _find_results(predictions, path)
-        name = dataset or _dataset_name(predictions, config, results)
+        results = _find_results(folder, path)
+        name = dataset or _dataset_name(folder, config, results)
         if name is None:
             raise UserError(
-                f"'{path}' does not say of which data set its predictions are: there is neither a "
+                f"'{path}' does not say of which data set its detections are: there is neither a "
                 "results.json that names it nor a config.yaml. Give --dataset NAME."
             )
         trained_on = tuple(config.get("DATASETS", {}).get("TRAIN", ()) or train_sets)
-        return cls(path, predictions, name, trained_on, results, config)
+        return cls(path, folder, name, trained_on, results, config)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
         """Those whose detections are here, the uncalibrated one first, then LogN."""
         if self._sweep is None:
-            return (BASELINE,)
+            return (UNCALIBRATED,)
         names = self._sweep.names
         first = [name for name in _FIRST if name in names]
         return (*first, *(name for name in names if name not in first))
@@ -134,18 +135,18 @@ class RunFolder:
                 f"'{self.path}' has no calibration '{calibration}'. It has: {known}."
             )
         if self._sweep is None:
-            return Detections.load(self.predictions / _DETECTIONS)
+            return Detections.load(self.source / _DETECTIONS)
         return self._sweep.detections(calibration)
 
     def has_masks(self, calibration: str) -> bool:
         """Whether all masks that an evaluation looks at are there."""
         if self._sweep is not None:
             return self._sweep.has_masks and not self._sweep.missing_masks(calibration)
-        with np.load(self.predictions / _DETECTIONS, allow_pickle=False) as file:
+        with np.load(self.source / _DETECTIONS, allow_pickle=False) as file:
             return "mask_counts" in file.files
 
     def check(self, truth: LvisGroundTruth) -> None:
-        """Refuses predictions that are not of all images and classes of the annotations.
+        """Refuses detections that are not of all images and classes of the annotations.
 
         Raises:
             ValueError: what is missing or too much, and what to do.
@@ -164,7 +165,7 @@ class RunFolder:
             return
         if not self._sweep.finished:
             raise UserError(
-                f"The sweep in '{self.predictions}' is unfinished: images are missing, which would "
+                f"The sweep in '{self.source}' is unfinished: images are missing, which would "
                 "count as missed objects. Repeat its command with --resume."
             )
         found = self._sweep.image_ids
@@ -173,16 +174,16 @@ class RunFolder:
         if len(missing) or len(extra):
             first = missing[0] if len(missing) else extra[0]
             raise UserError(
-                f"The sweep in '{self.predictions}' has {len(found):,} images, the annotations of "
+                f"The sweep in '{self.source}' has {len(found):,} images, the annotations of "
                 f"{self.dataset} have {truth.num_images:,}: {len(missing):,} are missing in the "
                 f"sweep and {len(extra):,} in the annotations, the first is image {first}. Sweep "
                 "again, or give the annotations of these images (--annotations)."
             )
 
     @functools.cached_property
-    def _sweep(self) -> SweepPredictions | None:
-        found = (self.predictions / _SWEEP).is_file()
-        return SweepPredictions.load(self.predictions) if found else None
+    def _sweep(self) -> SweepDetections | None:
+        found = (self.source / _SWEEP).is_file()
+        return SweepDetections.load(self.source) if found else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +225,7 @@ def open_runs(
         list[Run]: in the order of the texts, each once.
 
     Raises:
-        FileNotFoundError: a folder without predictions.
+        FileNotFoundError: a folder without detections.
         KeyError: a calibration that a folder does not have.
         ValueError: runs of different data sets, or fewer than two of them.
     """
@@ -284,8 +285,8 @@ def _check_same_data(folders: Sequence[RunFolder]) -> None:
             )
 
 
-def _find_predictions(path: Path, dataset: str | None) -> Path:
-    """The folder with the predictions."""
+def _find_detections(path: Path, dataset: str | None) -> Path:
+    """The folder with the detections."""
     inference = path / "inference"
     below = sorted(inference.glob("*")) if inference.is_dir() else []
     if dataset is not None:
@@ -295,12 +296,14 @@ def _find_predictions(path: Path, dataset: str | None) -> Path:
     found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
     if not found:
         raise MissingFileError(
-            f"'{path}' has no predictions (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
+            f"'{path}' has no detections (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
             "them with logn evaluate, logn sweep or logn demo."
         )
     if len(found) > 1 and dataset is None:
         listed = ", ".join(str(place.relative_to(path)) for place in found)
-        raise UserError(f"'{path}' has several predictions: {listed}. Choose with --dataset NAME.")
+        raise UserError(
+            f"'{path}' has several folders of detections: {listed}. Choose with --dataset NAME."
+        )
     return found[-1]
 
 
@@ -320,11 +323,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _dataset_name(
-    predictions: Path, config: Mapping[str, Any], results: Results | None
-) -> str | None:
+def _dataset_name(place: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
     """Of the evaluated data set: as the folder is called, else as the results or the config say."""
-    for folder in (predictions, *predictions.parents[:2]):
+    for folder in (place, *place.parents[:2]):
         if folder.parent.name == "inference":
             return folder.name
     provenance = {} if results is None else results.provenance

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from .. import UNCALIBRATED
+
 __all__ = [
     "TASKS",
     "display_name",
@@ -20,7 +22,7 @@ __all__ = [
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
 _NAMES = {
-    "uncalibrated": "Uncalibrated",
+    UNCALIBRATED: "Uncalibrated",
     "logn": "LogN",
     "logn_mean": "LogN, mean only",
     "logn_std": "LogN, std only",

@@ -1,4 +1,4 @@
-"""The predictions of a sweep: each detection stored once, however many calibrations have it.
+"""The detections of a sweep: each detection stored once, however many calibrations have it.
 
 A *chunk* holds some images: the union of all calibrations' detections with their boxes and masks,
 and for each calibration the positions of its own detections in the union, with their scores. On
@@ -24,7 +24,7 @@ from ..errors import UnknownNameError
 from ..lvis.detections import Detections, image_id_array
 from ..passes.shards import ShardFolder, ShardKind, find_shards, read_npz, write_npz
 
-__all__ = ["SWEEP", "ImagePredictions", "SweepPredictions", "SweepWriter"]
+__all__ = ["SWEEP", "ImageDetections", "SweepDetections", "SweepWriter"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class ImagePredictions:
+class ImageDetections:
     """All calibrations' detections in some images.
 
     Attributes:
@@ -60,7 +60,7 @@ class ImagePredictions:
     missing: np.ndarray | None = None
 
     @classmethod
-    def concatenate(cls, parts: Sequence[ImagePredictions]) -> ImagePredictions:
+    def concatenate(cls, parts: Sequence[ImageDetections]) -> ImageDetections:
         """Joins parts of one sweep (at least one), in their order."""
         starts = np.cumsum([0, *(len(part.union) for part in parts[:-1])])
         calibrations = range(len(parts[0].index))
@@ -92,7 +92,7 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return None if parts[0] is None else np.concatenate(parts)
 
 
-class SweepPredictions:
+class SweepDetections:
     """The detections of every calibration of a sweep.
 
     Args:
@@ -109,7 +109,7 @@ class SweepPredictions:
         self._chunks = list(chunks)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> SweepPredictions:
+    def load(cls, folder: str | os.PathLike[str]) -> SweepDetections:
         """Reads what a sweep has written to its ``output_dir``; no network is needed.
 
         Raises:
@@ -208,7 +208,7 @@ class SweepWriter:
         self._names = tuple(names)
         self._before_chunk = before_chunk
         self._chunk_size = max(chunk_size, 1)
-        self._pending: list[ImagePredictions] = []
+        self._pending: list[ImageDetections] = []
         self._in_memory: list[Arrays] = []
         self._shards: ShardFolder | None = None
         if folder is not None:
@@ -220,7 +220,7 @@ class SweepWriter:
         """Batches of this process that are in files; a resumed sweep leaves these out."""
         return self._shards.num_batches if self._shards is not None else 0
 
-    def add(self, batch: ImagePredictions) -> None:
+    def add(self, batch: ImageDetections) -> None:
         """Adds one batch of images."""
         self._pending.append(batch)
         if sum(len(each.image_ids) for each in self._pending) >= self._chunk_size:
@@ -231,27 +231,27 @@ class SweepWriter:
         if not self._pending:
             return
         self._before_chunk()
-        arrays: Arrays = ImagePredictions.concatenate(self._pending).to_arrays()
+        arrays: Arrays = ImageDetections.concatenate(self._pending).to_arrays()
         if self._shards is None:
             self._in_memory.append(arrays)
         else:
             self._shards.write(len(self._pending), partial(write_npz, arrays=arrays))
         self._pending = []
 
-    def finish(self) -> SweepPredictions:
+    def finish(self) -> SweepDetections:
         """Writes the rest and joins all processes' parts.
 
         Returns:
-            SweepPredictions: of all images. A sweep in memory is whole on process 0 only; the
+            SweepDetections: of all images. A sweep in memory is whole on process 0 only; the
             others have their own part.
         """
         self.flush()
         if self._shards is None:
             parts = comm.gather(self._in_memory, dst=0)
             mine = [self._in_memory] if not comm.is_main_process() else parts
-            return SweepPredictions(self._names, [chunk for part in mine for chunk in part])
+            return SweepDetections(self._names, [chunk for part in mine for chunk in part])
         self._shards.finish()
-        return SweepPredictions.load(self._shards.folder)
+        return SweepDetections.load(self._shards.folder)
 
 
 def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:

@@ -31,11 +31,11 @@ from ..modeling.box_predictors import (
 )
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import RecordedStage
-from .detections_folder import ImagePredictions
+from .detections_folder import ImageDetections
 from .output_store import StoreWriter
 from .union import (
     Calibrations,
-    RawPredictions,
+    RawOutputs,
     Scaled,
     Union,
     best_candidates,
@@ -49,7 +49,7 @@ from .union import (
     scaled,
 )
 
-__all__ = ["SweepRunner", "raw_predictions"]
+__all__ = ["SweepRunner", "raw_outputs"]
 
 # Detections whose masks are computed and pasted at a time. Ten calibrations may find thousands of
 # different ones in an image, whose bitmaps would take gigabytes; on a CPU, what fits into the cache
@@ -104,7 +104,7 @@ class SweepRunner:
         self._keep = keep
 
     def describe(self) -> dict[str, Any]:
-        """What somebody has to know who uses the raw predictions without the model."""
+        """What somebody has to know who uses the raw outputs without the model."""
         predictors = self._recorder.predictors
         fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
         return {
@@ -139,10 +139,10 @@ class SweepRunner:
         }
 
     @torch.no_grad()
-    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImagePredictions:
+    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """All calibrations' detections in N images."""
         recording = self._recorder(list(inputs))
-        raw = raw_predictions(recording)
+        raw = raw_outputs(recording)
         calibrations = list(self._calibrations.values())
         unions = find_unions(raw, calibrations, self._average, self.selection)
         parts = self._complete(inputs, recording, unions)
@@ -150,14 +150,14 @@ class SweepRunner:
             limit = self._keep.max_boxes
             best = best_candidates(raw, calibrations, self._average, limit) if limit else None
             self._keep.add(inputs, raw, parts, best)
-        return ImagePredictions.concatenate(parts)
+        return ImageDetections.concatenate(parts)
 
     def _complete(
         self,
         inputs: Sequence[Mapping[str, Any]],
         recording: Recording,
         unions: Sequence[Union],
-    ) -> list[ImagePredictions]:
+    ) -> list[ImageDetections]:
         """Runs mask and keypoint branches for each image's union, and scales it to its image."""
         pairs = list(zip(inputs, unions, strict=True))
         wanted = [self._is_looked_at(image["image_id"], union) for image, union in pairs]
@@ -174,7 +174,7 @@ class SweepRunner:
         for part, image, each in zip(parts, inputs, instances, strict=True):
             part.append(_scaled(each, image, self.has_masks))
         return [
-            union.predictions(image["image_id"], part)
+            union.detections(image["image_id"], part)
             for (image, union), part in zip(pairs, parts, strict=True)
         ]
 
@@ -205,10 +205,10 @@ def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool 
     return replace(found, detections=replace(found.detections, masks=masks))
 
 
-def raw_predictions(recording: Recording) -> RawPredictions:
+def raw_outputs(recording: Recording) -> RawOutputs:
     """What ranking needs of the network's pass."""
     last = recording.stages[-1]
-    return RawPredictions(
+    return RawOutputs(
         logits=[stage.logits for stage in recording.stages],
         scorers=[functools.partial(_raw_probs, stage) for stage in recording.stages],
         boxes=last.predictor.predict_boxes(last.predictions, last.proposals),

@@ -36,8 +36,8 @@ from ..files import atomic_write
 from ..lvis.detections import Detections, image_id_array
 from ..lvis.ground_truth import LvisGroundTruth
 from ..passes.shards import ShardFolder, ShardKind, damaged, find_shards
-from .detections_folder import ImagePredictions
-from .union import RawPredictions, is_looked_at, output_size
+from .detections_folder import ImageDetections
+from .union import RawOutputs, is_looked_at, output_size
 
 __all__ = [
     "ACTIVATIONS",
@@ -100,14 +100,14 @@ class StoreWriter:
         """Makes the folder ready to resume after some batches of a pass.
 
         Args:
-            digest (str): of everything that decides the predictions.
-            header (Mapping): what `StoredPredictions` says of all images, as JSON can write it.
+            digest (str): of everything that decides the outputs.
+            header (Mapping): what `StoredOutputs` says of all images, as JSON can write it.
             num_batches (int): that this process has done.
             classifiers (Mapping): "weight0" and "bias0" of the first stage and so on, as far as
                 they are known, for calibrations that are made from weights.
 
         Raises:
-            ValueError: their predictions are not there.
+            ValueError: their outputs are not there.
         """
         self._shards = ShardFolder(
             self.folder, OUTPUTS, digest, resume=num_batches > 0, end=num_batches, header=header
@@ -124,16 +124,16 @@ class StoreWriter:
     def add(
         self,
         inputs: Sequence[Mapping[str, Any]],
-        raw: RawPredictions,
-        parts: Sequence[ImagePredictions],
+        raw: RawOutputs,
+        parts: Sequence[ImageDetections],
         best: Sequence[Tensor] | None = None,
     ) -> None:
         """Adds one batch of N images.
 
         Args:
             inputs (Sequence[Mapping]): as the model takes them.
-            raw (RawPredictions): of all images.
-            parts (Sequence[ImagePredictions]): of each image.
+            raw (RawOutputs): of all images.
+            parts (Sequence[ImageDetections]): of each image.
             best (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes to keep; None for all.
 
         Raises:
@@ -190,7 +190,7 @@ class StoreWriter:
             megabytes = sum(path.stat().st_size for path in shards) / 1e6
             logger.info("The outputs in %s take %.0f MB", self.folder, megabytes)
 
-    def _check_activation(self, raw: RawPredictions) -> None:
+    def _check_activation(self, raw: RawOutputs) -> None:
         """Finds out what makes scores from logits, without which they are of no use."""
         pairs = [
             (torch.cat(list(scorer(logits))), logits)
@@ -203,7 +203,7 @@ class StoreWriter:
                 return
         raise UserError(
             "This model's scores are not the softmax or sigmoid of its logits: its predict_probs "
-            "does more. Its predictions can't be used without it; sweep with the model instead."
+            "does more. Its outputs can't be used without it; sweep with the model instead."
         )
 
 
@@ -253,6 +253,6 @@ OUTPUTS = ShardKind(
     functools.partial(read_tensors, names=("image_id",)),
     manifest="predictions.json",
     format="logn_d2 predictions",
-    command="logn sweep --config-file CONFIG --weights WEIGHTS --output DIR --save-predictions",
+    command="logn sweep --config-file CONFIG --weights WEIGHTS --output DIR --save-outputs",
     others=(CLASSIFIERS,),
 )

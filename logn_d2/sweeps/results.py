@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from ..analysis.score_table import Scores
 from ..lvis.evaluate import LvisResult, evaluate_lvis
 from ..lvis.ground_truth import LvisGroundTruth
-from .detections_folder import SweepPredictions
+from .detections_folder import SweepDetections
 from .union import is_looked_at
 
 __all__ = ["best_of_grid", "evaluate_sweep", "sweep_results"]
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def sweep_results(
-    predictions: SweepPredictions,
+    swept: SweepDetections,
     ground_truth: LvisGroundTruth,
     tasks: Sequence[str] = ("bbox", "segm"),
 ) -> dict[str, dict[str, LvisResult]]:
     """Evaluates every calibration of a sweep, without a network.
 
     Args:
-        predictions (SweepPredictions): see `sweep`.
+        swept (SweepDetections): see `sweep`.
         ground_truth (LvisGroundTruth): of the same data set.
         tasks (Sequence[str]): "bbox" and "segm"; masks are left out where either side has none.
 
@@ -37,13 +37,13 @@ def sweep_results(
         ValueError: the ground truth is of another data set.
     """
     results: dict[str, dict[str, LvisResult]] = {}
-    if "segm" in tasks and (ground_truth.masks is None or not predictions.has_masks):
+    if "segm" in tasks and (ground_truth.masks is None or not swept.has_masks):
         logger.info("The model or the annotations have no masks: only boxes are evaluated.")
         tasks = [task for task in tasks if task != "segm"]
-    for name in predictions.names:
-        detections = predictions.detections(name)
+    for name in swept.names:
+        detections = swept.detections(name)
         own_tasks = list(tasks)
-        missing = predictions.missing_masks(name)
+        missing = swept.missing_masks(name)
         if "segm" in own_tasks and missing:
             looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
             logger.warning(
@@ -59,12 +59,12 @@ def sweep_results(
 
 
 def evaluate_sweep(
-    predictions: SweepPredictions,
+    swept: SweepDetections,
     ground_truth: LvisGroundTruth,
     tasks: Sequence[str] = ("bbox", "segm"),
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Like `sweep_results`, with numbers alone: name -> task -> metric -> percent."""
-    results = sweep_results(predictions, ground_truth, tasks)
+    results = sweep_results(swept, ground_truth, tasks)
     return {
         name: {task: dict(result.as_dict()) for task, result in by_task.items()}
         for name, by_task in results.items()

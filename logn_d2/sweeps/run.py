@@ -25,7 +25,7 @@ from ..modeling.box_predictors import cascade_average_of
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from ..passes.shards import refuse_others
 from ..sites import LogitSite, known_site, site_detector
-from .detections_folder import SWEEP, ImagePredictions, SweepPredictions, SweepWriter
+from .detections_folder import SWEEP, ImageDetections, SweepDetections, SweepWriter
 from .network import SweepRunner
 from .output_store import OUTPUTS, StoreWriter
 from .site_network import SiteSweepRunner
@@ -52,7 +52,7 @@ def sweep(
     max_boxes: int = 0,
     store_info: Mapping[str, Any] | None = None,
     site: LogitSite | None = None,
-) -> SweepPredictions:
+) -> SweepDetections:
     """Detections of a model under many calibrations, for little more than one inference pass.
 
     Each calibration's boxes, classes and scores equal, bit for bit, those of the model with this
@@ -69,15 +69,15 @@ def sweep(
         calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
         average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
             own heads do.
-        ground_truth (LvisGroundTruth): what the predictions will be evaluated with. Masks of
+        ground_truth (LvisGroundTruth): what the detections will be evaluated with. Masks of
             detections that the federated rule drops, usually nine in ten, are then left empty,
             which saves most of the mask head's work and changes no result. None computes all.
-        output_dir (PathLike): folder for the predictions; memory use is then independent of the
+        output_dir (PathLike): folder for the detections; memory use is then independent of the
             number of images, and a killed sweep can be resumed. None keeps them in memory.
         chunk_size (int): images of a process between two files, which is what a killed sweep loses
             at most.
         resume (bool): use the files of an interrupted sweep with the same settings.
-        overwrite (bool): replace a finished sweep, or stored predictions, of something else that
+        overwrite (bool): replace a finished sweep, or stored outputs, of something else that
             are in these folders; False refuses.
         settings (Mapping): whatever else must be the same for resuming.
         store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
@@ -88,17 +88,17 @@ def sweep(
         site (LogitSite): where the logits are, in a model that logn_d2 does not know.
 
     Returns:
-        SweepPredictions: of all images; without ``output_dir`` on process 0 only, while the others
+        SweepDetections: of all images; without ``output_dir`` on process 0 only, while the others
         have their own images.
 
     Raises:
         ValueError: calibrations that do not fit the model; other results in a folder; a model
-            whose predictions can't be stored, since its scores are no softmax or sigmoid of its
+            whose outputs can't be stored, since its scores are no softmax or sigmoid of its
             logits.
 
     Example:
-        >>> predictions = sweep(model, loader, calibrations)  # doctest: +SKIP
-        >>> evaluate_sweep(predictions, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
+        >>> swept = sweep(model, loader, calibrations)  # doctest: +SKIP
+        >>> evaluate_sweep(swept, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
     keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
     average = average or cascade_average_of(model)
@@ -124,10 +124,10 @@ def sweep(
             keep.open(digest, header, writer.num_batches, runner.classifiers())
         rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
         collector, start = _Collector(writer, keep), time.perf_counter()
-        predictions = inference_on_dataset(runner, rest, collector)["predictions"]
+        swept = inference_on_dataset(runner, rest, collector)["detections"]
     rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
     logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
-    return predictions
+    return swept
 
 
 def _runner(
@@ -145,27 +145,27 @@ def _runner(
     if keep is not None:
         raise UserError(
             f"The outputs of a {type(detector).__name__} can't be stored: its candidates have no "
-            "boxes before its own inference. Leave out the store (--save-predictions)."
+            "boxes before its own inference. Leave out the store (--save-outputs)."
         )
     return SiteSweepRunner(detector, calibrations, site or known_site(detector))
 
 
 class _Collector(DatasetEvaluator):
-    """Hands predictions on to the writer."""
+    """Hands detections on to the writer."""
 
     def __init__(self, writer: SweepWriter, keep: StoreWriter | None) -> None:
         self._writer = writer
         self._keep = keep
         self.num_images = 0
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: ImagePredictions) -> None:
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: ImageDetections) -> None:
         self._writer.add(outputs)
         self.num_images += len(inputs)
 
-    def evaluate(self) -> dict[str, SweepPredictions]:
+    def evaluate(self) -> dict[str, SweepDetections]:
         if self._keep is not None:
             self._keep.finish()
-        return {"predictions": self._writer.finish()}
+        return {"detections": self._writer.finish()}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import UserError
 from ..lvis.detections import Detections
 from ..sites import LogitSite, layer_names, outputs_under
-from .detections_folder import ImagePredictions
+from .detections_folder import ImageDetections
 from .union import Calibrations, calibrations_digest, check_calibrations
 
 __all__ = ["SiteSweepRunner", "instances_of"]
@@ -54,14 +54,14 @@ class SiteSweepRunner:
             "layers": layer_names(self._model, self._site),
         }
 
-    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImagePredictions:
+    def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """All calibrations' detections in N images."""
         outputs = outputs_under(self._model, self._site, inputs, self._calibrations)
         found = [
             _of_image(image["image_id"], [instances_of(each[index]) for each in outputs.values()])
             for index, image in enumerate(inputs)
         ]
-        return ImagePredictions.concatenate(found)
+        return ImageDetections.concatenate(found)
 
 
 def instances_of(output: Mapping[str, Any]) -> Instances:
@@ -79,14 +79,14 @@ def instances_of(output: Mapping[str, Any]) -> Instances:
     return output["instances"]
 
 
-def _of_image(image_id: int | str, instances: Sequence[Instances]) -> ImagePredictions:
+def _of_image(image_id: int | str, instances: Sequence[Instances]) -> ImageDetections:
     """One image's detections, each different one (box and class) once."""
     parts = [Detections.from_instances([each], [image_id]) for each in instances]
     boxes, classes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("box", "category"))
     rows = np.column_stack([boxes.reshape(-1, 4), classes])
     _, first, index = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     ends = np.cumsum([len(part) for part in parts])[:-1]
-    return ImagePredictions(
+    return ImageDetections(
         image_ids=(image_id,),
         union=Detections.concatenate(parts).take(first),
         index=tuple(each.astype(np.int32) for each in np.split(index.reshape(-1), ends)),

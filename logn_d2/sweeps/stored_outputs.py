@@ -28,11 +28,11 @@ from ..errors import UserError
 from ..lvis.detections import Detections, RleMasks
 from ..lvis.ground_truth import LvisGroundTruth
 from ..passes.shards import find_shards, refuse_others
-from .detections_folder import SWEEP, ImagePredictions, SweepPredictions, SweepWriter
+from .detections_folder import SWEEP, ImageDetections, SweepDetections, SweepWriter
 from .output_store import ACTIVATIONS, CLASSIFIERS, OUTPUTS, ids_from_tensor, read_tensors
 from .union import (
     Calibrations,
-    RawPredictions,
+    RawOutputs,
     Union,
     calibrations_digest,
     check_average,
@@ -43,7 +43,7 @@ from .union import (
     scaled,
 )
 
-__all__ = ["StoredPredictions", "sweep_stored"]
+__all__ = ["StoredOutputs", "sweep_stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,8 @@ class _Shard:
     found: Detections | None
 
 
-class StoredPredictions:
-    """A model's raw predictions on a data set.
+class StoredOutputs:
+    """A model's raw outputs on a data set.
 
     Attributes:
         folder (Path): where they are.
@@ -126,7 +126,7 @@ class StoredPredictions:
         self._shards = list(shards)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> StoredPredictions:
+    def load(cls, folder: str | os.PathLike[str]) -> StoredOutputs:
         """Opens a store; the shards are read when they are needed.
 
         Raises:
@@ -166,7 +166,7 @@ class StoredPredictions:
         def read(index: int) -> tuple[Tensor, Tensor | None]:
             if f"weight{index}" not in tensors:
                 raise UserError(
-                    "This calibration is made from the classifier's weights, but the predictions "
+                    "This calibration is made from the classifier's weights, but the outputs "
                     f"in '{self.folder}' are of a model without such a layer. Choose another one."
                 )
             return tensors[f"weight{index}"], tensors.get(f"bias{index}")
@@ -174,14 +174,14 @@ class StoredPredictions:
         return [functools.partial(read, index) for index in range(self.num_stages)]
 
     def check(self, ground_truth: LvisGroundTruth) -> None:
-        """Checks that these are predictions for a data set.
+        """Checks that these are outputs for a data set.
 
         Raises:
             ValueError: its classes or images are others.
         """
         if ground_truth.num_classes != self.num_classes:
             raise UserError(
-                f"The predictions in '{self.folder}' are of {self.num_classes} classes, the data "
+                f"The outputs in '{self.folder}' are of {self.num_classes} classes, the data "
                 f"set has {ground_truth.num_classes}. Name the data set that they are of."
             )
         ids = self.image_ids
@@ -189,7 +189,7 @@ class StoredPredictions:
         lacking = np.setdiff1d(ground_truth.image_ids, ids)
         if len(foreign) or len(lacking):
             raise UserError(
-                f"The predictions in '{self.folder}' are of another data set: {len(foreign)} of "
+                f"The outputs in '{self.folder}' are of another data set: {len(foreign)} of "
                 f"their {len(ids)} images are not in it, and {len(lacking)} of its "
                 f"{ground_truth.num_images} are not in them. They were made for "
                 f"{self.info.get('data set', 'an unknown one')}."
@@ -208,7 +208,7 @@ class StoredPredictions:
             except (KeyError, RuntimeError) as error:
                 raise UserError(f"'{path}' is damaged ({error}).") from error
 
-    def raw_predictions(self) -> Iterator[tuple[_StoredImage, RawPredictions]]:
+    def raw_outputs(self) -> Iterator[tuple[_StoredImage, RawOutputs]]:
         """Each image, and what the model's box predictors said of it, on the CPU.
 
         Raises:
@@ -219,13 +219,13 @@ class StoredPredictions:
                 if image.box_index is not None:
                     raise UserError(
                         f"'{self.folder}' lacks boxes that were not among the best. Store the "
-                        "predictions without --max-boxes."
+                        "outputs without --max-boxes."
                     )
                 yield image, _raw(image, shard.activation, "cpu")
 
 
 def sweep_stored(
-    stored: StoredPredictions,
+    stored: StoredOutputs,
     calibrations: Calibrations,
     *,
     average: str = "probs",
@@ -233,33 +233,33 @@ def sweep_stored(
     output_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
     device: str | torch.device = "cpu",
-) -> SweepPredictions:
-    """What `sweep` finds, from stored predictions; boxes, classes and scores equal bit for bit.
+) -> SweepDetections:
+    """What `sweep` finds, from stored outputs; boxes, classes and scores equal bit for bit.
 
-    That holds on the kind of device that the predictions were made on. A mask is known where a
-    calibration of the storing sweep has found its detection; `SweepPredictions.missing_masks` tells
+    That holds on the kind of device that the outputs were made on. A mask is known where a
+    calibration of the storing sweep has found its detection; `SweepDetections.missing_masks` tells
     how many are not, and `sweep_results` evaluates masks only where none is.
 
     Args:
-        stored (StoredPredictions): of a data set.
+        stored (StoredOutputs): of a data set.
         calibrations (Mapping): name -> one calibration for each cascade stage.
         average (str): what a cascade averages over stages: "probs" or "logits".
-        ground_truth (LvisGroundTruth): what the predictions will be evaluated with; masks that it
+        ground_truth (LvisGroundTruth): what the detections will be evaluated with; masks that it
             does not look at are not missed.
-        output_dir (PathLike): folder for the predictions; None keeps them in memory.
+        output_dir (PathLike): folder for the detections; None keeps them in memory.
         overwrite (bool): replace a finished sweep of something else that is there; False refuses.
         device (str or torch.device): to compute on.
 
     Returns:
-        SweepPredictions: of all images.
+        SweepDetections: of all images.
 
     Raises:
         ValueError: calibrations or ground truth do not fit, a file is damaged, or a box is needed
             that was not stored (``max_boxes`` of `sweep`).
 
     Example:
-        >>> stored = StoredPredictions.load("output/predictions")  # doctest: +SKIP
-        >>> predictions = sweep_stored(stored, calibrations)  # doctest: +SKIP
+        >>> stored = StoredOutputs.load("output/outputs")  # doctest: +SKIP
+        >>> swept = sweep_stored(stored, calibrations)  # doctest: +SKIP
     """
     check_average(average)
     check_calibrations(calibrations, [stored.num_classes] * stored.num_stages)
@@ -277,7 +277,7 @@ def sweep_stored(
         masks = _KnownMasks(shard.found) if shard.found is not None else None
         for image in shard.images:
             union = _union(image, shard.activation, on_device, average, stored.selection)
-            writer.add(_predictions(image, union, masks, ground_truth))
+            writer.add(_detections(image, union, masks, ground_truth))
         done += len(shard.images)
         log_every_n_seconds(logging.INFO, f"Swept {done} of {total} images", n=5)
     return writer.finish()
@@ -296,10 +296,10 @@ def _union(
     return union
 
 
-def _raw(image: _StoredImage, activation: str, device: torch.device | str) -> RawPredictions:
+def _raw(image: _StoredImage, activation: str, device: torch.device | str) -> RawOutputs:
     """What ranking needs of one image."""
     boxes, known = image.all_boxes()
-    return RawPredictions(
+    return RawOutputs(
         logits=[each.to(device) for each in image.logits],
         scorers=[lambda logits: [ACTIVATIONS[activation](logits)]] * len(image.logits),
         boxes=[boxes.to(device)],
@@ -308,21 +308,21 @@ def _raw(image: _StoredImage, activation: str, device: torch.device | str) -> Ra
     )
 
 
-def _predictions(
+def _detections(
     image: _StoredImage,
     union: Union,
     masks: _KnownMasks | None,
     ground_truth: LvisGroundTruth | None,
-) -> ImagePredictions:
+) -> ImageDetections:
     """Scaled to the image, with the masks that are known."""
     everything = torch.arange(len(union), device=union.classes.device)
     instances = union.instances(image.image_size, everything)
     part = scaled(instances, image.image_id, image.output_size)
     if masks is None:
-        return union.predictions(image.image_id, [part])
+        return union.detections(image.image_id, [part])
     detections, known = masks.given_to(part.detections, image.output_size)
     looked_at = is_looked_at(ground_truth, detections.image_id, detections.category)
-    found = union.predictions(image.image_id, [replace(part, detections=detections)])
+    found = union.detections(image.image_id, [replace(part, detections=detections)])
     return replace(found, missing=looked_at & ~known)
 
 

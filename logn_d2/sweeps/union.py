@@ -1,4 +1,4 @@
-"""From raw box predictions to every calibration's detections, with the network or without it.
+"""From a network's outputs to every calibration's detections, with the network or without it.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages, U
 different detections in an image over all calibrations, D detections of one calibration.
@@ -23,11 +23,11 @@ from ..errors import UserError
 from ..lvis.detections import Detections, RleMasks
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.topk_inference import fast_rcnn_inference_exact, moving_limit
-from .detections_folder import ImagePredictions
+from .detections_folder import ImageDetections
 
 __all__ = [
     "Calibrations",
-    "RawPredictions",
+    "RawOutputs",
     "Scaled",
     "Selection",
     "Union",
@@ -50,7 +50,7 @@ Scorer = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class RawPredictions:
+class RawOutputs:
     """What the box predictors say of N images, before any calibration.
 
     Attributes:
@@ -133,7 +133,7 @@ def check_average(average: str) -> None:
 
 
 def find_unions(
-    raw: RawPredictions,
+    raw: RawOutputs,
     calibrations: Sequence[Sequence[AffineCalibration]],
     average: str,
     selection: Selection,
@@ -154,7 +154,7 @@ def find_unions(
 
 
 def best_candidates(
-    raw: RawPredictions,
+    raw: RawOutputs,
     calibrations: Sequence[Sequence[AffineCalibration]],
     average: str,
     count: int,
@@ -237,7 +237,7 @@ class Union:
             union_index=positions,
         )
 
-    def predictions(self, image_id: int | str, parts: Sequence[Scaled]) -> ImagePredictions:
+    def detections(self, image_id: int | str, parts: Sequence[Scaled]) -> ImageDetections:
         """Each calibration's share of the detections that are left after scaling.
 
         Args:
@@ -248,7 +248,7 @@ class Union:
         position = np.full(len(self), -1)
         position[kept] = np.arange(len(kept))
         index = [position[each.cpu().numpy()] for each in self.index]
-        return ImagePredictions(
+        return ImageDetections(
             image_ids=(image_id,),
             union=Detections.concatenate([part.detections for part in parts]),
             index=tuple(each[each >= 0].astype(np.int32) for each in index),

@@ -32,7 +32,7 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import match_lvis
 from ..modeling.topk_inference import fast_rcnn_inference_exact
 from ..ood import OOD_SCORES, OODResult, evaluate_ood, score_logits
-from .stored_outputs import StoredPredictions, sweep_stored
+from .stored_outputs import StoredOutputs, sweep_stored
 from .union import check_average, scaled
 
 __all__ = [
@@ -98,8 +98,8 @@ class UnknownObjectsResult:
 
 
 def evaluate_unknown_objects(
-    known: StoredPredictions,
-    unknown: StoredPredictions,
+    known: StoredOutputs,
+    unknown: StoredOutputs,
     ground_truth: LvisGroundTruth,
     unknown_ground_truth: LvisGroundTruth | None = None,
     *,
@@ -110,8 +110,8 @@ def evaluate_unknown_objects(
     """Measures how well a detector's logits tell unknown objects from known ones; no network.
 
     Args:
-        known (StoredPredictions): of images of the known classes (``sweep(..., store=)``).
-        unknown (StoredPredictions): of the same model on images without any known class.
+        known (StoredOutputs): of images of the known classes (``sweep(..., store=)``).
+        unknown (StoredOutputs): of the same model on images without any known class.
         ground_truth (LvisGroundTruth): of the known images.
         unknown_ground_truth (LvisGroundTruth): of the unknown images, of any classes; None where
             nothing is annotated.
@@ -125,8 +125,8 @@ def evaluate_unknown_objects(
             box above the threshold.
 
     Example:
-        >>> known = StoredPredictions.load("output/demo")  # doctest: +SKIP
-        >>> unknown = StoredPredictions.load("output/pretrain")  # doctest: +SKIP
+        >>> known = StoredOutputs.load("output/demo")  # doctest: +SKIP
+        >>> unknown = StoredOutputs.load("output/pretrain")  # doctest: +SKIP
         >>> evaluate_unknown_objects(known, unknown, truth).scores["energy"].auroc  # doctest: +SKIP
     """
     _check_pair(known, unknown)
@@ -163,7 +163,7 @@ def evaluate_unknown_objects(
 
 @torch.no_grad()
 def sure_boxes(
-    stored: StoredPredictions,
+    stored: StoredOutputs,
     calibrations: Sequence[AffineCalibration],
     threshold: float,
     average: str = "probs",
@@ -173,7 +173,7 @@ def sure_boxes(
     A region counts once, with its best class, though it may be detected as several.
 
     Args:
-        stored (StoredPredictions): of a data set.
+        stored (StoredOutputs): of a data set.
         calibrations (Sequence[AffineCalibration]): one for each stage.
         threshold (float): on the probability of the best class, in [0, 1].
         average (str): what a cascade averages over stages: "probs" or "logits".
@@ -186,7 +186,7 @@ def sure_boxes(
         raise UserError(f"The threshold is {threshold}, expected a probability in [0, 1].")
     calibrations = [copy.deepcopy(each).cpu() for each in calibrations]
     found, logits, total = [Detections.empty()], [np.zeros((0, stored.num_classes))], 0
-    for image, raw in stored.raw_predictions():
+    for image, raw in stored.raw_outputs():
         (probs,) = raw.probabilities(calibrations, average)
         (instances,), (rows,) = fast_rcnn_inference_exact(
             raw.boxes, [probs], raw.image_sizes, *stored.selection
@@ -267,7 +267,7 @@ def _of_objects(
     return {"unknown_recall": float(result.recall[0, 0, 0]), "unknown_ap": ap}
 
 
-def _check_pair(known: StoredPredictions, unknown: StoredPredictions) -> None:
+def _check_pair(known: StoredOutputs, unknown: StoredOutputs) -> None:
     sizes = [(each.num_classes, each.num_stages) for each in (known, unknown)]
     prints = [
         [None if each is None else each.tolist() for each in stored.fingerprints]
@@ -277,11 +277,11 @@ def _check_pair(known: StoredPredictions, unknown: StoredPredictions) -> None:
         raise UserError(
             f"'{known.folder}' and '{unknown.folder}' are of different models ({sizes[0][0]} and "
             f"{sizes[1][0]} classes, {sizes[0][1]} and {sizes[1][1]} stages, or other classifier "
-            "weights). Store the predictions of one model on both sets."
+            "weights). Store the outputs of one model on both sets."
         )
     common = np.intersect1d(known.image_ids, unknown.image_ids)
     if known.digest == unknown.digest:
         raise UserError(
             f"'{known.folder}' and '{unknown.folder}' are of the same pass over {len(common)} "
-            "images. Store the predictions on images without any known class."
+            "images. Store the outputs on images without any known class."
         )

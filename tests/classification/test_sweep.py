@@ -204,7 +204,7 @@ def test_logit_norm_is_scored_normalised_as_well(tool, folder):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--save-predictions", "store"), "always keeps the logits"),
+        (("--save-outputs", "store"), "always keeps the logits"),
         (("--choose-on", "sw_test"), "'sw_test' is what is evaluated"),
         (("--ood", "sw_test"), "'sw_test' is what is evaluated"),
         (("--ood", "sw_boxes"), "'sw_boxes' is a set of the form 'coco'"),

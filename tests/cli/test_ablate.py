@@ -16,7 +16,7 @@ from logn_d2.core import CALIBRATION_REGISTRY, StatisticsError
 from logn_d2.engine import Trainer, collect, launch, load_config, statistics_path
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
-from logn_d2.sweeps import SweepPredictions
+from logn_d2.sweeps import SweepDetections
 
 from ..command import command
 from ..load_script import ROOT
@@ -81,7 +81,7 @@ def test_tables_share_one_pass_and_a_repetition_needs_none(tool, a_run, capsys, 
     assert [tool.ABLATIONS[name].title in text for name in names] == [True] * 3
     sweeps = [path.name for path in (a_run / "ablations").glob("sweep_*")]
     assert sweeps == ["sweep_probs"]
-    names_of_sweep = SweepPredictions.load(a_run / "ablations" / "sweep_probs").names
+    names_of_sweep = SweepDetections.load(a_run / "ablations" / "sweep_probs").names
     assert len(names_of_sweep) == len(set(names_of_sweep)) == 8
     numbers = json.loads((a_run / "ablations" / "ablations.json").read_text())
     assert list(numbers) == list(names)
@@ -127,7 +127,7 @@ def test_averages_of_a_cascade_are_two_sweeps(trained, tmp_path):
     found = measure(run_config(folder), rows, folder / "out")
     assert list(found) == ["a logits", "a probs"]
     scores = [
-        SweepPredictions.load(folder / "out" / f"sweep_{each}").detections(f"a {each}").score
+        SweepDetections.load(folder / "out" / f"sweep_{each}").detections(f"a {each}").score
         for each in ("logits", "probs")
     ]
     assert not (scores[0][:5] == scores[1][:5]).all()

@@ -129,7 +129,7 @@ def test_both_sides_are_shown(run, tmp_path):
     [
         ("sweep", ["--calibrations", "fracal", "--output", "out"], "for softmax scores alone"),
         ("evaluate", ["--calibration", "fracal"], "for softmax scores alone"),
-        ("sweep", ["--save-predictions", "kept", "--output", "out"], "can't be stored"),
+        ("sweep", ["--save-outputs", "kept", "--output", "out"], "can't be stored"),
         ("show", ["--input", "x", "--output", "y", "--calibration", "fracal"], "softmax"),
         ("collect", ["MODEL.RETINANET.NUM_CLASSES", "13"], "MODEL.RETINANET.NUM_CLASSES is 13"),
         ("fold", ["--output", "f.pth", "MODEL.RETINANET.NUM_CLASSES", "9"], "NUM_CLASSES is 9"),

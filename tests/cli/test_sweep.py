@@ -16,7 +16,7 @@ from logn_d2.collection import collect_statistics
 from logn_d2.engine import load_config
 from logn_d2.lvis import LvisGroundTruth
 from logn_d2.report import Results, open_runs
-from logn_d2.sweeps import StoredPredictions, SweepPredictions, evaluate_unknown_objects
+from logn_d2.sweeps import StoredOutputs, SweepDetections, evaluate_unknown_objects
 
 from ..command import command
 from ..processes import start_two
@@ -105,7 +105,7 @@ def test_table_and_results_are_of_every_calibration(
     assert [row.calibration for row in results.rows] == names
     assert results.tasks == ("bbox", "segm")
     assert results.provenance["weights"] == f"{folder}/model.pth"
-    scores = [SweepPredictions.load(folder / "one" / "sweep").detections(n).score for n in names]
+    scores = [SweepDetections.load(folder / "one" / "sweep").detections(n).score for n in names]
     assert not np.array_equal(scores[0], scores[1])
 
     def fail(*args: object) -> None:
@@ -137,10 +137,10 @@ def with_calibrations(arguments: list[str], *texts: str) -> list[str]:
     return [*arguments[:first], *texts, *arguments[end:]]
 
 
-def test_stored_predictions_need_neither_weights_nor_network(
+def test_stored_outputs_need_neither_weights_nor_network(
     tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ("--save-predictions", f"{folder}/store")
+    more = ("--save-outputs", f"{folder}/store")
     assert tool.run(tool.parse_args(arguments(folder, "storing", *more))) == 0
     expected = Results.load(folder / "storing" / "results.json")
 
@@ -148,7 +148,7 @@ def test_stored_predictions_need_neither_weights_nor_network(
         raise AssertionError("A network was built.")
 
     monkeypatch.setattr(tool, "build_model", fail)
-    later = arguments(folder, "later", "--predictions", f"{folder}/store")[:-2]  # no MODEL.WEIGHTS
+    later = arguments(folder, "later", "--from-outputs", f"{folder}/store")[:-2]  # no MODEL.WEIGHTS
     assert tool.run(tool.parse_args(later)) == 0
     found = Results.load(folder / "later" / "results.json")
     for row in expected.rows:
@@ -187,26 +187,26 @@ def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
     assert tool.run(tool.parse_args(elsewhere)) == 0
     output = capsys.readouterr().out
     assert f"{best} *" in output and "promise too much" not in output
-    sweeps = [SweepPredictions.load(folder / "grid" / f"sweep{n}") for n in ("", "_to_choose")]
+    sweeps = [SweepDetections.load(folder / "grid" / f"sweep{n}") for n in ("", "_to_choose")]
     assert sweeps[0].names == sweeps[1].names
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
-    more = ("--save-predictions", f"{folder}/store_of_two")
+    more = ("--save-outputs", f"{folder}/store_of_two")
     command = ["-m", "logn_d2", "sweep", *arguments(folder, "two", *more)]
     processes = start_two(command, folder / "two.txt")
     assert tool.run(tool.parse_args(arguments(folder, "alone"))) == 0
     for process in processes:
         assert process.wait() == 0, process.output
-    one, two = (SweepPredictions.load(folder / name / "sweep") for name in ("alone", "two"))
+    one, two = (SweepDetections.load(folder / name / "sweep") for name in ("alone", "two"))
     assert one.image_ids.tolist() == two.image_ids.tolist()
     for name in one.names:
         left, right = one.detections(name), two.detections(name)
         right = right.take(np.argsort(right.image_id, kind="stable"))
         np.testing.assert_array_equal(left.image_id, right.image_id)
         np.testing.assert_allclose(left.score, right.score, rtol=1e-4)
-    later = arguments(folder, "from_two", "--predictions", f"{folder}/store_of_two")[:-2]
+    later = arguments(folder, "from_two", "--from-outputs", f"{folder}/store_of_two")[:-2]
     assert tool.run(tool.parse_args(later)) == 0
     found, expected = (Results.load(folder / n / "results.json") for n in ("from_two", "two"))
     for row in expected.rows:
@@ -240,13 +240,24 @@ def test_mistakes_are_found_before_any_work(
     assert message in capsys.readouterr().err
 
 
+def test_old_spellings_work_with_a_warning(
+    tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = tool.parse_args(arguments(folder, "old", "--save-predictions", "store"))
+    assert found.save_outputs == "store" and found.from_outputs is None
+    assert "--save-predictions is --save-outputs now" in capsys.readouterr().err
+    found = tool.parse_args(arguments(folder, "old", "--predictions", "store"))
+    assert found.from_outputs == "store"
+    assert "--predictions is --from-outputs now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ("--calibrations norcal(gamma=0:1:0)", "0:1:0 is empty or endless"),
-        ("--predictions p --save-predictions q", "goes without --save-predictions"),
-        ("--predictions p --choose-on d", "goes without --save-predictions, --choose-on"),
-        ("--predictions p --num-processes 2", "and --num-processes"),
+        ("--from-outputs p --save-outputs q", "goes without --save-outputs"),
+        ("--from-outputs p --choose-on d", "goes without --save-outputs, --choose-on"),
+        ("--from-outputs p --num-processes 2", "and --num-processes"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
@@ -302,9 +313,7 @@ def test_unknown_objects_are_compared_under_every_calibration(
     found = json.loads((folder / "ood" / f"unknown_{OTHERS}.json").read_text())
     names = ["uncalibrated", "logn", "norcal(gamma=0.6)", "auto"]
     assert list(found) == names
-    stores = [
-        StoredPredictions.load(folder / "ood" / f"predictions{x}") for x in ("", f"_{OTHERS}")
-    ]
+    stores = [StoredOutputs.load(folder / "ood" / f"outputs{x}") for x in ("", f"_{OTHERS}")]
     truths = [LvisGroundTruth.from_json(folder / f) for f in ("annotations.json", "others.json")]
     expected = evaluate_unknown_objects(*stores, *truths, threshold=0.0)
     plain = found["uncalibrated"]

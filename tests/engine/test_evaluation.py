@@ -16,7 +16,7 @@ from logn_d2.engine import Trainer, collect, evaluation
 from logn_d2.engine.evaluation import evaluate_calibrations, make_calibrations
 from logn_d2.modeling import find_box_predictors
 from logn_d2.modeling.build import TrainingClassCounts
-from logn_d2.sweeps import SweepPredictions, sweep
+from logn_d2.sweeps import SweepDetections, sweep
 
 NORCAL = "norcal(gamma=0.6)"
 
@@ -71,7 +71,7 @@ def test_one_pass_says_what_the_calibrated_model_says(few_images):
     assert {"uncalibrated/bbox", "uncalibrated/segm", f"{NORCAL}/bbox"} <= set(results)
     few_images.DATASETS.TEST = ("few_coco",)
     separate = evaluate(few_images, model)
-    sweep = SweepPredictions.load(f"{few_images.OUTPUT_DIR}/inference/few_lvis/sweep")
+    sweep = SweepDetections.load(f"{few_images.OUTPUT_DIR}/inference/few_lvis/sweep")
     for name in ("uncalibrated", NORCAL):
         scores = sweep.detections(name).score
         assert separate[f"{name}/bbox"]["number"] == len(scores) > 50

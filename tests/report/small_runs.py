@@ -28,7 +28,7 @@ from logn_d2.report import (
 )
 from logn_d2.report.numbers import TaskFigures
 from logn_d2.report.words import display_name
-from logn_d2.sweeps.detections_folder import ImagePredictions, SweepWriter
+from logn_d2.sweeps.detections_folder import ImageDetections, SweepWriter
 
 from ..lvis.lvis_reference import random_detections, random_lvis, write_json
 
@@ -126,7 +126,7 @@ def _write_sweep(
     category_ids = sorted(category["id"] for category in content["categories"])
     writer = SweepWriter(CALIBRATIONS, folder, "digest")
     writer.add(
-        ImagePredictions(
+        ImageDetections(
             image_ids=tuple(image["id"] for image in content["images"]),
             union=Detections.from_json_list(union, category_ids),
             index=tuple(np.arange(len(union)) for _ in CALIBRATIONS),

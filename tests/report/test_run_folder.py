@@ -62,13 +62,13 @@ def test_folders_of_the_same_name_are_told_apart(small_runs: SmallRuns, tmp_path
     assert names == [f"{small_runs.folder}: LogN", f"{copied}: LogN"]
 
 
-def test_predictions_are_found_by_the_name_of_the_data_set(
+def test_detections_are_found_by_the_name_of_the_data_set(
     small_runs: SmallRuns, tmp_path: Path
 ) -> None:
     for name in ("one_val", "other_val"):
         shutil.copytree(small_runs.folder / "sweep", tmp_path / "inference" / name / "sweep")
     assert RunFolder.open(tmp_path, "other_val").dataset == "other_val"
-    with pytest.raises(ValueError, match=r"several predictions: .*one_val.*--dataset"):
+    with pytest.raises(ValueError, match=r"several folders of detections: .*one_val.*--dataset"):
         RunFolder.open(tmp_path)
     shutil.rmtree(tmp_path / "inference" / "one_val")
     assert RunFolder.open(tmp_path).dataset == "other_val"
@@ -103,7 +103,7 @@ def test_statistics_and_weights_are_those_of_the_run(small_runs: SmallRuns, plai
         ("{folder}:tau_norm", KeyError, "no calibration 'tau_norm'. It has: uncalibrated, logn"),
         ("{folder}:logn", ValueError, "one run, and a report compares at least two"),
         ("{folder}/sweep/..", None, ""),
-        ("{empty}", FileNotFoundError, "has no predictions"),
+        ("{empty}", FileNotFoundError, "has no detections"),
     ],
 )
 def test_mistakes_are_named(

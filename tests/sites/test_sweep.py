@@ -11,7 +11,7 @@ from logn_d2 import attach
 from logn_d2.core import AffineCalibration
 from logn_d2.errors import UserError
 from logn_d2.lvis.detections import Detections
-from logn_d2.sweeps import SweepPredictions, sweep
+from logn_d2.sweeps import SweepDetections, sweep
 
 from .small_dense import NUM_CLASSES, images, retinanet
 
@@ -41,7 +41,7 @@ def test_each_calibrations_detections_are_those_of_the_attached_one(on_disk, tmp
         expected["scaled"] = of(model)
     folder = tmp_path / "sweep" if on_disk else None
     found = sweep(model, batches(), calibrations(), output_dir=folder)
-    found = SweepPredictions.load(folder) if on_disk else found
+    found = SweepDetections.load(folder) if on_disk else found
     for name, instances in expected.items():
         right = Detections.from_instances(instances, [0, 1, 2])
         left = found.detections(name)

@@ -1,4 +1,4 @@
-"""A sweep over stored predictions equals one with the network, or is refused."""
+"""A sweep over stored outputs equals one with the network, or is refused."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from logn_d2.modeling.box_predictors import (
     predictor_fingerprint,
 )
 from logn_d2.sweeps import (
-    StoredPredictions,
-    SweepPredictions,
+    StoredOutputs,
+    SweepDetections,
     evaluate_sweep,
     sweep,
     sweep_stored,
 )
 from logn_d2.sweeps.output_store import StoreWriter
-from logn_d2.sweeps.union import RawPredictions, find_unions
+from logn_d2.sweeps.union import RawOutputs, find_unions
 
 from ..small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
 from .small_sweeps import (
@@ -62,7 +62,7 @@ def folder(
     return folder
 
 
-def assert_same_boxes(left: SweepPredictions, right: SweepPredictions) -> None:
+def assert_same_boxes(left: SweepDetections, right: SweepDetections) -> None:
     assert left.names == right.names
     for name in left.names:
         one, other = left.detections(name), right.detections(name)
@@ -83,7 +83,7 @@ def test_boxes_equal_those_of_the_network_for_calibrations_that_came_later(
     sweep(model, batches, {"uncalibrated": calibrations(stages)["uncalibrated"]}, store=tmp_path)
     named = calibrations(stages)
     expected = sweep(model, batches, named, average=average)
-    found = sweep_stored(StoredPredictions.load(tmp_path), named, average=average)
+    found = sweep_stored(StoredOutputs.load(tmp_path), named, average=average)
     assert_same_boxes(found, expected)
     assert len(expected.detections("drawn 0")) > NUM_IMAGES
 
@@ -98,7 +98,7 @@ def test_few_boxes_are_enough_for_the_calibrations_of_the_sweep_that_stored(
     model = models[head]
     named = calibrations(len(find_box_predictors(model)))
     expected = sweep(model, loader, named, store=tmp_path, max_boxes=100)
-    stored = StoredPredictions.load(tmp_path)
+    stored = StoredOutputs.load(tmp_path)
     images = [image for shard in stored.shards() for image in shard.images]
     few = [image.box_index is not None for image in images]
     assert few == [head == STANDARD] * NUM_IMAGES  # class-agnostic boxes are few anyway
@@ -113,7 +113,7 @@ def test_a_box_that_is_needed_and_not_stored_is_an_error(
     some = {"drawn 0": calibrations()["drawn 0"]}
     sweep(models[STANDARD], loader, some, store=tmp_path, max_boxes=20)
     with pytest.raises(ValueError, match="not stored.*--max-boxes"):
-        sweep_stored(StoredPredictions.load(tmp_path), calibrations())
+        sweep_stored(StoredOutputs.load(tmp_path), calibrations())
 
 
 def test_no_box_that_could_matter_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_no_box_that_could_matter_is_missed(monkeypatch: pytest.MonkeyPatch) -> 
             if fill is not None:
                 other[~known] = torch.tensor([fill, fill, fill + 20, fill + 20])
             softmax = [lambda logits: [logits.softmax(dim=1)]]
-            raw = RawPredictions([logits], softmax, [other.flatten(1)], [(60, 60)])
+            raw = RawOutputs([logits], softmax, [other.flatten(1)], [(60, 60)])
             (union,) = find_unions(raw, identity, "probs", (0.01, 0.5, 6))
             found.add((str(union.boxes.tolist()), str(union.scores)))
             checked = replace(raw, known=[known])
@@ -152,7 +152,7 @@ def test_masks_are_those_of_the_network_where_the_storing_sweep_found_them(
     models: dict[str, nn.Module], loader: list, folder: Path
 ) -> None:
     expected = sweep(models[STANDARD], loader, calibrations())
-    found = sweep_stored(StoredPredictions.load(folder), calibrations())
+    found = sweep_stored(StoredOutputs.load(folder), calibrations())
     assert found.missing_masks("drawn 0") == 0
     assert_equal(found.detections("drawn 0"), expected.detections("drawn 0"))
     for name in ("uncalibrated", "drawn 1"):
@@ -171,7 +171,7 @@ def test_image_ids_may_be_strings_or_large(
     expected = sweep(models[STANDARD], loader, named)
     places = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store"}
     on_disk = sweep(models[STANDARD], renamed, named, **places)
-    stored = StoredPredictions.load(tmp_path / "store")
+    stored = StoredOutputs.load(tmp_path / "store")
     ids = [rename(image_id) for image_id in expected.image_ids.tolist()]
     assert on_disk.image_ids.tolist() == stored.image_ids.tolist() == ids
     for found in (on_disk, sweep_stored(stored, named)):
@@ -190,7 +190,7 @@ def test_masks_are_evaluated_only_where_all_are_known(
 ) -> None:
     truth = ground_truth(data_set)
     expected = evaluate_sweep(sweep(models[STANDARD], loader, calibrations()), truth)
-    stored = StoredPredictions.load(folder)
+    stored = StoredOutputs.load(folder)
     with caplog.at_level(logging.WARNING):
         results = evaluate_sweep(sweep_stored(stored, calibrations(), ground_truth=truth), truth)
     np.testing.assert_equal(results["drawn 0"], expected["drawn 0"])
@@ -205,7 +205,7 @@ def test_masks_that_nobody_looks_at_are_neither_stored_nor_missed(
 ) -> None:
     federated = ground_truth(data_set, negatives=[[1, 3], [2], [], [1], [4]])
     sweep(models[STANDARD], loader, calibrations(), ground_truth=federated, store=tmp_path)
-    stored = StoredPredictions.load(tmp_path)
+    stored = StoredOutputs.load(tmp_path)
     found = sweep_stored(stored, calibrations(), ground_truth=federated)
     assert all(found.missing_masks(name) == 0 for name in found.names)
     with_network = sweep(models[STANDARD], loader, calibrations())
@@ -221,7 +221,7 @@ def test_models_without_masks_and_images_without_detections(loader: list, tmp_pa
     thresholds = {"MODEL__ROI_HEADS__SCORE_THRESH_TEST": 1.0}
     model = small_model(small_config(MODEL__MASK_ON=False, **thresholds))
     expected = sweep(model, loader, calibrations(), store=tmp_path)
-    found = sweep_stored(StoredPredictions.load(tmp_path), calibrations())
+    found = sweep_stored(StoredOutputs.load(tmp_path), calibrations())
     assert len(found.detections("uncalibrated")) == 0
     assert not found.has_masks and len(found.image_ids) == NUM_IMAGES
     assert_same_boxes(found, expected)
@@ -229,7 +229,7 @@ def test_models_without_masks_and_images_without_detections(loader: list, tmp_pa
 
 def test_stored_values_are_what_the_model_gave(folder: Path, loader: list) -> None:
     """No rounding, in the model's own type: 40 RoIs, logits of 5 columns and boxes of 4 classes."""
-    stored = StoredPredictions.load(folder)
+    stored = StoredOutputs.load(folder)
     images = [image for shard in stored.shards() for image in shard.images]
     assert [image.image_id for image in images] == stored.image_ids.tolist()
     for image, (inputs,) in zip(images, loader, strict=True):
@@ -247,7 +247,7 @@ def test_calibrations_from_weights_need_no_model(
 ) -> None:
     predictors = find_box_predictors(models[CASCADE])
     sweep(models[CASCADE], loader[:1], calibrations(3, count=0), store=tmp_path)
-    stored = StoredPredictions.load(tmp_path)
+    stored = StoredOutputs.load(tmp_path)
     options = {"num_classes": NUM_CLASSES, "num_stages": 3}
     readers = [classifier_reader(predictor) for predictor in predictors]
     expected = stage_calibrations("tau_norm", classifiers=readers, **options)
@@ -268,7 +268,7 @@ def test_scores_that_are_no_function_of_the_logits_are_refused(
     predictor.predict_probs = sigmoid
     sweep(model, loader[:1], calibrations(), store=tmp_path / "sigmoid")
     expected = sweep(model, loader[:1], calibrations())
-    stored = StoredPredictions.load(tmp_path / "sigmoid")
+    stored = StoredOutputs.load(tmp_path / "sigmoid")
     assert_same_boxes(sweep_stored(stored, calibrations()), expected)
     predictor.predict_probs = lambda p, proposals: [
         each**2 for each in own(predictor, p, proposals)
@@ -281,7 +281,7 @@ def test_scores_that_are_no_function_of_the_logits_are_refused(
 
 
 def contents(folder: Path) -> list[tuple]:
-    stored = StoredPredictions.load(folder)
+    stored = StoredOutputs.load(folder)
     return [
         (image.image_id, image.boxes.tolist(), [each.tolist() for each in image.logits])
         for shard in stored.shards()
@@ -302,7 +302,7 @@ def test_a_killed_sweep_resumes_its_store(
     with interrupted_after(3):
         sweep(model, loader, some, **options)
     with pytest.raises(ValueError, match="not whole.*--resume"):
-        StoredPredictions.load(tmp_path / "store")
+        StoredOutputs.load(tmp_path / "store")
     # Two images are done; the third one's shard is there, but no chunk says so.
     assert len(list((tmp_path / "store").glob("*-*.safetensors"))) == 3
     with count_passes(model) as passes:
@@ -335,7 +335,7 @@ def test_a_store_replaces_the_one_that_was_there(
         sweep(models[STANDARD], images, named, store=tmp_path)
         names = {path.name for path in tmp_path.glob("*.safetensors")}
         assert len(names) == 3 and {"mine.safetensors", "classifiers.safetensors"} < names
-    assert len(StoredPredictions.load(tmp_path).image_ids) == 2
+    assert len(StoredOutputs.load(tmp_path).image_ids) == 2
 
 
 # Mistakes
@@ -346,12 +346,12 @@ def test_files_that_are_cut_off_or_gone_are_named(folder: Path, tmp_path: Path) 
     (shard,) = (tmp_path / "cut").glob("*-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{shard.name}' is not a whole file"):
-        sweep_stored(StoredPredictions.load(tmp_path / "cut"), calibrations())
+        sweep_stored(StoredOutputs.load(tmp_path / "cut"), calibrations())
     shard.unlink()
     with pytest.raises(ValueError, match=f"1 of 2 files .* missing, the first is {shard.name}"):
-        StoredPredictions.load(tmp_path / "cut")
-    with pytest.raises(FileNotFoundError, match="--save-predictions"):
-        StoredPredictions.load(tmp_path)
+        StoredOutputs.load(tmp_path / "cut")
+    with pytest.raises(FileNotFoundError, match="--save-outputs"):
+        StoredOutputs.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -371,13 +371,13 @@ def test_other_manifests_are_errors(
     path = tmp_path / "changed" / "predictions.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ValueError, match=message):
-        list(StoredPredictions.load(tmp_path / "changed").shards())
+        list(StoredOutputs.load(tmp_path / "changed").shards())
 
 
 def test_another_data_set_and_other_calibrations_are_refused(
     folder: Path, data_set: list[dict]
 ) -> None:
-    stored = StoredPredictions.load(folder)
+    stored = StoredOutputs.load(folder)
     stored.check(ground_truth(data_set))
     others = [{**record, "image_id": record["image_id"] + 2} for record in data_set]
     with pytest.raises(ValueError, match="2 of their 5 images .* 2 of its 5 .* made for noise"):

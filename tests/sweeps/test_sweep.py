@@ -24,7 +24,7 @@ from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.lvis import Detections, evaluate_lvis
 from logn_d2.modeling import attach
 from logn_d2.modeling.box_predictors import find_box_predictors
-from logn_d2.sweeps import SweepPredictions, evaluate_sweep, sweep
+from logn_d2.sweeps import SweepDetections, evaluate_sweep, sweep
 from logn_d2.sweeps.network import SweepRunner
 
 from ..small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
@@ -99,9 +99,9 @@ def test_each_calibration_equals_the_calibrated_model(
 ) -> None:
     model = models[head]
     named = calibrations(stages=len(find_box_predictors(model)))
-    predictions = sweep(model, loader, named, average=average)
-    assert predictions.names == tuple(named)
-    found = {name: predictions.detections(name) for name in named}
+    swept = sweep(model, loader, named, average=average)
+    assert swept.names == tuple(named)
+    found = {name: swept.detections(name) for name in named}
     for name, stages in named.items():
         assert len(found[name]) > NUM_IMAGES
         assert found[name].masks is not None
@@ -111,10 +111,10 @@ def test_each_calibration_equals_the_calibrated_model(
 
 def test_cascades_can_average_logits(models: dict[str, nn.Module], loader: list) -> None:
     named = calibrations(stages=3)
-    predictions = sweep(models[CASCADE], loader, named, average="logits")
+    swept = sweep(models[CASCADE], loader, named, average="logits")
     for name, stages in named.items():
         expected = detectron2_detections(models[CASCADE], loader, stages, average="logits")
-        found = predictions.detections(name)
+        found = swept.detections(name)
         np.testing.assert_array_equal(found.category, expected.category)
         np.testing.assert_array_equal(found.box, expected.box)
         # Times 3 and over 3 again in the reference.
@@ -124,10 +124,10 @@ def test_cascades_can_average_logits(models: dict[str, nn.Module], loader: list)
 def test_images_of_a_batch_are_told_apart(model: nn.Module, loader: list) -> None:
     batches = [loader[0] + loader[1], loader[2] + loader[3] + loader[4]]
     named = calibrations()
-    predictions = sweep(model, batches, named)
+    swept = sweep(model, batches, named)
     for name, stages in named.items():
-        assert_equal(predictions.detections(name), detectron2_detections(model, batches, stages))
-    assert predictions.image_ids.tolist() == [100 + index for index in range(NUM_IMAGES)]
+        assert_equal(swept.detections(name), detectron2_detections(model, batches, stages))
+    assert swept.image_ids.tolist() == [100 + index for index in range(NUM_IMAGES)]
 
 
 def test_masks_in_parts_equal_masks_at_once(
@@ -148,7 +148,7 @@ def test_a_calibration_that_the_model_has_is_left_out_of_account(loader: list, h
     raw = sweep(model, loader, named)
     with attach(model, named["drawn 1"]):
         again = sweep(model, loader, named)
-        same_predictions(raw, again)
+        same_detections(raw, again)
         with torch.no_grad():
             own = [model(batch)[0]["instances"] for batch in loader]
     expected = Detections.from_instances(own, [batch[0]["image_id"] for batch in loader])
@@ -157,17 +157,17 @@ def test_a_calibration_that_the_model_has_is_left_out_of_account(loader: list, h
 
 def test_models_without_masks_work(loader: list) -> None:
     model = small_model(small_config(MODEL__MASK_ON=False))
-    predictions = sweep(model, loader, calibrations())
-    assert not predictions.has_masks
+    swept = sweep(model, loader, calibrations())
+    assert not swept.has_masks
     for name, stages in calibrations().items():
-        assert_equal(predictions.detections(name), detectron2_detections(model, loader, stages))
+        assert_equal(swept.detections(name), detectron2_detections(model, loader, stages))
 
 
 def test_images_without_detections_count_as_seen(model: nn.Module, loader: list) -> None:
     nothing = AffineCalibration(torch.ones(NUM_CLASSES), torch.full((NUM_CLASSES,), -99.0))
-    predictions = sweep(model, loader, {"nothing": [nothing]})
-    assert len(predictions.detections("nothing")) == 0
-    assert len(predictions.image_ids) == NUM_IMAGES
+    swept = sweep(model, loader, {"nothing": [nothing]})
+    assert len(swept.detections("nothing")) == 0
+    assert len(swept.image_ids) == NUM_IMAGES
     both = sweep(model, loader, {"nothing": [nothing], **calibrations(count=0)})
     assert len(both.detections("nothing")) == 0 < len(both.detections("uncalibrated"))
 
@@ -185,37 +185,37 @@ def test_network_runs_once_and_masks_once_for_each_different_detection(
         mask_head.register_forward_hook(lambda m, args, out: masks.append(len(args[0]))),
     ]
     try:
-        predictions = sweep(model, loader, calibrations(count=6))
+        swept = sweep(model, loader, calibrations(count=6))
     finally:
         for handle in handles:
             handle.remove()
     assert len(passes) == NUM_IMAGES
-    found = [predictions.detections(name) for name in predictions.names]
+    found = [swept.detections(name) for name in swept.names]
     different = {
         (i, c, *box)
         for each in found
         for i, c, box in zip(each.image_id, each.category, each.box.tolist())
     }
-    assert sum(masks) == predictions.num_union == len(different) < sum(map(len, found)) / 2
+    assert sum(masks) == swept.num_union == len(different) < sum(map(len, found)) / 2
 
 
 # Files
 
 
-def same_predictions(left: SweepPredictions, right: SweepPredictions) -> None:
+def same_detections(left: SweepDetections, right: SweepDetections) -> None:
     assert left.names == right.names
     for name in left.names:
         assert_equal(left.detections(name), right.detections(name))
     np.testing.assert_array_equal(left.image_ids, right.image_ids)
 
 
-def test_predictions_on_disk_equal_those_in_memory(
+def test_detections_on_disk_equal_those_in_memory(
     model: nn.Module, loader: list, tmp_path: Path
 ) -> None:
     in_memory = sweep(model, loader, calibrations())
     on_disk = sweep(model, loader, calibrations(), output_dir=tmp_path / "new" / "x", chunk_size=2)
-    same_predictions(in_memory, on_disk)
-    same_predictions(in_memory, SweepPredictions.load(tmp_path / "new" / "x"))
+    same_detections(in_memory, on_disk)
+    same_detections(in_memory, SweepDetections.load(tmp_path / "new" / "x"))
     assert len(list((tmp_path / "new" / "x").glob("*.npz"))) == 3
 
 
@@ -231,14 +231,14 @@ def test_an_interrupted_sweep_resumes_from_its_last_chunk(
     with interrupted_after(3):
         sweep(model, images, calibrations(), **options)
     with caplog.at_level(logging.WARNING):
-        part = SweepPredictions.load(tmp_path)
+        part = SweepDetections.load(tmp_path)
     assert len(part.image_ids) == 2 and not part.finished
     assert "interrupted" in caplog.text
     with count_passes(model) as passes:
         resumed = sweep(model, images, calibrations(), resume=True, **options)
     assert len(passes) == NUM_IMAGES - 2
     assert resumed.finished
-    same_predictions(resumed, sweep(model, loader, calibrations()))
+    same_detections(resumed, sweep(model, loader, calibrations()))
 
 
 def test_a_finished_sweep_needs_no_network(model: nn.Module, loader: list, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_finished_sweep_needs_no_network(model: nn.Module, loader: list, tmp_p
     with count_passes(model) as passes:
         again = sweep(model, loader, calibrations(), output_dir=tmp_path, resume=True)
     assert not passes
-    same_predictions(first, again)
+    same_detections(first, again)
 
 
 def test_resuming_with_other_calibrations_or_weights_starts_anew(
@@ -264,7 +264,7 @@ def test_resuming_with_other_calibrations_or_weights_starts_anew(
             found = sweep(other, loader, named, output_dir=tmp_path, resume=True)
         assert len(passes) == NUM_IMAGES
         assert "starts anew" in caplog.text
-        same_predictions(found, sweep(other, loader, named))
+        same_detections(found, sweep(other, loader, named))
         assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
@@ -310,7 +310,7 @@ def test_other_files_in_the_folder_stay(model: nn.Module, loader: list, tmp_path
 
 def test_a_folder_without_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="logn sweep"):
-        SweepPredictions.load(tmp_path)
+        SweepDetections.load(tmp_path)
 
 
 # No trace, mistakes
@@ -354,9 +354,9 @@ def test_calibrations_must_fit_the_model(models: dict[str, nn.Module], loader: l
 
 
 def test_unknown_names_list_the_known_ones(model: nn.Module, loader: list) -> None:
-    predictions = sweep(model, loader[:1], calibrations())
+    swept = sweep(model, loader[:1], calibrations())
     with pytest.raises(KeyError, match="uncalibrated, drawn 0"):
-        predictions.detections("norcal")
+        swept.detections("norcal")
 
 
 # Evaluation
@@ -406,9 +406,9 @@ def test_masks_that_nobody_looks_at_are_left_out(
 def test_masks_are_evaluated_where_both_sides_have_them(
     model: nn.Module, loader: list, data_set: list[dict], caplog: pytest.LogCaptureFixture
 ) -> None:
-    predictions = sweep(model, loader, calibrations(count=1))
+    swept = sweep(model, loader, calibrations(count=1))
     with caplog.at_level(logging.INFO):
-        results = evaluate_sweep(predictions, ground_truth(data_set, masks=False))
+        results = evaluate_sweep(swept, ground_truth(data_set, masks=False))
     assert all(list(by_task) == ["bbox"] for by_task in results.values())
     assert "only boxes are evaluated" in caplog.text
 
@@ -440,14 +440,14 @@ def test_a_sweep_that_lost_a_chunk_or_has_a_damaged_one_is_refused_by_name(
     content = last.read_bytes()
     last.unlink()
     with pytest.raises(ValueError, match=f"1 of 3 files .* missing, the first is {last.name}"):
-        SweepPredictions.load(tmp_path)
+        SweepDetections.load(tmp_path)
     for damaged in (b"", content[:200], content[:-50], b"no zip"):
         last.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{last.name}' is not a whole file of the sweep"):
-            SweepPredictions.load(tmp_path).detections("uncalibrated")
+            SweepDetections.load(tmp_path).detections("uncalibrated")
     last.write_bytes(content)
     (tmp_path / first.name.replace("00000", "00009")).write_bytes(b"of nobody")
-    same_predictions(SweepPredictions.load(tmp_path), whole)
+    same_detections(SweepDetections.load(tmp_path), whole)
 
 
 def test_manifests_of_earlier_versions_stay_readable(
@@ -460,7 +460,7 @@ def test_manifests_of_earlier_versions_stay_readable(
     for listed in ({"chunks": shards}, {}):
         earlier = {**manifest, "finished": True, **listed}
         (tmp_path / "sweep.json").write_text(json.dumps(earlier))
-        same_predictions(SweepPredictions.load(tmp_path), whole)
+        same_detections(SweepDetections.load(tmp_path), whole)
 
 
 def test_finished_results_of_other_weights_are_kept_unless_they_are_to_be_replaced(

@@ -15,7 +15,7 @@ from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.errors import UserError
 from logn_d2.lvis import LvisGroundTruth, match_lvis
 from logn_d2.sweeps import (
-    StoredPredictions,
+    StoredOutputs,
     evaluate_sweep,
     evaluate_unknown_objects,
     sweep,
@@ -40,7 +40,7 @@ def stores(data_set, models, tmp_path_factory):
         identity = {"uncalibrated": calibrations(stages)["uncalibrated"]}
         for folder, part in zip(folders, (batches[:3], batches[3:]), strict=True):
             sweep(models[head], part, identity, store=folder)
-        found[head] = [StoredPredictions.load(folder) for folder in folders]
+        found[head] = [StoredOutputs.load(folder) for folder in folders]
     return found
 
 
@@ -195,4 +195,4 @@ def test_what_can_not_be_compared_is_refused(stores, truths, models, tmp_path):
     identity = {"c": [AffineCalibration.identity(NUM_CLASSES)]}
     sweep(models[STANDARD], [batch], identity, store=tmp_path / "few", max_boxes=5)
     with pytest.raises(UserError, match="without --max-boxes"):
-        sure_boxes(StoredPredictions.load(tmp_path / "few"), identity["c"], 0.0)
+        sure_boxes(StoredOutputs.load(tmp_path / "few"), identity["c"], 0.0)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ... import UNCALIBRATED
 from ..words import display_name, group_title
 from .style import INK, LINE_STYLES, label, legend, log_counts, new_figure, title
 
 __all__ = ["images_figure"]
 
 _SHOWN = ("AP", "APr")
-_BASELINE = "uncalibrated"
 # Factor between the bars of two calibrations, which else hide each other.
 _APART = 1.04
 
@@ -36,7 +36,7 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
     names = study["calibrations"][: len(LINE_STYLES) - 1]
     for axis, metric in zip(axes, _SHOWN, strict=True):
         axis.axhline(
-            study[_BASELINE][metric], label=display_name(_BASELINE), color=INK, linewidth=1
+            study[UNCALIBRATED][metric], label=display_name(UNCALIBRATED), color=INK, linewidth=1
         )
         for side, (name, style) in enumerate(zip(names, LINE_STYLES[1:])):
             mean, low, high = (
