@@ -5,13 +5,14 @@ Shapes: images (channels, height, width), uint8 in [0, 255].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import read_image
+from torch import Tensor
 from torchvision.transforms import v2
 
 from ..data.mappers import MAPPERS
@@ -31,16 +32,23 @@ class ImageMapper:
     """Reads an image, or takes the pixels that the record holds, and augments it.
 
     Args:
-        cfg (CfgNode): INPUT.FORMAT, INPUT.RANDOM_FLIP and MODEL.LOGN.IMAGE.
-        is_train (bool): whether to augment.
+        image_format (str): "L", "RGB" or "BGR".
+        transform (Callable): of uint8 images (channels, height, width), to one size.
+
+    From a config: INPUT.FORMAT, and `augmentations`.
 
     Raises:
         ValueError: an unknown augmentation.
     """
 
-    def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        self._format = cfg.INPUT.FORMAT
-        self._transform = augmentations(cfg, is_train)
+    @configurable
+    def __init__(self, *, image_format: str, transform: Callable[[Tensor], Tensor]) -> None:
+        self._format = image_format
+        self._transform = transform
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        return {"image_format": cfg.INPUT.FORMAT, "transform": augmentations(cfg, is_train)}
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """One record with "image", its pixels; "image_array" and "annotations" are left out.
