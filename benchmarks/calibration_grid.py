@@ -6,8 +6,7 @@ over the training set gathers its statistics, and one pass over the validation s
 whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
 table of a block has the best point of each family. Then comes what is asked of `auto`: how far
 below the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group
-against the uncalibrated detector; its constant was chosen on the blocks of seed 0. The last table
-has the spread over seeds. A finished block is kept.
+against the uncalibrated detector. The last table has the spread over seeds. A finished block is kept.
 
 Example:
     python benchmarks/calibration_grid.py \\
@@ -52,8 +51,9 @@ FAMILIES = {
     "FRACAL": ("fracal", "fracal(lam=0)"),
     AUTO: (AUTO,),
 }
-# Points that were fixed before any training was looked at, but for `auto` (see its docstring).
-CHOSEN_BY_NOBODY = (PLAIN, LOGN, NORCAL, "fracal", "p2p(alpha=1.0, offset=0)", AUTO)
+# Points without a parameter that somebody chose on these images.
+CLASSES_ALONE = "logn(std_reference=geometric, beta=none)"
+CHOSEN_BY_NOBODY = (PLAIN, LOGN, CLASSES_ALONE, NORCAL, "fracal", AUTO)
 GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
 
 Scores = Mapping[str, float]

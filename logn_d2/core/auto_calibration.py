@@ -10,22 +10,21 @@ __all__ = ["auto"]
 
 
 def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCalibration:
-    """Minus 0.8 times the log of each class's mean posterior, centred.
+    """Minus the log of each class's mean posterior, centred.
 
-        z'_c = z_c - 0.8 (log pi_c - mean_k log pi_k),     z'_bg = z_bg
+        z'_c = z_c - log pi_c + mean_k log pi_k,     z'_bg = z_bg
 
     pi is the mean posterior over all RoIs of the statistics pass: the detector's own prior. The
     shifts are centred because the share of background among sampled RoIs is the sampler's, and says
-    nothing of the images. Four fifths of the prior leave the frequent classes their AP; the whole
-    prior finds the rare classes best. docs/when_logn_helps.md says which trainings the constant was
-    chosen on, and how it did on others.
+    nothing of the images. There is no constant to choose. docs/when_logn_helps.md says how it does,
+    and which rules were tried before.
 
     Args:
         stage (StageStatistics): with posteriors.
         background (str): "last", "first" or "none".
 
     Returns:
-        AffineCalibration: K classes, on the CPU; it is ``p2p(alpha=0.8, centre=mean)``.
+        AffineCalibration: K classes, on the CPU; it is ``p2p(alpha=1, centre=mean)``.
 
     Raises:
         StatisticsError: the statistics have no mean posteriors.
@@ -39,11 +38,11 @@ def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCa
         >>> moments.update(scores.log())
         >>> posteriors.update(scores.log(), scores)
         >>> stage = StageStatistics.from_moments(moments, posteriors=posteriors)
-        >>> (auto(stage).shift / 0.8).exp()
+        >>> auto(stage).shift.exp()
         tensor([0.5000, 2.0000])
     """
     calibration = p2p(
-        stage, alpha=0.8, source="all", centre="mean", offset=0.0, background=background
+        stage, alpha=1.0, source="all", centre="mean", offset=0.0, background=background
     )
     calibration.name = "auto"
     return calibration
