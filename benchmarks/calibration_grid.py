@@ -6,7 +6,8 @@ over the training set gathers its statistics, and one pass over the validation s
 whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
 table of a block has the best point of each family. Then comes what is asked of `auto`: how far
 below the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group
-against the uncalibrated detector. The last table has the spread over seeds. A finished block is kept.
+against the uncalibrated detector. The last table has the spread over seeds. A finished block is
+kept.
 
 Example:
     python benchmarks/calibration_grid.py \\
@@ -52,8 +53,8 @@ FAMILIES = {
     AUTO: (AUTO,),
 }
 # Points without a parameter that somebody chose on these images.
-CLASSES_ALONE = "logn(std_reference=geometric, beta=none)"
-CHOSEN_BY_NOBODY = (PLAIN, LOGN, CLASSES_ALONE, NORCAL, "fracal", AUTO)
+GEOMETRIC = "logn(std_reference=geometric, beta=none)"
+CHOSEN_BY_NOBODY = (PLAIN, LOGN, GEOMETRIC, NORCAL, "fracal", AUTO)
 GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
 
 Scores = Mapping[str, float]
