@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TESTS ?= tests
 SIZE ?=
+CLASSIFIER ?= configs/classification/glyphs_lt_cosine
+OUTPUT ?= output/glyphs_lt_cosine
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -15,11 +17,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo demo-classification test lint format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' Makefile
 	@echo "variables: SIZE=tiny|demo|lvis (demo), TESTS=path (test), PYTHON=python3.11, VENV=.venv"
 
 setup: $(STAMP)  ## create .venv with the pinned packages; done once
@@ -47,6 +49,13 @@ $(STAMP): requirements.lock setup.py tools/install_detectron2.py
 
 demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
 	$(BIN)/logn demo $(if $(SIZE),--size $(SIZE))
+
+demo-classification: $(STAMP)  ## an image classifier on drawn characters; unknown images too
+	$(BIN)/logn train --config-file $(CLASSIFIER).yaml --resume OUTPUT_DIR $(OUTPUT)
+	$(BIN)/logn sweep --config-file $(CLASSIFIER).yaml --weights $(OUTPUT)/model_final.pth \
+	    --stats $(OUTPUT)/logn_stats.safetensors --output $(OUTPUT)/sweep --resume \
+	    --calibrations logn_mean logn_std logn logit_adjustment auto \
+	    --choose-on glyphs_lt_val --ood glyphs_lt_unknown noise
 
 # One thread for each of two processes: more of either only wait for each other on two cores.
 test: export OMP_NUM_THREADS ?= 1

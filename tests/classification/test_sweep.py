@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from sklearn.metrics import roc_auc_score
 
 from logn_d2.classification import register_images
 from logn_d2.classification.logits import StoredLogits
+from logn_d2.cli import main
+from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
+from logn_d2.engine import load_config
 from logn_d2.report import Results
 
 from ..command import command
+from ..processes import start_two
 from .small import COUNTS, K, small_config, small_model, small_set, statistics_of
 
 SETS = {"sw_train": COUNTS, "sw_val": (9,) * K, "sw_test": (8,) * K, "sw_unknown": (0, 0, 5, 6)}
@@ -218,3 +223,33 @@ def test_mistakes_are_found_before_any_work(tool, folder, capsys, more, message)
         tool.run(tool.parse_args([*given, "--output", f"{folder}/bad", *more]))
     assert ending.value.code == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_gather_and_sweep_what_one_does(tool, tmp_path):
+    config = config_file("classification/digits_lt_linear.yaml")
+    model = build_model(load_config(config, ["MODEL.DEVICE", "cpu"]))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    weights = ("--config-file", config, "--weights", str(tmp_path / "model.pth"))
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    gather = ["-m", "logn_d2", "collect", *weights]
+    both = start_two([*gather, "--output", paths[1]], tmp_path / "collect.txt")
+    assert main(["collect", *weights, "--output", paths[0]]) == 0
+    for process in both:
+        assert process.wait() == 0, process.output
+    one, two = (LogitStatistics.load(path) for path in paths)
+    assert one.num_images == two.num_images > 200
+    torch.testing.assert_close(one.stages[0].mean, two.stages[0].mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.stages[0].var, two.stages[0].var, rtol=1e-5, atol=1e-6)
+    options = ("--stats", paths[0], "--ood", "noise", "--calibrations", "logn")
+    swept = ["-m", "logn_d2", "sweep", *weights, *options, "--output", str(tmp_path / "two")]
+    both = start_two(swept, tmp_path / "sweep.txt")
+    assert main([*swept[2:-1], str(tmp_path / "one")]) == 0
+    for process in both:
+        assert process.wait() == 0, process.output
+    found = [Results.load(tmp_path / name / "results.json") for name in ("one", "two")]
+    for row in found[0].rows:
+        for task, metrics in row.tasks.items():
+            other = found[1].row(row.calibration).tasks[task]
+            # Batches of another size round float32 logits otherwise.
+            assert other == pytest.approx(metrics, abs=0.2)
