@@ -51,3 +51,14 @@ def test_spread_is_over_the_seeds_of_a_training(grid):
     assert lines[0].startswith("|rfs,cross_entropy(2)|uncalibrated|11.0±1.4|")
     assert lines[5].startswith("|rfs,cross_entropy(2)|auto|+1.5±0.7|+0.0±0.0|")
     assert lines[-1].startswith("|random,cross_entropy(1)|auto|+1.0|+0.0|")
+
+
+def test_a_point_has_to_meet_all_three_in_every_block(grid):
+    texts = [text for each in grid.GRID.values() for text in each]
+    scores = {text: dict.fromkeys(grid.METRICS, 10.0) for text in texts}
+    scores["fracal"] = {"AP": 12.0, "APr": 15.0, "APc": 12.0, "APf": 9.8}
+    scores[grid.AUTO] = {"AP": 12.2, "APr": 16.0, "APc": 12.0, "APf": 9.6}
+    scores["logn_mean"]["AP"] = 11.8
+    found = grid.most_often_met({"a": scores, "b": scores})
+    assert found.startswith("fracal: 2 of 2") and "auto: 2" not in found
+    assert not grid.is_met(scores, "logn_mean")
