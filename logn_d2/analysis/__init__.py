@@ -1,4 +1,4 @@
-"""Beyond AP: intervals, kinds of errors, calibration quality, thresholds. Needs numpy alone."""
+"""Beyond AP: intervals, kinds of errors, calibration quality, thresholds. Needs no torch."""
 
 from .best_f1 import best_f1_threshold
 from .bootstrap import BootstrapResult, bootstrap_difference, bootstrap_lvis

@@ -1,26 +1,25 @@
-"""How sure an AP is: intervals from a bootstrap over images, of one run or between two.
+"""Intervals of AP from a bootstrap over images, for one run or the difference of two.
 
-A validation set is a sample of images; another sample gives another AP, and more so for rare
-classes, which live in a few images. The bootstrap draws as many images as there are, with
-replacement, and evaluates again, many times. Matching is done once: an image drawn three times
-counts three times.
+A validation set is a sample of images; another sample gives another AP, above all for rare classes,
+which occur in few images. The bootstrap draws as many images as there are, with replacement, and
+evaluates again, many times. Matching is done once: an image drawn three times counts three times.
 
 AP reads the best precision at or beyond each recall, so it rises with every accident of the
-ranking, and a resample, with fewer different images, has more of these: the mean over resamples
-lies above the estimate, sometimes so far that the middle 95 % of the resamples do not hold it. An
-interval here is therefore *centred*: these middle 95 %, moved by the difference of the means. It
-is for the AP that sets of as many images give on average, and not for that of ever more images.
-A single other set varies as much again, so its AP lies outside more often.
-`benchmarks/interval_coverage.py` measures how often an interval of 95 % holds that average: in
-90.5 % of 200 drawn sets for AP with 30 images a class (percentile interval: 81 %), in 88.5 % with
-three images a class (85 %), and in 93.5 to 97.5 % for the difference of two runs (94 to 94.5 %).
+ranking. A resample has fewer distinct images and more such accidents: the mean over resamples lies
+above the estimate, sometimes so far that the middle 95 % of the resamples exclude it. Our intervals
+are therefore *centred*: the middle 95 %, shifted by the difference of the means. They estimate the
+average AP over sets of as many images, not the limit for ever more images. A single other set
+varies as much again, so its AP lies outside more often. `benchmarks/interval_coverage.py` measures
+how often a 95 % interval covers that average: in 90.5 % of 200 simulated sets for AP with 30 images
+per class (percentile interval: 81 %), in 88.5 % with three images per class (85 %), and in 93.5 to
+97.5 % for the difference of two runs (94 to 94.5 %).
 
-A class whose objects are all in images that were not drawn has none in that resample and is left
-out of its means, as everywhere in LVIS. A figure of which no class is left is undefined there; the
-interval is over the other resamples, and `undefined` tells how many were left out.
+A class whose objects are all in images that were not drawn has no objects in that resample and is
+left out of its means, as everywhere in LVIS. A figure without any class left is undefined there;
+the interval uses the other resamples, and `undefined` counts those left out.
 
-Two runs on the same images are compared on the same resamples. What makes an image hard is hard
-for both, so the interval of the difference is narrower than those of the runs suggest.
+Two runs on the same images are compared on the same resamples. Hard images are hard for both, so
+the interval of the difference is narrower than the intervals of the runs suggest.
 
 Shapes: B resamples, N images, K foreground classes. Figures are in [0, 1].
 """
@@ -41,23 +40,24 @@ from ..lvis.result import LvisResult
 __all__ = ["BootstrapResult", "bootstrap_difference", "bootstrap_lvis"]
 
 
-# Resamples that are evaluated together: enough to amortise calls, few enough for the cache.
+# Resamples per block: enough to amortise the calls, few enough for the arrays to fit into the
+# cache.
 _BLOCK = 32
 
 
 @dataclass(frozen=True, eq=False)
 class BootstrapResult:
-    """Figures with intervals: of a run, or of what the second of two runs has more than the first.
+    """Figures with intervals: those of a run, or the second of two runs minus the first.
 
     Args:
-        estimate (Mapping): name -> figure of the images as they are. The names are those of
+        estimate (Mapping): name -> figure on the original images. The names are those of
             `LvisResult.metrics`, and "r/APs" and so on for `LvisResult.group_metrics`.
         samples (Mapping): name -> (B,) figure of each resample, NaN where it is undefined.
         per_class_estimate (ndarray): (K,) AP, NaN for a class without objects.
         per_class_samples (ndarray): (B, K) AP, float32.
         class_names (tuple[str, ...]): K names.
         level (float): share of the resamples in an interval.
-        method (str): "centred", or "percentile" for the resamples as they are.
+        method (str): "centred", or "percentile" for the unshifted resamples.
         bounds (tuple[float, float]): smallest and largest possible figure.
     """
 
@@ -72,7 +72,7 @@ class BootstrapResult:
 
     @property
     def intervals(self) -> OrderedDict[str, tuple[float, float]]:
-        """Name -> lower and upper end; NaN where no resample has the figure."""
+        """Name -> lower and upper end; NaN if no resample defines the figure."""
         return OrderedDict(
             (name, tuple(self._interval(values, self.estimate[name]).tolist()))
             for name, values in self.samples.items()
@@ -112,7 +112,7 @@ class BootstrapResult:
         ]
 
     def table(self) -> str:
-        """Return `rows` as a table in Markdown, without the groups' figures by area."""
+        """Return `rows` as a Markdown table, without the groups' figures by area."""
         from tabulate import tabulate
 
         rows = [row for row in self.rows() if "/" not in row["figure"]]
@@ -132,12 +132,12 @@ def bootstrap_lvis(
     Args:
         matches (LvisMatches): see `match_lvis`.
         resamples (int): B. Below a few hundred the ends of an interval are noise.
-        seed (int): of the draws.
+        seed (int): seed of the draws.
         level (float): share of the resamples in an interval.
-        method (str): "centred" or "percentile", see above.
+        method (str): "centred" or "percentile", see the module's docstring.
 
     Returns:
-        BootstrapResult: of AP, AP50, AP of each group and area, recall, and AP of each class.
+        BootstrapResult: AP, AP50, AP of each group and area, recall, and AP of each class.
 
     Raises:
         ValueError: no resamples, a level outside (0, 1), another method, or no images.
@@ -170,24 +170,24 @@ def bootstrap_difference(
     level: float = 0.95,
     method: str = "centred",
 ) -> BootstrapResult:
-    """Compute what `second` has more than `first`, with intervals, on the same resampled images.
+    """Compute `second` minus `first`, with intervals, on the same resampled images.
 
-    An interval that does not hold 0 says that the change is more than the choice of images. It says
-    nothing of another training seed.
+    An interval that excludes 0 shows a change larger than the sampling error of the images. It does
+    not cover the variation between training seeds.
 
     Args:
-        first (LvisMatches): such as the uncalibrated run.
-        second (LvisMatches): such as the calibrated one, of the same images and classes.
+        first (LvisMatches): for example the uncalibrated run.
+        second (LvisMatches): for example the calibrated run, on the same images and classes.
         resamples (int): B.
-        seed (int): of the draws; the same as for `bootstrap_lvis` draws the same images.
+        seed (int): seed of the draws; equal seeds draw the same images as `bootstrap_lvis`.
         level (float): share of the resamples in an interval.
-        method (str): "centred" or "percentile", see above.
+        method (str): "centred" or "percentile", see the module's docstring.
 
     Returns:
-        BootstrapResult: of second - first.
+        BootstrapResult: figures of second - first.
 
     Raises:
-        ValueError: the runs are of different images, classes, objects or groups.
+        ValueError: the runs have different images, classes, objects or groups.
     """
     _check_same(first, second)
     return _bootstrap([first, second], resamples, seed, level, method)
@@ -196,7 +196,7 @@ def bootstrap_difference(
 def _bootstrap(
     runs: list[LvisMatches], resamples: int, seed: int, level: float, method: str
 ) -> BootstrapResult:
-    """Figures of the last run, less those of the first if there are two."""
+    """Figures of a single run, or of the second run minus the first."""
     num_images = len(runs[0].image_ids)
     if resamples < 1 or not 0 < level < 1 or not num_images:
         raise UserError(
@@ -206,12 +206,16 @@ def _bootstrap(
     if method not in ("centred", "percentile"):
         raise UserError(f'method is {method!r}, expected "centred" or "percentile".')
     rng = np.random.default_rng(seed)
+    # The estimate uses the original images, not the mean over resamples, which is biased upwards.
     estimate, per_class = _difference([_figures(run.result()) for run in runs])
     samples = np.empty((resamples, len(estimate)))
+    # float32: with 1,203 classes this is the largest array, and intervals need three digits.
     per_class_samples = np.empty((resamples, len(per_class)), dtype=np.float32)
     for start in range(0, resamples, _BLOCK):
         block = range(start, min(start + _BLOCK, resamples))
+        # Drawn one resample at a time, so that a seed gives the same draws for every block size.
         drawn = [rng.integers(num_images, size=num_images) for _ in block]
+        # Multiplicities instead of lists of images: matches are reused, only their weights change.
         weights = np.stack([np.bincount(each, minlength=num_images) for each in drawn])
         for b, *results in zip(block, *(run.results(weights) for run in runs), strict=True):
             figures, per_class_samples[b] = _difference([_figures(r) for r in results])
@@ -224,6 +228,7 @@ def _bootstrap(
         class_names=runs[0].class_names,
         level=level,
         method=method,
+        # Shifting may push an end outside the possible range, so ends are clipped to it.
         bounds=(0.0 if len(runs) == 1 else -1.0, 1.0),
     )
 
@@ -239,7 +244,7 @@ def _figures(result: LvisResult) -> tuple[OrderedDict[str, float], np.ndarray]:
 def _difference(
     runs: list[tuple[OrderedDict[str, float], np.ndarray]],
 ) -> tuple[OrderedDict[str, float], np.ndarray]:
-    """The last of one or two less the first of two."""
+    """The only run, or the second of two minus the first."""
     if len(runs) == 1:
         return runs[0]
     (first, first_ap), (second, second_ap) = runs
@@ -247,8 +252,9 @@ def _difference(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over (B, ...) values without NaN, (...), NaN where there is no other."""
+    """Mean of (B, ...) values over the first axis without NaN; NaN if all are NaN."""
     number = np.count_nonzero(~np.isnan(values), axis=0)
+    # np.nanmean would warn about columns without values, which are ordinary here.
     total = np.nansum(values, axis=0, dtype=np.float64)
     return np.where(number, total / np.maximum(number, 1), np.nan)
 

@@ -1,20 +1,20 @@
-"""How far scores can be taken for probabilities: reliability and expected calibration error.
+"""Scores as probabilities: reliability and expected calibration error.
 
-A detection with score 0.8 should be right in 8 of 10 cases. Right is a true positive at the
-foreground threshold of IoU. Detections are put into bins by their score; in each bin the share of
-true positives (precision) is compared with the mean score (confidence):
+A detection with score 0.8 should be right in 8 of 10 cases, that is, a true positive at the
+foreground IoU threshold. Detections are binned by score; in each bin the share of true positives
+(precision) is compared with the mean score (confidence):
 
     ECE = sum over bins of  share of the detections * |precision - confidence|
 
 (Naeini, Cooper, Hauskrecht, AAAI 2015; Guo et al., ICML 2017; for detectors Kueppers et al., CVPRW
-2020.) The post-hoc calibrations here are made for ranking, not for this: a better AP may come with
-a worse ECE, and scores can be mended later without any change of the ranking.
+2020.) The post-hoc calibrations of this project aim at ranking, not at this: a better AP may come
+with a worse ECE, and scores can be corrected later without changing the ranking.
 
-Under LVIS's federated rule a detection has a label only where its class is verified for its image;
-see `detection_outcomes`. All numbers here are of labelled detections alone, and verified classes
-are present far more often than others: precision over all classes and images would be lower.
-Where a class is not exhaustively annotated in an image, only true positives have a label; counting
-these alone would select detections by their outcome, so none of such a pair is counted.
+Under LVIS's federated rule a detection has a label only if its class is verified for its image; see
+`outcomes`. All figures here cover only labelled detections, and verified classes are present far
+more often than others: precision over all classes and images would be lower. If a class is not
+exhaustively annotated in an image, only true positives have a label; counting only these would
+select detections by their outcome, so no detection of such a pair counts.
 
 Shapes: K foreground classes, B bins of scores.
 """
@@ -40,17 +40,17 @@ __all__ = ["CalibrationQuality", "calibration_quality", "calibration_table"]
 
 @dataclass(frozen=True, eq=False)
 class CalibrationQuality:
-    """What `calibration_quality` returns.
+    """Detections, true positives and scores by class and bin; see `calibration_quality`.
 
     Attributes:
         iou_type (str): "bbox" or "segm".
-        edges (ndarray): (B + 1,) of the bins, 0 to 1. A bin holds its upper end.
+        edges (ndarray): (B + 1,) edges of the bins, 0 to 1. A bin includes its upper edge.
         count (ndarray): (K, B) int64, labelled detections.
         hits (ndarray): (K, B) int64, true positives.
         background (ndarray): (K, B) int64, false positives that overlap no annotated object.
-        score_sum (ndarray): (K, B) float64, of the labelled detections.
+        score_sum (ndarray): (K, B) float64, sum of the scores of labelled detections.
         unlabelled (ndarray): (K,) int64, detections left out: their class is not verified for
-            their image or not exhaustively annotated there, or they found an object to be ignored.
+            their image or not exhaustively annotated there, or they matched an ignored object.
         members (Mapping[str, ndarray]): "all" and each group -> indices of its classes.
     """
 
@@ -80,7 +80,7 @@ class CalibrationQuality:
         return {**columns, "false": count - hits, "objects": count - background}[name]
 
     def reliability(self, group: str = "all") -> tuple[np.ndarray, np.ndarray]:
-        """Confidence and precision of each bin, (B,) each in [0, 1]; NaN where it is empty."""
+        """Confidence and precision of each bin, (B,) each in [0, 1]; NaN for empty bins."""
         count = self.histogram("count", group)
         sums = self.score_sum[self.members[group]].sum(axis=0), self.histogram("hits", group)
         empty = np.full(len(count), np.nan)
@@ -100,7 +100,7 @@ class CalibrationQuality:
         return self._mean(confidence - precision, group)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all numbers by group, as json can write them but for NaN.
+        """Return all figures by group, JSON-serialisable except for NaN.
 
         Returns:
             dict: group -> "labelled" and "unlabelled" detections, "precision", "score" (mean),
@@ -133,7 +133,7 @@ class CalibrationQuality:
         }
 
     def _mean(self, values: np.ndarray, group: str) -> float:
-        """Mean over the detections of (B,) values of their bins."""
+        """Mean of (B,) values over the detections in the bins."""
         count = self.histogram("count", group)
         return float((np.nan_to_num(values) * count).sum() / (count.sum() or math.nan))
 
@@ -157,14 +157,14 @@ def calibration_quality(
         ground_truth (LvisGroundTruth): the annotations.
         detections (Detections): of any of the images; scores in [0, 1].
         iou_type (str): "bbox" or "segm".
-        iou_threshold (float): overlap that finds an object.
+        iou_threshold (float): IoU at which a detection matches an object.
         num_bins (int): B, all of the same width.
-        min_score (float): leave out detections with a lower score. The many
-            detections with hardly any score decide ECE where they are kept.
-        outcomes (DetectionOutcomes | None): of these detections (`label_detections`), where they
-            are known: spares matchings, and decides the task, the overlaps, the limit, the groups.
-        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
-            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        min_score (float): leave out detections with a lower score. If they are kept, the many
+            detections with scores near 0 dominate ECE.
+        outcomes (DetectionOutcomes | None): the result of `label_detections` for these detections,
+            if known. It saves the matching and determines task, IoU thresholds, limit and groups.
+        max_dets (int | None): number of best detections kept per image; negative keeps all. None
+            means 300 in LVIS format and all in COCO format, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
             truth's.
         class_groups (Mapping | None): further groups: name -> class names or category ids.
@@ -173,7 +173,7 @@ def calibration_quality(
         CalibrationQuality: by class, bin and group.
 
     Raises:
-        ValueError: scores outside [0, 1], no bins, or detections of other ground truth.
+        ValueError: scores outside [0, 1], no bins, or detections of another data set.
 
     Example:
         >>> truth = LvisGroundTruth.from_dict({
@@ -194,6 +194,7 @@ def calibration_quality(
     outcomes = outcomes or label_detections(
         *(ground_truth, detections, iou_type),
         foreground_iou=iou_threshold,
+        # TIDE's 0.1, unless the caller's own threshold is lower still.
         background_iou=min(0.1, iou_threshold),
         max_dets=max_dets,
         frequency_groups=frequency_groups,
@@ -201,12 +202,15 @@ def calibration_quality(
     )
     matches = outcomes.matches
     edges = np.linspace(0, 1, num_bins + 1)
+    # A bin includes its upper edge, as in Guo et al.; a score of exactly 0 joins the first bin.
     bins = np.maximum(np.searchsorted(edges, matches.score) - 1, 0)
     labelled = (outcomes.kind != UNLABELLED) & (matches.score >= min_score)
-    # Of a pair that is not exhaustive, precision would be 1 whatever the scores are.
+    # In pairs that are not exhaustive only true positives are labelled: precision would always be
+    # 1.
     keys = matches.image * ground_truth.num_classes + matches.category
     labelled &= ~ground_truth.for_task(matches.iou_type).is_not_exhaustive(keys)
     shape = ground_truth.num_classes, num_bins
+    # One flat index, so that a single bincount fills all (class, bin) cells.
     place = matches.category * num_bins + bins
 
     def total(chosen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -229,14 +233,14 @@ def calibration_quality(
 
 
 def calibration_table(qualities: Mapping[str, CalibrationQuality]) -> str:
-    """One text table of ECE and what belongs to it, in percent.
+    """Format ECE and related figures of several runs as a Markdown table, in percent.
 
     Args:
-        qualities (Mapping): name of a run, such as "uncalibrated" -> its quality; of the same
+        qualities (Mapping): name of a run, such as "uncalibrated" -> its quality, all for the same
             data set.
 
     Returns:
-        str: Markdown; a line for each run in each group that has labelled detections.
+        str: Markdown; one line per run in each group that has labelled detections.
     """
     rows = {name: quality.as_dict() for name, quality in qualities.items()}
 
@@ -257,6 +261,6 @@ def _check_scores(score: np.ndarray) -> None:
     if len(outside):
         raise UserError(
             f"{len(outside)} of {len(score)} detections have a score outside [0, 1], the first is "
-            f"{score[outside[0]]}. Only probabilities can be compared with precision: give the "
-            "detector's own scores, not logits."
+            f"{score[outside[0]]}. Only probabilities can be compared with precision: pass the "
+            f"detector's scores, not logits."
         )

@@ -1,12 +1,12 @@
-"""Choosing a calibration with the labels of a validation set, and what the choice is worth.
+"""Choosing a calibration with validation labels, and estimating the value of the choice.
 
-The largest AP of a table promises too much: it was chosen on the images that it is the AP of.
-*Cross-fitting* divides the images at random into halves, chooses on one, scores on the other, and
-the other way round; the mean over many divisions is the value of the choice on images that it has
-not seen. Matching is done once for each candidate, so that this takes seconds.
+The largest AP in a table is too optimistic, since it was chosen on the same images. *Cross-fitting*
+splits the images at random into halves, chooses on one and scores on the other, and vice versa; the
+mean over many splits estimates the value of the choice on unseen images. Each candidate is matched
+once, so this takes seconds.
 
-An interval is over bootstrap draws of the images, each divided anew: the copies of an image are
-always in the same half. Half of the images choose less well than all of them do, and AP of fewer
+The interval comes from bootstrap draws of the images, each with a new split; copies of an image are
+always in the same half. Half of the images choose less well than all of them, and AP on fewer
 images varies more.
 
 Shapes: N images, M candidates, B divisions or draws.
@@ -25,7 +25,7 @@ from ..lvis.matches import LvisMatches
 
 __all__ = ["Choice", "choose"]
 
-# Draws that are evaluated together, as in the bootstrap: memory grows with them.
+# Draws per block, as in the bootstrap: memory grows with them.
 _BLOCK = 32
 
 
@@ -35,13 +35,14 @@ class Choice:
 
     Attributes:
         name (str): the best candidate on all images.
-        baseline (str): what changes are against.
-        metric (str): that was chosen by, for example "AP" or "APr".
-        best (float): its metric on the images that have chosen it, in [0, 1]: too high.
-        honest (float): the baseline's metric and the cross-fitted change, in [0, 1].
-        change (float): mean change on the halves that have not chosen.
-        interval (tuple[float, float]): of the change.
-        share (Mapping[str, float]): candidate -> share of the halves that have chosen it.
+        baseline (str): the candidate that changes are relative to.
+        metric (str): the criterion, for example "AP" or "APr".
+        best (float): the chosen candidate's metric on the images of the choice, in [0, 1]: too
+            high.
+        honest (float): the baseline's metric plus the cross-fitted change, in [0, 1].
+        change (float): mean change on the halves not used for the choice.
+        interval (tuple[float, float]): interval of the change.
+        share (Mapping[str, float]): candidate -> share of the halves that chose it.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Choice:
     share: Mapping[str, float]
 
     def table(self) -> str:
-        """Return the candidates that were chosen at all, in Markdown, most frequent first."""
+        """Return the candidates chosen by at least one half, in Markdown, most frequent first."""
         from tabulate import tabulate
 
         rows = [[name, f"{100 * share:.0f} %"] for name, share in self.share.items()]
@@ -80,7 +81,7 @@ def choose(
     level: float = 0.95,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Choice:
-    """Choose the candidate with the largest metric, and estimate what the choice is worth.
+    """Choose the candidate with the largest metric, and estimate the value of the choice.
 
     Args:
         candidates (Mapping[str, LvisMatches]): M matches of the same images, see `match_lvis`.
@@ -88,17 +89,17 @@ def choose(
         metric (str): a name in `LvisResult.metrics`.
         divisions (int): random halves for the estimate.
         resamples (int): bootstrap draws for the interval; 0 for none (NaN).
-        seed (int): of divisions and draws.
+        seed (int): seed of splits and draws.
         level (float): share of the draws in the interval.
         progress (Callable): wraps the loop over candidates, such as `tqdm.tqdm`.
 
     Returns:
-        Choice: of equally good candidates the first.
+        Choice: the first of equally good candidates.
 
     Raises:
         KeyError: the baseline is no candidate.
-        ValueError: fewer than two candidates or four images, candidates of other images, or a
-            metric that they do not have.
+        ValueError: fewer than two candidates or four images, candidates on different images, or an
+            unknown metric.
 
     Example:
         >>> from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis
@@ -121,12 +122,13 @@ def choose(
     names = list(candidates)
     if baseline not in candidates:
         raise UnknownNameError(
-            f"The baseline '{baseline}' is none of the candidates: {', '.join(names)}."
+            f"The baseline '{baseline}' is not among the candidates: {', '.join(names)}."
         )
     _check(candidates, metric)
     rng = np.random.default_rng(seed)
     number = len(candidates[baseline].image_ids)
     once = np.array([run.result().metrics[metric] for run in candidates.values()])
+    # Multinomial counts are the multiplicities of a draw with replacement.
     draws = rng.multinomial(number, np.full(number, 1 / number), resamples)
     weights = np.concatenate([np.ones((divisions, number), dtype=np.int64), draws])
     changes, chosen = _cross_fit(candidates, baseline, metric, rng, weights, progress)
@@ -134,6 +136,7 @@ def choose(
     low = high = np.nan
     if resamples:
         ends = [(1 - level) / 2, (1 + level) / 2]
+        # Draws in which a half has no object of the metric's classes are NaN and are left out.
         low, high = np.nanquantile(changes[divisions:], ends)
     counts = Counter(names[index] for index in chosen.ravel())
     mean = float(np.nanmean(change))
@@ -158,16 +161,16 @@ def _cross_fit(
     weights: np.ndarray,
     progress: Callable[[Iterable], Iterable],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Change of the metric, (B,), and indices of the candidates that both halves choose, (2, B).
+    """Change of the metric, (B,), and the index of the candidate that each half chooses, (2, B).
 
     Args:
-        weights (ndarray): (B, N) how often each image counts.
+        weights (ndarray): (B, N) multiplicity of each image.
     """
     number = weights.shape[1]
-    # Halves of equal size vary less than those of a coin for each image.
+    # Halves of equal size vary less than those from a coin flip per image.
     first = rng.permuted(np.tile(np.arange(number) < number // 2, (len(weights), 1)), axis=1)
     halves = [weights * first, weights * ~first]
-    # (2, M, B): each half's figures of every candidate.
+    # (2, M, B): the metric of every candidate on each half.
     figures = np.empty((2, len(candidates), len(weights)))
     for m, run in enumerate(progress(candidates.values())):
         for half, images in enumerate(halves):
@@ -181,6 +184,7 @@ def _cross_fit(
         np.isnan(figures).all(axis=1), base, np.nan_to_num(figures, nan=-1.0).argmax(axis=1)
     )
     draw = np.arange(len(weights))
+    # Each half is scored against the baseline on the same images, so that their difficulty cancels.
     gains = [
         figures[other][chosen[half], draw] - figures[other][base]
         for half, other in ((0, 1), (1, 0))

@@ -1,23 +1,22 @@
-"""Error analysis: how much AP each kind of error costs (TIDE), under LVIS's federated rule.
+"""Error analysis: the cost in AP of each kind of error (TIDE), under LVIS's federated rule.
 
-TIDE (Bolya et al., ECCV 2020) mends one kind of error at a time and takes the AP that this gains:
+TIDE (Bolya et al., ECCV 2020) corrects one kind of error at a time and reports the gain in AP:
 
-- `Cls`, `Loc`: the best of the detections that would find an object that is not found otherwise
-  finds it, the others are left out;
-- `Both`, `Dupe`, `Bkg`: the detections are left out;
-- `Miss`: objects that no mended `Cls` or `Loc` would find need not be found;
-- `FP`: all false positives are left out; `FN`: no object that was not found need be found.
+- `Cls`, `Loc`: of the detections that would match an object without a match, the best one matches
+  it   and the others are left out; - `Both`, `Dupe`, `Bkg`: the detections are left out;
+- `Miss`: objects that no corrected `Cls` or `Loc` would match are not counted; - `FP`: all false
+positives are left out; `FN`: no unmatched object is counted.
 
-For `Miss` and `FN` the recall is stretched: the detector is taken to be as precise on the objects
-that it missed as on those that it found. A class that found none so keeps its AP of 0, whatever
-is mended there; `not_found` counts such classes.
+For `Miss` and `FN` the recall is stretched: the detector is assumed to be as precise on missed
+objects as on found ones. A class without any found object therefore keeps its AP of 0 under these
+corrections; `not_found` counts such classes.
 
-What AP is, `evaluate_lvis` decides: the mean over the classes that have objects. tidecv, the
+AP is defined as in `evaluate_lvis`: the mean over the classes that have objects. tidecv, the
 authors' program, counts classes with detections but without objects as 0, lets detections of
-unverified classes claim objects, and cuts negative changes to 0; where none of this matters the
-numbers are the same.
+unverified classes claim objects, and clips negative changes to 0; where none of this matters the
+figures are equal.
 
-Shapes: D detections that LVIS looks at, K foreground classes.
+Shapes: D detections that LVIS evaluates, K foreground classes.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ from .run_table import run_table
 __all__ = ["ERROR_TYPES", "ErrorAnalysis", "error_analysis", "error_table"]
 
 ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
-"""The six kinds of error, then all false positives and all objects that were not found."""
+"""The six kinds of error, then all false positives and all missed objects."""
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorAnalysis:
-    """What `error_analysis` returns.
+    """AP of each class, as measured and with each kind of error corrected.
 
     Attributes:
         iou_type (str): "bbox" or "segm".
-        foreground_iou (float): overlap that finds an object.
-        background_iou (float): overlap up to which a detection is on background.
+        foreground_iou (float): IoU at which a detection matches an object.
+        background_iou (float): largest IoU of a detection on background.
         ap (ndarray): (K,) AP at `foreground_iou`, in [0, 1]; NaN for a class without objects.
-        mended (Mapping[str, ndarray]): kind of error -> (K,) AP without it.
-        count (Mapping[str, ndarray]): kind of error -> (K,) int64, detections by their own class,
-            for `Miss` and `FN` objects.
-        num_gt (ndarray): (K,) int64, objects to be found.
+        mended (Mapping[str, ndarray]): kind of error -> (K,) AP with it corrected.
+        count (Mapping[str, ndarray]): kind of error -> (K,) int64, detections by their own class;
+            objects for `Miss` and `FN`.
+        num_gt (ndarray): (K,) int64, number of objects that count.
         members (Mapping[str, ndarray]): "all" and each group -> indices of its classes.
     """
 
@@ -68,16 +67,16 @@ class ErrorAnalysis:
     members: Mapping[str, np.ndarray]
 
     def gain(self, error: str, group: str = "all") -> float:
-        """AP that a group would gain without a kind of error; NaN without objects."""
+        """Gain in AP of a group if a kind of error were corrected; NaN without objects."""
         return self._mean(self.mended[error] - self.ap, group)
 
     def not_found(self, group: str = "all") -> int:
-        """Count the classes of a group that have objects of which none was found."""
+        """Count the classes of a group that have objects but no true positive."""
         found = self.num_gt - self.count["FN"]
         return int(np.count_nonzero((found == 0) & (self.num_gt > 0) & self._is_member(group)))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all numbers by group, as json can write them but for NaN.
+        """Return all figures by group, JSON-serialisable except for NaN.
 
         Returns:
             dict: group -> "classes" (those with objects), "objects", "not_found", "AP" in percent,
@@ -96,7 +95,7 @@ class ErrorAnalysis:
         }
 
     def table(self) -> str:
-        """Return a table in Markdown: see `error_table`."""
+        """Return a Markdown table, see `error_table`."""
         return error_table({"": self})
 
     def _is_member(self, group: str) -> np.ndarray:
@@ -120,18 +119,18 @@ def error_analysis(
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> ErrorAnalysis:
-    """Say how much AP each kind of error costs, over all classes and in each group of classes.
+    """Compute the cost in AP of each kind of error, over all classes and for each group.
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
         detections (Detections): of any of the images, with masks for "segm".
         iou_type (str): "bbox" or "segm".
-        foreground_iou (float): overlap that finds an object.
-        background_iou (float): overlap up to which a detection is on background.
-        outcomes (DetectionOutcomes | None): of these detections (`label_detections`), where they
-            are known: spares matchings, and decides the task, the overlaps, the limit, the groups.
-        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
-            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        foreground_iou (float): IoU at which a detection matches an object.
+        background_iou (float): largest IoU of a detection on background.
+        outcomes (DetectionOutcomes | None): the result of `label_detections` for these detections,
+            if known. It saves the matching and determines task, IoU thresholds, limit and groups.
+        max_dets (int | None): number of best detections kept per image; negative keeps all. None
+            means 300 in LVIS format and all in COCO format, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the ground
             truth's.
         class_groups (Mapping | None): further groups: name -> class names or category ids.
@@ -140,7 +139,7 @@ def error_analysis(
         ErrorAnalysis: AP, gains and counts.
 
     Raises:
-        ValueError: thresholds out of order, or detections of other ground truth.
+        ValueError: thresholds out of order, or detections of another data set.
 
     Example:
         >>> truth = LvisGroundTruth.from_dict({
@@ -177,14 +176,14 @@ def error_analysis(
 
 
 def error_table(analyses: Mapping[str, ErrorAnalysis]) -> str:
-    """One text table of AP, the gain without each kind of error, and classes not found at all.
+    """Format AP, the gain from each correction, and classes not found at all as a table.
 
     Args:
-        analyses (Mapping): name of a run, such as "uncalibrated" -> its analysis; of the same
+        analyses (Mapping): name of a run, such as "uncalibrated" -> its analysis, all for the same
             data set.
 
     Returns:
-        str: Markdown, in points of AP; a line for each run in each group that has objects.
+        str: Markdown, in points of AP; one line per run in each group that has objects.
     """
     rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
 
@@ -200,7 +199,7 @@ def error_table(analyses: Mapping[str, ErrorAnalysis]) -> str:
 
 
 def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.ndarray:
-    """AP of each class, as it is or without a kind of error, (K,); NaN without objects."""
+    """AP of each class, (K,), with a kind of error corrected if given; NaN without objects."""
     matches, hit = outcomes.matches, outcomes.is_kind("TP")
     kept, category = outcomes.kind != UNLABELLED, matches.category
     to_find = matches.gt_counted[:, 0]
@@ -217,9 +216,10 @@ def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.nda
         mended = error & (outcomes.target >= 0)
         kept, hit = kept & (mended | ~error), hit | mended
         category = category.copy()
+        # A corrected `Cls` moves into the ranking of the object's class.
         category[mended] = matches.gt_category[outcomes.target[mended]]
     ap = _ranked_ap(matches, np.flatnonzero(kept), category, hit, left)
-    # Nothing is left to be found where nothing was found: still 0.
+    # Without any found object, these corrections leave no object to count: AP stays 0, not NaN.
     nothing_left = np.isnan(ap) & (_objects_per_class(outcomes, to_find) > 0)
     return np.where(nothing_left, 0.0, ap)
 
@@ -235,12 +235,13 @@ def _ranked_ap(
 
     Args:
         matches (LvisMatches): of D detections and G objects.
-        kept (ndarray): (L,) the detections that count.
+        kept (ndarray): (L,) detections that count.
         category (ndarray): (D,) their classes.
         hit (ndarray): (D,) bool, true positives.
         to_find (ndarray): (G,) bool.
     """
-    # Of equal scores in an image that of the lower class is better, whatever its class is now.
+    # lexsort is stable, and kept detections are sorted by their own class: among equal scores in an
+    # image the lower original class ranks higher, also after a correction of the class.
     columns = (matches.image, -matches.score, category)
     order = kept[np.lexsort([column[kept] for column in columns])]
     rows = np.flatnonzero(hit[order])

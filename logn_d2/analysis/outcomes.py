@@ -1,21 +1,21 @@
-"""What each detection is: a true positive, one of TIDE's kinds of error, or not for LVIS to judge.
+"""Labels of detections: true positive, one of TIDE's kinds of error, or unlabelled under LVIS.
 
 The kinds are those of Bolya, Foley, Hays, Hoffman (TIDE, ECCV 2020; code dbolya/tide). A false
-positive is, by its largest overlap with the objects of its image and in this order,
+positive is classified by its largest overlap with the objects of its image, in this order:
 
 - `Loc`: right class, overlap from the background threshold to the foreground one;
 - `Cls`: another class, overlap at least the foreground threshold;
-- `Dupe`: right class and well placed, but a better detection has the object already;
+- `Dupe`: right class and well placed, but a better detection has already matched the object;
 - `Bkg`: at most the background threshold with every object;
-- `Both`: all others, so wrong class and badly placed.
+- `Both`: all others, which have the wrong class and are badly placed.
 
-LVIS is federated, and so is this: a detection is labelled only if its class is verified for its
-image (annotated there, or known to be absent). Left without a label are classes that nobody looked
-for, unmatched detections of classes that are not exhaustively annotated, and those that found an
-object to be ignored. Even so the objects of unverified classes are not annotated: a detection on
-one of these counts as `Bkg`.
+LVIS is federated, and so are these labels: a detection is labelled only if its class is verified
+for its image (annotated there, or known to be absent). Detections of unverified classes, unmatched
+detections of classes that are not exhaustively annotated, and detections of ignored objects have no
+label. Objects of unverified classes are not annotated, so a detection of a verified class that lies
+on one of them counts as `Bkg`.
 
-Shapes: D detections that LVIS looks at, G objects, P pairs of detection and object, K foreground
+Shapes: D detections that LVIS evaluates, G objects, P pairs of detection and object, K foreground
 classes.
 """
 
@@ -38,7 +38,7 @@ from ..lvis.result import group_members
 __all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
 
 KINDS = ("TP", "Cls", "Loc", "Both", "Dupe", "Bkg")
-"""What a labelled detection can be; its number is the position here."""
+"""Labels of detections; a label's number is its position here."""
 
 UNLABELLED = -1
 _TP, _CLS, _LOC, _BOTH, _DUPE, _BKG = range(len(KINDS))
@@ -46,19 +46,20 @@ _TP, _CLS, _LOC, _BOTH, _DUPE, _BKG = range(len(KINDS))
 
 @dataclass(frozen=True, eq=False)
 class DetectionOutcomes:
-    """What `label_detections` returns.
+    """Matches with a label for each detection; see `label_detections`.
 
     Attributes:
-        matches (LvisMatches): the detections, by class and the best score first.
+        matches (LvisMatches): the detections, by class in descending order of score.
         kind (ndarray): (D,) int8, number in `KINDS`, or `UNLABELLED`.
-        target (ndarray): (D,) int64, the object that a `Cls` or `Loc` would find once mended; -1
-            for all others, for objects that are found anyway, and where a better detection would
-            find it. As in tidecv, `Cls` and `Loc` compete for an object with each other too.
-        found (ndarray): (G,) bool, objects that a detection has found.
-        missed (ndarray): (G,) bool, objects to be found that no detection has found and no mended
-            one would find.
-        foreground_iou (float): overlap that finds an object.
-        background_iou (float): overlap up to which a detection is on background.
+        target (ndarray): (D,) int64, the object that a `Cls` or `Loc` would match once corrected;
+            -1
+            for other kinds, for objects that have a match, and for objects that a better detection
+            would match. As in tidecv, `Cls` and `Loc` also compete with each other for an object.
+        found (ndarray): (G,) bool, objects matched by a detection.
+        missed (ndarray): (G,) bool, objects that count and that neither a detection nor a corrected
+            one matches.
+        foreground_iou (float): IoU at which a detection matches an object.
+        background_iou (float): largest IoU of a detection on background.
     """
 
     matches: LvisMatches
@@ -76,7 +77,7 @@ class DetectionOutcomes:
         return {"all": np.arange(len(self.matches.class_names)), **groups}
 
     def is_kind(self, name: str) -> np.ndarray:
-        """Tell which detections are of a kind, (D,) bool."""
+        """Mark the detections of a kind, (D,) bool."""
         return self.kind == KINDS.index(name)
 
 
@@ -92,27 +93,27 @@ def label_detections(
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> DetectionOutcomes:
-    """Say of each detection what it is.
+    """Label each detection.
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
         detections (Detections): of any of its images.
         iou_type (str): "bbox" or "segm".
-        foreground_iou (float): overlap that finds an object.
-        background_iou (float): overlap up to which a detection is on background.
-        matches (LvisMatches | None): of these detections, where they are known: spares a matching,
-            and decides the task, the limit and the groups.
-        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
-            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        foreground_iou (float): IoU at which a detection matches an object.
+        background_iou (float): largest IoU of a detection on background.
+        matches (LvisMatches | None): the matches of these detections, if known. They save the
+            matching and determine task, limit and groups.
+        max_dets (int | None): number of best detections kept per image; negative keeps all. None
+            means 300 in LVIS format and all in COCO format, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
         class_groups (Mapping | None): see `evaluate_lvis`.
 
     Returns:
-        DetectionOutcomes: of the detections that LVIS looks at.
+        DetectionOutcomes: labels of the detections that LVIS evaluates.
 
     Raises:
-        ValueError: thresholds out of order, a group named "all", or detections of other ground
-            truth.
+        ValueError: thresholds out of order, a group named "all", or detections of another data
+            set.
 
     Example:
         >>> truth = LvisGroundTruth.from_dict({
@@ -166,9 +167,9 @@ def _match(
     matches: LvisMatches,
     foreground_iou: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What became of each detection, (D,) int8, and which objects were found, (G,) bool.
+    """Outcome of each detection, (D,) int8, and the matched objects, (G,) bool.
 
-    `matches` does not tell which object a detection has found, and knows LVIS's thresholds only.
+    `matches` does not say which objects were matched, and covers only LVIS's thresholds.
     """
     everything = np.arange(len(matches)), np.arange(len(ground_truth))
     pairs = _pairs(
@@ -191,7 +192,7 @@ def _pairs(
     min_iou: float,
     of_one_class: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of some detections and some objects in their image that overlap enough.
+    """Pairs of given detections and objects in the same image whose overlap reaches `min_iou`.
 
     Returns:
         tuple: (P,) positions in `rows`, ascending; (P,) objects; (P,) IoU.
@@ -221,7 +222,7 @@ def _error_kinds(
     foreground_iou: float,
     background_iou: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kinds of F false positives, and the object that each `Cls` or `Loc` is nearest to, else -1.
+    """Kinds of F false positives, and the nearest object of each `Cls` or `Loc`, else -1.
 
     Args:
         category (ndarray): (F,) class of each false positive.
@@ -230,11 +231,12 @@ def _error_kinds(
         gt (ndarray): (P,) objects.
         iou (ndarray): (P,), at least `background_iou`.
         foreground_iou (float): see `label_detections`.
-        background_iou (float): likewise.
+        background_iou (float): see `label_detections`.
     """
     same = category[det] == gt_category[gt]
     own, own_object = _nearest(len(category), det[same], gt[same], iou[same])
     other, other_object = _nearest(len(category), det[~same], gt[~same], iou[~same])
+    # The order of the conditions decides where several hold, as in tidecv.
     conditions = {
         _LOC: (own >= background_iou) & (own <= foreground_iou),
         _CLS: other >= foreground_iou,
@@ -249,7 +251,8 @@ def _error_kinds(
 def _nearest(
     number: int, det: np.ndarray, gt: np.ndarray, iou: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest IoU of each detection, (number,) from 0, and its first object, (number,) from -1."""
+    """Largest IoU of each detection (else 0) and its first object (else -1), (number,) each."""
+    # Among equal overlaps the first object wins, as argmax does in tidecv.
     order = np.lexsort([gt, -iou, det])
     det, gt, iou = det[order], gt[order], iou[order]
     first = np.flatnonzero(np.diff(det, prepend=-1))
@@ -259,16 +262,17 @@ def _nearest(
 
 
 def _claims(nearest: np.ndarray, found: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Let each object that is not found go to the best of the detections that are nearest to it.
+    """Assign each unmatched object to the best of the detections nearest to it.
 
     Args:
         nearest (ndarray): (F,) object of each false positive, or -1.
         found (ndarray): (G,) bool.
-        score (ndarray): (F,), of equal ones the first wins: that of the lower class.
+        score (ndarray): (F,); among equal scores the first wins, which has the lower class.
 
     Returns:
         ndarray: (F,) object, or -1.
     """
+    # The appended True is read by nearest = -1, which claims nothing.
     claiming = np.flatnonzero((nearest >= 0) & ~np.append(found, True)[nearest])
     order = claiming[np.lexsort([-score[claiming], nearest[claiming]])]
     winners = order[np.flatnonzero(np.diff(nearest[order], prepend=-1))]

@@ -1,4 +1,4 @@
-"""Text tables of one or several runs (such as before and after a calibration), group by group."""
+"""Text tables of one or more runs (such as before and after a calibration), by group."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def run_table(
     headers: Sequence[str],
     cells: Callable[[str, str], Sequence[str] | None],
 ) -> str:
-    """Put the lines of a group's runs one below the other, in Markdown.
+    """Format a Markdown table with adjacent lines for the runs of a group.
 
     Args:
         groups (Sequence[str]): names.
-        runs (Sequence[str]): names; without a column for them if there is one without a name.
-        headers (Sequence[str]): of the columns after group and run.
-        cells (Callable): from group and run to these columns, None for no line.
+        runs (Sequence[str]): names; a single unnamed run gets no column.
+        headers (Sequence[str]): headers of the columns after group and run.
+        cells (Callable): maps group and run to these columns, or to None for no line.
 
     Example:
         >>> print(run_table(["all", "r"], [""], ["AP"], lambda group, run: [group.upper()]))

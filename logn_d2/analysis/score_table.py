@@ -1,4 +1,4 @@
-"""AP of calibrations or models as a text table, of one run or of several."""
+"""AP of calibrations or models as a text table, for one or more runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TITLES = {"bbox": "box", "segm": "mask"}
 _METRICS = ("AP", "APr", "APc", "APf")
 
 Scores = Mapping[str, Mapping[str, float]]
-"""Of one run: task -> metric -> percent."""
+"""Scores of one run: task -> metric -> percent."""
 
 
 def format_table(
@@ -22,16 +22,17 @@ def format_table(
     marked: Collection[str] = (),
     title: str = "calibration",
 ) -> str:
-    """One text table of AP, APr, APc and APf for boxes and masks.
+    """Format AP, APr, APc and APf for boxes and masks as a table.
 
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them; or name
-            -> a list of such scores, one for each run, of which mean and spread are shown.
+            -> a list of such scores, one per run, whose mean
+            and spread are shown.
         marked (Collection[str]): names that get a star.
-        title (str): of the first column.
+        title (str): header of the first column.
 
     Returns:
-        str: one line for each name, in the given order; "-" where there is nothing to find.
+        str: one line per name, in the given order; "-" for undefined figures.
 
     Example:
         >>> metrics = {"AP": 20.0, "APr": 10.04, "APc": 20.0, "APf": float("nan")}
@@ -67,14 +68,14 @@ def format_table(
 
 
 def format_spread(values: Sequence[float | None], digits: int = 1) -> str:
-    """Mean and sample standard deviation of the values that are known.
+    """Format mean and sample standard deviation of the known values.
 
     Args:
         values (Sequence[float or None]): None and NaN for unknown.
-        digits (int): after the point.
+        digits (int): digits after the decimal point.
 
     Returns:
-        str: the mean alone if there is one value; "-" if there is none.
+        str: only the mean for a single value; "-" without values.
 
     Example:
         >>> format_spread([1.0, 2.0, None]), format_spread([1.0]), format_spread([])

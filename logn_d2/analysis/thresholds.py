@@ -1,10 +1,10 @@
-"""The score threshold after a calibration: scores change their scale, so an old one misleads.
+"""The score threshold after a calibration: scores change scale, so the old threshold misleads.
 
-A user who shows detections with a score above 0.5 finds other numbers of them after a calibration.
-`suggest_threshold` says which threshold keeps as many as before; `ap_against_threshold` says what a
-threshold costs. Both look at final detections, and a threshold inside the detector
-(MODEL.ROI_HEADS.SCORE_THRESH_TEST) does the same: the best detections come first in suppression and
-in the limit per image, so those with lower scores change nothing for them.
+A user who shows detections with a score above 0.5 sees a different number of them after a
+calibration. `suggest_threshold` finds the threshold that keeps as many as before;
+`ap_against_threshold` measures the cost of a threshold. Both use final detections. A threshold
+inside the detector (MODEL.ROI_HEADS.SCORE_THRESH_TEST) has the same effect: suppression and the
+limit per image process the best detections first, so lower scores do not affect them.
 
 Shapes: D detections, K foreground classes, H thresholds.
 """
@@ -32,22 +32,22 @@ __all__ = [
 ]
 
 
-# Thresholds that are evaluated together: enough to amortise calls, few enough for the memory.
+# Thresholds per block: enough to amortise the calls, few enough for the memory.
 _BLOCK = 16
 
 
 @dataclass(frozen=True)
 class ThresholdSuggestion:
-    """What `suggest_threshold` returns for all classes or a group of them.
+    """The old and the suggested threshold, for all classes or a group of them.
 
     Attributes:
         group (str): "all" or the name of the group.
         score (float): the old threshold.
-        per_image (float): detections above it in an image, on average, before.
-        new_score (float): the threshold that keeps as many after.
-        new_per_image (float): what it keeps; less than before if there are no more (`new_score` is
-            0 then), other than before if scores are equal.
-        same_score_per_image (float): what the old threshold would keep after.
+        per_image (float): mean number of detections per image above it before the calibration.
+        new_score (float): the threshold that keeps as many after the calibration.
+        new_per_image (float): mean number that it keeps; smaller than before if there are too few
+            (`new_score` is 0 then), different from before if scores tie.
+        same_score_per_image (float): mean number that the old threshold would keep afterwards.
     """
 
     group: str
@@ -59,7 +59,7 @@ class ThresholdSuggestion:
 
     @staticmethod
     def table(suggestions: Sequence[ThresholdSuggestion]) -> str:
-        """Return a table in Markdown, one line for each suggestion."""
+        """Return a Markdown table with one line per suggestion."""
         headers = [
             *("group", "old threshold", "per image", "per image after, unchanged"),
             *("new threshold", "per image after"),
@@ -87,14 +87,14 @@ def suggest_threshold(
 ) -> list[ThresholdSuggestion]:
     """Find the threshold that keeps as many detections after a calibration as before.
 
-    A threshold of its own for each group keeps each group's share of the detections, which takes
-    back part of what the calibration is for; the one over all classes doesn't.
+    A separate threshold for each group keeps each group's share of the detections, which undoes
+    part of the calibration's effect; a single threshold over all classes does not.
 
     Args:
-        before (Detections): with low scores too, such as those of an evaluation.
-        after (Detections): of the same images.
-        score (float): the threshold so far; detections with a larger score count.
-        num_images (int): with or without detections.
+        before (Detections): uncalibrated, including low scores, such as those of an evaluation.
+        after (Detections): calibrated, on the same images.
+        score (float): the old threshold; detections with a larger score count.
+        num_images (int): number of images, with or without detections.
         groups (Sequence[str] | None): (K,) group of each class.
         class_groups (Mapping | None): further groups: name -> indices of their classes.
 
@@ -102,7 +102,7 @@ def suggest_threshold(
         list[ThresholdSuggestion]: over all classes, then for each group.
 
     Raises:
-        ValueError: no images, or the detections are of more.
+        ValueError: no images, or fewer images than the detections have.
 
     Example:
         >>> def detect(*scores):
@@ -115,7 +115,7 @@ def suggest_threshold(
     seen = len(np.union1d(before.image_id, after.image_id))
     if num_images < max(seen, 1):
         raise UserError(
-            f"num_images is {num_images}, expected at least {max(seen, 1)}: the detections are of "
+            f"num_images is {num_images}, expected at least {max(seen, 1)}: the detections cover "
             f"{seen} images."
         )
     members: dict[str, np.ndarray | None] = {"all": None}
@@ -144,29 +144,29 @@ def suggest_threshold(
 
 
 def _threshold(scores: np.ndarray, wanted: int) -> float:
-    """The threshold above which the number of scores is nearest to the wanted one, else smaller."""
+    """The threshold that keeps the number of scores nearest to `wanted`, the smaller of two."""
     if wanted >= len(scores):
         return 0.0
     levels, count = np.unique(scores, return_counts=True)
     levels, above = levels[::-1], np.cumsum(np.append(0, count[::-1]))
-    # So many of the highest levels are above it.
+    # The number of the highest levels that lie above the threshold.
     number = int(np.argmin(np.abs(above - wanted)))
     if number == 0:
         return float(levels[0])
     low = levels[number] if number < len(levels) else 0.0
-    # Midway, so that a rounded threshold keeps as many.
+    # Midway between two levels, so that a rounded threshold keeps the same detections.
     middle = (low + levels[number - 1]) / 2
     return float(middle if middle < levels[number - 1] else low)
 
 
 @dataclass(frozen=True, eq=False)
 class ThresholdCurve:
-    """What `ap_against_threshold` returns.
+    """Metrics and number of detections at each threshold.
 
     Attributes:
         iou_type (str): "bbox" or "segm".
         threshold (ndarray): (H,) scores; detections with a larger one are kept.
-        per_image (ndarray): (H,) detections that are kept in an image, on average.
+        per_image (ndarray): (H,) mean number of detections kept per image.
         metrics (Mapping[str, ndarray]): metric of `evaluate_lvis` -> (H,) in [0, 1].
     """
 
@@ -176,7 +176,7 @@ class ThresholdCurve:
     metrics: Mapping[str, np.ndarray]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers as json can write them but for NaN; metrics in percent."""
+        """Return all figures, JSON-serialisable except for NaN; metrics in percent."""
         return {
             "iou_type": self.iou_type,
             "threshold": self.threshold.tolist(),
@@ -196,17 +196,18 @@ def ap_against_threshold(
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> ThresholdCurve:
-    """Evaluate what is left above each of some score thresholds, from one matching and sorting.
+    """Evaluate the detections above each of several thresholds, with one matching and sorting.
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
         detections (Detections): of any of the images.
         thresholds (Sequence[float]): H scores.
         iou_type (str): "bbox" or "segm".
-        matches (LvisMatches | None): of these detections, where they are known: spares a matching,
-            and decides the task, the limit and the groups.
-        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
-            300 in LVIS form and all in COCO form, whose rule has no such limit.
+        matches (LvisMatches | None): the matches of these detections, if known. They save the
+            matching
+            and determine task, limit and groups.
+        max_dets (int | None): number of best detections kept per image; negative keeps all. None
+            means 300 in LVIS format and all in COCO format, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
         class_groups (Mapping | None): see `evaluate_lvis`.
 
@@ -226,6 +227,7 @@ def ap_against_threshold(
         )
     blocks = (threshold[i : i + _BLOCK] for i in range(0, len(threshold), _BLOCK))
     metrics = [result.metrics for block in blocks for result in matches.results_above(block)]
+    # Counted among all kept detections, also those that the federated rule drops: a user sees them.
     kept = np.sort(detections.score[detections.top_per_image_mask(matches.max_dets)])
     above = len(kept) - np.searchsorted(kept, threshold, side="right")
     names = metrics[0] if metrics else ()

@@ -62,7 +62,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             with Image.open(path):
                 pass
         except OSError as error:
-            raise UserError(f"{path} is no image that can be read ({error}).") from error
+            raise UserError(f"{path} is not a readable image ({error}).") from error
     return found
 
 

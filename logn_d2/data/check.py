@@ -1,4 +1,4 @@
-"""Look at a registered data set before a long run does."""
+"""Checks of a registered data set before a long run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["DatasetReport", "check_dataset", "image_problem"]
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:
-    """What :func:`check_dataset` found.
+    """Size and problems of a data set; see :func:`check_dataset`.
 
     Attributes:
         name (str): registered name.
         num_images, num_objects, num_classes (int): sizes of the set.
         num_without_mask (int): objects that have only a box.
-        problems (tuple[str, ...]): what is wrong, one sentence each; empty when all is well.
+        problems (tuple[str, ...]): one sentence per problem; empty if there is none.
     """
 
     name: str
@@ -35,10 +35,10 @@ class DatasetReport:
 
 
 def check_dataset(name: str) -> DatasetReport:
-    """Read a registered data set, look for every image file and look over every box.
+    """Read a registered data set and check every image file and every box.
 
     Args:
-        name (str): registered name, Detectron2's own included.
+        name (str): registered name, including Detectron2's own.
 
     Returns:
         DatasetReport: sizes and problems.
@@ -74,15 +74,15 @@ def check_dataset(name: str) -> DatasetReport:
 
 
 def image_problem(record: Mapping[str, Any]) -> str | None:
-    """What keeps an image file from being read as the json describes it, from its header and end.
+    """Find a problem of an image file, such as a wrong size, from its header and end.
 
-    No pixel is decoded, so that a large set takes seconds.
+    No pixels are decoded, so a large set takes seconds.
 
     Args:
         record (dict): with ``file_name`` and perhaps ``height`` and ``width``, in pixels.
 
     Returns:
-        str or None: a problem, with the file's name.
+        str or None: the problem, with the file's name.
     """
     path = record["file_name"]
     if not os.path.isfile(path):
@@ -92,7 +92,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
             kind, (width, height) = image.format, image.size
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path} is no image that can be read ({error})"
+        return f"{path} is not a readable image ({error})"
     if turned:  # Detectron2 turns the picture upright
         width, height = height, width
     expected = (record.get("width", width), record.get("height", height))
@@ -108,7 +108,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
 
 
 _ORIENTATION = 0x0112  # Exif
-# How whole files end; some programs write a little more behind it.
+# The end of complete files; some programs append a few bytes.
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 4096
 
@@ -137,7 +137,7 @@ def _image_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _box_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Boxes that are empty or leave their image; rotated ones have no such bounds."""
+    """Boxes that are empty or leave their image; rotated boxes are skipped."""
     empty, outside, first = 0, 0, None
     for record in records:
         for annotation in record.get("annotations", ()):
@@ -148,7 +148,7 @@ def _box_problems(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 list(annotation["bbox"]), mode, BoxMode.XYWH_ABS
             )
             is_empty = width <= 0 or height <= 0
-            # One pixel of tolerance: annotation tools round.
+            # A tolerance of one pixel, because annotation tools round.
             is_outside = (
                 min(left, top) < -1
                 or left + width > record["width"] + 1

@@ -1,6 +1,6 @@
-"""How often each class occurs in registered training sets, and whether sets share their classes.
+"""Class counts of registered training sets, and the check that data sets share their classes.
 
-Works with every registered data set, Detectron2's own included.
+They work with every registered data set, including Detectron2's own.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def check_same_classes(train_name: str, test_name: str) -> None:
         return
     first = next((i for i, (a, b) in enumerate(zip(train, test)) if a != b), None)
     if first is None:
-        what = f"{len(train)} classes against {len(test)}"
+        what = f"{len(train)} classes versus {len(test)}"
     else:
-        what = f"class {first} is '{train[first]}' against '{test[first]}'"
+        what = f"class {first} is '{train[first]}' versus '{test[first]}'"
     raise UserError(
         f"{train_name} and {test_name} have different classes: {what}. Both jsons must list the "
-        "same categories with the same ids, also those without an object."
+        "same categories with the same ids, even those without objects."
     )
 
 
@@ -56,10 +56,10 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
 
     Returns:
         ClassCounts: image_count and instance_count are int64 (K,) in class order. Crowds, and
-        images without any other object, are not counted.
+        images with nothing else, are not counted.
 
     Raises:
-        ValueError: there is no object at all, or the sets have different classes.
+        ValueError: there are no objects, or the sets have different classes.
 
     Example:
         >>> class_counts("lt_glyphs_tiny_train").image_count.max()  # doctest: +SKIP
@@ -81,7 +81,7 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
         num_images, num_records = num_images + annotated, num_records + len(records)
     if instance_count.sum() == 0:
         raise UserError(
-            f"The training set {', '.join(names)} has {num_records} images and no annotated "
+            f"The training set {', '.join(names)} has {num_records} images but no annotated "
             "object; class counts need at least one. Check the json's 'annotations'."
         )
     groups = _own_groups(names, image_count)
@@ -97,15 +97,15 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
 
 
 def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
-    """How much of the image plane the objects of each class fill, as FRACAL needs it.
+    """Fractal dimension of the object positions of each class, as FRACAL uses it.
 
-    `class_counts` keeps this function beside the counts; it is called where it is needed.
+    `class_counts` stores this function with the counts, so that it is computed only when needed.
 
     Args:
         dataset_name (str or sequence of str): see `class_counts`.
 
     Returns:
-        ndarray: (K,) float64, from 1 on; see `fractal_dimensions_of`. Crowds are left out.
+        ndarray: (K,) float64, at least 1; see `fractal_dimensions_of`. Crowds are left out.
 
     Example:
         >>> fractal_dimensions("lt_glyphs_tiny_train").max()  # doctest: +SKIP
@@ -126,7 +126,7 @@ def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
 
 
 def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | None:
-    """The groups that the sets' own limits or json give, (K,); None where they give none."""
+    """Groups from the sets' own limits or json, (K,); None if they define none."""
     metadata = MetadataCatalog.get(names[0])
     limits = metadata.get("frequency_limits")
     if limits is not None:
@@ -136,7 +136,7 @@ def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | N
 
 
 def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.ndarray, int]:
-    """Images and objects of each class, int64 (2, K), and images that have any object."""
+    """Images and objects of each class, int64 (2, K), and the number of images with objects."""
     counts, annotated = np.zeros((2, num_classes), dtype=np.int64), 0
     for record in records:
         classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
@@ -147,7 +147,7 @@ def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.n
 
 
 def _compare_counts(name: str, counts: np.ndarray) -> None:
-    """Warn when the json's own counts differ from what was counted."""
+    """Warn if the json's own counts differ from the counted ones."""
     meta = MetadataCatalog.get(name)
     for key, counted in zip(("image_count", "instance_count"), counts):
         told = meta.get(f"class_{key}")
@@ -159,7 +159,7 @@ def _compare_counts(name: str, counts: np.ndarray) -> None:
             first = int(different[0])
             logger.warning(
                 "%s: the json's %s differs from the annotations for %d of %d classes (class '%s': "
-                "%d told, %d counted); using the annotations.",
+                "%d in the json, %d counted); using the annotations.",
                 name,
                 key,
                 different.size,

@@ -1,7 +1,7 @@
-"""Data sets that are read once while a training starts, though many parts ask for them.
+"""Caching of data sets while a training starts, so that each is read once.
 
-Checks, class counts, repeat factors and the loader each load the training set. LVIS's json takes
-half a minute and gigabytes each time.
+Checks, class counts, repeat factors and the loader each load the training set, which takes half a
+minute and gigabytes for LVIS.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Record = dict[str, Any]
 
 @contextmanager
 def records_kept(names: Sequence[str]) -> Iterator[None]:
-    """Inside, each data set is loaded when it is first asked for, and not again.
+    """Load each data set on first use and keep it until the context ends.
 
-    Afterwards the catalogue is as before, and the memory is free. A list that the catalogue gives
-    is its caller's own; the records in it are shared and must not be changed.
+    Afterwards the catalogue is restored and the memory is free. Each caller gets its own list, but
+    the records in it are shared and must not be changed.
 
     Args:
-        names (Sequence[str]): registered data sets, Detectron2's own included; others are ignored.
+        names (Sequence[str]): registered data sets, including Detectron2's own; others are ignored.
 
     Example:
         >>> with records_kept(["lt_glyphs_tiny_train"]):  # doctest: +SKIP
@@ -43,18 +43,18 @@ def records_kept(names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         for name, reader in readers.items():
-            # Not where somebody registered the name anew meanwhile.
+            # A name that was registered again meanwhile is left alone.
             if name in DatasetCatalog.list() and DatasetCatalog[name] is reader:
                 DatasetCatalog[name] = reader.load
 
 
 def is_kept(name: str) -> bool:
-    """Whether a data set is inside of `records_kept`."""
+    """Whether a data set is currently kept by `records_kept`."""
     return name in DatasetCatalog.list() and isinstance(DatasetCatalog[name], _OnceReader)
 
 
 class _OnceReader:
-    """Stands in the catalogue for a data set's function."""
+    """Replaces a data set's function in the catalogue."""
 
     def __init__(self, load: Any) -> None:
         self.load = load

@@ -1,9 +1,9 @@
-"""Finite data loaders for the passes over a data set: statistics, and sweeps.
+"""Finite data loaders for passes over a data set: statistics passes and sweeps.
 
-The images of a pass are numbered by their *position* in it. Process r of W takes the positions r,
-r + W, ..., so that every one is passed exactly once, and whatever is random about an image follows
-from the seed and its position: not from the number of processes, of workers, or from where an
-interrupted pass went on.
+The images of a pass are numbered by their *position* in it. Process r of W takes the positions r, r
++ W, ..., so that each is visited exactly once. The random numbers of an image depend only on the
+seed and its position, not on the number of processes or workers, nor on where an interrupted pass
+resumed.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ Record = dict[str, Any]
 
 
 class PassDataset(torchdata.Dataset):
-    """The images of one pass in their order, each mapped with its own random numbers.
+    """The images of a pass in order, each mapped with its own random numbers.
 
     Args:
-        records (Sequence[dict]): N images in Detectron2's data set form.
-        order (Tensor): (P,) int64, which record is at each position; records may repeat.
+        records (Sequence[dict]): N images in Detectron2's data set format.
+        order (Tensor): (P,) int64, index of the record at each position; records may repeat.
         mapper (Callable): for example a DatasetMapper.
-        seed (int): of what the mapper draws.
+        seed (int): seed of the mapper's random numbers.
         needs_instances (bool): whether mapped images must have ground truth.
-        weights (Tensor): (P,) how many images each position counts for; None for one each.
+        weights (Tensor): (P,) weight of each position; None for weight 1.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PassDataset(torchdata.Dataset):
         needs_instances: bool = False,
         weights: torch.Tensor | None = None,
     ) -> None:
-        # Serialized: as Python objects the records would be copied into every worker.
+        # Serialised: Python objects would be copied into every worker.
         self._records = DatasetFromList(list(records), copy=False)
         self._order = order
         self._mapper = mapper
@@ -96,14 +96,16 @@ class PassDataset(torchdata.Dataset):
 
     @property
     def in_order(self) -> bool:
-        """Whether images come in the data set's order, so that a beginning is no random sample."""
+        """Whether images keep the data set's order; the first ones are no random sample then."""
         return len(self) > 1 and bool((self._order.diff() >= 0).all())
 
     def digest(self) -> str:
-        """A hash of which images are passed, in which order: 16 hexadecimal digits."""
+        """A hash of the images and their order: 16 hexadecimal digits."""
         names = [str(record.get("file_name")) for record in self._records]
         content = "\n".join(names).encode() + self._order.numpy().tobytes()
         if self._weights is not None:
+            # A resumed pass with other weights would mix two estimates, so they are part of the
+            # digest.
             content += self._weights.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -117,26 +119,25 @@ def build_statistics_loader(
 ) -> torchdata.DataLoader:
     """A finite loader over the training set with its annotations, for the statistics pass.
 
-    Images come one at a time in a random order that is fixed by the seed, so that any beginning of
-    the pass is a random sample of it. ``cfg.MODEL.LOGN.COLLECT`` decides how often an image counts,
-    how many come, and whether they are augmented. An image that training repeats comes once, with
-    the number of its repetitions as weight; augmented, or for moving averages, which have no
-    weights, it comes again each time.
+    Images come one at a time in a random order fixed by the seed, so that the first images of the
+    pass are a random sample. ``cfg.MODEL.LOGN.COLLECT`` sets how often an image counts, the number
+    of images, and whether they are augmented. An image that training repeats comes once, with its
+    repeat factor as weight; with augmentation, or for moving averages, which have no weights, it
+    comes repeatedly.
 
     Args:
-        cfg (CfgNode): as used for training.
-        skip (int): batches of this process that are done already.
-        dataset (Sequence[dict]): instead of ``cfg.DATASETS.TRAIN``, filtered already.
+        cfg (CfgNode): the training config.
+        skip (int): number of batches that this process has already done.
+        dataset (Sequence[dict]): replaces ``cfg.DATASETS.TRAIN``; already filtered.
         mapper (Callable): instead of Detectron2's; it must keep the annotations.
 
     Returns:
-        DataLoader: of lists of one mapped image (for image classifiers of
-        MODEL.LOGN.IMAGE.TEST_BATCH), this process's share. Each image has
-        "statistics_index", its position in the whole pass, and where images count differently
-        "statistics_weight".
+        DataLoader: this process's share, in lists of one mapped image (MODEL.LOGN.IMAGE.TEST_BATCH
+        for image classifiers). Each image has "statistics_index", its position in the whole pass,
+        and "statistics_weight" if weights differ from 1.
 
     Raises:
-        ValueError: there are no images to pass over, or they have no annotations.
+        ValueError: there are no images, or they have no annotations.
     """
     collect = cfg.MODEL.LOGN.COLLECT
     keeps_masks = _filtering_needs_masks(cfg)
@@ -144,7 +145,7 @@ def build_statistics_loader(
         dataset = training_images(cfg)
     order, weights = _pass_order(cfg, dataset)
     records = dataset
-    if mapper is None and not keeps_masks:  # a mapper of the user's own may need everything
+    if mapper is None and not keeps_masks:  # a user's own mapper may need everything
         records = [_without_masks(record, drop_empty=cfg.MODEL.MASK_ON) for record in dataset]
     logger.info(
         "Statistics pass over %d images of %s (%d in the set, %s, augmentation %s)",
@@ -168,7 +169,7 @@ def build_statistics_loader(
 def build_evaluation_loader(
     cfg: CfgNode, dataset_name: str, *, skip: int = 0
 ) -> torchdata.DataLoader:
-    """A finite loader over an evaluation set that can begin in the middle.
+    """A finite loader over an evaluation set that can start in the middle.
 
     Args:
         cfg (CfgNode): a Detectron2 config; the test-time mapper is made from it.
@@ -176,7 +177,7 @@ def build_evaluation_loader(
         skip (int): batches of this process that are done already.
 
     Returns:
-        DataLoader: of lists of one mapped image, this process's share.
+        DataLoader: this process's share, in lists of one mapped image.
     """
     files = None
     if cfg.MODEL.LOAD_PROPOSALS:
@@ -190,9 +191,10 @@ def build_evaluation_loader(
 
 
 def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.DataLoader:
-    """A finite loader over training images, augmented, of every class equally many.
+    """A finite loader over augmented training images, equally many for every class.
 
-    Classes take turns, in a new order each time. Where a class has fewer images, they come again.
+    Classes take turns, in a new order each round. Images of classes with too few of them are
+    repeated.
 
     Args:
         cfg (CfgNode): as used for training.
@@ -205,14 +207,14 @@ def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.D
     sampler = ClassAwareTrainingSampler.from_config(cfg, records)
     shape = (images_per_class, comm.get_world_size(), sampler.num_classes)
     drawn = itertools.islice(sampler.stream(), math.prod(shape))
-    # Process r gets the positions r, r + W, ...: whole rounds of all classes.
+    # Process r gets the positions r, r + W, ..., which are whole rounds of all classes.
     order = torch.tensor(list(drawn), dtype=torch.int64).reshape(shape).transpose(1, 2).flatten()
     images = PassDataset(records, order, build_mapper(cfg, is_train=True), seed=max(cfg.SEED, 0))
     return _loader(images, 0, cfg.DATALOADER.NUM_WORKERS)
 
 
 def training_images(cfg: CfgNode) -> list[Record]:
-    """The images that training uses: ``cfg.DATASETS.TRAIN``, filtered as training filters them.
+    """The images of training: ``cfg.DATASETS.TRAIN``, with training's filters.
 
     Raises:
         ValueError: there are none.
@@ -237,21 +239,21 @@ def training_images(cfg: CfgNode) -> list[Record]:
         raise UserError(
             f"The training set {', '.join(names)} can't be used: {error} Check DATASETS.TRAIN, and "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS, which removes images without annotations or "
-            f"with crowds (iscrowd 1) only. {_count_crowds(names)}"
+            f"with only crowds (iscrowd 1). {_count_crowds(names)}"
         ) from error
 
 
 def _count_crowds(names: Sequence[str]) -> str:
-    """A sentence on the crowds of data sets, which training leaves out."""
+    """A sentence with the number of crowds, which training leaves out."""
     objects = [o for n in names for r in DatasetCatalog.get(n) for o in r.get("annotations", ())]
     return f"{sum(o.get('iscrowd', 0) != 0 for o in objects)} of {len(objects)} objects are crowds."
 
 
 def map_record(mapper: Mapper, record: Record) -> Record | None:
-    """Loads what a record names.
+    """Load and map the image of a record.
 
     Raises:
-        ValueError: the image can't be decoded; PIL's own message does not tell which one.
+        ValueError: the image can't be decoded; PIL's own message does not name the file.
     """
     try:
         return mapper(record)
@@ -259,16 +261,16 @@ def map_record(mapper: Mapper, record: Record) -> Record | None:
         raise
     except (OSError, SyntaxError) as error:
         raise UserError(
-            f"The image {record.get('file_name')} can't be read ({error}). Mend the file or leave "
-            "it out of the json; `logn data check` looks at all of them."
+            f"The image {record.get('file_name')} can't be read ({error}). Repair the file or "
+            "remove it from the json; `logn data check` checks all of them."
         ) from error
 
 
 def statistics_mapper(cfg: CfgNode) -> Mapper:
     """Detectron2's training mapper, with the test-time resize unless COLLECT.AUGMENT is set.
 
-    Boxes and classes are as in training. Masks are left out where they have no influence on which
-    objects are kept, and key points always: nothing is trained here.
+    Boxes and classes are as in training. Masks are dropped unless they affect which objects are
+    kept, and key points always, because nothing is trained here.
     """
     if cfg.MODEL.META_ARCHITECTURE in MAPPERS:
         return build_mapper(cfg, is_train=cfg.MODEL.LOGN.COLLECT.AUGMENT)
@@ -282,20 +284,21 @@ def statistics_mapper(cfg: CfgNode) -> Mapper:
 
 
 def _filtering_needs_masks(cfg: CfgNode) -> bool:
-    """Whether the mapper could drop or change an object because of its mask.
+    """Whether the mapper may drop or change an object because of its mask.
 
-    It does when a crop cuts the mask off, or when a bitmap loses its last pixel in the resize.
-    Polygons survive every resize and flip.
+    It does if a crop removes the mask, or if the resize removes the last pixel of a bitmap.
+    Polygons
+    survive every resize and flip.
     """
     crops = cfg.INPUT.CROP.ENABLED and cfg.MODEL.LOGN.COLLECT.AUGMENT
     return cfg.MODEL.MASK_ON and (crops or cfg.INPUT.MASK_FORMAT != "polygon")
 
 
 def _without_masks(record: Record, drop_empty: bool) -> Record:
-    """The record without what is slow to copy and decode; the given one is not changed.
+    """A copy of the record without the fields that are slow to copy and decode.
 
-    With masks on, Detectron2's mapper drops an object whose list of polygons is empty; since the
-    mapper here sees no masks, ``drop_empty`` does it.
+    With masks on, Detectron2's mapper drops objects with an empty list of polygons; our mapper sees
+    no masks, so ``drop_empty`` drops them.
     """
     light = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
     if "annotations" in record:
@@ -314,7 +317,7 @@ def _repeating(cfg: CfgNode) -> str:
 
 
 def _weighs(cfg: CfgNode) -> bool:
-    """Whether an image's repetitions are a weight: all its views are the same picture."""
+    """Whether a weight replaces repetitions, which is exact if all views are the same picture."""
     collect = cfg.MODEL.LOGN.COLLECT
     return collect.REPEAT and not collect.AUGMENT and collect.ESTIMATOR == "exact"
 
@@ -322,24 +325,25 @@ def _weighs(cfg: CfgNode) -> bool:
 def _pass_order(
     cfg: CfgNode, records: Sequence[Record]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(P,) int64, the record at each position of the pass, and (P,) weights where these differ."""
+    """Record index at each position, (P,) int64, and weights, (P,), None if all are 1."""
     collect = cfg.MODEL.LOGN.COLLECT
     if not len(records):
         raise UserError(
-            f"There are no images in {', '.join(cfg.DATASETS.TRAIN)} to gather statistics from. "
-            "Check DATASETS.TRAIN and DATALOADER.FILTER_EMPTY_ANNOTATIONS."
+            f"There are no images in {', '.join(cfg.DATASETS.TRAIN)} for the statistics. Check "
+            "DATASETS.TRAIN and DATALOADER.FILTER_EMPTY_ANNOTATIONS."
         )
     generator = torch.Generator().manual_seed(collect.SEED % 2**63)
     order = torch.arange(len(records))
     factors = _factors(cfg, records) if collect.REPEAT else torch.ones(len(records))
     if _weighs(cfg):
-        order = order[factors > 0]  # class-aware sampling never draws an image of no class
+        order = order[factors > 0]  # class-aware sampling never draws images without objects
     elif collect.REPEAT:
-        # Stochastic rounding, as the sampler does each epoch.
+        # Stochastic rounding, as the sampler applies it in each epoch.
         whole = factors.trunc()
         copies = whole + (torch.rand(len(factors), generator=generator) < factors - whole)
         order = torch.repeat_interleave(order, copies.long())
     order = order[torch.randperm(len(order), generator=generator)]
+    # Cut after shuffling, so that the limit takes a random sample.
     if collect.MAX_IMAGES > 0:
         order = order[: collect.MAX_IMAGES]
     weights = factors.double()[order]
@@ -347,12 +351,12 @@ def _pass_order(
 
 
 def _factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
-    """(N,) float, how often the training sampler draws each image in an epoch, on average."""
+    """Expected number of draws of each image per epoch by the training sampler, (N,) float."""
     factors = repetitions(cfg, records)
     if factors is not None:
         return factors
     logger.warning(
-        "How often %s repeats an image is not known here; every image is passed once.",
+        "The repeat factors of %s are unknown; every image is visited once.",
         cfg.DATALOADER.SAMPLER_TRAIN,
     )
     return torch.ones(len(records))
@@ -372,7 +376,7 @@ def _loader(
 
 
 def _batch_size(cfg: CfgNode) -> int:
-    """Images of a step in a pass: detectors' differ in size, classifiers' are squares."""
+    """Images per batch of a pass: 1 for detectors, whose images differ in size."""
     return cfg.MODEL.LOGN.IMAGE.TEST_BATCH if cfg.MODEL.META_ARCHITECTURE in MAPPERS else 1
 
 

@@ -1,6 +1,6 @@
-"""Which mapper a model's records go through: Detectron2's, or one of the architecture's own.
+"""The mapper of a model's records: Detectron2's, or one registered for the architecture.
 
-A mapper loads what a record names and makes it the model's input.
+A mapper loads the files of a record and turns them into the model's input.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["MAPPERS", "Mapper", "build_mapper"]
 Mapper = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
 MAPPERS: Registry = Registry("mapper")
-"""Meta-architecture -> ``function(cfg, is_train) -> mapper``, where it isn't Detectron2's."""
+"""Meta-architecture -> ``function(cfg, is_train) -> mapper``, if it differs from Detectron2's."""
 
 
 def build_mapper(cfg: CfgNode, *, is_train: bool) -> Mapper:
-    """The mapper of a config.
+    """Build the mapper of a config.
 
     Args:
-        cfg (CfgNode): MODEL.META_ARCHITECTURE decides.
-        is_train (bool): whether it augments, and keeps what is there for training alone.
+        cfg (CfgNode): MODEL.META_ARCHITECTURE selects the mapper.
+        is_train (bool): whether it augments images and keeps annotations for training.
     """
     if cfg.MODEL.META_ARCHITECTURE in MAPPERS:
         return MAPPERS.get(cfg.MODEL.META_ARCHITECTURE)(cfg, is_train)

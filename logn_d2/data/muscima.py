@@ -1,10 +1,11 @@
-"""MUSCIMA++ 2.0 in LVIS's form: pages of handwritten music in tiles, with masks.
+"""MUSCIMA++ 2.0 in LVIS format: tiles of pages of handwritten music, with masks.
 
 The release (https://github.com/OMR-Research/muscima-pp; Hajic jr. and Pecina, ICDAR 2017; CC
-BY-NC-SA 4.0) holds annotations without images. A page is painted from the masks of all its objects,
-halved, and cut into tiles that do not overlap. Writers of training and validation are disjoint.
+BY-NC-SA 4.0) contains annotations without images. A page is painted from the masks of all its
+objects, reduced to half its size, and cut into tiles that do not overlap. Writers of training and
+validation are disjoint.
 
-Units: pixels, of the page in `PageObject`, of the halved page from `_halved` on.
+Units: pixels of the page in `PageObject`, and of the halved page from `_halved` on.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from ..frequency import frequency_groups
 __all__ = ["VAL_WRITERS", "PageObject", "convert_muscima", "describe", "read_page"]
 
 VAL_WRITERS = (6, 8, 10, 12, 16, 17, 18, 21, 22, 25, 26, 28, 30, 31, 35, 41)
-"""16 of 50 writers, with a third of the objects; numbers of others are not comparable."""
+"""16 of 50 writers, with a third of the objects; figures for other writers are not comparable."""
 PAGE_WIDE = ("measureSeparator", "staff", "staffGrouping", "staffLine", "staffSpace")
 """Classes of objects as large as the page, which tiles can't show: painted, not annotated."""
 
 _TILE = 192
 _SHRINK = 2
-# An object belongs to the tile that shows at least this share of it; its rest stays unannotated.
+# An object belongs to the tile that shows at least this share of it; the rest is not annotated.
 _MIN_SHARE = 0.5
-# Pixels of the halved page; a dot of fewer is noise.
+# Pixels of the halved page; smaller dots are noise.
 _MIN_AREA = 3
 _DOCUMENT = re.compile(r"W-(\d+)_N-(\d+)")
 
@@ -47,8 +48,8 @@ class PageObject:
 
     Attributes:
         name (str): its class.
-        left (int): of its box.
-        top (int): of its box.
+        left (int): left edge of its box.
+        top (int): top edge of its box.
         mask (ndarray): (height, width) bool.
     """
 
@@ -59,13 +60,13 @@ class PageObject:
 
 
 def read_page(path: Path) -> list[PageObject]:
-    """The objects of a page.
+    """Read the objects of a page.
 
     Args:
         path (Path): an XML file of the release, of ``<Node>`` elements.
 
     Raises:
-        UserError: it is damaged, or of an older release.
+        UserError: the file is damaged, or from an older release.
     """
     try:
         root = ET.parse(path).getroot()
@@ -94,7 +95,7 @@ def _read_node(node: ET.Element, path: Path) -> PageObject:
             f"{where} has the class {name!r} and the box {[left, top, width, height]}; expected a "
             "name, and a box of positive size on the page."
         )
-    if text in ("", "None"):  # the format's way to say that the object fills its box
+    if text in ("", "None"):  # in this format, the object fills its box
         mask = np.ones((height, width), dtype=bool)
     else:
         mask = _decode(text, height, width, where)
@@ -102,7 +103,7 @@ def _read_node(node: ET.Element, path: Path) -> PageObject:
 
 
 def _decode(text: str, height: int, width: int, where: str) -> np.ndarray:
-    """A mask from runs such as ``0:3 1:5``, row by row."""
+    """Decode a mask from row-wise runs such as ``0:3 1:5``."""
     try:
         runs = np.array([run.split(":") for run in text.split()], dtype=np.int64)
         flat = np.repeat(runs[:, 0] == 1, runs[:, 1])
@@ -122,21 +123,21 @@ def convert_muscima(
     *,
     val_writers: Sequence[int] = VAL_WRITERS,
 ) -> dict[str, dict[str, Any]]:
-    """Writes ``train.json``, ``val.json`` and ``images/`` of MUSCIMA++.
+    """Write ``train.json``, ``val.json`` and ``images/`` of MUSCIMA++.
 
-    Tiles without an object are left out. An object on several tiles belongs to those that show at
-    least half of it. Both files tell the training counts, as LVIS's do.
+    Tiles without objects are left out. An object on several tiles belongs to those that show at
+    least half of it. Both files contain the training counts, as LVIS's do.
 
     Args:
         source (path): the release, or the folder of its XML files.
-        target (path): the folder that is written.
-        val_writers (Sequence[int]): numbers of writers whose pages are for validation.
+        target (path): the output folder.
+        val_writers (Sequence[int]): numbers of the writers whose pages form the validation set.
 
     Returns:
         dict[str, dict]: the contents of "train" and "val".
 
     Raises:
-        MissingFileError: no annotations there.
+        MissingFileError: `source` has no annotations.
         UserError: a file is damaged, or a split would be empty.
     """
     pages = _find_pages(Path(source))
@@ -160,7 +161,7 @@ def convert_muscima(
 
 
 def _find_pages(source: Path) -> dict[tuple[int, int], Path]:
-    """Annotation files by writer and page, in this order."""
+    """Annotation files, sorted by writer and page."""
     folders = [source, source / "data" / "annotations", source / "v2.0" / "data" / "annotations"]
     for folder in folders:
         found = [(_DOCUMENT.search(path.name), path) for path in folder.glob("*.xml")]
@@ -175,8 +176,8 @@ def _find_pages(source: Path) -> dict[tuple[int, int], Path]:
 
 
 def _write_page(objects: list[PageObject], name: str, target: Path) -> list[dict[str, Any]]:
-    """Writes the tiles of a page, and tells what is on each."""
-    # Everything painted is at most as far as the farthest box; whole tiles beyond are empty.
+    """Write the tiles of a page and return the annotations of each."""
+    # Nothing is painted beyond the farthest box, so the page ends with its tile.
     side = _TILE * _SHRINK
     bottom = max(each.top + each.mask.shape[0] for each in objects)
     right = max(each.left + each.mask.shape[1] for each in objects)
@@ -200,7 +201,7 @@ def _write_page(objects: list[PageObject], name: str, target: Path) -> list[dict
 
 
 def _on_tiles(each: PageObject) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """The parts of an object, by row and column of their tile."""
+    """The parts of an object with row and column of their tile."""
     left, top, mask = _halved(each)
     height, width = mask.shape
     least = max(_MIN_AREA, _MIN_SHARE * mask.sum())
@@ -224,7 +225,7 @@ def _on_tiles(each: PageObject) -> Iterator[tuple[tuple[int, int], dict[str, Any
 
 
 def _halved(each: PageObject) -> tuple[int, int, np.ndarray]:
-    """Left, top and mask on the halved page: pixels of which at least half belongs to it."""
+    """Left, top and mask on the halved page, whose pixels are at least half covered."""
     top, left = each.top % _SHRINK, each.left % _SHRINK
     bottom, right = (
         -(start + length) % _SHRINK for start, length in zip((top, left), each.mask.shape)
@@ -234,7 +235,7 @@ def _halved(each: PageObject) -> tuple[int, int, np.ndarray]:
 
 
 def _block_means(array: np.ndarray) -> np.ndarray:
-    """Means of blocks of ``_SHRINK`` x ``_SHRINK``."""
+    """Means over blocks of ``_SHRINK`` x ``_SHRINK`` pixels."""
     height, width = (length // _SHRINK for length in array.shape)
     return array.reshape(height, _SHRINK, width, _SHRINK).mean(axis=(1, 3))
 
@@ -262,7 +263,7 @@ def _categories(tiles: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def _content(
     tiles: list[dict[str, Any]], categories: list[dict[str, Any]], split: str
 ) -> dict[str, Any]:
-    """An annotation file."""
+    """The content of an annotation file."""
     ids = {category["name"]: category["id"] for category in categories}
     images, annotations = [], []
     for image_id, tile in enumerate(tiles, start=1):
@@ -288,7 +289,7 @@ def _content(
 
 
 def describe(contents: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each split that `convert_muscima` wrote: how much is in it.
+    """One line for each split written by `convert_muscima`, with its size.
 
     Args:
         contents (dict[str, dict]): annotation files by split.

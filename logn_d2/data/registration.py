@@ -1,8 +1,8 @@
-"""Register data sets in LVIS's or COCO's form, of any vocabulary, without reading them.
+"""Register data sets in LVIS or COCO format, with any vocabulary, without reading them.
 
-Detectron2's own LVIS loader knows two vocabularies and needs a polygon for every object; its COCO
-loader drops the lists of the federated rule. This one reads both forms, with or without polygons.
-Class indices are contiguous in the order of the category ids, in [0, K).
+Detectron2's own LVIS loader supports only two vocabularies and needs a polygon for every object;
+its COCO loader drops the lists of the federated rule. This one reads both formats, with or without
+polygons. Class indices are contiguous in the order of the category ids, in [0, K).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# What the metadata takes from the json when it is first asked for.
+# Metadata that is read from the json on first access.
 _FROM_JSON = (
     "thing_classes",
     "thing_dataset_id_to_contiguous_id",
@@ -46,46 +46,46 @@ _FROM_JSON = (
 class _JsonMetadata(Metadata):
     """Metadata whose classes and counts are read from ``json_file`` on first use.
 
-    A model may be built, and ask for class counts, before its data set is loaded.
+    A model may be built, and need class counts, before its data set is loaded.
     """
 
     def __getattr__(self, key: str) -> Any:
-        # Only missing attributes come here. Fields are set past Metadata's own consistency check,
-        # which would ask for them again.
+        # Python calls this only for missing attributes. Fields are set directly in __dict__:
+        # Metadata's own consistency check would access them again.
         fields = self.__dict__
         if key in _FROM_JSON and "json_file" in fields and "_read" not in fields:
             try:
-                if is_kept(self.name):  # its records will be asked for too
+                if is_kept(self.name):  # its records will be needed too
                     DatasetCatalog.get(self.name)
                 if "_read" not in fields:
                     content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
                     self._take(content)
             except FileNotFoundError as error:
-                # What hasattr and get(key, default) understand: a model may be used where its
-                # training set is not.
+                # hasattr and get(key, default) expect this error: a model may be used without its
+                # training set.
                 raise AttributeError(str(error)) from error
             if key in fields:
                 return fields[key]
         return super().__getattr__(key)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, without what this class keeps for itself."""
+        """All fields, without this class's private ones."""
         return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
 
     def _take(self, content: Mapping[str, Any]) -> None:
-        """Keep what ``_FROM_JSON`` names, unless it was set at registration."""
+        """Set the fields of ``_FROM_JSON`` that were not set at registration."""
         for key, value in _describe(content).items():
             self.__dict__.setdefault(key, value)
         self.__dict__["_read"] = True
 
 
 def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
-    """Read an annotation file and check that it is one."""
+    """Read and check an annotation file."""
     path = PathManager.get_local_path(json_file)
     if not os.path.isfile(path):
         raise MissingFileError(
             f"The annotations of '{name}' are missing: expected the file {path}. "
-            + (hint or "See datasets/README.md for where files go, and set DETECTRON2_DATASETS.")
+            + (hint or "See datasets/README.md for the folder layout, and set DETECTRON2_DATASETS.")
         )
     start = time.perf_counter()
     size = os.path.getsize(path) / 2**20
@@ -104,7 +104,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
 
 
 def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that a json holds; counts only where every category tells them."""
+    """The metadata in a json; counts only if every category has them."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     described: dict[str, Any] = {
         "thing_classes": [name_of(category) for category in categories],
@@ -117,7 +117,7 @@ def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
         if categories and all(key in c for c in categories):
             described[f"class_{key}"] = [{"id": c["id"], key: c[key]} for c in categories]
     if "class_image_count" not in described:
-        # Detectron2's federated loss asks the metadata for it.
+        # Detectron2's federated loss reads this from the metadata.
         described["class_image_count"] = _count_images(content, categories)
     if categories and categories[0].get("keypoints"):
         described["keypoint_names"] = list(categories[0]["keypoints"])
@@ -127,7 +127,7 @@ def _describe(content: Mapping[str, Any]) -> dict[str, Any]:
 def _count_images(
     content: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, int]]:
-    """Images of each category; crowds are no objects, as in training."""
+    """Images of each category; crowds do not count as objects, as in training."""
     pairs = {
         (annotation["image_id"], annotation["category_id"])
         for annotation in content["annotations"]
@@ -147,24 +147,24 @@ def register_lvis_form(
     replace: bool = False,
     hint: str = "",
 ) -> None:
-    """Register a data set in LVIS's or COCO's form. Nothing is read before it is used.
+    """Register a data set in LVIS or COCO format, which is read only when used.
 
-    Its metadata gets ``json_file``, ``image_root``, ``evaluator_type="lvis"`` and, read from the
-    json when first asked for, ``thing_classes``, ``thing_dataset_id_to_contiguous_id``,
-    ``federated`` (whether images list negative categories), ``class_image_count`` (as the json
-    tells it, else counted) and, where the json tells them, ``class_instance_count``,
-    ``class_groups`` and ``keypoint_names``.
+    Its metadata has ``json_file``, ``image_root``, ``evaluator_type="lvis"`` and, read from the
+    json on first access, ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``federated``
+    (whether images list negative categories), ``class_image_count`` (from the json, else counted)
+    and, if the json has them, ``class_instance_count``, ``class_groups`` and ``keypoint_names``.
 
     Args:
         name (str): the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file (path): the annotations.
-        image_root (path): the folder below which ``file_name`` or, for images with federated
-            lists, the last two parts of ``coco_url`` lead to an image.
+        image_root (path): the image folder; ``file_name`` or, for images with federated lists, the
+            last two parts of ``coco_url`` are relative to it.
         metadata (mapping or None): more metadata; it takes precedence over the json's.
-        check_images (int): look whether the first so many images are there; 0 looks at none, for
-            work with annotations alone.
-        replace (bool): register anew what is registered with other paths.
-        hint (str): what to do when the json is missing, for the error message.
+        check_images (int): number of images whose files must exist, from the first on; 0 checks
+            none, for
+            work with only annotations.
+        replace (bool): replace an existing registration with other paths.
+        hint (str): remedy in the error message for a missing json.
 
     Raises:
         ValueError: the name is registered with other paths.
@@ -196,8 +196,7 @@ def register_lvis_form(
 def register_from_config(cfg: CfgNode) -> list[str]:
     """Register the data sets that ``cfg.MODEL.LOGN.DATASETS`` lists.
 
-    Each entry is ``[name, json file, image folder]``. Registering the same entry twice does no
-    harm.
+    Each entry is ``[name, json file, image folder]``. Registering the same entry twice is harmless.
 
     Returns:
         list[str]: the names.
@@ -209,7 +208,7 @@ def register_from_config(cfg: CfgNode) -> list[str]:
         ['cafe_train']
 
     Raises:
-        ValueError: an entry is not such a triple, or its name is registered with other paths.
+        ValueError: an entry is not a triple of strings, or its name is registered with other paths.
     """
     names = []
     for entry in cfg.MODEL.LOGN.DATASETS:
@@ -228,16 +227,16 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
 
     Args:
         name (str): its name.
-        check_images (int): how many image files to look for.
+        check_images (int): number of image files that must exist.
 
     Returns:
-        list[dict]: Detectron2's standard form, in the order of the image ids. Images of a
-        federated set also have ``neg_category_ids`` and ``not_exhaustive_category_ids``, as ids
-        of the json.
+        list[dict]: Detectron2's standard format, in the order of the image ids. Images of a
+        federated set also have ``neg_category_ids`` and ``not_exhaustive_category_ids``, as ids of
+        the json.
 
     Raises:
         FileNotFoundError: the json or images are missing.
-        ValueError: the json is broken.
+        ValueError: the json is invalid.
 
     Example:
         >>> load_lvis_form("lt_glyphs_tiny_val")[0]["image_id"]  # doctest: +SKIP
@@ -272,12 +271,12 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
 
 
 def _warn_of_crowds(annotations: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Names the one thing that training and evaluation of LVIS-form sets read differently."""
+    """Warn of crowds, which training and evaluation of sets in LVIS format treat differently."""
     crowds = [annotation["id"] for annotation in annotations if annotation.get("iscrowd", 0)]
     if crowds:
         logger.warning(
-            "%s: %d of %d objects are crowds, the first is annotation %s. Training leaves them "
-            "out; LVIS's rule knows no crowds and counts them as objects.",
+            "%s: %d of %d objects are crowds, the first is annotation %s. Training skips them; "
+            "LVIS's rule has no crowds and counts them as objects.",
             *(name, len(crowds), len(annotations), crowds[0]),
         )
 
@@ -297,8 +296,8 @@ def _group_annotations(content: Mapping[str, Any], source: str) -> dict[int, lis
 
 def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
     """Detectron2's fields of an image, without annotations."""
-    # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the address lead to
-    # the image. COCO has both, and its file_name is right.
+    # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the URL are the path.
+    # COCO has both, and its file_name is right.
     federated = "neg_category_ids" in image
     if image.get("coco_url") and (federated or "file_name" not in image):
         tail = "/".join(image["coco_url"].split("/")[-2:])
@@ -324,7 +323,7 @@ def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
 def _convert(
     annotation: Mapping[str, Any], index_of: Mapping[int, int], source: str, some_have_masks: bool
 ) -> dict[str, Any]:
-    """An annotation in Detectron2's form."""
+    """Convert an annotation to Detectron2's format."""
     category_id = annotation["category_id"]
     if category_id not in index_of:
         raise UserError(
@@ -339,7 +338,8 @@ def _convert(
     if "iscrowd" in annotation:
         converted["iscrowd"] = annotation["iscrowd"]
     if annotation.get("keypoints"):
-        # Detectron2's coordinates are of corners, COCO's of pixels; each third number is a state.
+        # Detectron2 measures key points from pixel corners, COCO from pixel indices; each third
+        # number is the visibility.
         converted["keypoints"] = [
             value if place % 3 == 2 else value + 0.5
             for place, value in enumerate(annotation["keypoints"])
@@ -348,14 +348,14 @@ def _convert(
     if isinstance(mask, dict):
         converted["segmentation"] = _compressed(mask)
     elif mask or some_have_masks:
-        # Detectron2's mapper decides by the first object of an image whether the image has masks.
-        # An empty list is a mask without a pixel: left out with MODEL.MASK_ON, else a mere box.
+        # Detectron2's mapper decides by an image's first object whether the image has masks. An
+        # empty list is an empty mask: dropped with MODEL.MASK_ON, otherwise a plain box.
         converted["segmentation"] = mask or []
     return converted
 
 
 def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """A run-length mask as Detectron2 expects it, whether COCO wrote numbers or a string."""
+    """Convert a run-length mask, given as numbers or a string, to Detectron2's form."""
     if not isinstance(rle["counts"], list):
         return rle
     from pycocotools import mask
@@ -364,12 +364,12 @@ def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_images(records: Sequence[Mapping[str, Any]], name: str, image_root: str) -> None:
-    """Raise when image files are missing: later, a worker process would say much less."""
+    """Raise if image files are missing: a worker process would later say much less."""
     missing = [r["file_name"] for r in records if not PathManager.isfile(r["file_name"])]
     if missing:
         raise MissingFileError(
             f"{name}: {len(missing)} of the first {len(records)} images are missing, the first "
             f"one is {missing[0]}. Images are expected below {image_root}: see "
-            "datasets/README.md, or set DETECTRON2_DATASETS. For work with annotations alone "
+            "datasets/README.md, or set DETECTRON2_DATASETS. For work with only annotations, "
             "register the set with check_images=0."
         )

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is drawn for, and leave the program's own generators alone."""
+"""Random numbers that depend on a key, without effect on the program's own generators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["preserved_rng", "seed_rng", "seeded_rng"]
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Puts the generators of Python, NumPy and torch back as they were, whatever happens inside.
+    """Restore the generators of Python, NumPy and torch afterwards, even after an error.
 
     Example:
         >>> before = torch.initial_seed()
@@ -24,7 +24,7 @@ def preserved_rng() -> Iterator[None]:
         True
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # Asking an unused CUDA for its state would start it, in data loading workers with an error.
+    # Reading the state of an unused CUDA would initialise it, which fails in data loading workers.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
@@ -37,10 +37,11 @@ def preserved_rng() -> Iterator[None]:
 
 
 def seed_rng(*key: int) -> None:
-    """Seeds Python, NumPy and torch (CUDA where it is in use) from some numbers.
+    """Seed Python, NumPy and torch (and CUDA if it is in use) from a key.
 
     Args:
-        *key (int): for example a seed and the position of an image. Each key has its own stream.
+        *key (int): for example a seed and the position of an image. Each key has a stream of its
+            own.
     """
     words = np.random.SeedSequence([number % 2**63 for number in key]).generate_state(3)
     random.seed(int(words[0]))
@@ -52,7 +53,7 @@ def seed_rng(*key: int) -> None:
 
 @contextlib.contextmanager
 def seeded_rng(*key: int) -> Iterator[None]:
-    """`seed_rng` inside, and the program's own state again afterwards."""
+    """Apply `seed_rng` inside the context, and restore the program's state afterwards."""
     with preserved_rng():
         seed_rng(*key)
         yield

@@ -1,7 +1,7 @@
-"""Training samplers besides Detectron2's own, chosen by DATALOADER.SAMPLER_TRAIN as those are.
+"""Training samplers in addition to Detectron2's, chosen by DATALOADER.SAMPLER_TRAIN as well.
 
 Each yields an endless stream of image indices; process r of W takes the positions r, r + W, ... of
-one stream, so that the number of processes changes nothing about it.
+one stream, which therefore does not depend on the number of processes.
 
 Shapes: N images, K classes.
 """
@@ -36,11 +36,11 @@ Record = dict[str, Any]
 
 
 class CeilRepeatFactorTrainingSampler(RepeatFactorTrainingSampler):
-    """Repeat factor sampling with every factor rounded up, as MMDetection's ClassBalancedDataset.
+    """Repeat factor sampling with factors rounded up, like MMDetection's ClassBalancedDataset.
 
-    Detectron2 rounds at random, with the factor as expectation. Rounding up doubles each image
-    whose factor is only a little above 1, and so oversamples more: Seesaw, EQL v2 and LogN have
-    published their figures with it.
+    Detectron2 rounds at random, with the factor as expectation. Rounding up doubles every image
+    whose factor is slightly above 1, and so oversamples more: the published figures of Seesaw, EQL
+    v2 and LogN use it.
 
     Args:
         repeat_factors (Tensor): (N,) float.
@@ -60,15 +60,15 @@ class CeilRepeatFactorTrainingSampler(RepeatFactorTrainingSampler):
 
 
 class ClassAwareTrainingSampler(Sampler):
-    """Class-balanced sampling: classes take turns, and each hands out its images in turn.
+    """Class-balanced sampling: classes take turns, and so do the images of each class.
 
-    All classes with images are equally often the reason why an image is drawn; an image of several
-    classes is in several lists. Decoupled training (Kang et al., ICLR 2020) retrains classifiers
-    with it. Both the classes and each class's images are shuffled anew when they are used up.
+    All classes with images are drawn equally often; an image of several classes is in several
+    lists. Decoupled training (Kang et al., ICLR 2020) retrains classifiers with it. The classes and
+    each class's images are reshuffled whenever they are used up.
 
     Args:
-        images_of_class (Sequence[Sequence[int]]): K lists of image indices; those of classes
-            without images are empty and left out.
+        images_of_class (Sequence[Sequence[int]]): K lists of image indices; empty lists are left
+            out.
         seed (int): the same on all processes; None draws one.
 
     Raises:
@@ -95,10 +95,10 @@ class ClassAwareTrainingSampler(Sampler):
     def from_records(
         cls, records: Sequence[Record], *, seed: int | None = None
     ) -> ClassAwareTrainingSampler:
-        """A sampler of annotated images.
+        """Build a sampler of annotated images.
 
         Args:
-            records (Sequence[dict]): N images in Detectron2's data set form. Crowds do not count.
+            records (Sequence[dict]): N images in Detectron2's data set format. Crowds do not count.
             seed (int): see the class.
         """
         images: dict[int, list[int]] = defaultdict(list)
@@ -114,14 +114,14 @@ class ClassAwareTrainingSampler(Sampler):
 
     @property
     def num_classes(self) -> int:
-        """How many classes take turns."""
+        """Number of classes that take turns."""
         return len(self._images)
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(self.stream(), comm.get_rank(), None, comm.get_world_size())
 
     def stream(self) -> Iterator[int]:
-        """What all processes draw together; each ``num_classes`` draws are one of every class."""
+        """The stream shared by all processes; every ``num_classes`` draws hold each class once."""
         generator = torch.Generator().manual_seed(self._seed)
         images = [_endless_shuffle(each, generator) for each in self._images]
         for index in _endless_shuffle(torch.arange(len(images)), generator):
@@ -129,10 +129,10 @@ class ClassAwareTrainingSampler(Sampler):
 
 
 def repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> Tensor:
-    """(N,) float32, how often repeat factor sampling draws each image in an epoch, on average.
+    """Expected number of draws of each image per epoch under repeat factor sampling, (N,) float32.
 
     Args:
-        cfg (CfgNode): DATALOADER.REPEAT_THRESHOLD, and REPEAT_SQRT where Detectron2 has it.
+        cfg (CfgNode): DATALOADER.REPEAT_THRESHOLD, and REPEAT_SQRT if Detectron2 has it.
         records (Sequence[dict]): N images in Detectron2's data set form.
     """
     # Releases after 0.6 can repeat by the frequency itself instead of its square root.
@@ -145,9 +145,9 @@ def repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> Tensor:
 
 
 def described_sampler(cfg: CfgNode) -> str:
-    """The training sampler with all that decides how often it draws an image.
+    """The training sampler with all options that affect how often it draws an image.
 
-    A sampler that `repetitions` does not know is not followed: the plain one is named.
+    Statistics do not follow a sampler unknown to `repetitions`, so the plain sampler is named then.
 
     Args:
         cfg (CfgNode): DATALOADER.SAMPLER_TRAIN, REPEAT_THRESHOLD, and REPEAT_SQRT where Detectron2
@@ -161,15 +161,15 @@ def described_sampler(cfg: CfgNode) -> str:
 
 
 def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
-    """How often the training sampler draws each image in an epoch, on average.
+    """Expected number of draws of each image per epoch by the training sampler.
 
     Args:
         cfg (CfgNode): DATALOADER.SAMPLER_TRAIN.
         records (Sequence[dict]): N images in Detectron2's data set form.
 
     Returns:
-        Tensor: (N,) float; None for samplers that are not known here. Class-aware sampling has no
-        epochs: N draws are taken for one.
+        Tensor: (N,) float; None for unknown samplers. Class-aware sampling has no epochs, so N
+        draws count as one.
     """
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler == "TrainingSampler":
@@ -181,6 +181,8 @@ def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
     if sampler == "ClassAwareTrainingSampler":
         classes = [_classes(record) for record in records]
         images = Counter(itertools.chain.from_iterable(classes))
+        # Each class is drawn with probability 1 / K, and then each of its images with equal
+        # probability.
         share = [sum(1 / images[category] for category in each) for each in classes]
         return torch.tensor(share) * (len(records) / max(len(images), 1))
     return None

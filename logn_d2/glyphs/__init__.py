@@ -1,4 +1,4 @@
-"""LT-Glyphs: a long-tail detection benchmark that is drawn on the spot, in LVIS's form."""
+"""LT-Glyphs: a long-tail detection benchmark in LVIS format that is drawn locally."""
 
 from .dataset import draw_glyphs, glyphs_folder, verify_glyphs
 from .registration import register_glyphs

@@ -29,7 +29,7 @@ from .store import (
 
 __all__ = ["draw_glyphs", "glyphs_folder", "verify_glyphs"]
 
-# Raised whenever the same size and seed would give other images than before.
+# Increased whenever the same size and seed would give other images than before.
 DRAWING_VERSION = 1
 
 
@@ -41,7 +41,7 @@ def glyphs_folder(root: str | os.PathLike, size_name: str) -> Path:
 def _settings(size: GlyphSize, seed: int) -> dict[str, Any]:
     fields = dataclasses.asdict(size)
     if size.names_per_character == 1:
-        del fields["names_per_character"]  # sets of before there was a choice are the same set
+        del fields["names_per_character"]  # sets drawn before this field existed are the same
     settings = {"version": DRAWING_VERSION, "seed": seed, "size": fields}
     return json.loads(json.dumps(settings))  # tuples become lists, as read from a file
 
@@ -53,23 +53,23 @@ def draw_glyphs(
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw LT-Glyphs below a datasets root, or verify and re-use what is there.
+    """Draw LT-Glyphs below a datasets root, or verify and re-use an existing set.
 
-    The images depend on size and seed alone, not on the number of processes. An interrupted
-    drawing goes on where it stopped.
+    The images depend only on size and seed, not on the number of processes. An interrupted drawing
+    resumes where it stopped.
 
     Args:
         root (path): datasets root; the set lies in ``root/lt_glyphs/<size>``.
         size (str or GlyphSize): a name in ``SIZES``, or a size of your own.
         seed (int): >= 0.
-        num_workers (int or None): processes; None takes all processors. 1 starts none.
-        overwrite (bool): replace a set that was drawn with another seed or other settings.
+        num_workers (int or None): processes; None uses all processors. 1 starts none.
+        overwrite (bool): replace a set drawn with another seed or other settings.
 
     Returns:
         Path: the folder of the set.
 
     Raises:
-        ValueError: the folder holds a set with another seed or other settings, or the files of a
+        ValueError: the folder contains a set with another seed or other settings, or the files of a
             finished set have changed.
         OSError: the disk is full or the folder cannot be written.
 
@@ -91,7 +91,7 @@ def draw_glyphs(
         return folder
     with folder_lock(folder):
         _prepare_folder(folder, settings, overwrite)
-        if not _is_finished(folder, settings):  # else another process has just drawn it
+        if not _is_finished(folder, settings):  # unless another process has just drawn it
             _draw_set(folder, size, settings, num_workers or os.cpu_count() or 1)
     return folder
 
@@ -108,7 +108,7 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _prepare_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder ready to draw into; refuse to mix two sets in it."""
+    """Prepare the folder for drawing; refuse to mix two sets in it."""
     found = _read_settings(folder)
     if found is not None and found != settings and not overwrite:
         raise UserError(
@@ -116,7 +116,7 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> 
             "Choose another root, or replace it with overwrite=True (--overwrite)."
         )
     if found is not None and overwrite:
-        for name in (CHECKSUM_FILE, SETTINGS_FILE):  # first what says that the set is there
+        for name in (CHECKSUM_FILE, SETTINGS_FILE):  # first the files that mark the set as present
             (folder / name).unlink(missing_ok=True)
         for name in (PARTS_FOLDER, "annotations", *SPLITS):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -124,7 +124,7 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> 
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The first few settings in which two sets differ, for an error message."""
+    """The first differing settings of two sets, for an error message."""
     flat = [{**s, **s.get("size", {}), "size": None} for s in (found, asked)]
     keys = [k for k in {**flat[0], **flat[1]} if flat[0].get(k) != flat[1].get(k)]
     parts = [f"{k}={flat[0].get(k)}, asked for {k}={flat[1].get(k)}" for k in keys[:3]]
@@ -132,7 +132,7 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def _draw_set(folder: Path, size: GlyphSize, settings: Mapping[str, Any], num_workers: int) -> None:
-    """Draw what is missing, then write annotations and, last of all, checksums."""
+    """Draw missing images, then write annotations and, last of all, checksums."""
     shards = make_shards(folder, size, settings["seed"])
     draw_shards(shards, num_workers)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -149,7 +149,7 @@ def _draw_set(folder: Path, size: GlyphSize, settings: Mapping[str, Any], num_wo
     checksums[SETTINGS_FILE] = sha256_of(folder / SETTINGS_FILE)
     write_checksums(folder, checksums)
     shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
-    for leftover in folder.glob("**/.*.tmp"):  # of a killed process
+    for leftover in folder.glob("**/.*.tmp"):  # from a killed process
         leftover.unlink(missing_ok=True)
 
 
@@ -157,13 +157,13 @@ def verify_glyphs(folder: str | os.PathLike) -> list[str]:
     """Compare a finished set with its checksums.
 
     Args:
-        folder (path): what :func:`draw_glyphs` returned.
+        folder (path): the result of :func:`draw_glyphs`.
 
     Returns:
-        list[str]: one line for each file that is missing or has changed; empty when all is well.
+        list[str]: one line for each missing or changed file; empty if there is none.
 
     Raises:
-        FileNotFoundError: the set is not finished.
+        FileNotFoundError: the set is unfinished.
 
     Example:
         >>> verify_glyphs("datasets/lt_glyphs/tiny")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Draw one planned image of LT-Glyphs and outline what is visible of each object."""
+"""Draw one planned image of LT-Glyphs and outline the visible part of each object."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Place = tuple[slice, slice]
 
 _PLACING_ATTEMPTS = 40
 # Masks are outlined at this multiple of the resolution: contours run through pixel centres, which
-# would take half a pixel from either side of strokes that are only a few pixels wide.
+# would cost strokes of a few pixels half a pixel on either side.
 _OUTLINE_SCALE = 4
 _MIN_PART_AREA = 2.0  # px^2; smaller parts are specks
-_FAINTEST = 0.1  # an object that shows less than this in every pixel is not visible
+_FAINTEST = 0.1  # an object that covers less than this share of every pixel is not visible
 
 
 @dataclasses.dataclass
@@ -30,11 +30,11 @@ class DrawnObject:
 
     Attributes:
         class_index (int): in [0, K).
-        annotated (bool): whether the annotation tells of it.
+        annotated (bool): whether it is annotated.
         full_area (float): ink in px^2 before anything covered it.
-        visible_area (float): what is left of it.
+        visible_area (float): visible ink in px^2.
         visible (np.ndarray): float32 (px, px), share of each pixel that shows this object.
-        polygons (list[list[float]]): outline of the visible ink, x and y in turn, in px.
+        polygons (list[list[float]]): outline of the visible ink, alternating x and y, in px.
     """
 
     class_index: int
@@ -59,7 +59,7 @@ class DrawnObject:
 
 
 class _Scene:
-    """An image being painted, and what is still visible of the objects in it.
+    """An image being painted, and the visible parts of its objects.
 
     A layer is an alpha (h, w) with its ``place``, the slices of rows and columns that it covers.
     """
@@ -84,13 +84,13 @@ class _Scene:
         under += alpha[..., None] * (color - under)
 
     def hide(self, alpha: np.ndarray, place: Place) -> None:
-        """Take a layer from what is visible of the objects so far."""
+        """Remove a layer from the visible parts of the objects so far."""
         for drawn in self.objects:
             drawn.visible_area -= float((drawn.visible[place] * alpha).sum())
             drawn.visible[place] *= 1 - alpha
 
     def contrasting_color(self, alpha: np.ndarray, place: Place) -> np.ndarray:
-        """A random colour that differs from what lies under a layer by the size's contrast."""
+        """A random colour that differs in brightness from the pixels under a layer."""
         under = (self.image[place].mean(axis=2) * alpha).sum() / max(float(alpha.sum()), 1e-6)
         colors = self.rng.uniform(0, 255, (16, 3)).astype(np.float32)
         distance = np.abs(colors.mean(axis=1) - under)
@@ -98,7 +98,7 @@ class _Scene:
         return colors[enough[0] if enough.size else int(distance.argmax())]
 
     def add_clutter(self, alpha: np.ndarray, place: Place) -> bool:
-        """Paint something that is no object, unless it would hide too much of one."""
+        """Paint a shape that is not an object, unless it would hide too much of one."""
         if self.hides_too_much(alpha, place):
             return False
         self.paint(alpha, place, self.rng.uniform(0, 255, 3).astype(np.float32))
@@ -109,7 +109,7 @@ class _Scene:
         """Paint a glyph where it leaves enough of the others visible; False if there is no room."""
         px = self.size.image_px
         for attempt in range(_PLACING_ATTEMPTS):
-            # A crowded image gets smaller glyphs rather than fewer: the counts are promised.
+            # A crowded image gets smaller glyphs, not fewer: the planned counts must hold.
             shrink = 0.94 ** max(0, attempt - 10)
             body, outer = draw_glyph(character, shrink, self.size, self.rng)
             height, width = outer.shape
@@ -129,7 +129,7 @@ class _Scene:
         return False
 
     def paint_glyph(self, body: np.ndarray, outer: np.ndarray, place: Place) -> None:
-        """Paint a letter, with an outline of another colour where ``outer`` is larger."""
+        """Paint a letter, with an outline in another colour if ``outer`` is larger."""
         color = self.contrasting_color(outer, place)
         if (body < outer).any():
             self.paint(outer, place, color)
@@ -137,7 +137,7 @@ class _Scene:
         self.paint(body, place, color)
 
     def occlude(self, drawn: DrawnObject) -> None:
-        """Paint something across an object, at the first of a few places that leaves enough."""
+        """Paint a shape across an object where it leaves enough visible, after a few attempts."""
         rows, columns = np.nonzero(drawn.visible > 0.5)
         if rows.size == 0:
             return
@@ -148,24 +148,24 @@ class _Scene:
 
 
 def outline(visible: np.ndarray) -> list[list[float]]:
-    """Polygons around the visible ink, as an annotator would trace it.
+    """Polygons around the visible ink, as an annotator would trace them.
 
-    Holes are filled, as polygons of COCO and LVIS have none; specks are left out.
+    Holes are filled, because polygons of COCO and LVIS have none; specks are left out.
 
     Args:
-        visible (np.ndarray): float32 (h, w) in [0, 1]; more than half of the largest value is
-            inside, so that a stroke thinner than a pixel is not lost.
+        visible (np.ndarray): float32 (h, w) in [0, 1]; pixels above half of the largest value are
+            inside, so that strokes thinner than a pixel are kept.
 
     Returns:
-        list[list[float]]: x and y in turn, pixel edges at whole numbers, at least three points
-        each; empty when nothing is visible.
+        list[list[float]]: alternating x and y with pixel edges at integers, at least three points
+        each; empty if nothing is visible.
     """
     level = float(visible.max()) / 2
     if level < _FAINTEST / 2:
         return []
     inside = visible > level
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    # One pixel of margin, so that the half-covered border is interpolated too.
+    # A margin of one pixel, so that the half-covered border is interpolated too.
     padded = np.pad(visible, 2)
     top, left = int(rows[0]) + 1, int(columns[0]) + 1
     crop = padded[top : rows[-1] + 4, left : columns[-1] + 4]
@@ -200,10 +200,10 @@ def draw_image(
     """Draw one image.
 
     Args:
-        plan (ImagePlan): what it shows.
+        plan (ImagePlan): its content.
         characters (sequence of str): (K,) the vocabulary.
-        size (GlyphSize): how it is drawn.
-        rng (np.random.Generator): all of its randomness.
+        size (GlyphSize): parameters of the drawing.
+        rng (np.random.Generator): source of all its random numbers.
 
     Returns:
         (np.ndarray, list[DrawnObject]): uint8 (px, px, 3) in BGR; the objects, annotated or not,

@@ -1,4 +1,4 @@
-"""Annotations of drawn images in LVIS v1's form.
+"""Annotations of drawn images in LVIS v1 format.
 
 Category and image ids start at 1; classes are contiguous indices in [0, K).
 """
@@ -21,7 +21,7 @@ __all__ = ["count_classes", "image_part", "lvis_json"]
 
 
 def image_part(plan: ImagePlan, file_name: str, objects: Sequence[DrawnObject]) -> dict[str, Any]:
-    """What one image adds to the annotation file; its annotations still have no ids."""
+    """The contribution of one image to the annotation file; its annotations have no ids yet."""
     annotations = [
         {
             "class": drawn.class_index,
@@ -60,7 +60,7 @@ def lvis_json(
     split: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The annotation file of a split; like LVIS's, both splits tell the training counts."""
+    """The annotation file of a split; as in LVIS, both splits contain the training counts."""
     categories = [
         {
             **category_of(character, index + 1, index // size.num_characters + 1),
@@ -93,7 +93,7 @@ def _image_entry(image: dict[str, Any], size: GlyphSize) -> dict[str, Any]:
     return {
         "id": image["index"] + 1,
         "file_name": image["file_name"],
-        # LVIS v1 tells where an image lies by the last two parts of this address alone.
+        # In LVIS v1, the last two parts of this URL are the only path of an image.
         "coco_url": f"http://lt-glyphs.invalid/{image['file_name']}",
         "height": size.image_px,
         "width": size.image_px,

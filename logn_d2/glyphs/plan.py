@@ -1,7 +1,7 @@
-"""What each image of LT-Glyphs shows, decided before anything is drawn.
+"""The content of each image of LT-Glyphs, planned before anything is drawn.
 
-The plan fixes the long tail and the federated lists; drawing only finds places and colours. All of
-it follows from the seed and the size, so workers can draw images in any order.
+The plan fixes the long tail and the federated lists; drawing only chooses places and colours.
+Everything follows from seed and size, so workers can draw images in any order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SPLITS", "ImagePlan", "class_image_counts", "image_generator", "plan
 
 SPLITS = ("train", "val")
 
-# Streams of random numbers of a split, besides those of its images (see `_stream`).
+# Random streams of a split, in addition to those of its images (see `_stream`).
 _COUNTS_STREAM, _PLAN_STREAM = 0, 1
 
 
@@ -43,15 +43,15 @@ def _stream(seed: int, split: str, kind: int) -> np.random.Generator:
 
 
 def image_generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of one image, whichever process draws it."""
+    """The generator of one image, independent of the process that draws it."""
     return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), 1, index]))
 
 
 def class_image_counts(size: GlyphSize, seed: int, split: str) -> np.ndarray:
     """Planned number of images of each class, int64 (K,).
 
-    Training counts are the size's long tail, dealt to the classes at random, so that frequency
-    says nothing about the script. Validation counts differ by at most one.
+    Training counts follow the size's long tail and are assigned to classes at random, so that
+    frequency is independent of the script. Validation counts differ by at most one.
     """
     rng = _stream(seed, split, _COUNTS_STREAM)
     if split == "train":
@@ -65,7 +65,7 @@ def class_image_counts(size: GlyphSize, seed: int, split: str) -> np.ndarray:
 def _image_loads(
     total: int, num_images: int, bounds: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """How many classes each image shows, int64 (num_images,), adding up to ``total``."""
+    """Number of classes in each image, int64 (num_images,), with sum ``total``."""
     low, high = bounds
     loads = rng.integers(low, high + 1, num_images)
     while loads.sum() != total:
@@ -151,6 +151,6 @@ def plan_split(size: GlyphSize, seed: int, split: str) -> list[ImagePlan]:
     rng = _stream(seed, split, _PLAN_STREAM)
     loads = _image_loads(int(counts.sum()), num_images, size.classes_per_image, rng)
     shown = _deal_classes(counts, loads, size.num_characters, rng)
-    # What lies about unannotated follows the natural frequencies, as in photographs.
+    # Unannotated objects follow the natural frequencies, as in photographs.
     world = counts.astype(np.float64)
     return [_plan_image(i, classes, size, world, rng) for i, classes in enumerate(shown)]

@@ -1,4 +1,4 @@
-"""Names for LT-Glyphs in Detectron2's catalogs."""
+"""Registration of LT-Glyphs in Detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["register_glyphs"]
 def register_glyphs(root: str | os.PathLike[str] | None = None) -> list[str]:
     """Register ``lt_glyphs_{size}_train`` and ``lt_glyphs_{size}_val`` for every named size.
 
-    Like Detectron2's own data sets they are registered whether or not they are there, and read
-    when used. Calling it again with another root moves the names there.
+    Like Detectron2's own data sets they are registered even if they do not exist yet, and read when
+    used. Another call with a different root moves the names there.
 
     Args:
         root (path or None): datasets root; None takes $DETECTRON2_DATASETS, else ``datasets``.

@@ -1,4 +1,4 @@
-"""What LT-Glyphs paints: backgrounds, glyphs, shapes of no class. Every function takes a generator.
+"""Layers of LT-Glyphs: backgrounds, glyphs, shapes without a class; each takes a generator.
 
 Alphas are float32 in [0, 1], colours float32 (3,) in [0, 255] (blue, green, red).
 """
@@ -55,7 +55,7 @@ def _affine(
     linear = rotation @ np.array([[1, shear], [0, 1]]) @ np.diag([stretch, 1 / stretch]) * scale
     corners = linear @ np.array([[0, width, 0, width], [0, 0, height, height]], dtype=np.float64)
     low, high = corners.min(axis=1), corners.max(axis=1)
-    # warpAffine maps pixel centres, the corners are pixel edges: half a pixel on either side.
+    # warpAffine maps pixel centres, but the corners are pixel edges: shift by half a pixel.
     shift = linear @ [0.5, 0.5] - 0.5 - low
     new_width, new_height = np.ceil(high - low).astype(int)
     return np.column_stack([linear, shift]), int(new_height), int(new_width)
@@ -64,7 +64,7 @@ def _affine(
 def draw_glyph(
     character: str, shrink: float, size: GlyphSize, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A character in a random face, size, pose and pen.
+    """Draw a character with a random face, size, pose and pen.
 
     Args:
         character (str): one character.
@@ -110,14 +110,14 @@ def _points(center: np.ndarray, radius: float, count: int, rng: np.random.Genera
 
 
 def _cut(canvas: np.ndarray) -> Layer:
-    """The alpha of what was drawn on a canvas, cut to its bounds, and its place there."""
+    """The alpha of the drawing on a canvas, cut to its bounds, and its place there."""
     left, top, width, height = cv2.boundingRect(canvas)
     place = np.s_[top : top + height, left : left + width]
     return canvas[place].astype(np.float32) / 255, place
 
 
 def draw_shape(size: GlyphSize, rng: np.random.Generator) -> Layer:
-    """A shape that belongs to no class, about as large as a glyph: alpha (h, w) and place.
+    """A shape without a class, about as large as a glyph: alpha (h, w) and place.
 
     Half of them are pen strokes of a glyph's width, so that not every stroke is an object.
     """

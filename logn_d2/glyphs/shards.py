@@ -1,6 +1,6 @@
-"""Draw images in runs of fifty, in parallel, so that an interrupted drawing loses little.
+"""Draw images in shards of fifty, in parallel, so that an interrupted drawing loses little.
 
-The annotations of a run are written after its images; a run that has them is not drawn again.
+The annotations of a shard are written after its images; a shard that has them is not drawn again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 _SHARD_IMAGES = 50
 _JPEG_QUALITY = 95
-# Starting processes costs more than it gains below this many images.
+# Below this number of images, starting processes costs more than it gains.
 _MIN_IMAGES_FOR_WORKERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A run of images that one process draws."""
+    """A block of images drawn by one process."""
 
     folder: Path
     size: GlyphSize
@@ -48,7 +48,7 @@ class Shard:
 
     @property
     def part_file(self) -> Path:
-        """Where its annotations are kept until all shards are drawn."""
+        """The file with its annotations until all shards are drawn."""
         return self.folder / PARTS_FOLDER / f"{self.split}_{self.number:05d}.json"
 
     def read_part(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Shard:
         return json.loads(self.part_file.read_text(encoding="utf-8"))
 
     def is_drawn(self) -> bool:
-        """Whether its annotations and all of its images are there."""
+        """Whether its annotations and all of its images exist."""
         if not self.part_file.is_file():
             return False
         return all((self.folder / name).is_file() for name in self.read_part()["checksums"])
@@ -81,7 +81,7 @@ class Shard:
 
 
 def _characters(size: GlyphSize) -> tuple[str, ...]:
-    """The character of each class, none of the size that it must be unlike."""
+    """The character of each class, without those of the size that it must be unlike."""
     others = () if size.unlike is None else _characters(get_size(size.unlike))
     vocabulary = select_vocabulary(size.num_characters, size.similarity, others)
     return vocabulary * size.names_per_character
@@ -100,11 +100,11 @@ def make_shards(folder: Path, size: GlyphSize, seed: int) -> list[Shard]:
 
 
 def draw_shards(shards: Sequence[Shard], num_workers: int) -> None:
-    """Draw what is not drawn yet, with a progress bar.
+    """Draw the missing shards, with a progress bar.
 
     Args:
-        shards (sequence of Shard): all of a set.
-        num_workers (int): processes; few images are drawn without any.
+        shards (sequence of Shard): all shards of a set.
+        num_workers (int): number of processes; a few images are drawn without any.
     """
     from tqdm import tqdm
 
@@ -122,7 +122,7 @@ def draw_shards(shards: Sequence[Shard], num_workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Let a drawing process end when its parent is killed; it would wait for work for ever."""
+    """End a drawing process when its parent is killed; it would wait for work forever."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -132,12 +132,12 @@ def _end_with_parent() -> None:
 
 
 def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
-    """The number of images of each shard as it is finished."""
+    """Yield the number of images of each shard when it is finished."""
     if num_workers <= 1:
         yield from map(Shard.draw, shards)
         return
-    # Forked processes start at once; importing torch in each new one would take longer than
-    # drawing. They touch only numpy and OpenCV, and OpenCV on one thread.
+    # Forked processes start at once; importing torch in each new process would take longer than
+    # drawing. They use only numpy and OpenCV, the latter with one thread.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -149,8 +149,8 @@ def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
             yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A drawing process was killed, perhaps for want of memory. Run the same command "
-            "again: it goes on where it stopped. Fewer processes (num_workers) need less memory."
+            "A drawing process was killed, possibly because memory ran out. Run the same command "
+            "again to resume. Fewer processes (num_workers) need less memory."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The named sizes of LT-Glyphs: one table that holds every knob of difficulty.
+"""The named sizes of LT-Glyphs: one table with every parameter of difficulty.
 
 Lengths are in pixels of the drawn image unless said otherwise, angles in degrees, colours in
 [0, 255], rates in [0, 1].
@@ -22,7 +22,7 @@ LVIS_V1_KNOTS = ((0.0, 1.0), (337 / 1203, 10.5), (798 / 1203, 100.5), (1.0, 1977
 
 @dataclasses.dataclass(frozen=True)
 class GlyphSize:
-    """Everything that decides what a drawn data set looks like and how hard it is.
+    """All parameters of the appearance and difficulty of a drawn data set.
 
     Attributes:
         name (str): part of the folder and of the registered names.
@@ -31,36 +31,39 @@ class GlyphSize:
         image_px (int): height and width of an image.
         classes_per_image (tuple[int, int]): smallest and largest number of different annotated
             classes in an image.
-        repeat_rate (float): chance that an annotated class is drawn once more in the same image.
-        zipf_exponent, zipf_offset (float): the class of rank r (from 1) gets a number of training
+        repeat_rate (float): probability that an annotated class is drawn once more in the same
+            image.
+        zipf_exponent, zipf_offset (float): the class of rank r (from 1) has a number of training
             images proportional to (r + offset) ** -exponent. The offset flattens the head.
-        count_knots (tuple[tuple[float, float], ...] or None): when given, image counts follow
-            this quantile curve (see :func:`knot_image_counts`) and the Zipf fields are not used.
+        count_knots (tuple[tuple[float, float], ...] or None): if given, image counts follow this
+            quantile curve (see :func:`knot_image_counts`) instead of the Zipf fields.
         rare_max, common_max (int): a class is rare (r) in at most ``rare_max`` training images,
             common (c) in at most ``common_max``, else frequent (f). LVIS uses 10 and 100; a set
-            with few images needs smaller numbers, or no class would ever be frequent.
-        similarity (float): two characters whose 16 x 16 drawings have a larger cosine are not
-            both in the vocabulary. Lower is easier, and leaves fewer characters.
-        unlike (str or None): name of a size; none of its characters is used, nor one too similar.
-        names_per_character (int): classes that share a character. An object has one of its
-            character's names; the others are neither present nor known to be absent.
+            with few images needs smaller limits, or no class would be frequent.
+        similarity (float): largest cosine similarity of the 16 x 16 drawings of two characters in
+            the
+            vocabulary. Lower values are easier and leave fewer characters.
+        unlike (str or None): name of a size whose characters, and similar ones, are excluded.
+        names_per_character (int): number of classes that share a character. An object carries one
+            of
+            its character's names; the others are neither present nor known to be absent.
         glyph_px (tuple[float, float]): longest side of a glyph before rotation, log-uniform.
-        aspect (float): largest stretch of one axis against the other, as a factor >= 1.
+        aspect (float): largest stretch of one axis relative to the other, as a factor >= 1.
         rotation (float): largest rotation to either side.
         shear (float): largest horizontal shear, as a tangent.
         stroke (float): largest thickening of the pen, as a share of the glyph's longest side.
-        contrast (float): least distance in brightness between a glyph and what is under it.
+        contrast (float): smallest difference in brightness between a glyph and its background.
         background (float): amplitude of the background's texture.
         blur (float): largest standard deviation of the Gaussian blur of an image.
         noise (float): largest standard deviation of the pixel noise of an image.
-        occlusion_rate (float): chance that something is painted across an object.
-        min_visible (float): objects keep at least this share of their ink visible.
-        distractors (tuple[int, int]): number of shapes that belong to no class.
+        occlusion_rate (float): probability that a shape is painted across an object.
+        min_visible (float): smallest visible share of an object's ink.
+        distractors (tuple[int, int]): smallest and largest number of shapes without a class.
         negatives_per_image (int): sampled classes known to be absent from an image.
         not_exhaustive_rate (float): share of the (image, class) pairs in which one more instance
             is drawn without annotation, and the class is listed as not exhaustively annotated.
-        unlabelled_rate (float): chance that an image holds an object of a class about which its
-            annotation says nothing; the federated rule must ignore detections of it.
+        unlabelled_rate (float): probability that an image shows an object of an unverified class,
+            whose detections the federated rule must ignore.
     """
 
     name: str
@@ -118,7 +121,7 @@ class GlyphSize:
         return self.num_classes // self.names_per_character
 
     def frequency_of(self, image_count: int) -> str:
-        """The group letter, "r", "c" or "f", of a class seen in ``image_count`` images."""
+        """Group letter, "r", "c" or "f", of a class in ``image_count`` training images."""
         if image_count <= self.rare_max:
             return "r"
         return "c" if image_count <= self.common_max else "f"
@@ -140,13 +143,13 @@ def zipf_image_counts(
 
     Args:
         num_classes (int): K.
-        total (int): what the counts should add up to; met as far as rounding allows.
+        total (int): sum of the counts, met as far as rounding allows.
         largest (int): no count may exceed it (the number of images).
         exponent (float): count of rank r is proportional to (r + offset) ** -exponent.
         offset (float): flattens the head; 0 is Zipf's law.
 
     Returns:
-        np.ndarray: int64 (K,), falling, every count in [1, largest].
+        np.ndarray: int64 (K,), decreasing, every count in [1, largest].
 
     Example:
         >>> zipf_image_counts(5, total=228, largest=100, exponent=1.0).tolist()
@@ -167,16 +170,16 @@ def zipf_image_counts(
 def knot_image_counts(num_classes: int, knots: Sequence[tuple[float, float]]) -> np.ndarray:
     """Image counts along a quantile curve that is log-linear between knots.
 
-    Only the borders of a published distribution are needed to imitate its shape: with
-    ``LVIS_V1_KNOTS`` and 1,203 classes the groups are LVIS v1's 337 r, 461 c and 405 f.
+    The boundaries of a published distribution suffice to imitate its shape: with ``LVIS_V1_KNOTS``
+    and 1,203 classes the groups are LVIS v1's 337 r, 461 c and 405 f.
 
     Args:
         num_classes (int): K.
-        knots (sequence of (float, float)): (share of classes at or below, image count), rising
+        knots (sequence of (float, float)): (share of classes at or below, image count), increasing
             from share 0 to share 1.
 
     Returns:
-        np.ndarray: int64 (K,), falling, every count >= 1.
+        np.ndarray: int64 (K,), decreasing, every count >= 1.
     """
     share, count = np.asarray(knots, dtype=np.float64).T
     # Class centres (i + 0.5) / K, stretched so that the first and the last class hit the ends.
@@ -225,7 +228,7 @@ SIZES: dict[str, GlyphSize] = {
             not_exhaustive_rate=0.1,
         ),
         _DEMO,
-        # Characters that demo leaves out, all equally often: to start from, as LVIS's detectors
+        # Characters outside demo, all equally frequent: a start for trainings, as LVIS's detectors
         # start from other photographs.
         dataclasses.replace(
             _DEMO,
@@ -234,8 +237,8 @@ SIZES: dict[str, GlyphSize] = {
             count_knots=((0.0, 45.0), (1.0, 45.0)),
             unlike="demo",
         ),
-        # Demo's characters with two interchangeable names each, as LVIS has near-synonyms: which
-        # of them an object carries can't be seen, and one name may be rare, the other frequent.
+        # Demo's characters with two interchangeable names each, like LVIS's near-synonyms: an image
+        # does not show which name an object carries, and one may be rare and the other frequent.
         dataclasses.replace(
             _DEMO,
             name="synonyms",
@@ -261,7 +264,7 @@ SIZES: dict[str, GlyphSize] = {
 
 
 def get_size(size: str | GlyphSize) -> GlyphSize:
-    """The size of that name; a :class:`GlyphSize` is returned as it is.
+    """Return the size of a name; a :class:`GlyphSize` is returned unchanged.
 
     Raises:
         KeyError: no size has this name.

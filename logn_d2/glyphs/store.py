@@ -1,12 +1,12 @@
-"""The folder of a drawn set: files that appear whole or not at all, and their checksums.
+"""The folder of a drawn set: files written completely or not at all, and their checksums.
 
 <root>/lt_glyphs/<size>/::
 
   settings.json                             size, seed, version: what the rest follows from
   train/000000000001.jpg ...  val/...       images
-  annotations/lt_glyphs_<size>_train.json   LVIS v1 form; _val.json likewise
-  SHA256SUMS                                written last; ``sha256sum -c SHA256SUMS`` checks it
-  .parts/                                   while drawing: annotations of finished images
+  annotations/lt_glyphs_<size>_train.json   LVIS v1 format; _val.json likewise SHA256SUMS
+  written last; ``sha256sum -c SHA256SUMS`` checks it .parts/
+  during drawing: annotations of finished images
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARTS_FOLDER = ".parts"
 
 
 def annotation_file(folder: Path, size_name: str, split: str) -> Path:
-    """Where the annotations of a split lie."""
+    """Path of the annotations of a split."""
     return Path(folder) / "annotations" / f"lt_glyphs_{size_name}_{split}.json"
 
 
@@ -48,14 +48,14 @@ def write_file(path: Path, content: bytes) -> str:
     """Write a file under a temporary name, then rename it.
 
     Args:
-        path (Path): final name; missing folders are made.
-        content (bytes): all of it.
+        path (Path): final name; missing folders are created.
+        content (bytes): the complete content.
 
     Returns:
         str: SHA-256 of the content, hexadecimal.
 
     Raises:
-        OSError: nothing could be written; nothing is left under the final or temporary name.
+        OSError: the write failed; no file is left under the final or temporary name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,8 +70,8 @@ def write_file(path: Path, content: bytes) -> str:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write {path} ({error.strerror}). Free space or choose a folder that can be "
-            "written; the same command then goes on where it stopped",
+            f"cannot write {path} ({error.strerror}). Free space or choose a writable folder; the "
+            "same command then resumes where it stopped",
         ) from error
     return hashlib.sha256(content).hexdigest()
 
@@ -97,13 +97,13 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """{relative path: digest} of a finished set.
 
     Raises:
-        FileNotFoundError: the set is not finished.
+        FileNotFoundError: the set is unfinished.
     """
     path = Path(folder) / CHECKSUM_FILE
     if not path.is_file():
         raise MissingFileError(
-            f"{path} is missing: the set was not drawn, or not to its end. Draw it with "
-            "`logn data draw`; an interrupted drawing continues where it stopped."
+            f"{path} is missing: the set was not drawn, or is unfinished. Draw it with `logn data "
+            "draw`, which resumes an interrupted drawing."
         )
     pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
     return {name: digest for digest, name in pairs}
@@ -113,8 +113,8 @@ def read_checksums(folder: Path) -> dict[str, str]:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time draw into a folder; others wait.
 
-    The lock belongs to the process and ends with it, however it ends. Where the system has no
-    ``flock`` nothing is locked.
+    The lock is released when the process ends, even if it is killed. Without ``flock`` on the
+    system, nothing is locked.
     """
     try:
         import fcntl
@@ -127,7 +127,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write into {folder} ({error.strerror}); choose a folder that can be written",
+            f"cannot write into {folder} ({error.strerror}); choose a writable folder",
         ) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

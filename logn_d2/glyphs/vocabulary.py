@@ -1,4 +1,4 @@
-"""Which characters are the classes of LT-Glyphs, and their bitmaps in seven faces."""
+"""The characters of LT-Glyphs's classes, and their bitmaps in seven faces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import MissingFileError, UserError
 
 __all__ = ["FACES", "category_of", "glyph_bitmap", "select_vocabulary"]
 
-# The faces that every matplotlib installation ships and that hold most characters in common.
+# Faces that every matplotlib installation ships and that share the most characters.
 FACES = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -24,8 +24,8 @@ FACES = (
     "DejaVuSerif-Bold",
 )
 
-# Longest against shortest side of the ink. Dashes and bars beyond it differ from each other by
-# their length alone, which random scaling removes.
+# Largest ratio of longest to shortest side of the ink. Dashes and bars beyond it differ only in
+# length, which random scaling removes.
 _MAX_ELONGATION = 3.5
 _COMPARE_PX = 16
 
@@ -47,7 +47,7 @@ def _face_path(face: int) -> str:
 def _font(face: int, px: int) -> Any:
     from PIL import ImageFont
 
-    # The basic layout engine: the other one depends on an optional system library.
+    # The basic layout engine, because the other one depends on an optional system library.
     return ImageFont.truetype(_face_path(face), px, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -61,8 +61,8 @@ def glyph_bitmap(character: str, face: int, px: int) -> np.ndarray:
         px (int): font size (em).
 
     Returns:
-        np.ndarray: uint8 (h, w), 255 is ink; (0, 0) for an empty glyph. Shared by all callers:
-        do not change it.
+        np.ndarray: uint8 (h, w), 255 is ink; (0, 0) for an empty glyph. The array is shared by all
+        callers and must not be changed.
     """
     mask = _font(face, px).getmask(character, mode="L")
     width, height = mask.size
@@ -74,18 +74,18 @@ def glyph_bitmap(character: str, face: int, px: int) -> np.ndarray:
 
 
 def _common_characters() -> list[str]:
-    """Characters that all faces hold, in code point order, without marks, blanks, controls."""
+    """Characters in all faces, in code point order, without marks, blanks and controls."""
     from matplotlib.ft2font import FT2Font
 
     common = set.intersection(
         *(set(FT2Font(_face_path(face)).get_charmap()) for face in range(len(FACES)))
     )
-    # M combine with a neighbour, Z are blank, C are controls and private characters without name.
+    # M combines with a neighbour, Z is blank, C are controls and private characters without a name.
     return [chr(c) for c in sorted(common) if unicodedata.category(chr(c))[0] not in "MZC"]
 
 
 def _thumbnail(bitmap: np.ndarray) -> np.ndarray:
-    """A bitmap centred in a square and shrunk, float32 (16 * 16,), of norm 1."""
+    """A bitmap centred in a square and shrunk, float32 (16 * 16,), with norm 1."""
     import cv2
 
     height, width = bitmap.shape
@@ -119,15 +119,15 @@ def _compared_characters() -> tuple[list[str], np.ndarray]:
 def select_vocabulary(
     num_classes: int, similarity: float, unlike: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """The characters that are the classes; the same for every seed.
+    """The characters of the classes, the same for every seed.
 
-    In code point order a character is kept unless it looks like one kept before; of the kept
+    In code point order, a character is kept unless it resembles an earlier kept one; of the kept
     ones, ``num_classes`` are taken at equal distances, so that all scripts are represented.
 
     Args:
         num_classes (int): K.
-        similarity (float): largest mean cosine of two classes' 16 x 16 drawings.
-        unlike (tuple[str, ...]): characters that no class may be or look like.
+        similarity (float): largest mean cosine of the 16 x 16 drawings of two classes.
+        unlike (tuple[str, ...]): characters that no class may equal or resemble.
 
     Returns:
         tuple[str, ...]: K characters in code point order.

@@ -1,6 +1,6 @@
 """The LVIS rule on arrays: detections, ground truth, matching, AP. Needs numpy and pycocotools.
 
-Data sets in COCO's form, where every image is annotated for every class, are a special case.
+Data sets in COCO format, where every image is annotated for every class, are a special case.
 """
 
 from .checks import check_detections, check_groups

@@ -1,15 +1,16 @@
-"""Precision and recall from matches, once or for many weights of the images.
+"""Precision and recall from matches, for one or many weightings of the images.
 
 Precision falls at every false positive and jumps at true positives, so the largest precision at or
-beyond a recall is that of a true positive: detections that match nothing are only counted.
+beyond a recall is always attained at a true positive. Detections without a match only need to be
+counted.
 
 With integer weights the result is that of a data set in which each image occurs as often as its
-weight says, the copies of a detection one after another in the ranking. That is what a bootstrap
-over images needs: the matches stay, the weights change.
+weight says, with the copies of a detection adjacent in the ranking. A bootstrap over images needs
+exactly this: the matches stay, the weights change.
 
 Shapes: D detections, Dk of class k, M of D with a candidate object, N images, B sets of weights, K
-foreground classes, A area ranges, T thresholds of IoU, E outcomes that matter in a class, S
-segments: (area, threshold) with an outcome. Where there is one set of weights, B is left out.
+foreground classes, A area ranges, T thresholds of IoU, E relevant outcomes of a class, S segments:
+(area, threshold) pairs with an outcome. With a single set of weights, the axis B is missing.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _NEXT_RECALL = np.append(_RECALLS[1:], np.inf)
 
 
 class Accumulator:
-    """Sorts outcomes once; then each call is a few passes over arrays.
+    """Sorts outcomes once, so that each call takes only a few passes over arrays.
 
     Args:
-        category (ndarray): (D,) ascending, of detections in the order of their scores.
+        category (ndarray): (D,) ascending; within a class, detections are in descending order of
+            score.
         counted (ndarray): (D, A) bool, whether a detection is a false positive if unmatched.
         rows (ndarray): (M,) the detections with a candidate, ascending.
         outcome (ndarray): (M, A, T) int8 from `match`.
-        image (ndarray | None): (D,) index into the weights; None where none will be given.
+        image (ndarray | None): (D,) index into the weights; None if no call has weights.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Accumulator:
     ) -> None:
         self._shape = outcome.shape[1:]
         self._classes = {}
-        # All bounds at once: each search of a few values may convert the whole array first.
+        # All bounds in one search: each search for a few values may convert the whole array first.
         classes = np.unique(category[rows])
         firsts, lasts = (np.searchsorted(category, classes, side) for side in ("left", "right"))
         mine_firsts, mine_lasts = (np.searchsorted(rows, bound) for bound in (firsts, lasts))
@@ -67,22 +69,22 @@ class Accumulator:
         """Compute precision and recall.
 
         Args:
-            num_gt (ndarray): (B, K, A) objects to be found, each as often as its image counts.
-            weights (ndarray | None): (B, N) float64, how often each image counts, integers of at
-                least 0; None counts each once.
+            num_gt (ndarray): (B, K, A) number of objects, weighted by their images.
+            weights (ndarray | None): (B, N) float64, multiplicity of each image, integers of at
+                least 0; None is 1 for all.
 
         Returns:
             tuple[ndarray, ndarray]: mean precision over 101 recalls and recall, (B, A, T, K) each;
-            NaN where no object is to be found.
+            NaN without objects.
         """
         return self._collect(num_gt, num_gt.shape[:-2], lambda k: (num_gt[..., k, :], weights))
 
     def of_first(self, num_gt: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute precision and recall of the first detections of each class alone.
+        """Compute precision and recall of only the first detections of each class.
 
         Args:
-            num_gt (ndarray): (K, A) objects to be found.
-            number (ndarray): (B, K) how many detections of each class count.
+            num_gt (ndarray): (K, A) number of objects.
+            number (ndarray): (B, K) number of first detections of each class that count.
 
         Returns:
             tuple[ndarray, ndarray]: (B, A, T, K) each, as from a call.
@@ -95,23 +97,25 @@ class Accumulator:
         sets: tuple[int, ...],
         arguments: Callable[[int], tuple[np.ndarray | None, ...]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Put the rates of all classes together; `arguments` gives those of one class."""
+        """Join the rates of all classes; `arguments` maps a class to the arguments of `rates`."""
         found = np.zeros((2, *sets, *self._shape, num_gt.shape[-2]))
         for k, outcomes in self._classes.items():
             area, threshold = outcomes.segments
             if len(area):
                 found[..., area, threshold, k] = outcomes.rates(*arguments(k))
+        # Classes without any candidate were never visited: their precision is 0 if they have
+        # objects, NaN if not.
         absent = (num_gt == 0).swapaxes(-1, -2)[..., None, :]
         found[:, np.broadcast_to(absent, found.shape[1:])] = np.nan
         return found[0], found[1]
 
 
 class _ClassOutcomes:
-    """What matters of the outcomes of one class.
+    """The outcomes of one class that affect precision and recall.
 
     Args:
         counted (ndarray): (Dk, A) bool.
-        rows (ndarray): (m,) of these detections.
+        rows (ndarray): (m,) detections of the class with a candidate.
         outcome (ndarray): (m, A, T).
         image (ndarray | None): (Dk,).
     """
@@ -119,49 +123,58 @@ class _ClassOutcomes:
     def __init__(
         self, counted: np.ndarray, rows: np.ndarray, outcome: np.ndarray, image: np.ndarray | None
     ) -> None:
-        # Nothing is read after the last detection with a candidate.
+        # Later detections can't match, so no precision is read after them.
         length = rows[-1] + 1
         self._image = None if image is None else image[:length]
+        # (A, Dk), contiguous along detections: the running sums go along that axis in every call.
         self._counted = np.ascontiguousarray(counted[:length].T)
         hit = outcome == MATCHED
-        # A detection that found an ignored object, and is ignored itself, changes nothing.
+        # A detection that matched an ignored object and does not count itself changes nothing.
         relevant = hit | ((outcome != 0) & counted[rows][:, :, None])
-        # By segment, and within one the best score first.
+        # nonzero walks the last axis fastest: entries are grouped by segment and, within one, in
+        # order of score.
         area, threshold, entry = np.nonzero(relevant.transpose(1, 2, 0))
         self._row = rows[entry]
         self._hit = hit[entry, area, threshold]
         self._spared = counted[self._row, area]
+        # Flat positions in (A, Dk), so that one gather reads the running count of every entry.
         self._seen = area * length + self._row
         new = np.diff(area * outcome.shape[2] + threshold, prepend=-1) != 0
         self._start = np.flatnonzero(new)
         self._end = np.append(self._start[1:], len(new))[: len(self._start)] - 1
         self._segment = np.cumsum(new) - 1
-        # Added to precisions, so that one pass goes over all segments, the last first.
+        # Added to precisions, so that one running maximum from the end covers all segments: earlier
+        # segments lie higher by 2, and precision is at most 1, so no maximum crosses a boundary.
         self._floor = 2.0 * (len(self._start) - self._segment)
         self.segments = area[self._start], threshold[self._start]
 
     def rates(
         self, num_gt: np.ndarray, weights: np.ndarray | None, number: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean precision and recall of each segment (at least one), (B, S) each.
+        """Mean precision, and recall, of each segment (at least one), (B, S) each.
 
         Args:
-            num_gt (ndarray): (B, A) objects to be found.
-            weights (ndarray | None): (B, N) how often each image counts.
-            number (ndarray | None): (B,) only so many detections count; without B elsewhere.
+            num_gt (ndarray): (B, A) number of objects.
+            weights (ndarray | None): (B, N) multiplicity of each image.
+            number (ndarray | None): (B,) number of first detections that count; the other arguments
+                have no axis B then.
         """
         hits, false = self._hits_and_false(weights)
-        # The summand is lvis-api's guard against 0 / 0; it moves the last digit, so it stays.
+        # The last summand is lvis-api's guard against 0 / 0. It changes the last digit, so we keep
+        # it.
         precision = hits / (false + hits + np.spacing(1)) * self._hit
+        # The 1 avoids a division by 0 in resamples without objects; `_collect` sets these to NaN.
         recall = hits / _take(np.maximum(num_gt, 1), self.segments[0][self._segment])
-        # At how many of the 101 recalls precision is read up to and with each entry, then at each.
+        # The number of the 101 recalls that each entry has reached; their differences say how often
+        # the precision at each entry is read, which replaces lvis-api's search per recall.
         reached = np.where(hits > 0, _recalls_reached(recall), 0)
         reads = np.diff(reached, prepend=0)
+        # The first entry of a segment has no predecessor: undo the difference across the boundary.
         reads[..., self._start] = reached[..., self._start]
         if number is None:
             last = recall[..., self._end]
         else:
-            # What comes later has no say: it is as if it had found nothing.
+            # Zeros remove later entries from the maximum and from the mean.
             counts = self._row < number[:, None]
             precision, recall = precision * counts, recall * counts
             last = np.maximum.reduceat(recall, self._start, axis=-1)
@@ -171,32 +184,37 @@ class _ClassOutcomes:
         return mean, last
 
     def _hits_and_false(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """True and false positives of the segment up to and with each entry, (B, E) each."""
+        """True and false positives of the segment up to and including each entry, (B, E) each."""
         if weights is None:
             weights = np.ones(self._counted.shape[1])
         else:
             weights = _take(weights, self._image)
+        # Sums of integers in float64 are exact, so their differences are too.
         seen = np.cumsum(weights[..., None, :] * self._counted, axis=-1)
         seen = _take(seen.reshape(*weights.shape[:-1], -1), self._seen)
         of_entry = _take(weights, self._row)
         hits = self._running_sum(of_entry * self._hit)
+        # `seen` counts every detection as false; those that matched, and would have counted, are
+        # taken off.
         return hits, seen - self._running_sum(of_entry * self._spared)
 
     def _running_sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum of the segment's values up to and with each entry, (B, E)."""
+        """Sum of the segment's values up to and including each entry, (B, E)."""
         total = np.cumsum(values, axis=-1)
+        # One cumulative sum over all segments, less its value before each segment's start.
         return total - _take(total[..., self._start] - values[..., self._start], self._segment)
 
 
 def _recalls_reached(recall: np.ndarray) -> np.ndarray:
-    """How many of the 101 recalls are not above each (B, E) recall: a search, but quicker."""
+    """Number of the 101 recalls at or below each (B, E) recall: searchsorted, but quicker."""
     place = (recall * (len(_RECALLS) - 1)).astype(np.intp)
-    # A product may be rounded to the next recall, or a recall to the product.
+    # The product may round up to the next recall, or the stored recall may lie above it: one step
+    # in either direction corrects both.
     place += np.take(_NEXT_RECALL, place) <= recall
     place -= np.take(_RECALLS, place) > recall
     return place + 1
 
 
 def _take(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Values at some positions of the last axis."""
+    """Values at positions of the last axis; np.take is faster than fancy indexing here."""
     return np.take(values, index, axis=-1)

@@ -1,4 +1,4 @@
-"""Mistakes that are found before an evaluation: each message names the first and the number.
+"""Checks before an evaluation: each message names the first offender and their number.
 
 Shapes: D detections, K foreground classes.
 """
@@ -15,14 +15,14 @@ from .ground_truth import LvisGroundTruth
 
 __all__ = ["check_arguments", "check_detections", "check_groups"]
 
-# Numbers that would be hidden by a group of this name.
+# AP with these suffixes exists already: a group of this name would hide another metric.
 _TAKEN = {"", "s", "m", "l", "50", "75"}
 
 
 def check_groups(
     groups: np.ndarray | None, num_classes: int, class_groups: Mapping[str, object]
 ) -> None:
-    """Refuse groups of another vocabulary, or whose names are in use.
+    """Refuse groups for another vocabulary, and names that are in use.
 
     Args:
         groups (ndarray | None): group of each class, expected (K,).
@@ -30,45 +30,45 @@ def check_groups(
         class_groups (Mapping): further groups by name.
 
     Raises:
-        ValueError: see above.
+        ValueError: wrong shape, or a name that is in use.
     """
     names = set()
     if groups is not None:
         if groups.shape != (num_classes,):
             raise UserError(
-                f"frequency_groups has shape {groups.shape}, expected ({num_classes},): the name "
-                "of the group of each class of the data set, in the order of its category ids."
+                f"frequency_groups has shape {groups.shape}, expected ({num_classes},): the group "
+                f"name of each class of the data set, in the order of category ids."
             )
         names = set(groups.tolist())
     clash = sorted((_TAKEN & names) | ((_TAKEN | names | {"r", "c", "f"}) & set(class_groups)))
     if clash:
         raise UserError(
-            f"A group is named {clash[0]!r}, and AP{clash[0]} is the name of another number. "
+            f"A group is named {clash[0]!r}, but AP{clash[0]} is the name of another metric. "
             "Choose another name."
         )
 
 
 def check_arguments(ground_truth: object, detections: object) -> None:
-    """Refuse other types by name, swapped arguments above all."""
+    """Refuse other types, above all swapped arguments."""
     if isinstance(ground_truth, LvisGroundTruth) and isinstance(detections, Detections):
         return
     raise UserError(
         f"The ground truth is of type {type(ground_truth).__name__} and the detections are of type "
         f"{type(detections).__name__}, expected LvisGroundTruth and Detections. Are the arguments "
-        "in the other order?"
+        f"swapped?"
     )
 
 
 def check_detections(ground_truth: LvisGroundTruth, detections: Detections, iou_type: str) -> None:
-    """Refuse detections that can't be of this ground truth; name the first offender."""
+    """Refuse detections that can't belong to this ground truth; name the first offender."""
     num_classes, source = ground_truth.num_classes, ground_truth.json_file or "the ground truth"
     category, box = detections.category, detections.box
     _check_kind_of_ids(ground_truth, detections, source)
     _refuse(
         ~np.isin(detections.image_id, ground_truth.image_ids),
         *("image id", detections.image_id),
-        f"one of the {ground_truth.num_images} images of {source}. Was another data set's json "
-        "or another set's predictions given?",
+        f"one of the {ground_truth.num_images} images of {source}. Do the json and the "
+        f"predictions belong to different data sets?",
     )
     _refuse(
         (category < 0) | (category >= num_classes),
@@ -93,20 +93,21 @@ def check_detections(ground_truth: LvisGroundTruth, detections: Detections, iou_
 
 
 def _check_kind_of_ids(ground_truth: LvisGroundTruth, detections: Detections, source: str) -> None:
-    """Refuse "7" where 7 is meant."""
+    """Refuse string ids for integer ids, and the reverse: "7" never equals 7."""
     ids = (detections.image_id, ground_truth.image_ids)
     if not all(map(len, ids)) or len({each.dtype.kind for each in ids}) == 1:
         return
     raise UserError(
         f"The first detection's image id is {ids[0][:1].tolist()[0]!r}, the first of {source} is "
-        f"{ids[1][:1].tolist()[0]!r}: one is a string and the other an integer. Write them alike."
+        f"{ids[1][:1].tolist()[0]!r}: one is a string and the other an integer. Use one type in "
+        f"both."
     )
 
 
 def _check_masks(ground_truth: LvisGroundTruth, detections: Detections, source: str) -> None:
     if ground_truth.masks is None:
         raise UserError(
-            f"{source} was read without masks, or some of its annotations have none, so "
+            f"{source} was read without masks, or none of its annotations has one, so "
             'iou_type="segm" can\'t be computed. Use LvisGroundTruth.from_json(..., masks=True), '
             'or evaluate iou_type="bbox" only.'
         )
@@ -122,7 +123,7 @@ def _check_masks(ground_truth: LvisGroundTruth, detections: Detections, source: 
     _refuse(
         (detections.masks.size != expected).any(axis=1),
         *("mask size (height, width)", detections.masks.size),
-        f"the size of its image in {source}. Were masks made for resized images?",
+        f"the size of its image in {source}. Do the masks belong to resized images?",
     )
 
 

@@ -1,13 +1,13 @@
-"""Detections of a whole data set as a handful of arrays.
+"""Detections of a whole data set as a few arrays.
 
-An LVIS validation run yields millions of detections; as Python dictionaries they take gigabytes
-and minutes to sort. Here a data set is one object of NumPy arrays, which is gathered, cut, saved
-and evaluated without ever becoming a list of dictionaries.
+An LVIS validation run yields millions of detections; as Python dictionaries they take gigabytes,
+and minutes to sort. Here one object of NumPy arrays holds all of them, which are gathered, cut,
+saved and evaluated without ever becoming a list of dictionaries.
 
 Shapes: N images, D detections, K foreground classes. Boxes are
-(x, y, width, height) in pixels, that is the XYWH form of the LVIS result format: evaluating the
-arrays and evaluating the written json then see the same floating-point numbers. Scores are as the
-detector gives them, larger is better.
+(x, y, width, height) in pixels, the XYWH form of the LVIS result format, so that evaluations of the
+arrays and of the written json see the same floating-point numbers. Scores are the detector's own,
+larger is better.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections of any number of images, in no particular order: no evaluation depends on it.
+    """Detections of any number of images, in any order: no evaluation depends on it.
 
     Args:
-        image_id (ndarray): (D,) the data set's own image ids, int64 or strings.
+        image_id (ndarray): (D,) image ids of the data set, int64 or strings.
         category (ndarray): (D,) int32, contiguous class indices in [0, K).
         score (ndarray): (D,) float64.
-        box (ndarray): (D, 4) float32 or float64, XYWH in pixels. The given precision is kept.
+        box (ndarray): (D, 4) float32 or float64, XYWH in pixels; the precision is kept.
         masks (RleMasks | None): D masks, or None for a detector without masks.
 
     Example:
@@ -58,6 +58,8 @@ class Detections:
 
     def __post_init__(self) -> None:
         box = np.asarray(self.box)
+        # float32 is kept: converting would double the memory of millions of boxes and change no
+        # digit.
         box = box if box.dtype == np.float32 else box.astype(np.float64)
         columns = {
             "image_id": image_id_array(self.image_id),
@@ -81,7 +83,7 @@ class Detections:
 
     @classmethod
     def empty(cls) -> Detections:
-        """Return zero detections; they join with any others, with or without masks."""
+        """Return zero detections, which can be joined with any others, with or without masks."""
         return cls([], [], [], np.zeros((0, 4), dtype=np.float32))
 
     @classmethod
@@ -97,7 +99,7 @@ class Detections:
             image_ids (Sequence[int]): the image id of each element.
 
         Returns:
-            Detections: of all images; masks are encoded, bitmaps are not kept.
+            Detections: of all images, with encoded masks instead of bitmaps.
         """
         if len(instances) != len(image_ids):
             raise UserError(f"Got {len(instances)} predictions for {len(image_ids)} image ids.")
@@ -118,8 +120,8 @@ class Detections:
         without = sum(part.masks is None for part in parts)
         if 0 < without < len(parts):
             raise UserError(
-                f"{without} of {len(parts)} sets of detections have no masks, the others have: "
-                "they come from different models. Join sets of one model only."
+                f"{without} of {len(parts)} sets of detections have no masks, but the others do: "
+                f"they come from different models. Join only sets of one model."
             )
         return cls(
             image_id=np.concatenate([part.image_id for part in parts]),
@@ -157,15 +159,15 @@ class Detections:
         return self if len(index) == len(self) else self.take(index)
 
     def canonical(self) -> Detections:
-        """Sort by image, class, score (the best first), box, then mask.
+        """Sort by image, class, descending score, box, then mask.
 
-        Evaluations here do not need it. lvis-api and pycocotools go by the given order where scores
-        are equal: of detections in this order they find the AP that is found here.
+        Our evaluations do not need it. lvis-api and pycocotools keep the input order of equal
+        scores: given detections in this order, they compute the same AP as we do.
         """
         return self.take(sort_positions(self, [-self.score, self.category, self.image_id]))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the columns by name: what `save` writes and processes exchange."""
+        """Return the columns by name, for `save` and for exchange between processes."""
         arrays = {name: getattr(self, name) for name in ("image_id", "category", "score", "box")}
         if self.masks is not None:
             for name in ("counts", "offsets", "size"):
@@ -174,7 +176,7 @@ class Detections:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Detections:
-        """Undo `to_arrays`."""
+        """Invert `to_arrays`."""
         masks = None
         if "mask_counts" in arrays:
             masks = RleMasks(arrays["mask_counts"], arrays["mask_offsets"], arrays["mask_size"])
@@ -185,18 +187,18 @@ class Detections:
         """Write an npz file; an interrupted call leaves no file or the old one.
 
         Args:
-            path (str or PathLike): where to; the name is used as it is.
+            path (str or PathLike): the file; no suffix is appended.
         """
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, format_version=np.int64(_FORMAT_VERSION), **self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Detections:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a file of detections, or of a newer format.
+            ValueError: the file holds no detections, or has a newer format.
         """
         with np.load(os.fspath(path), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -215,7 +217,7 @@ class Detections:
             category_ids (Sequence[int]): K category ids of the data set in class order.
 
         Returns:
-            list[dict]: D dictionaries that json can write.
+            list[dict]: D JSON-serialisable dictionaries.
         """
         ids = np.asarray(category_ids)[self.category].tolist()
         results = [
@@ -253,7 +255,7 @@ class Detections:
             masks = RleMasks.from_dicts(result["segmentation"] for result in results)
         if "bbox" in results[0]:
             box = [result["bbox"] for result in results]
-        else:  # LVIS's own results of masks have no boxes
+        else:  # mask results in LVIS's own format have no boxes
             box = mask_util.toBbox(masks.to_dicts())
         return cls(
             image_id=[result["image_id"] for result in results],
@@ -277,6 +279,8 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
     array = np.asarray(image_ids)
     if not array.size:
         return array.astype(np.int64)
+    # numpy turns a mixture of integers and strings into strings without a word, and 7 would match
+    # "7".
     mixed = array.dtype.kind == "U" and isinstance(image_ids, Sequence)
     if mixed:
         mixed = not all(isinstance(image_id, str) for image_id in image_ids)
@@ -285,13 +289,13 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
         if isinstance(image_ids, Sequence):
             kinds = sorted({type(image_id).__name__ for image_id in image_ids})
         raise UserError(
-            f"Image ids are of type {', '.join(kinds)}, expected either integers or strings for "
-            "all, as in the annotations."
+            f"Image ids are of type {', '.join(kinds)}, expected integers for all or strings for "
+            f"all, as in the annotations."
         )
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
         raise UserError(
-            f"An image id is {array.max()}, expected at most {np.iinfo(np.int64).max}. Number the "
-            "images anew, or give strings."
+            f"An image id is {array.max()}, expected at most {np.iinfo(np.int64).max}. Renumber "
+            f"the images, or use strings."
         )
     return array if array.dtype.kind == "U" else array.astype(np.int64)
 
@@ -302,8 +306,8 @@ def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int
     if not isinstance(first, Mapping):
         found = sorted(results) if isinstance(results, Mapping) else type(first).__name__
         raise UserError(
-            f"Expected a list of results in LVIS's (COCO's) format, found {found}. Were the "
-            "annotations given in place of the results?"
+            f"Expected a list of results in LVIS's (COCO's) format, found {found}. Were "
+            f"annotations passed instead of results?"
         )
     shapes = {"bbox", "segmentation"} & set(first) or {"bbox"}
     needed = {"image_id", "category_id", "score", *shapes}
@@ -324,7 +328,7 @@ def _check_results(results: Sequence[Mapping[str, Any]], index: Mapping[int, int
 def _one_image(instances: Instances, image_id: int | str) -> Detections:
     """Convert the predictions for one image."""
     box = instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32)
-    # Width and height in float32: what detectron2 writes into its own result files.
+    # Width and height are computed in float32, as in the result files that Detectron2 writes.
     box[:, 2:] -= box[:, :2]
     masks = None
     if instances.has("pred_masks"):

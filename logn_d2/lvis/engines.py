@@ -1,4 +1,4 @@
-"""lvis-api itself, as another way to the same precision and recall.
+"""lvis-api itself, as an alternative engine for precision and recall.
 
 Shapes: K foreground classes, A = 4 area ranges, T = 10 thresholds of IoU.
 """
@@ -18,7 +18,7 @@ from .matches import match_lvis
 __all__ = ["ENGINES", "lvis_api"]
 
 ENGINES = ("fast", "lvis")
-"""Our array kernel (`match_lvis`), and `lvis_api`."""
+""""fast" is our array kernel (`match_lvis`), "lvis" is lvis-api."""
 
 
 def lvis_api(
@@ -27,12 +27,12 @@ def lvis_api(
     """Compute precision and recall, (A, T, K) each, by lvis-api."""
     if ground_truth.json_file is None or ground_truth.listed is None:
         raise UserError(
-            'engine="lvis" reads an LVIS-form json file, and this ground truth '
-            f"{'is not from a file' if ground_truth.json_file is None else 'is of COCO form'}. "
+            'engine="lvis" reads a json file in LVIS format, and this ground truth '
+            f"{'is not from a file' if ground_truth.json_file is None else 'has COCO format'}. "
             'Use engine="fast".'
         )
     if not len(detections):
-        # lvis-api stops at an empty list with an IndexError; its definition gives zeros.
+        # lvis-api raises an IndexError for an empty list; by its definition all figures are zero.
         result = match_lvis(ground_truth, detections, iou_type).result()
         return result.precision, result.recall
     try:
@@ -44,7 +44,7 @@ def lvis_api(
         ) from error
     results = detections.to_json_list(ground_truth.category_ids)
     for result in results:
-        # With a box in the result lvis-api takes its area, also where masks are evaluated.
+        # lvis-api takes the area of a box in the result even when it evaluates masks.
         result.pop("bbox" if iou_type == "segm" else "segmentation", None)
     with _numpy_float():
         truth = LVIS(ground_truth.json_file)
@@ -52,15 +52,17 @@ def lvis_api(
         evaluation.evaluate()
         evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    # lvis-api's order is (threshold, recall, class, area); ours has the area first and the mean
+    # over recalls.
     precision = np.moveaxis(precision.mean(axis=1), -1, 0)
     recall = np.moveaxis(recall, -1, 0)
-    # Absent classes are -1 there.
+    # lvis-api marks classes without objects by -1.
     return np.where(recall < 0, np.nan, precision), np.where(recall < 0, np.nan, recall)
 
 
 @contextlib.contextmanager
 def _numpy_float() -> Iterator[None]:
-    """Give numpy its old alias `float` back for a moment: lvis 0.5.3 is of 2020 and uses it."""
+    """Restore numpy's old alias `float` for a moment: lvis 0.5.3 (2020) still uses it."""
     if "float" in vars(np):
         yield
         return

@@ -1,10 +1,10 @@
 """Average precision as LVIS defines it, equal to lvis-api and much faster.
 
-In this order, as in lvis-api:
+The steps, in the order of lvis-api:
 
-1. of each image the 300 best detections over all classes are kept;
-2. a detection whose class is neither annotated nor listed as absent in its image is dropped;
-3. detections find objects, see `lvis_matching`;
+1. the 300 best detections of each image over all classes are kept;
+2. detections whose class is neither annotated nor listed as absent in their image are dropped;
+3. detections are matched to objects, see `matching`;
 4. an unmatched detection is a false positive, unless its area is outside the area range or its
    class is not exhaustively annotated in its image;
 5. precision is read at 101 recalls for each class, threshold and area range, and averaged over
@@ -43,18 +43,19 @@ def evaluate_lvis(
 ) -> LvisResult:
     """Compute LVIS AP.
 
-    Two things differ from lvis-api on purpose. There, a detection that finds the object whose
-    annotation id is 0 counts as a false positive; and of equal scores the detection that is given
-    first is the better one, where here box and mask decide: see `Detections.canonical`.
+    This differs from lvis-api in two points, on purpose. In lvis-api, a detection matched to the
+    object with annotation id 0 counts as a false positive; and among equal scores the detection
+    given first ranks higher, where here box and mask decide: see `Detections.canonical`.
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of its images; an image without detections is all missed.
-        iou_type (str): "bbox" or "segm". The areas of detections are those of boxes or masks.
-        max_dets (int | None): best detections of each image that are kept; negative keeps all, None
-            300 in LVIS form and all in COCO form, whose rule has no such limit.
-        max_dets_per_class (int): best detections of each class over all images that are kept of
-            these; negative keeps all. For fixed AP see `evaluate_fixed_ap`.
+        detections (Detections): of any of its images; all objects of an image without detections
+            are missed.
+        iou_type (str): "bbox" or "segm"; the area of a detection is that of its box or mask.
+        max_dets (int | None): number of best detections kept per image; negative keeps all. None
+            means 300 in LVIS format and all in COCO format, whose rule has no such limit.
+        max_dets_per_class (int): number of these kept per class over all images; negative keeps
+            all. For fixed AP see `evaluate_fixed_ap`.
         engine (str): "fast", or "lvis" for lvis-api itself, which must be installed.
         frequency_groups (Sequence[str] | None): (K,) group of each class; by default the
             ground truth's.
@@ -89,9 +90,13 @@ def evaluate_lvis(
     )
     if engine == "fast":
         return match_lvis(ground_truth, detections, iou_type, **options).result()
+    # lvis-api gives only precision and recall; object counts, names and groups come from our own
+    # result for no detections.
     nothing = match_lvis(ground_truth, Detections.empty(), iou_type, **options).result()
     check_detections(ground_truth, detections, iou_type)
     max_dets = ground_truth.limit(max_dets)
+    # lvis-api has no limit per class, and breaks ties by the given order: cutting and sorting first
+    # makes both engines rank the same detections in the same order.
     kept = detections.top_per_image(max_dets).top_per_class(max_dets_per_class)
     precision, recall = lvis_api(ground_truth, kept.canonical(), iou_type, max_dets)
     return replace(nothing, precision=precision, recall=recall)

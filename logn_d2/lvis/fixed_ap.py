@@ -1,15 +1,16 @@
-"""Fixed AP: a limit for each class over the data set in place of one for each image.
+"""Fixed AP: a limit per class over the data set instead of a limit per image.
 
-With a limit of 300 detections an image, more detections of one class push out those of another,
-and AP rewards a detector that gives no room to rare classes, or to classes that the image is not
+With a limit of 300 detections per image, detections of one class displace those of another, and AP
+rewards a detector that leaves no room for rare classes or for classes that the image is not
 annotated for. Fixed AP (Dave, Dollar, Ramanan, Kirillov, Girshick 2021, "Evaluating
 Large-Vocabulary Object Detectors: The Devil is in the Details", arXiv 2102.01066) keeps the best
-10,000 of each class instead. All else is as in `evaluate_lvis`.
+10,000 of each class instead. Everything else is as in `evaluate_lvis`.
 
-The same paper asks whether scores of different classes can be compared at all: the *pooled* AP puts
-the detections of all classes into one ranking, so calibration between classes counts.
+The same paper asks whether scores of different classes are comparable: *pooled* AP ranks the
+detections of all classes together, so calibration between classes counts.
 
-The detector must give more than 300 detections an image, see `logn_d2.evaluators.detection_limits`.
+The detector must return more than 300 detections per image, see
+`logn_d2.evaluators.detection_limits`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class FixedApResult:
-    """What `evaluate_fixed_ap` returns.
+    """Fixed AP and pooled AP.
 
     Args:
         result (LvisResult): fixed AP of each class and group.
-        pooled (Mapping): "pooled" and "pooled-r" and so on -> AP of one ranking of all classes, or
-            of those of a group, in [0, 1]; NaN without objects.
-        short_classes (int): classes with fewer detections than the limit, 0 included. Where these
-            are many because the detector stops earlier, fixed AP is underestimated.
+        pooled (Mapping): "pooled", "pooled-r" and so on -> AP of one ranking of all classes, or of
+            the
+            classes of a group, in [0, 1]; NaN without objects.
+        short_classes (int): number of classes with fewer detections than the limit, even 0. If
+            there
+            are many because the detector itself stops earlier, fixed AP is underestimated.
     """
 
     result: LvisResult
@@ -67,12 +70,12 @@ def evaluate_fixed_ap(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): as many of each image as the detector gives, see
+        detections (Detections): all that the detector returns for each image, see
             `detection_limits`.
-        iou_type (str): "bbox" or "segm". The 2021 LVIS challenge has the same limit but another
-            overlap, of boundaries, which is not here.
-        max_dets_per_class (int): best detections of each class over all images that are kept,
-            before those that the federated rule drops are left out.
+        iou_type (str): "bbox" or "segm". The 2021 LVIS challenge uses the same limit but boundary
+            IoU, which is not implemented here.
+        max_dets_per_class (int): number of best detections kept per class over all images, before
+            the federated rule drops any.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.
         class_groups (Mapping | None): see `evaluate_lvis`.
 
@@ -92,7 +95,7 @@ def evaluate_fixed_ap(
         ... })
         >>> found = Detections([7, 7], [0, 1], [0.5, 0.9], [[0, 0, 4, 4]] * 2)
         >>> fixed = evaluate_fixed_ap(truth, found).as_dict()
-        >>> round(fixed["AP"], 1), round(fixed["AP-pooled"], 1)  # a better dog is no dog
+        >>> round(fixed["AP"], 1), round(fixed["AP-pooled"], 1)  # the best-ranked "dog" is not one
         (100.0, 50.0)
     """
     matches = match_lvis(
@@ -108,7 +111,8 @@ def evaluate_fixed_ap(
     short = int(np.count_nonzero(count < max_dets_per_class))
     if short:
         logger.warning(
-            "%d of %d classes have fewer than %d detections, the least %d. If the detector stopped "
+            "%d of %d classes have fewer than %d detections, the smallest number is %d. If the "
+            "detector stopped "
             "early (MODEL.ROI_HEADS.SCORE_THRESH_TEST, TEST.DETECTIONS_PER_IMAGE), fixed AP is "
             "underestimated; see logn_d2.evaluators.detection_limits.",
             *(short, len(count), max_dets_per_class, count.min()),
@@ -117,7 +121,7 @@ def evaluate_fixed_ap(
 
 
 def pooled_ap(matches: LvisMatches) -> OrderedDict[str, float]:
-    """Compute AP of one ranking of all classes, and of one for each group.
+    """Compute AP of one ranking of all classes, and of one ranking per group.
 
     Args:
         matches (LvisMatches): see `match_lvis`.

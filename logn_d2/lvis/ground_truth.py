@@ -1,8 +1,8 @@
-"""The ground truth of an LVIS-form data set as arrays.
+"""The ground truth of a data set in LVIS format as arrays.
 
-LVIS is *federated*: an image is annotated for some classes only. Its `neg_category_ids` are known
-to be absent, the classes of its annotations are present, and nothing is known about all others.
-In its `not_exhaustive_category_ids` some objects are not annotated.
+LVIS is *federated*: an image is annotated for only some classes. Its `neg_category_ids` are known
+to be absent, the classes of its annotations are present, and all others are unknown. Of the classes
+in its `not_exhaustive_category_ids`, some objects are not annotated.
 
 Shapes: N images, K foreground classes, G annotated objects. Boxes are (x, y, width, height) in
 pixels, areas in square pixels. An (image, class) pair is one integer, its *key*:
@@ -42,15 +42,15 @@ LVIS_MAX_DETS = 300
 
 @dataclass(frozen=True, eq=False)
 class LvisGroundTruth:
-    """Annotations of a data set, sorted by image and class, else in the order of the file.
+    """Annotations of a data set, sorted by image and class, and within these in file order.
 
-    A COCO-form json (no `neg_category_ids`) works too: then every image counts as exhaustively
-    annotated for every class, and crowd regions follow COCO's rule. In an LVIS-form json
-    `iscrowd` is not looked at, and objects without an area above 0 are left out, as in lvis-api.
+    A json in COCO format (no `neg_category_ids`) works too: every image then counts as exhaustively
+    annotated for every class, and crowd regions follow COCO's rule. In LVIS format, `iscrowd` is
+    ignored and objects without an area above 0 are left out, as in lvis-api.
 
     Args:
         image_ids (ndarray): (N,) int64 or strings, ascending.
-        image_size (ndarray): (N, 2) int32, height and width in pixels; 0 where not given.
+        image_size (ndarray): (N, 2) int32, height and width in pixels; 0 if missing.
         category_ids (ndarray): (K,) int64, ascending; a class index is a position in it.
         class_names (tuple[str, ...]): K names.
         groups (ndarray | None): (K,) group of each class: LVIS's "r", "c", "f".
@@ -58,16 +58,18 @@ class LvisGroundTruth:
         category (ndarray): (G,) int64 class index.
         box (ndarray): (G, 4) float64, XYWH.
         area (ndarray): (G,) float64, of the mask if the json has masks.
-        ignore (ndarray): (G,) bool, objects whose detection neither counts nor harms.
-        crowd (ndarray): (G,) bool, COCO crowd regions; they are in `ignore` as well.
+        ignore (ndarray): (G,) bool, objects to ignore: matching one is neither a true nor a false
+            positive.
+        crowd (ndarray): (G,) bool, COCO crowd regions; `ignore` includes them.
         annotation_id (ndarray): (G,) int64.
-        listed (ndarray | None): sorted keys of the pairs known to be present or absent; None
-            where every pair is.
-        not_exhaustive (ndarray): sorted keys of the pairs with objects left unannotated.
+        listed (ndarray | None): sorted keys of the pairs known to be present or absent; None if all
+            pairs are known.
+        not_exhaustive (ndarray): sorted keys of the pairs with unannotated objects.
         masks (RleMasks | None): G masks.
-        without_mask (ndarray | None): (G,) bool, objects with a box alone, whose mask is empty;
-            None where there are none.
-        json_file (str | None): where the annotations came from.
+        without_mask (ndarray | None): (G,) bool, objects with only a box, whose mask is empty; None
+            if
+            there are none.
+        json_file (str | None): source of the annotations.
     """
 
     image_ids: np.ndarray
@@ -106,21 +108,21 @@ class LvisGroundTruth:
         return self.image * self.num_classes + self.category
 
     def limit(self, max_dets: int | None) -> int:
-        """Return how many detections of an image count; negative for all.
+        """Return the number of detections that count per image; negative for all.
 
         Args:
-            max_dets (int | None): None for the rule's own: LVIS looks at 300, COCO has no limit
-                over all classes.
+            max_dets (int | None): None for the rule's own limit: 300 in LVIS, none over all classes
+                in COCO.
         """
         if max_dets is not None:
             return max_dets
         return -1 if self.listed is None else LVIS_MAX_DETS
 
     def for_task(self, iou_type: str) -> LvisGroundTruth:
-        """Return the objects that a task can find.
+        """Return the ground truth of a task.
 
-        Objects without a mask are no objects of "segm", and their (image, class) pairs count as
-        not exhaustively annotated: a detection that may be of such an object does no harm.
+        For "segm", objects without a mask are left out, and their (image, class) pairs count as not
+        exhaustively annotated, so that detections of such objects are not false positives.
 
         Args:
             iou_type (str): "bbox" or "segm".
@@ -142,16 +144,16 @@ class LvisGroundTruth:
 
     @classmethod
     def from_json(cls, json_file: str | os.PathLike[str], *, masks: bool = True) -> LvisGroundTruth:
-        """Read an LVIS-form or COCO-form json; a file read twice is parsed once.
+        """Read a json in LVIS or COCO format; repeated calls parse the file once.
 
         Args:
             json_file (str or PathLike): a local path.
-            masks (bool): False leaves segmentations out, which saves most of the time and memory
-                where only boxes are evaluated.
+            masks (bool): False skips segmentations, which saves most of the time and memory if only
+                boxes are evaluated.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: not such a json; the message says what is missing.
+            ValueError: the json has another format; the message names the first error.
         """
         path = os.path.abspath(json_file)
         if not os.path.isfile(path):
@@ -170,11 +172,11 @@ class LvisGroundTruth:
 
         Args:
             dataset (Mapping): with "images", "categories" and "annotations".
-            masks (bool): False leaves segmentations out.
-            json_file (str | None): where the content came from, for messages and for lvis-api.
+            masks (bool): False skips segmentations.
+            json_file (str | None): source of the content, for messages and for lvis-api.
 
         Raises:
-            ValueError: not such a json; the message says what is missing.
+            ValueError: the json has another format; the message names the first error.
 
         Example:
             >>> truth = LvisGroundTruth.from_dict({
@@ -202,10 +204,12 @@ class LvisGroundTruth:
         listed = None
         if federated:
             negative = _list_keys(images, "neg_category_ids", category_ids)
+            # A class is verified if it is listed as absent or has an annotation: lvis-api's rule.
             listed = np.unique(np.concatenate([negative, keys]))
         size = [(image.get("height", 0), image.get("width", 0)) for image in images]
         size = np.array(size, dtype=np.int32).reshape(-1, 2)
         crowd = _column(annotations, "iscrowd", bool, 0)
+        # lvis-api ignores `iscrowd`; LVIS has no crowd regions.
         crowd &= not federated
         box = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         area = _column(annotations, "area", np.float64)
@@ -229,11 +233,11 @@ class LvisGroundTruth:
         )
 
     def is_listed(self, keys: np.ndarray) -> np.ndarray:
-        """Tell whether presence or absence of the class in the image is known, (D,) bool."""
+        """Mark keys whose class is known to be present in or absent from the image, (D,) bool."""
         return np.ones(len(keys), dtype=bool) if self.listed is None else _in(keys, self.listed)
 
     def is_not_exhaustive(self, keys: np.ndarray) -> np.ndarray:
-        """Tell whether some objects of the class in the image are not annotated, (D,) bool."""
+        """Mark keys whose class has unannotated objects in the image, (D,) bool."""
         return _in(keys, self.not_exhaustive)
 
 
@@ -241,20 +245,20 @@ def _in(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Membership of (D,) keys in sorted `pairs`."""
     if not len(pairs):
         return np.zeros(len(keys), dtype=bool)
-    # A look into a table costs a tenth of a search, but the table has an entry for every image and
-    # class, so that it must not be larger than what is looked up.
+    # A table lookup costs a tenth of a search, but the table has an entry for every image and
+    # class, so it must not be larger than the keys themselves.
     if pairs[-1] < _TABLE_ENTRIES * len(keys):
         return np.isin(keys, pairs, kind="table")
-    # Without the last one, so that every position is one in `pairs`.
+    # Searching without the last pair keeps every position inside `pairs`.
     return pairs[np.searchsorted(pairs[:-1], keys)] == keys
 
 
-# Bytes of a table for each key of 8 bytes that is looked up in it.
+# Bytes of table allowed per key, which has 8 bytes itself.
 _TABLE_ENTRIES = 8
 
 
-# Two data sets, each with and without masks; the key holds size and time, so a file that was
-# written anew is read anew.
+# Two data sets, each with and without masks. Size and time are part of the key, so a rewritten file
+# is read again.
 @functools.lru_cache(maxsize=4)
 def _read(path: str, masks: bool, mtime_ns: int, num_bytes: int) -> LvisGroundTruth:
     with collector_paused():
@@ -275,22 +279,22 @@ def _known_annotations(
     if not known.all():
         first = annotations[int(np.argmin(known))]
         logger.warning(
-            "%s: %d of %d annotations are of images or categories that the file does not list and "
-            "are left out; the first is %s (image %s, category %s).",
+            "%s: %d of %d annotations refer to images or categories that the file does not list "
+            "and are left out; the first is %s (image %s, category %s).",
             *(source, np.count_nonzero(~known), len(known)),
             *(first["id"], first["image_id"], first["category_id"]),
         )
-    # NaN, which differs from itself, is no area either; lvis-api leaves such objects out.
+    # NaN differs from itself and counts as missing too; lvis-api leaves such objects out.
     missing = (a["id"] for a in annotations if a.get("area") is None or a["area"] != a["area"])
     without = [] if federated else list(missing)
     if 0 < len(without) < len(annotations):
         logger.warning(
-            "%s: %d of %d annotations give no area, the first is %s: that of the box is taken.",
+            "%s: %d of %d annotations have no area, the first is %s: the box area is used.",
             *(source, len(without), len(annotations), without[0]),
         )
     if federated:
-        # lvis-api looks annotations up by an area range that is open at 0; pycocotools, whose rule
-        # holds for COCO's form, leaves none out.
+        # lvis-api selects annotations by an area range that is open at 0; pycocotools, whose rule
+        # applies to COCO format, leaves none out.
         without_area = known & ~(_column(annotations, "area", np.float64) > 0)
         if without_area.any():
             logger.warning(
@@ -303,6 +307,7 @@ def _known_annotations(
     index = np.flatnonzero(known)
     image = np.searchsorted(image_ids, image_id[index])
     category = np.searchsorted(category_ids, category_id[index])
+    # lexsort is stable: objects of an image and class stay in file order, which breaks ties of IoU.
     order = np.lexsort((category, image))
     return [annotations[i] for i in index[order]], image[order], category[order]
 
@@ -310,7 +315,7 @@ def _known_annotations(
 def _column(
     annotations: Sequence[Mapping[str, Any]], name: str, dtype: type, default: Any = None
 ) -> np.ndarray:
-    """Return one field of all annotations; an area that is not given is that of the box."""
+    """Return one field of all annotations; the box area replaces a missing area."""
     if name == "area":
         areas = [a.get("area") for a in annotations]
         boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
@@ -335,7 +340,7 @@ def _list_keys(
 
 
 def _class_groups(categories: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Return LVIS's group of each class: as given, else by training images, else None."""
+    """Return LVIS's group of each class: from the file, else by training images, else None."""
     if categories and all("frequency" in category for category in categories):
         return np.array([str(category["frequency"]) for category in categories])
     if categories and all("image_count" in category for category in categories):
@@ -346,16 +351,15 @@ def _class_groups(categories: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 def _encode_masks(
     annotations: Sequence[Mapping[str, Any]], size: np.ndarray, source: str
 ) -> dict[str, Any]:
-    """Encode polygons and run lengths of any form: `masks` and `without_mask`, if there are any."""
+    """Encode polygons and run lengths as `masks` and `without_mask`; {} if there are none."""
     masks = [mask_of(annotation) for annotation in annotations]
     without = np.array([mask is None for mask in masks], dtype=bool)
     if without.all() and len(without):
         return {}
     if without.any():
         logger.warning(
-            "%s: %d of %d objects have no mask, the first is annotation %s. Mask AP is of the "
-            "others; of these objects' classes, detections in their images that find no other "
-            "object are left out of it.",
+            "%s: %d of %d objects have no mask, the first is annotation %s. Mask AP covers the "
+            "others; unmatched detections of these objects' classes in their images are ignored.",
             *(source, np.count_nonzero(without), len(without)),
             annotations[int(np.argmax(without))]["id"],
         )

@@ -1,4 +1,4 @@
-"""Masks in COCO's compressed run-length form as arrays.
+"""Masks in COCO's compressed run-length encoding as arrays.
 
 Shapes: D masks, B bytes of all of them.
 """
@@ -20,13 +20,13 @@ __all__ = ["RleMasks"]
 
 # Masks are encoded this many at a time: enough to amortise the call, few enough to stay in memory.
 _ENCODE_BATCH = 64
-# Given to pycocotools at a time. Beyond 255, `area` of 2.0.11 overflows a uint8 with numpy 2.
+# Masks per call of pycocotools: beyond 255, its `area` (2.0.11) overflows a uint8 with numpy 2.
 _BLOCK = 255
 
 
 @dataclass(frozen=True, eq=False)
 class RleMasks:
-    """Masks in COCO's compressed run-length form, back to back in one buffer.
+    """Masks in COCO's compressed run-length encoding, concatenated in one buffer.
 
     Args:
         counts (ndarray): (B,) uint8, the compressed run lengths of all masks.
@@ -50,7 +50,7 @@ class RleMasks:
             RleMasks: D masks in the same order.
         """
         counts, size = [], []
-        # One at a time: many dictionaries at once keep Python's garbage collection busy.
+        # A generator, not a list: many live dictionaries keep Python's garbage collector busy.
         for rle in rles:
             counts.append(_as_bytes(rle["counts"]))
             size.extend(rle["size"])
@@ -58,7 +58,7 @@ class RleMasks:
 
     @classmethod
     def from_bitmasks(cls, bitmasks: torch.Tensor) -> RleMasks:
-        """Encode bitmaps that all have the same size, such as one image's.
+        """Encode bitmaps of equal size, such as those of one image.
 
         Args:
             bitmasks (torch.Tensor): (D, height, width), bool or 0/1, on any device.
@@ -69,7 +69,8 @@ class RleMasks:
         rles: list[dict[str, Any]] = []
         for start in range(0, len(bitmasks), _ENCODE_BATCH):
             batch = bitmasks[start : start + _ENCODE_BATCH].bool().cpu().numpy().view(np.uint8)
-            # pycocotools wants columns one after another: one copy for the whole batch.
+            # pycocotools expects column-major (height, width, D): this makes one copy for the whole
+            # batch.
             rles.extend(mask_util.encode(np.asfortranarray(batch.transpose(1, 2, 0))))
         return cls.from_dicts(rles)
 
@@ -77,7 +78,7 @@ class RleMasks:
         return len(self.size)
 
     def to_dicts(self, index: np.ndarray | slice | None = None) -> list[dict[str, Any]]:
-        """Return the masks as pycocotools takes them ("size" list, "counts" bytes).
+        """Return the masks in the form that pycocotools takes ("size" list, "counts" bytes).
 
         Args:
             index (ndarray | slice | None): integers or a boolean mask; None for all.
@@ -104,7 +105,7 @@ class RleMasks:
         return self._of_blocks(mask_util.toBbox).reshape(-1, 4)
 
     def _of_blocks(self, function: Callable[[list[dict[str, Any]]], np.ndarray]) -> np.ndarray:
-        """Numbers that pycocotools finds of all masks, one after another, float64."""
+        """Apply a function of pycocotools to all masks, a block at a time; float64."""
         blocks = (slice(i, i + _BLOCK) for i in range(0, len(self), _BLOCK))
         found = [np.asarray(function(self.to_dicts(block))).reshape(-1) for block in blocks]
         return np.concatenate([np.zeros(0), *found])

@@ -1,10 +1,10 @@
-"""Which detections of a data set found an object: all that AP, its intervals and errors need.
+"""Matches of detections and objects: the input of AP, its intervals and the error analysis.
 
-Matching looks at boxes and masks and takes most of an evaluation's time; what follows (precision
-and recall, another grouping, a pooled ranking, a thousand resamples of the images) is cheap. So
-matches are an object of their own.
+Matching compares boxes and masks and takes most of an evaluation's time; the steps after it
+(precision and recall, another grouping, a pooled ranking, a thousand resamples of the images) are
+cheap. So matches are an object of their own.
 
-Shapes: D detections that LVIS looks at, M of them with a candidate object, G objects, N images, K
+Shapes: D detections that LVIS evaluates, M of them with a candidate object, G objects, N images, K
 foreground classes, A = 4 area ranges, T = 10 thresholds of IoU.
 """
 
@@ -31,24 +31,24 @@ __all__ = ["LvisMatches", "match_lvis"]
 
 @dataclass(frozen=True, eq=False)
 class LvisMatches:
-    """What `match_lvis` returns: detections by class, the best score first.
+    """Detections by class in descending order of score, with their matches; see `match_lvis`.
 
     Args:
         iou_type (str): "bbox" or "segm".
-        max_dets (int): detections kept of each image; negative for all.
+        max_dets (int): detections kept per image; negative for all.
         image_ids (ndarray): (N,) ascending.
-        index (ndarray): (D,) int64, positions in the detections that were matched.
+        index (ndarray): (D,) int64, positions in the detections given to `match_lvis`.
         image (ndarray): (D,) int64, positions in `image_ids`.
         category (ndarray): (D,) int64 class indices, ascending.
-        score (ndarray): (D,) float64; of equal scores the lower image id comes first, then box and
-            mask decide.
+        score (ndarray): (D,) float64; among equal scores the lower image id comes first, then box
+            and mask decide.
         counted (ndarray): (D, A) bool, whether a detection is a false positive if unmatched.
         rows (ndarray): (M,) the detections with a candidate, ascending.
-        outcome (ndarray): (M, A, T) int8: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored
-            object).
+        outcome (ndarray): (M, A, T) int8: 0 unmatched, `MATCHED`, or `IGNORED` (matched to an
+            ignored object).
         gt_image (ndarray): (G,) int64, positions in `image_ids`.
         gt_category (ndarray): (G,) int64 class indices.
-        gt_counted (ndarray): (G, A) bool, whether an object is to be found.
+        gt_counted (ndarray): (G, A) bool, objects that count in a range, being not ignored there.
         class_names (tuple[str, ...]): K names.
         groups (ndarray | None): (K,) group of each class.
         class_groups (Mapping): further groups: name -> indices of their classes.
@@ -84,20 +84,22 @@ class LvisMatches:
         return Accumulator(self.category, self.counted, self.rows, self.outcome, self.image)
 
     def num_gt(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Count the objects that are to be found, as often as their images count.
+        """Count the objects of each class, weighted by their images.
 
         Args:
-            weights (ndarray | None): (N,) or (B, N) how often each image counts; None counts each
-                once.
+            weights (ndarray | None): (N,) or (B, N) multiplicity of each image; None is 1 for all.
 
         Returns:
             ndarray: (K, A) or (B, K, A) float64.
         """
         weights = np.ones(len(self.image_ids)) if weights is None else weights
+        # Sorted by class, one reduceat sums the objects of every class for all B sets of weights at
+        # once.
         order = np.argsort(self.gt_category, kind="stable")
         counted = self.gt_counted[order]
         of_object = np.take(weights, self.gt_image[order], axis=-1)
         counts = np.zeros((*weights.shape[:-1], len(self.class_names), counted.shape[1]))
+        # reduceat has no empty segments, so only classes with objects take part; the others stay 0.
         present, start = np.unique(self.gt_category[order], return_index=True)
         for area in range(counted.shape[1] if len(start) else 0):
             values = of_object * counted[:, area]
@@ -105,16 +107,16 @@ class LvisMatches:
         return counts
 
     def result(self, weights: np.ndarray | None = None) -> LvisResult:
-        """Compute AP and recall; the first call sorts, others are quick.
+        """Compute AP and recall; the first call sorts, later ones are quick.
 
         Args:
-            weights (ndarray | None): (N,) how often each image counts, integers of at least 0: as
-                if the data set held so many copies of it, the copies of a detection one after
-                another in the ranking. None counts each image once.
+            weights (ndarray | None): (N,) multiplicity of each image, integers of at least 0: as if
+                the data set held that many copies of it, with the copies of a detection adjacent in
+                the ranking. None is 1 for all.
 
         Returns:
-            LvisResult: per class, per group and overall. A class whose objects are all in images
-            of weight 0 has none, so it is left out of the means.
+            LvisResult: per class, per group and overall. A class whose objects are all in images of
+            weight 0 has no objects and is left out of the means.
         """
         if weights is not None:
             return self.results(np.asarray(weights)[None])[0]
@@ -122,7 +124,7 @@ class LvisMatches:
         return self._result(*self._accumulator(num_gt), num_gt)
 
     def results(self, weights: np.ndarray) -> list[LvisResult]:
-        """Compute AP and recall for several sets of weights at once, which takes less time.
+        """Compute AP and recall for several sets of weights at once, which is faster.
 
         Args:
             weights (ndarray): (B, N), see `result`.
@@ -130,18 +132,20 @@ class LvisMatches:
         Returns:
             list[LvisResult]: B results.
         """
+        # float64 once, here: the kernel multiplies by weights in several places and would convert
+        # each time.
         weights = np.ascontiguousarray(weights, dtype=np.float64)
         num_gt = self.num_gt(weights)
         found = zip(*self._accumulator(num_gt, weights), num_gt, strict=True)
         return [self._result(*each) for each in found]
 
     def results_above(self, scores: np.ndarray) -> list[LvisResult]:
-        """Compute AP and recall of the detections above each of some scores, from one sorting.
+        """Compute AP and recall of the detections above each of several scores, sorting once.
 
-        Better detections choose first, so they find the same objects without the others.
+        Better detections choose first, so dropping worse ones does not change their matches.
 
         Args:
-            scores (ndarray): (B,); detections with a larger one count.
+            scores (ndarray): (B,); detections with a larger score count.
 
         Returns:
             list[LvisResult]: B results.
@@ -168,11 +172,11 @@ class LvisMatches:
         )
 
     def pooled(self, members: Sequence[int] | np.ndarray | None = None) -> LvisMatches:
-        """Join classes to one, whose ranking holds the detections of all.
+        """Join classes into one, whose ranking contains the detections of all.
 
-        AP of each class by itself does not ask whether scores of different classes can be compared;
-        AP of the pool does (Dave et al. 2021, arXiv 2102.01066, "AP pool"). Detections still find
-        objects of their own class only. Of equal scores the lower image id comes first, then the
+        AP per class does not depend on whether scores of different classes are comparable; AP of
+        the pool does (Dave et al. 2021, arXiv 2102.01066, "AP pool"). Detections still match only
+        objects of their own class. Among equal scores the lower image id comes first, then the
         lower class.
 
         Args:
@@ -189,7 +193,7 @@ class LvisMatches:
         kept = kept[np.lexsort([self.category[kept], self.image[kept], -self.score[kept]])]
         rank = np.full(len(self), -1)
         rank[kept] = np.arange(len(kept))
-        # Where the detections with a candidate are now, ascending.
+        # New positions of the detections with a candidate; -1 for those outside the pool.
         rows = rank[self.rows]
         order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
         objects = np.flatnonzero(chosen[self.gt_category])
@@ -218,7 +222,7 @@ def match_lvis(
     frequency_groups: Sequence[str] | None = None,
     class_groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> LvisMatches:
-    """Find out which detection finds which object; see `evaluate_lvis` for the arguments.
+    """Match detections to objects; see `evaluate_lvis` for the arguments.
 
     Raises:
         ValueError: the detections do not belong to the ground truth or hold impossible values.
@@ -231,8 +235,8 @@ def match_lvis(
         ...     ],
         ... })
         >>> matches = match_lvis(truth, Detections([7], [0], [0.9], [[0, 0, 4, 3]]))
-        >>> matches.outcome[0, 0].tolist()  # found at thresholds up to 0.75
-        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+        >>> matches.outcome[0, 0].tolist()  # matched at thresholds up to 0.75 [1, 1, 1, 1, 1, 1, 0,
+        0, 0, 0]
     """
     check_arguments(ground_truth, detections)
     if iou_type not in ("bbox", "segm"):
@@ -243,6 +247,7 @@ def match_lvis(
     )
     check_groups(groups, ground_truth.num_classes, members)
     check_detections(ground_truth, detections, iou_type)
+    # After the checks, whose messages refer to the ground truth that the caller knows.
     ground_truth, max_dets = ground_truth.for_task(iou_type), ground_truth.limit(max_dets)
     ranked = rank_detections(ground_truth, detections, iou_type, max_dets, max_dets_per_class)
     ignored = ignored_objects(ground_truth)

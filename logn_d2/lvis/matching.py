@@ -1,14 +1,14 @@
-"""The LVIS matching rule on arrays: which detection finds which object.
+"""The LVIS matching rule on arrays: assigning detections to objects.
 
 lvis-api walks over images, classes, area ranges, thresholds, detections and objects in nested
-Python loops. Here all (image, class) pairs advance together: step r gives every pair's r-th best
-detection its object, for all thresholds and area ranges at once. Only pairs of detection and
-object that overlap enough for the lowest threshold are looked at.
+Python loops. Here all (image, class) pairs advance together: step r assigns an object to the r-th
+best detection of every pair, for all thresholds and area ranges at once. Only pairs of detection
+and object whose overlap reaches the lowest threshold are considered.
 
-The rule (Gupta, Dollar, Girshick, CVPR 2019; code lvis-dataset/lvis-api): detections choose in
-the order of their scores. One takes the free object of its class with the largest overlap that
-reaches the threshold; of equal overlaps the later object in the file. An object that is to be
-ignored (outside the area range) is taken only if no other can be.
+The rule (Gupta, Dollar, Girshick, CVPR 2019; code lvis-dataset/lvis-api): detections choose in the
+order of their scores. Each takes the free object of its class with the largest overlap, if that
+reaches the threshold; among equal overlaps, the later object in the file. An object to be ignored
+(outside the area range) is taken only if no other object qualifies.
 
 Shapes: D detections, G objects, P candidate pairs, M detections with a candidate, A = 4 area
 ranges, T = 10 thresholds.
@@ -35,17 +35,18 @@ __all__ = [
 
 # (A, 2) square pixels: all, small, medium, large. Both ends belong to the range.
 AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
-# (T,) written as lvis-api does: arange would be off by a rounding error.
+# (T,) the same call as in lvis-api: arange would differ by a rounding error.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# What became of a detection; 0 is unmatched.
+# Outcomes of a detection; 0 is unmatched.
 MATCHED, IGNORED = 1, 2
 
-# Pairs of detection and object looked at together; bounds the memory (about 100 bytes a pair).
+# Pairs of detection and object in one block; bounds the memory (about 100 bytes per pair).
 _CHUNK = 1 << 20
-# Images and classes whose masks are dictionaries, as pycocotools takes them, at one time.
+# (image, class) pairs whose masks exist as dictionaries, the input of pycocotools, at one time.
 _KEYS = 256
 _NONE = np.iinfo(np.int32).max
-# Added to the preference of objects to be ignored: more than any number of objects in an image.
+# Added to the preference of ignored objects: larger than any number of objects in an image, so that
+# every other object is preferred.
 _LAST = 1 << 30
 
 
@@ -57,23 +58,26 @@ def box_candidates(
     gt_crowd: np.ndarray,
     min_iou: float = IOU_THRESHOLDS[0],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the pairs of one key whose boxes overlap by the lowest threshold.
+    """Find pairs with equal keys whose box IoU reaches the lowest threshold.
 
     Args:
         det_key (ndarray): (D,) int64, image and class of each detection.
         det_box (ndarray): (D, 4) XYWH.
         gt_key (ndarray): (G,) int64, ascending.
         gt_box (ndarray): (G, 4) XYWH.
-        gt_crowd (ndarray): (G,) bool; the overlap with these is a share of the detection.
+        gt_crowd (ndarray): (G,) bool; the overlap with a crowd region is relative to the
+            detection's area.
         min_iou (float): the lowest threshold, above 0.
 
     Returns:
         tuple[ndarray, ndarray, ndarray]: detection index ascending, object index ascending within
         a detection, IoU in float64; (P,) each.
     """
+    # pycocotools computes in float64; float32 overlaps would land on the other side of a threshold.
     det_box = det_box.astype(np.float64, copy=False)
     found = []
     for det, gt in _pairs(det_key, gt_key):
+        # Few pairs reach the threshold; keeping only these bounds the memory of all later steps.
         iou = _box_iou(det_box[det], gt_box[gt], gt_crowd[gt])
         near = iou >= min_iou
         found.append((det[near], gt[near], iou[near]))
@@ -88,12 +92,14 @@ def mask_candidates(
     gt_crowd: np.ndarray,
     min_iou: float = IOU_THRESHOLDS[0],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same as `box_candidates` for D and G masks."""
+    """Find pairs with equal keys and enough mask IoU; see `box_candidates`."""
     found = []
     for det, gt in _pairs(det_key, gt_key):
         near = _mask_iou_bound(
             det_masks.boxes[det], gt_masks.boxes[gt], det_masks.areas[det], gt_masks.areas[gt]
         )
+        # The margin covers rounding in the bound. Crowd overlaps are relative to the detection,
+        # which the bound does not cover.
         near = (near >= min_iou - 1e-3) | gt_crowd[gt]
         det, gt = det[near], gt[near]
         iou = _mask_iou(det, gt, det_key, det_masks, gt_masks, gt_crowd)
@@ -111,30 +117,39 @@ def match(
     gt_crowd: np.ndarray,
     thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give detections their objects, greedily in the order of their scores.
+    """Assign objects to detections, greedily in the order of scores.
 
     Args:
-        det (ndarray): (P,) int64, ascending; of one image and class the lower index chooses first.
+        det (ndarray): (P,) int64, ascending; within an image and class the lower index chooses
+            first.
         gt (ndarray): (P,) int64.
         iou (ndarray): (P,) float64, at least the lowest threshold.
         det_key (ndarray): (D,) int64, image and class of each detection.
         gt_ignored (ndarray): (G, A) bool.
-        gt_crowd (ndarray): (G,) bool; these can be found any number of times.
+        gt_crowd (ndarray): (G,) bool; crowd regions can be matched any number of times.
         thresholds (ndarray): (T,) ascending.
 
     Returns:
-        tuple[ndarray, ndarray, ndarray]: the M detections with a candidate, ascending; their
-        (M, A, T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (found an ignored object); and
-        which objects were found, (G, A, T) bool, never crowd regions.
+        tuple[ndarray, ndarray, ndarray]: the M detections with a candidate, ascending; their (M, A,
+        T) int8 outcome: 0 unmatched, `MATCHED`, or `IGNORED` (matched to an ignored object); and
+        the matched objects, (G, A, T) bool, never crowd regions.
     """
+    # `det` is ascending, so the candidates of a detection are one slice: first index and count
+    # describe it.
     first, count = np.unique(det, return_index=True, return_counts=True)[1:]
     candidates = det[first]
     outcome = np.zeros((len(candidates), gt_ignored.shape[1], len(thresholds)), dtype=np.int8)
+    # Area ranges and thresholds are independent matchings that differ in which objects are free, so
+    # each has its own copy of this state.
     taken = np.zeros((len(gt_ignored), *outcome.shape[1:]), dtype=bool)
+    # The r-th detection of a pair must wait for its r - 1 predecessors, and for no other pair.
     turn = _rank_in_group(det_key[candidates])
-    # Best overlap first, of equal ones the later object first; all pairs of one turn together.
+    # All pairs of one turn are adjacent; within a detection the best overlap comes first and, among
+    # equal overlaps, the later object (lvis-api compares with >=, so a later equal one wins).
     order = np.lexsort((-gt, -iou, det, np.repeat(turn, count)))
     gt, iou = gt[order], iou[order]
+    # Stable, so that rows of a turn stay in the order of the sorted pairs above, where `det` comes
+    # second.
     rows = np.argsort(turn, kind="stable")
     row_end, pair_end = np.cumsum(np.bincount(turn)), np.cumsum(np.bincount(turn, weights=count))
     row_start = pair_start = 0
@@ -154,10 +169,10 @@ def _take_turn(
     gt_ignored: np.ndarray,
     gt_crowd: np.ndarray,
 ) -> np.ndarray:
-    """Let detections of different images and classes choose; marks objects in `taken`.
+    """Let detections of different (image, class) pairs choose; marks objects in `taken`.
 
     Args:
-        gt (ndarray): (p,) objects, the candidates of one detection together, best first.
+        gt (ndarray): (p,) objects, the candidates of each detection adjacent, best first.
         near (ndarray): (p, T) bool, whether the overlap reaches the threshold.
         count (ndarray): (m,) candidates of each detection; sums to p.
         taken (ndarray): (G, A, T) bool, changed in place.
@@ -169,13 +184,19 @@ def _take_turn(
     """
     start = np.cumsum(count) - count
     position = np.arange(len(gt)) - np.repeat(start, count)
+    # int32 halves the memory of the largest array here, (p, A, T).
     preference = (position[:, None] + _LAST * gt_ignored[gt]).astype(np.int32)
     free = ~taken[gt] & near[:, None, :]
     choice = np.where(free, preference[:, :, None], np.int32(_NONE))
+    # Every detection here has at least one candidate, so no segment is empty (reduceat would
+    # misread one).
     choice = np.minimum.reduceat(choice, start, axis=0)
     row, area, threshold = np.nonzero(choice < _NONE)
     chosen = choice[row, area, threshold]
+    # The remainder undoes the penalty of ignored objects and gives back the position.
     target = gt[start[row] + chosen % _LAST]
+    # No two rows of a turn share an object: they belong to different (image, class) pairs. So this
+    # assignment has no conflicts.
     taken[target, area, threshold] = ~gt_crowd[target]
     outcome = np.zeros(choice.shape, dtype=np.int8)
     outcome[row, area, threshold] = np.where(chosen < _LAST, MATCHED, IGNORED)
@@ -183,18 +204,19 @@ def _take_turn(
 
 
 def _pairs(det_key: np.ndarray, gt_key: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all pairs of detection and object with equal keys, some at a time."""
-    # Most detections are of a class that their image does not show; a search for each of these
-    # would take longer than all that follows.
+    """Yield all pairs of detection and object with equal keys, in blocks."""
+    # Most detections have a class that their image does not show; searching for all of them would
+    # take longer than all later steps.
     rows = np.flatnonzero(np.isin(det_key, gt_key))
     key, first, size = np.unique(gt_key, return_index=True, return_counts=True)
+    # One search in the distinct keys; first and size then give the range of objects.
     place = np.searchsorted(key, det_key[rows])
     begin, count = first[place], size[place]
     ends = np.cumsum(count)
     start = 0
     while start < len(rows):
         done = ends[start] - count[start]
-        # At least one detection, however many objects its image has.
+        # At least one detection per block, even if its objects alone exceed the block size.
         stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK, side="right")))
         number = count[start:stop]
         det = np.repeat(np.arange(start, stop), number)
@@ -212,7 +234,9 @@ def _join(
 
 
 def _box_iou(det: np.ndarray, gt: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of (P, 4) with (P, 4) boxes, in the order of operations of pycocotools."""
+    """IoU of (P, 4) with (P, 4) boxes, in pycocotools' order of operations."""
+    # Without the overlap in the numerator there is nothing to divide: `where` avoids 0 / 0 for
+    # empty boxes.
     overlap = _box_overlap(det, gt)
     det_area, gt_area = det[:, 2] * det[:, 3], gt[:, 2] * gt[:, 3]
     union = np.where(crowd, det_area, det_area + gt_area - overlap)
@@ -220,7 +244,7 @@ def _box_iou(det: np.ndarray, gt: np.ndarray, crowd: np.ndarray) -> np.ndarray:
 
 
 def _box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Area common to (P, 4) and (P, 4) boxes."""
+    """Intersection area of (P, 4) and (P, 4) boxes."""
     extents = []
     for side in (0, 1):  # numpy is slow in reductions over an axis of two
         low = np.maximum(one[:, side], other[:, side])
@@ -232,7 +256,7 @@ def _box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _mask_iou_bound(
     det_box: np.ndarray, gt_box: np.ndarray, det_area: np.ndarray, gt_area: np.ndarray
 ) -> np.ndarray:
-    """No IoU of (P,) pairs of masks is larger: they overlap inside both bounding boxes only."""
+    """Upper bound of mask IoU, (P,): masks overlap only inside both bounding boxes."""
     overlap = np.minimum(_box_overlap(det_box, gt_box), np.minimum(det_area, gt_area))
     return overlap / (det_area + gt_area - overlap)
 
@@ -245,12 +269,15 @@ def _mask_iou(
     gt_masks: RleMasks,
     gt_crowd: np.ndarray,
 ) -> np.ndarray:
-    """IoU of (P,) pairs of masks, some keys at a time."""
+    """IoU of (P,) pairs of masks, a block of keys at a time."""
+    # Detections are sorted by class, then score; pycocotools is called per image and class. Stable,
+    # so that pairs of a detection stay adjacent.
     order = np.argsort(det_key[det], kind="stable")
     det, gt = det[order], gt[order]
     bounds = np.append(np.flatnonzero(np.diff(det_key[det], prepend=-1)), len(det))
     iou = np.zeros(len(det))
     for first in range(0, len(bounds) - 1, _KEYS):
+        # One more bound than keys: the end of the last key is the start of the next block.
         some = bounds[first : first + _KEYS + 1]
         pairs = order[some[0] : some[-1]]
         part = slice(some[0], some[-1])
@@ -267,10 +294,10 @@ def _mask_iou_of_keys(
     gt_masks: RleMasks,
     gt_crowd: np.ndarray,
 ) -> np.ndarray:
-    """IoU of (p,) pairs that are sorted by key; one call of pycocotools for each key.
+    """IoU of (p,) pairs sorted by key, with one call of pycocotools per key.
 
     Args:
-        det (ndarray): (p,), the pairs of a detection one after another.
+        det (ndarray): (p,), the pairs of each detection adjacent.
         gt (ndarray): (p,).
         start (ndarray): first pair of each key.
         det_masks (RleMasks): of all detections.
@@ -281,20 +308,22 @@ def _mask_iou_of_keys(
     row, base, stop = np.cumsum(new) - 1, gt.min(), gt.max() + 1
     rows, columns = det_masks.to_dicts(det[new]), gt_masks.to_dicts(slice(base, stop))
     crowd = gt_crowd[base:stop].astype(np.uint8)
-    # Of each key the detections are neighbours among `rows`, and the objects among `columns`.
+    # The detections of a key are adjacent in `rows`, and its objects in `columns`.
     size = np.diff(start, append=len(det))
     top, bottom = row[start], row[start + size - 1] + 1
     left, right = np.minimum.reduceat(gt, start) - base, np.maximum.reduceat(gt, start) - base + 1
     corners = zip(*(each.tolist() for each in (top, bottom, left, right)), strict=True)
     found = [mask_util.iou(rows[t:b], columns[s:e], crowd[s:e]).ravel() for t, b, s, e in corners]
     width, number = right - left, (bottom - top) * (right - left)
+    # The results of all calls are concatenated, row by row: this is the position that row 0 and
+    # column 0 of a key's matrix would have.
     corner = np.cumsum(number) - number - top * width - left
     place = np.repeat(corner, size) + row * np.repeat(width, size) + gt - base
     return np.concatenate(found)[place]
 
 
 def _rank_in_group(group: np.ndarray) -> np.ndarray:
-    """Number of earlier entries with the same value, (len(group),) int64."""
+    """Number of earlier entries with the same value for each entry, (len(group),) int64."""
     order = np.argsort(group, kind="stable")
     size = np.unique(group, return_counts=True)[1]
     rank = np.empty(len(group), dtype=np.int64)

@@ -1,9 +1,9 @@
-"""The order of detections, which does not depend on the order in which they are given.
+"""An order of detections that does not depend on their input order.
 
-AP depends on which of two detections with equal scores is the better one, and equal scores are not
-rare: saturated ones are 1, those of low precision repeat. lvis-api and pycocotools go by the given
-order, so the same detections in another order have another AP. Here equal scores are told apart by
-what is known of a detection: image, class, box, mask. Those that agree in all of it are the same.
+AP depends on the order of detections with equal scores, and equal scores are not rare: saturated
+ones are 1, and low-precision ones repeat. lvis-api and pycocotools follow the input order, so that
+the same detections in another order have another AP. Here image, class, box and mask break ties;
+detections that agree in all of these are identical.
 
 Shapes: D detections, n of them.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["best_of_each", "sort_positions"]
 
-# What equal scores of an image are told apart by, and those of a class.
+# The column that breaks ties within an image, and within a class.
 _OTHER = {"image_id": "category", "category": "image_id"}
 
 
@@ -32,7 +32,7 @@ def sort_positions(
     Args:
         detections (Detections): D of them.
         columns (Sequence[ndarray]): (n,) each, the last one decides first, as in `numpy.lexsort`.
-        index (ndarray | None): (n,) the detections that the columns are of; None for all.
+        index (ndarray | None): (n,) the detections described by the columns; None for all.
 
     Returns:
         ndarray: (n,) int64 positions in the columns.
@@ -44,14 +44,18 @@ def sort_positions(
         array([1, 0])
     """
     index = np.arange(len(detections)) if index is None else index
+    # lexsort is stable and ascending; callers pass negative scores for descending order.
     order = np.lexsort(columns)
     first = _changes([column[order] for column in columns])
     for more in (_boxes, _masks):
-        # Only those that are still equal: mostly there are few.
+        # Compare boxes and masks only where all columns tie, which is rare: masks are costly to
+        # sort.
         place = np.flatnonzero(~first | ~np.append(first[1:], True))
         if not len(place):
             break
         values = more(detections, index[order[place]])
+        # The running number of the tie is the first key, so ties are reordered only within
+        # themselves.
         finer = np.lexsort([*values, np.cumsum(first)[place]])
         order[place] = order[place[finer]]
         first[place] |= _changes([column[finer] for column in values])
@@ -66,9 +70,9 @@ def best_of_each(
     Args:
         detections (Detections): D of them.
         group (str): "image_id" or "category".
-        max_dets (int): how many to keep of each; negative keeps all. Of equal scores the lower
-            class (image id) is better, then box and mask decide. Scores that are not a number count
-            as best, so that they are not overlooked.
+        max_dets (int): number to keep of each; negative keeps all. Among equal scores the lower
+            class (image id) ranks higher, then box and mask decide. NaN scores count as best, so
+            that a later check finds them.
         index (ndarray | None): (n,) detections to select from; None for all.
 
     Returns:
@@ -85,7 +89,7 @@ def best_of_each(
         return index
     values = getattr(detections, group)[index]
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    # Most detectors stop at the limit themselves: only what is beyond it is sorted.
+    # Most detectors apply the limit themselves: only groups that exceed it need sorting.
     crowded = np.flatnonzero((count > max_dets)[place])
     mine = index[crowded]
     score = np.nan_to_num(detections.score[mine], nan=np.inf, posinf=np.inf, neginf=-np.inf)
@@ -99,7 +103,7 @@ def best_of_each(
 
 
 def _changes(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Where (n,) columns differ from the entry before, (n,) bool; the first always does."""
+    """Mark the first entry and all that differ from the previous one in a column, (n,) bool."""
     changes = np.zeros(len(columns[0]), dtype=bool)
     changes[:1] = True
     for column in columns:
@@ -108,7 +112,7 @@ def _changes(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _boxes(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
-    """Columns to sort by, from the height to the left edge, (n,) each."""
+    """Columns of the boxes, (n,) each, reversed: lexsort then decides by the left edge first."""
     return list(detections.box[index].T[::-1])
 
 
@@ -117,4 +121,5 @@ def _masks(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
     if detections.masks is None:
         return [np.zeros(len(index), dtype=np.int64)]
     counts = [rle["counts"] for rle in detections.masks.to_dicts(index)]
+    # Ranks of the run lengths: any fixed order of masks will do, if it depends on the masks alone.
     return [np.unique(np.array(counts, dtype=bytes), return_inverse=True)[1]]

@@ -1,4 +1,4 @@
-"""Which detections the LVIS rule looks at and in which order, and which objects count.
+"""Selection and order of detections under the LVIS rule, and the objects that count.
 
 Shapes: D detections, G objects, A = 4 area ranges.
 """
@@ -29,17 +29,17 @@ CANDIDATES = {"bbox": box_candidates, "segm": mask_candidates}
 
 @dataclass(frozen=True, eq=False)
 class RankedDetections:
-    """The detections that LVIS looks at, by class and within a class the best first.
+    """The detections that LVIS evaluates, sorted by class and by descending score within a class.
 
-    Of equal scores that of the image with the lower id is first, as in lvis-api; in one image box
-    and mask decide, so that the given order does not.
+    Among equal scores the image with the lower id comes first, as in lvis-api; within an image box
+    and mask decide, so that the input order has no effect.
 
     Attributes:
         index (ndarray): (D,) int64 into the detections.
         key (ndarray): (D,) int64, image and class, as in `LvisGroundTruth`.
         category (ndarray): (D,) int32, ascending.
         shapes (ndarray | RleMasks): D boxes (XYWH) or masks.
-        counted (ndarray): (D, A) bool, whether one is a false positive if unmatched.
+        counted (ndarray): (D, A) bool, whether a detection is a false positive if unmatched.
     """
 
     index: np.ndarray
@@ -56,25 +56,30 @@ def rank_detections(
     max_dets: int = 300,
     max_dets_per_class: int = -1,
 ) -> RankedDetections:
-    """Apply LVIS's limit and federated rule, and sort what is left; see `federated_filter`.
+    """Apply LVIS's limit and federated rule and sort the rest; see `federated_filter`.
 
     Args:
-        ground_truth (LvisGroundTruth): must know all images of the detections.
+        ground_truth (LvisGroundTruth): must contain all images of the detections.
         detections (Detections): with masks if `iou_type` is "segm".
         iou_type (str): "bbox" or "segm".
-        max_dets (int): kept of each image; negative keeps all.
-        max_dets_per_class (int): kept of each class; negative keeps all.
+        max_dets (int): number kept per image; negative keeps all.
+        max_dets_per_class (int): number kept per class; negative keeps all.
     """
     kept = federated_filter(ground_truth, detections, max_dets, max_dets_per_class)
+    # lexsort's last column decides first: by class, then score, then image id, lvis-api's order of
+    # images.
     columns = (detections.image_id, -detections.score, detections.category)
     kept = kept[sort_positions(detections, [column[kept] for column in columns], kept)]
     shapes, area = _shapes_and_area(detections, iou_type, kept)
-    if not area.all():  # lvis-api looks detections up by an area range that is open at 0
+    if not area.all():  # lvis-api selects detections by an area range that is open at 0
         kept = kept[area > 0]
         shapes, area = _shapes_and_area(detections, iou_type, kept)
     keys = _keys(ground_truth, detections, kept)
+    # Both ends are included, as in lvis-api: a detection of exactly 32 x 32 is small and medium.
     area = area[:, None]
     counted = (area >= AREA_RANGES[:, 0]) & (area <= AREA_RANGES[:, 1])
+    # An unmatched detection may be one of the objects that nobody annotated, so it counts in no
+    # range.
     counted &= ~ground_truth.is_not_exhaustive(keys)[:, None]
     return RankedDetections(kept, keys, detections.category[kept], shapes, counted)
 
@@ -85,11 +90,11 @@ def federated_filter(
     max_dets: int = 300,
     max_dets_per_class: int = -1,
 ) -> np.ndarray:
-    """Select the detections that LVIS looks at.
+    """Select the detections that LVIS evaluates.
 
     First the best of each image over all classes, then the best of each class over all images,
     then those whose class is annotated in their image or known to be absent from it. The order
-    matters: a class that nobody asked for takes places among the best.
+    matters: detections of unverified classes take up places among the best.
 
     Args:
         ground_truth (LvisGroundTruth): must know all images of the detections.
@@ -107,7 +112,7 @@ def federated_filter(
 
 
 def ignored_objects(ground_truth: LvisGroundTruth) -> np.ndarray:
-    """Objects that neither count nor harm, (G, A) bool, by flag or area."""
+    """Objects to ignore because of their flag or area, (G, A) bool."""
     area = ground_truth.area[:, None]
     outside = (area < AREA_RANGES[:, 0]) | (area > AREA_RANGES[:, 1])
     return outside | ground_truth.ignore[:, None]
@@ -123,6 +128,8 @@ def _shapes_and_area(
 ) -> tuple[np.ndarray | RleMasks, np.ndarray]:
     """Boxes or masks of some detections and their (n,) areas."""
     if iou_type == "bbox":
+        # float32 products would move areas across the limits of the ranges; the json that lvis-api
+        # reads has float64.
         box = detections.box[index].astype(np.float64)
         return box, box[:, 2] * box[:, 3]
     masks = RleMasks.from_dicts([]) if detections.masks is None else detections.masks.take(index)

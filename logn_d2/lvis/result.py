@@ -1,4 +1,4 @@
-"""What an evaluation by the LVIS rule has found: numbers of each class, group and area range.
+"""The result of an evaluation by the LVIS rule: metrics by class, group and area range.
 
 Shapes: K foreground classes, A = 4 area ranges (all, small, medium, large), T = 10 thresholds of
 IoU. Precision and recall are in [0, 1]; NaN where there is no object.
@@ -22,22 +22,23 @@ from ..files import atomic_write
 __all__ = ["LvisResult", "class_members", "group_members", "write_csv"]
 
 _AREA_NAMES = ("", "s", "m", "l")
-# lvis-api's names of the groups; these are in every result, if only as NaN.
+# lvis-api's group names. Every result has them, NaN where unused, so that tables keep their
+# columns.
 _LVIS_GROUPS = ("r", "c", "f")
-# Of the table of classes.
+# Columns of the per-class table.
 _COLUMNS = ("class", "group", "num_gt", "AP", "AP50")
 
 
 @dataclass(frozen=True, eq=False)
 class LvisResult:
-    """What `evaluate_lvis` returns.
+    """Precision and recall of an evaluation, and the metrics derived from them.
 
     Args:
         iou_type (str): "bbox" or "segm".
-        max_dets (int): detections kept of each image; negative for all.
+        max_dets (int): detections kept per image; negative for all.
         precision (ndarray): (A, T, K), mean precision over 101 recalls.
         recall (ndarray): (A, T, K), recall of all kept detections.
-        num_gt (ndarray): (K,) objects that are not to be ignored.
+        num_gt (ndarray): (K,) number of objects that are not ignored.
         class_names (tuple[str, ...]): K names.
         groups (ndarray | None): (K,) group of each class.
         class_groups (Mapping): further groups: name -> indices of their classes.
@@ -64,7 +65,7 @@ class LvisResult:
 
     @functools.cached_property
     def metrics(self) -> OrderedDict[str, float]:
-        """All numbers of lvis-api, in [0, 1]; NaN where no class has objects.
+        """All metrics of lvis-api, in [0, 1]; NaN where no class has objects.
 
         AP, AP50, AP75; APs, APm, APl by area; AP with the name of each group (APr, APc, APf, then
         those of `class_groups`); AR, ARs, ARm, ARl, the recall of the `max_dets` detections.
@@ -82,7 +83,7 @@ class LvisResult:
 
     @functools.cached_property
     def group_metrics(self) -> OrderedDict[str, OrderedDict[str, float]]:
-        """Numbers of each group by itself, in [0, 1].
+        """Metrics of each group separately, in [0, 1].
 
         Returns:
             OrderedDict: group -> AP, AP50, AP75, APs, APm, APl, AR, ARs, ARm, ARl; NaN where the
@@ -127,14 +128,14 @@ class LvisResult:
         return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def per_class_table(self) -> str:
-        """Return `per_class_rows` as a table in Markdown; classes without objects are left out."""
+        """Return `per_class_rows` as a Markdown table without the classes that have no objects."""
         from tabulate import tabulate
 
         rows = [row for row in self.per_class_rows() if row["num_gt"]]
         return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
 
     def group_table(self) -> str:
-        """Return `group_metrics` in percent as a table in Markdown, one line per group."""
+        """Return `group_metrics` in percent as a Markdown table, one line per group."""
         from tabulate import tabulate
 
         rows = [
@@ -148,7 +149,7 @@ class LvisResult:
         """Write `per_class_rows` as CSV, one line per class; AP is nan without objects.
 
         Args:
-            path (str or PathLike): the file; it is written whole or not at all.
+            path (str or PathLike): the file; it is written completely or not at all.
         """
         write_csv(path, self.per_class_rows(), _COLUMNS)
 
@@ -156,7 +157,7 @@ class LvisResult:
 def write_csv(
     path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> None:
-    """Write rows, a header alone if there is none; the file is written whole or not at all."""
+    """Write rows after a header, which an empty table has too; written completely or not at all."""
     with atomic_write(path) as temporary:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(columns))
@@ -195,7 +196,7 @@ def class_members(
     class_names: Sequence[str],
     category_ids: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Look up the classes of groups that a user names.
+    """Look up the classes of user-defined groups.
 
     Args:
         class_groups (Mapping): name of a group -> names of classes, or category ids of the json,
@@ -207,13 +208,14 @@ def class_members(
         dict: name of a group -> ascending indices of its classes, int64.
 
     Raises:
-        ValueError: a class that the data set lacks, or a name that several of its classes have.
+        ValueError: a class that the data set lacks, or a name that several of its classes share.
 
     Example:
         >>> class_members({"pets": ["cat", 5]}, ["cat", "cow", "dog"], [1, 3, 5])
         {'pets': array([0, 2])}
     """
     index: dict[str | int, int] = {int(each): k for k, each in enumerate(category_ids)}
+    # Ids are integers and names strings, so one dictionary can serve both without clashes.
     index |= {name: k for k, name in enumerate(class_names)}
     found = {}
     for group, members in class_groups.items():
@@ -231,7 +233,7 @@ def class_members(
         twice = [member for member in members if list(class_names).count(member) > 1]
         if twice:
             raise UserError(
-                f"Group {group!r} has {twice[0]!r}, the name of several classes. Give their "
+                f"Group {group!r} contains {twice[0]!r}, the name of several classes. Give their "
                 "category ids instead."
             )
         found[str(group)] = np.unique(np.array([index[member] for member in members], np.int64))

@@ -43,16 +43,16 @@ _SAME_PLACE = 0.5  # IoU
 
 @dataclass(frozen=True)
 class Shown:
-    """Which detections of an image are shown.
+    """Selection of the detections that a picture shows.
 
     Attributes:
-        threshold (float): scores before calibration are above it; in [0, 1].
-        calibrated_threshold (float): scores after calibration are above it. None shows as many
-            detections as before: a calibration moves all scores, so that one threshold would
-            compare different amounts.
-        at_most (int): on each side; None for the model's own limit (TEST.DETECTIONS_PER_IMAGE).
-        one_per_place (bool): of detections that overlap (IoU over 0.5), whatever their classes,
-            only the best.
+        threshold (float): minimum score before calibration, exclusive; in [0, 1].
+        calibrated_threshold (float): minimum score after calibration, exclusive. None shows as many
+            detections as before: a calibration changes all scores, so one threshold would compare
+            different numbers of detections.
+        at_most (int): limit per side; None for the model's own (TEST.DETECTIONS_PER_IMAGE).
+        one_per_place (bool): show only the best of overlapping detections (IoU over 0.5) of any
+            class.
     """
 
     threshold: float = 0.5
@@ -62,23 +62,23 @@ class Shown:
 
 
 class BeforeAfter:
-    """Runs a detector once, and returns what it finds without and with a calibration.
+    """Runs a detector once, and returns its detections without and with a calibration.
 
-    Each side has the boxes, classes and scores that the model has without and with the calibration
-    attached, bit for bit, as far as they are shown. A calibration that the model has already is
-    left out of account. The model is left as it was.
+    The shown boxes, classes and scores equal those of the model without and with the calibration
+    attached, bit for bit. A calibration that is already attached is ignored. The model is left
+    unchanged.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN, or one built like it, or a detector of docs/sites.md,
-            with its weights loaded.
-        calibrations (Sequence[AffineCalibration]): one for each of the S box predictors; they are
-            copied.
-        average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
-            own heads do.
-        shown (Shown): which detections.
+        model (nn.Module): a GeneralizedRCNN, a model with the same structure, or a detector listed
+            in
+            docs/sites.md, with its weights loaded.
+        calibrations (Sequence[AffineCalibration]): one per box predictor (S); they are copied.
+        average (str): the quantity that a cascade averages over stages, "probs" or "logits"; None
+            follows the model's own heads.
+        shown (Shown): the detections to show.
 
     Raises:
-        ValueError: calibrations that do not fit the model, or another average.
+        ValueError: calibrations that do not fit the model, or an unknown average.
 
     Example:
         >>> compare = BeforeAfter(model, calibrations)  # doctest: +SKIP
@@ -103,6 +103,7 @@ class BeforeAfter:
             calibration.check_activation(has_sigmoid_scores(site.classifier))
         identity = calibrations_at(sites, UNCALIBRATED)
         device = next(self._model.parameters()).device
+        # Copies, so that calibrations attached to another device or model stay untouched.
         self._sides = tuple(
             [copy.deepcopy(each).to(device) for each in side] for side in (identity, calibrations)
         )
@@ -111,18 +112,20 @@ class BeforeAfter:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
-        """The detections in N images.
+        """Detect in N images.
 
         Args:
-            inputs (Sequence[dict]): as for the model; detections are scaled to "height" and
+            inputs (Sequence[dict]): the model's inputs; detections are scaled to "height" and
                 "width".
 
         Returns:
-            list[tuple[Instances, Instances]]: N pairs on the CPU, with masks and key points where
-            the model has them.
+            list[tuple[Instances, Instances]]: N pairs on the CPU, with masks and key points if the
+            model has them.
         """
         if self._site is not None:
             return self._of_site(inputs)
+        # One pass records raw logits of the test-time proposals; both sides are computed from
+        # these.
         recorder = LogitRecorder(self._model, population="proposals")
         with evaluation_mode(self._model):
             recording = recorder(list(inputs))
@@ -130,14 +133,14 @@ class BeforeAfter:
         return [_scaled(both, image) for both, image in zip(pairs, inputs, strict=True)]
 
     def _of_site(self, inputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
-        """What the detector's own inference finds with both, as far as it is shown."""
+        """The shown detections of the detector's own inference, for both sides."""
         sides = {str(index): side[0] for index, side in enumerate(self._sides)}
         found = outputs_under(self._model, self._site, inputs, sides).values()
         pairs = zip(*([instances_of(image).to("cpu") for image in side] for side in found))
         return [self._pair(*map(_best_above, pair, self._thresholds())) for pair in pairs]
 
     def _chosen(self, recording: Recording) -> list[Pair]:
-        """What is shown of each image, boxes only."""
+        """The shown detections of each image, without masks."""
         raw = raw_outputs(recording)
         last = recording.stages[-1].predictor
         before, after = (
@@ -166,7 +169,7 @@ class BeforeAfter:
         return before, after[: self._shown.at_most]
 
     def _completed(self, recording: Recording, pairs: Sequence[Pair]) -> list[Instances]:
-        """Masks and key points, of both sides in one go; "calibrated" tells the sides apart."""
+        """Add masks and key points to both sides at once; "calibrated" marks the second side."""
         joined = []
         for before, after in pairs:
             both = Instances.cat([before, after])
@@ -177,18 +180,18 @@ class BeforeAfter:
 
 
 def _best_above(instances: Instances, threshold: float) -> Instances:
-    """Those with higher scores, best first."""
+    """Detections with scores above the threshold, best first."""
     chosen = instances[instances.scores > threshold]
     return chosen[chosen.scores.argsort(descending=True, stable=True)]
 
 
 def _best_of_place(instances: Instances) -> Tensor:
-    """Positions of the best detection of each place, best first."""
+    """Positions of the best of overlapping detections, best first."""
     return nms(instances.pred_boxes.tensor, instances.scores, _SAME_PLACE)
 
 
 def _scaled(both: Instances, image: Mapping[str, Any]) -> Pair:
-    """Both sides at the image's own size, on the CPU."""
+    """Both sides at the original image size, on the CPU."""
     both = detector_postprocess(both, *output_size(image, both.image_size)).to("cpu")
     is_after = both.calibrated
     both.remove("calibrated")

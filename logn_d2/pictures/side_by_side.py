@@ -1,4 +1,4 @@
-"""Pictures of an image's detections side by side, for TensorBoard and the demo.
+"""Pictures of detections side by side, for TensorBoard and `logn show`.
 
 Shapes: H x W pixels of the image, D detections.
 """
@@ -25,7 +25,7 @@ _MASK_OPACITY = 0.45
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
-    """The image, larger where class names would hide it; it is never made smaller.
+    """Enlarge a small image, which class names would cover; large images stay unchanged.
 
     Args:
         pixels (ndarray): (H, W, 3) uint8.
@@ -46,7 +46,7 @@ def draw_side_by_side(
     sides: Sequence[tuple[str, Instances]],
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """Draws each side's detections into a copy of the image, with a caption above.
+    """Draw each side's detections into a copy of the image, with a caption above.
 
     A class has the same colour on all sides and in all pictures.
 
@@ -54,7 +54,7 @@ def draw_side_by_side(
         pixels (ndarray): (H, W, 3) uint8 RGB.
         sides (Sequence[tuple[str, Instances]]): caption and detections at the image's size, from
             left to right.
-        class_names (Sequence[str]): K names; a class without one is shown by its number.
+        class_names (Sequence[str]): K names; a class without a name is shown by its number.
 
     Returns:
         ndarray: (H + caption, all widths, 3) uint8 RGB.
@@ -69,12 +69,13 @@ def draw_side_by_side(
 
 
 def class_color(index: int) -> tuple[float, float, float]:
-    """A strong colour (RGB in [0, 1]) for a class; neighbouring classes differ."""
+    """A saturated colour (RGB in [0, 1]) for a class; neighbouring classes differ."""
+    # Multiples of the golden ratio spread hues evenly for any number of classes.
     return colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, 0.8, 0.95)
 
 
 def plain_text(text: str) -> str:
-    """Text for matplotlib, which takes what is between two dollar signs for a formula.
+    """Escape text for matplotlib, which reads text between two dollar signs as a formula.
 
     Example:
         >>> print(plain_text("a $5 note"))
@@ -118,10 +119,10 @@ def _move_labels_inside(canvas: Visualizer) -> None:
 def _blended(
     pixels: np.ndarray, masks: np.ndarray, colors: Sequence[tuple[float, float, float]]
 ) -> np.ndarray:
-    """The image with masks (D, H, W) in their colours.
+    """Blend masks (D, H, W) into the image in their colours.
 
-    The visualizer draws a polygon for each connected part, of which a model that has hardly been
-    trained gives hundreds: that took twice as long as all the rest.
+    The visualizer draws a polygon for each connected part. A barely trained model has hundreds of
+    these, and drawing them took twice as long as everything else.
     """
     blended = pixels.astype(np.float32)
     for mask, color in zip(masks, colors, strict=True):
@@ -130,7 +131,7 @@ def _blended(
 
 
 def _percent(score: float) -> str:
-    """Calibrated scores are often small."""
+    """Format a score; calibrated ones are often small, so these get a decimal."""
     return f"{score:.0%}" if score >= 0.1 else f"{score:.1%}"
 
 

@@ -1,4 +1,4 @@
-"""Figures and the HTML report, made from the folders of runs."""
+"""Figures and the HTML report of runs, made from their folders."""
 
 from .gallery import Gallery, GalleryEntry, make_gallery
 from .make import make_report

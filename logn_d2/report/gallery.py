@@ -1,7 +1,7 @@
 """Validation images before and after calibration: the largest gains and the largest losses.
 
-`shown` says which detections a picture holds. Boxes and names are drawn by the browser on top of
-the image, so that names of any script are readable.
+`shown` selects the detections of a picture. The browser draws boxes and names on top of the image,
+so that names in any script are readable.
 
 Shapes: G annotated objects.
 """
@@ -32,10 +32,10 @@ class Box:
     """A detection or an object in a picture.
 
     Attributes:
-        x, y, width, height (float): in pixels of the image.
+        x, y, width, height (float): position and size in pixels of the image.
         label (str): short name of its class; "" for an object.
         found (bool): whether the detection finds an object.
-        rare (bool): whether its class is one of the rarest group.
+        rare (bool): whether its class is in the rarest group.
     """
 
     x: float
@@ -55,7 +55,8 @@ class GalleryEntry:
         image_id (int or str): as in the annotations.
         gained (tuple[int, ...]): classes of the objects found only after calibration.
         lost (tuple[int, ...]): classes of the objects found only before.
-        is_gain (bool): whether more is gained than lost, rare objects first.
+        is_gain (bool): whether the image gains more objects than it loses; rare objects decide
+            first.
         picture (str): ``data:`` address of the image.
         width (int): in pixels.
         height (int): in pixels.
@@ -78,16 +79,16 @@ class GalleryEntry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Chosen images, and the counts over all images that tell whether they are typical.
+    """Chosen images, and counts over all images that show whether these are typical.
 
     Attributes:
-        entries (tuple[GalleryEntry, ...]): gains first, each kind by falling change.
+        entries (tuple[GalleryEntry, ...]): gains, then losses, each by decreasing change.
         num_images (int): images in the validation set.
         num_objects (int): annotated objects.
-        num_rare (int): of them, objects of rare classes.
+        num_rare (int): annotated objects of rare classes.
         gained (tuple[int, int]): objects found only after calibration: rare, all.
         lost (tuple[int, int]): objects found only before: rare, all.
-        names (tuple[str, str]): of the two calibrations.
+        names (tuple[str, str]): names of the two calibrations.
     """
 
     entries: tuple[GalleryEntry, ...]
@@ -109,19 +110,19 @@ def make_gallery(
     max_images: int = 16,
     names: tuple[str, str] = (UNCALIBRATED, "logn"),
 ) -> Gallery:
-    """Chooses and draws.
+    """Choose and draw images.
 
     Args:
         truth (LvisGroundTruth): the validation set.
-        before (Detections): of the uncalibrated detector; `shown_detections` of them are enough.
-        after (Detections): of the calibrated one, likewise.
+        before (Detections): uncalibrated; only `shown_detections` of them are needed.
+        after (Detections): calibrated, likewise.
         read_image (Callable): image id -> (H, W, 3) uint8 RGB.
         classes (ClassInfo): K classes.
-        max_images (int): pictures of gains and of losses together.
-        names (tuple[str, str]): of the two calibrations.
+        max_images (int): number of pictures, gains and losses together.
+        names (tuple[str, str]): names of the two calibrations.
 
     Returns:
-        Gallery: half gains, half losses where there are enough of both.
+        Gallery: half gains and half losses, if there are enough of both.
     """
     before, after = (shown_detections(truth, detections) for detections in (before, after))
     had, has = (matched(truth, detections)[0] for detections in (before, after))
@@ -144,7 +145,7 @@ def make_gallery(
 def _choose(
     truth: LvisGroundTruth, gained: np.ndarray, lost: np.ndarray, rare: np.ndarray, limit: int
 ) -> list[int]:
-    """Image indices: the largest gains, then the largest losses, rare objects before others."""
+    """Image indices: largest gains, then largest losses; rare objects decide before others."""
     count = truth.num_images
 
     def per_image(chosen: np.ndarray) -> np.ndarray:
@@ -157,6 +158,8 @@ def _choose(
     worse = (rare_change < 0) | ((rare_change == 0) & (change < 0))
     wins = [image for image in by_gain if better[image]]
     losses = [image for image in reversed(by_gain) if worse[image]]
+    # At least half of the pictures are losses, if there are that many, so that the choice flatters
+    # nobody.
     num_losses = min(len(losses), max(limit // 2, limit - len(wins)))
     return wins[: limit - num_losses] + losses[:num_losses]
 
@@ -169,7 +172,7 @@ def _entry(
     read_image: Callable[[int | str], np.ndarray],
     classes: ClassInfo,
 ) -> GalleryEntry:
-    """The image at an index, with its boxes before and after."""
+    """The gallery entry of an image, with its boxes before and after."""
     image_id, own = truth.image_ids[image].item(), truth.image == image
     gained, lost = (tuple(truth.category[own & change].tolist()) for change in changes)
     rare = [int(np.count_nonzero(classes.is_rare[list(found)])) for found in (gained, lost)]
@@ -191,7 +194,7 @@ def _entry(
 def _boxes(
     truth: LvisGroundTruth, image: int, shown: Detections, classes: ClassInfo
 ) -> tuple[Box, ...]:
-    """The detections of one image; those that find an object come last, and so on top."""
+    """Boxes of one image; detections that find an object come last, to be drawn on top."""
     detections = shown.take(shown.image_id == truth.image_ids[image])
     _, hits = matched(truth, detections)
     return tuple(

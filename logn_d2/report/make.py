@@ -1,4 +1,4 @@
-"""A report from run folders: finds annotations, class counts, statistics and images."""
+"""Reports from run folders: finds annotations, class counts, statistics and images."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Annotations:
-    """A json, parsed once for all that a report takes from it.
+    """The annotation json, parsed once for all parts of a report.
 
     Attributes:
         truth (LvisGroundTruth): the annotations.
-        counts (tuple[ndarray, ndarray] | None): training images and objects of each class, where
-            the json tells them; LVIS's of the validation set does.
+        counts (tuple[ndarray, ndarray] | None): training images and objects of each class, if the
+            json has them, as LVIS's validation json does.
         files (Mapping): image id -> path of the image, relative to `root`.
         root (str): folder of the images.
     """
@@ -53,7 +53,7 @@ class _Annotations:
     def read(cls, json_file: str, root: str) -> _Annotations:
         path = PathManager.get_local_path(json_file)
         if not os.path.isfile(path):
-            raise MissingFileError(f"There are no annotations at '{path}'.")
+            raise MissingFileError(f"The annotation file '{path}' does not exist.")
         with open(path, encoding="utf-8") as file:
             try:
                 content = json.load(file)
@@ -69,7 +69,7 @@ class _Annotations:
 
 
 def _file(image: Mapping[str, Any]) -> str:
-    """Where the loader looks for an image: see `register_lvis_form`."""
+    """Relative path of an image, as the loader finds it: see `register_lvis_form`."""
     address = image.get("coco_url")
     if address and ("neg_category_ids" in image or "file_name" not in image):
         return "/".join(address.split("/")[-2:])
@@ -88,27 +88,27 @@ def make_report(
     command: str = "",
     title: str = "",
 ) -> Report:
-    """Computes the content of a page about some runs.
+    """Compute the content of a page about some runs.
 
     Args:
         runs (Sequence[Run]): see `open_runs`.
         focus (str): name or calibration of the run that the page is about; None for the second.
-        settings (Settings): None for the default ones.
-        pictures (int): images in the gallery; 0 for none.
-        statistics (Sequence[PathLike]): files beside those of the runs, such as one of positives
-            alone.
-        annotations (PathLike): of the runs' data set; None takes those of the registered set.
+        settings (Settings): None for the defaults.
+        pictures (int): number of images in the gallery; 0 for none.
+        statistics (Sequence[PathLike]): statistics files in addition to those of the runs, such as
+            one for positives only.
+        annotations (PathLike): annotations of the runs' data set; None uses the registered set.
         images (PathLike): folder of its images, with `annotations`.
-        command (str): that makes the page, which shows it.
-        title (str): of the page; "" names the data set.
+        command (str): the command that makes the page, to be shown on it.
+        title (str): title of the page; "" names the data set.
 
     Returns:
         Report: for `write_report`.
 
     Raises:
         KeyError: no run is called `focus`.
-        ValueError: a run is unfinished or of other images or classes than the annotations.
-        FileNotFoundError: there are no annotations.
+        ValueError: a run is unfinished, or its images or classes differ from the annotations.
+        FileNotFoundError: the annotation file does not exist.
     """
     dataset = runs[0].folder.dataset
     place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
@@ -126,7 +126,9 @@ def make_report(
         try:
             gallery = _gallery(comparison, known, pictures)
         except FileNotFoundError as error:
-            notes.append("There are no pictures, since the images of the data set are missing.")
+            notes.append(
+                "The page has no pictures, because the images of the data set are missing."
+            )
             logger.warning("The report has no pictures: %s", error)
     return Report(
         comparison,
@@ -139,7 +141,7 @@ def make_report(
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Reasons to doubt the page, each of which is a warning as well."""
+    """Reasons to doubt the page, which are logged as warnings too."""
     notes = []
     if comparison.settings.resamples < FEW_RESAMPLES:
         notes.append(
@@ -161,8 +163,8 @@ def _registered(dataset: str) -> tuple[str, str]:
     """Annotations and image folder of a registered data set."""
     if dataset not in DatasetCatalog.list():
         raise UserError(
-            f"The runs are of the data set '{dataset}', which is not registered. Register it as "
-            "the run did (its config, MODEL.LOGN.DATASETS), or give --annotations FILE."
+            f"The runs were evaluated on '{dataset}', which is not registered. Register it as the "
+            f"run did (its config, MODEL.LOGN.DATASETS), or give --annotations FILE."
         )
     metadata = MetadataCatalog.get(dataset)
     path = metadata.get("json_file", None)
@@ -176,7 +178,7 @@ def _registered(dataset: str) -> tuple[str, str]:
 def _class_info(
     annotations: _Annotations, folders: Sequence[RunFolder], groups: Sequence[str] | None
 ) -> ClassInfo:
-    """The classes with their counts in training, from where these are known first."""
+    """The classes with their training counts, from the first source that has them."""
     truth = annotations.truth
     for folder in folders:
         known = None if folder.results is None else folder.results.classes
@@ -193,21 +195,21 @@ def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.nd
     train_sets = next((folder.train_sets for folder in folders if folder.train_sets), ())
     if not train_sets:
         raise UserError(
-            f"The annotations of {folders[0].dataset} do not tell in how many training images each "
-            "class is, and no run says what it was trained on. Give --config-file C.yaml, whose "
+            f"The annotations of {folders[0].dataset} do not give the number of training images "
+            f"of each class, and no run names its training set. Give --config-file C.yaml, whose "
             "DATASETS.TRAIN names the training set."
         )
     counts = class_counts(train_sets)
     if counts.class_names != truth.class_names:
         raise UserError(
             f"{', '.join(train_sets)} has {len(counts.class_names)} classes, the annotations of "
-            f"{folders[0].dataset} have {truth.num_classes}, or in another order."
+            f"{folders[0].dataset} have {truth.num_classes}, or the same in another order."
         )
     return counts.image_count, counts.instance_count
 
 
 def _statistics(folders: Sequence[RunFolder]) -> dict[str, LogitStatistics]:
-    """Of each folder that has some."""
+    """The statistics of each folder that has them."""
     found = {str(folder.path): folder.statistics for folder in folders}
     return {name: each for name, each in found.items() if each is not None}
 
@@ -216,8 +218,8 @@ def _gallery(comparison: Comparison, annotations: _Annotations, pictures: int) -
     def read(image_id: int | str) -> np.ndarray:
         path = Path(annotations.root, annotations.files[image_id])
         if not path.is_file():
-            raise MissingFileError(f"There is no image {path}.")
-        # As the trainer opens it: turned as its Exif data say.
+            raise MissingFileError(f"The image '{path}' does not exist.")
+        # Like the trainer, this applies the rotation in the image's Exif data.
         return read_image(str(path), "RGB")
 
     names = tuple(run.name for run in comparison.pair)

@@ -1,11 +1,11 @@
-"""All numbers of a report, computed from detections and annotations alone.
+"""All figures of a report, computed only from detections and annotations.
 
-The intervals are of a bootstrap over images, with the same resamples for all runs, so that the
-difference of two runs has an interval of its own (`bootstrap_difference` explains why it is the
-narrower one). None of them covers the difference between two trainings.
+The intervals come from a bootstrap over images with the same resamples for all runs, so that the
+difference of two runs has an interval of its own (`bootstrap_difference` explains why it is
+narrower). None of them covers the variation between trainings.
 
-A run of LVIS's size has six million detections. Each run is therefore read, analysed and let go
-before the next one; what remains of it is small.
+A run of LVIS's size has six million detections. Each run is therefore read, analysed and released
+before the next one; only small results remain.
 
 Shapes: K foreground classes, L classes that are compared.
 """
@@ -56,28 +56,28 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FIXED = "AP fixed"
-"""AP of the best 10,000 detections of each class, however many an image has."""
+"""AP of the best 10,000 detections of each class, without a limit per image."""
 
 FEW_RESAMPLES = 200
-"""With fewer the ends of an interval are mostly noise."""
+"""With fewer resamples, the ends of an interval are mostly noise."""
 
 _FIXED_PER_CLASS = 10_000
-# Of the curve of AP against the score threshold: denser where most scores are.
+# Thresholds of the curve of AP against the score threshold: denser where most scores are.
 _THRESHOLDS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user can choose.
+    """Options of a report.
 
     Attributes:
-        resamples (int): of the bootstrap.
-        seed (int): of the bootstrap.
-        max_dets (int | None): detections of each image that count; negative for all, None for 300
-            in LVIS form and all in COCO form. Fixed AP keeps all.
-        score_threshold (float): that a user of the baseline shows detections with.
+        resamples (int): number of bootstrap resamples.
+        seed (int): seed of the bootstrap.
+        max_dets (int | None): number of detections that count per image; negative for all, None for
+            300 in LVIS format and all in COCO format. Fixed AP keeps all.
+        score_threshold (float): threshold at which the baseline's detections are shown.
         level (float): share of the resamples in an interval.
-        groups (Sequence[str] | None): (K,) group of each class in place of the annotations'.
+        groups (Sequence[str] | None): (K,) group of each class, overriding the annotations.
         class_groups (Mapping): further groups: name -> class names or category ids.
     """
 
@@ -92,10 +92,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Value:
-    """A figure or a difference of two, in percent, with its interval; NaN where there is none.
+    """A figure, or a difference of two, in percent with its interval; NaN if undefined.
 
     Attributes:
-        value (float): of the images as they are.
+        value (float): the figure on the original images.
         low, high (float): ends of the interval.
     """
 
@@ -105,7 +105,7 @@ class Value:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval is above or below 0 in the digits that are shown, else 0."""
+        """1 or -1 if the interval is above or below 0 in the digits shown, else 0."""
         value, low, high = (round(each, 1) for each in (self.value, self.low, self.high))
         return int(value > 0 and low > 0) - int(value < 0 and high < 0)
 
@@ -116,7 +116,7 @@ class TaskFigures:
 
     Attributes:
         own (BootstrapResult): figures of the run: those of `LvisResult.metrics`, and `FIXED` where
-            it says anything.
+            it differs from AP.
         change (BootstrapResult): the run minus the baseline; zeros for the baseline.
         class_ap (ndarray): (K,) percent, NaN for a class without objects.
     """
@@ -143,15 +143,15 @@ class Comparison:
         focus (Run): the run that figures and pictures show beside the baseline.
         truth (LvisGroundTruth): the annotations.
         classes (ClassInfo): K classes with their counts in training.
-        settings (Settings): as chosen.
+        settings (Settings): options of the report.
         figures (Mapping): (run's name, task) -> its figures, for the tasks that all runs have.
         errors (Mapping): (run's name, task) -> TIDE, for baseline and focus.
         quality (Mapping): run's name -> reliability of box scores.
         thresholds (Mapping): run's name -> suggestions, for all runs but the baseline.
         curves (Mapping): run's name -> box AP against score threshold, for baseline and focus.
         shown (Mapping): run's name -> the detections that pictures show, for baseline and focus.
-        most_detections (int): of the image that has most of them, in any run.
-        empty_images (Mapping): run's name -> images in which it has no detection.
+        most_detections (int): largest number of detections in an image, over all runs.
+        empty_images (Mapping): run's name -> number of images without detections.
     """
 
     runs: tuple[Run, ...]
@@ -170,7 +170,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Run:
-        """The run that the others are compared with."""
+        """The run with which the others are compared."""
         return self.runs[0]
 
     @property
@@ -180,12 +180,12 @@ class Comparison:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Those that all runs are evaluated for, boxes first."""
+        """Tasks for which all runs are evaluated, boxes first."""
         return tuple(task for task in TASKS if (self.baseline.name, task) in self.figures)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups of classes, the one with fewest training images first."""
+        """Names of the groups of classes, the one with the fewest training images first."""
         return (*self.classes.group_names, *self.settings.class_groups)
 
     @property
@@ -195,12 +195,12 @@ class Comparison:
 
     @property
     def has_fixed(self) -> bool:
-        """Whether fixed AP says more than AP: only where an image has more than the limit."""
+        """Whether fixed AP can differ from AP: only if an image exceeds the limit."""
         return 0 <= self.settings.max_dets < self.most_detections
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Figures in the tables."""
+        """Metrics in the tables."""
         fixed = (FIXED,) if self.has_fixed else ()
         return ("AP", "AP50", "AP75", *self.metrics[1:], "AR", *fixed)
 
@@ -210,7 +210,7 @@ class Comparison:
         return f"{100 * self.settings.level:g}\u00a0%"
 
     def best(self, metric: str, task: str) -> float:
-        """The highest figure of all runs, rounded as it is shown; NaN where all are equal."""
+        """The highest figure of all runs, rounded as shown; NaN if all are equal."""
         values = [self.figures[run.name, task].value(metric).value for run in self.runs]
         known = {round(value, 1) for value in values if not math.isnan(value)}
         return max(known) if len(known) > 1 else math.nan
@@ -218,7 +218,7 @@ class Comparison:
 
 @dataclass(eq=False)
 class _Analysed:
-    """What remains of a run when its detections are let go."""
+    """Results of a run that are kept after its detections are released."""
 
     own: dict[str, BootstrapResult]
     errors: dict[str, ErrorAnalysis]
@@ -237,25 +237,25 @@ def compare(
     focus: str | None = None,
     settings: Settings | None = None,
 ) -> Comparison:
-    """Computes everything.
+    """Compute all figures of a report.
 
     Args:
         runs (Sequence[Run]): at least two; the first is the baseline.
         truth (LvisGroundTruth): the annotations that all runs are evaluated with.
         classes (ClassInfo): K classes.
         focus (str): name or calibration of a run; None for the second.
-        settings (Settings): None for the default ones.
+        settings (Settings): None for the defaults.
 
     Raises:
         KeyError: no run is called `focus`.
-        ValueError: detections of other images or classes.
+        ValueError: the detections have other images or classes.
     """
     settings = settings or Settings()
     settings = replace(settings, max_dets=truth.limit(settings.max_dets))
     pair = (runs[0], _find_focus(runs, focus))
     tasks = _common_tasks(runs, truth)
-    # Read twice rather than keep all runs' detections: a limit that no image exceeds makes fixed AP
-    # a copy of AP, which takes as long again.
+    # Detections are read twice rather than kept for all runs. Knowing the largest image first saves
+    # the bootstrap of fixed AP, which takes as long as that of AP, where both would be equal.
     most = max(_most(run.detections()) for run in runs)
     analyst = _Analyst(truth, classes, settings, tasks, len(runs), most > settings.max_dets >= 0)
     thresholds: dict[str, list[ThresholdSuggestion]] = {}
@@ -292,7 +292,7 @@ def compare(
 
 
 class _Analyst:
-    """From a run to its numbers, always with the same annotations, groups and settings."""
+    """Computes the figures of runs with common annotations, groups and settings."""
 
     def __init__(
         self,
@@ -309,7 +309,7 @@ class _Analyst:
             "frequency_groups": classes.groups,
             "class_groups": settings.class_groups,
         }
-        # In units of some 40 resamples, which is about what an analysis takes.
+        # One unit of progress is about 40 resamples, which take as long as one analysis.
         self._weight = (1 + fixed) * settings.resamples / 40
         self._progress = Progress(logger, num_runs * len(tasks) * (self._weight + 4))
 
@@ -321,7 +321,7 @@ class _Analyst:
         for task in self._tasks:
             said = f"{run.name}, {TASKS[task]}"
             self._progress.step(f"{said}: {settings.resamples:,} resamples", self._weight + 1)
-            # Matching takes longest, so all analyses share one.
+            # Matching takes longest, so all analyses share its result.
             matches = self._match(detections, task, max_dets=settings.max_dets)
             own[task] = self._bootstrap(matches, detections, task)
             self._progress.step(f"{said}: errors and scores", 3)
@@ -339,14 +339,14 @@ class _Analyst:
             errors=errors,
             quality=quality,
             curve=curve,
-            # Thresholds need no boxes and no masks, which take most of the memory.
+            # Threshold suggestions need neither boxes nor masks, which take most of the memory.
             scores=replace(detections, box=np.zeros((len(detections), 4), np.float32), masks=None),
             shown=shown_detections(truth, detections) if in_pair else None,
             empty=truth.num_images - len(np.unique(detections.image_id)),
         )
 
     def suggestions(self, before: Detections, after: Detections) -> list[ThresholdSuggestion]:
-        """Score thresholds that keep the number of boxes."""
+        """Suggest score thresholds that keep the number of boxes."""
         truth, settings = self._truth, self._settings
         return suggest_threshold(
             *(before, after, settings.score_threshold),
@@ -360,7 +360,7 @@ class _Analyst:
     def _bootstrap(
         self, matches: LvisMatches, detections: Detections, task: str
     ) -> BootstrapResult:
-        """Figures of a run, fixed AP among them where it differs."""
+        """Figures of a run, including fixed AP if it can differ."""
         found = self._resample(matches)
         if not self._fixed:
             return found
@@ -388,7 +388,9 @@ def _find_focus(runs: Sequence[Run], focus: str | None) -> Run:
         if focus in (run.name, run.calibration):
             return run
     known = ", ".join(run.calibration for run in runs[1:])
-    raise UnknownNameError(f"No run beside the baseline is called '{focus}'. There are: {known}.")
+    raise UnknownNameError(
+        f"No run besides the baseline is called '{focus}'. The others are: {known}."
+    )
 
 
 def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
@@ -397,12 +399,12 @@ def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
 
 
 def _most(detections: Detections) -> int:
-    """Detections of the image that has most of them."""
+    """Largest number of detections in an image."""
     return int(np.unique(detections.image_id, return_counts=True)[1].max(initial=0))
 
 
 def _minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
-    """The result of `bootstrap_difference`, from resamples that are there already."""
+    """The result of `bootstrap_difference`, from existing resamples with the same draws."""
     return replace(
         second,
         estimate=OrderedDict((n, second.estimate[n] - first.estimate[n]) for n in first.estimate),
@@ -449,7 +451,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def label_prior(mean_logit: np.ndarray) -> np.ndarray:
-    """The label distribution that a model favours: softmax of the mean logits.
+    """A model's label prior: softmax of the mean logits.
 
     Args:
         mean_logit (ndarray): (K,) without background.

@@ -1,6 +1,6 @@
-"""The report: one HTML file that needs nothing else.
+"""The report as one self-contained HTML file.
 
-The words are in the templates, the numbers in `Comparison`; here both meet.
+The templates hold the text and `Comparison` the figures; this module joins them.
 
 Shapes: K foreground classes.
 """
@@ -35,32 +35,33 @@ from .summary import summarise
 __all__ = ["Report", "build_report", "write_report"]
 
 _POSITIVES = "positives"
-# Thresholds whose AP is read out in words.
+# Thresholds whose AP the alternative text of the figure lists.
 _READ_OUT = (0, 0.05, 0.5)
 _TITLES = {
     "results": "Results",
     "images": "Images before and after",
     "scores": "Scores and thresholds",
-    "errors": "Which errors cost AP",
-    "logits": "Logits against the number of training images",
+    "errors": "AP cost of each kind of error",
+    "logits": "Logits versus training images",
     "prior": "The model's class prior",
-    "statistics": "How many images the statistics need",
-    "classes": "Every class",
-    "provenance": "How these numbers were made",
+    "statistics": "AP versus images in the statistics pass",
+    "classes": "All classes",
+    "provenance": "Provenance",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The content of a page; what is None or empty is left out of it.
+    """The content of a page; parts that are None or empty are left out.
 
     Attributes:
-        comparison (Comparison): all numbers.
-        statistics (Mapping[str, LogitStatistics]): name of a run's folder -> of its raw logits.
+        comparison (Comparison): all figures.
+        statistics (Mapping[str, LogitStatistics]): name of a run's folder -> statistics of its raw
+            logits.
         gallery (Gallery): images of baseline and focus.
-        notes (Sequence[str]): remarks on the page itself, such as why it has no pictures.
-        command (str): that made the page.
-        title (str): of the page.
+        notes (Sequence[str]): remarks on the page itself, such as the reason for missing pictures.
+        command (str): the command that made the page.
+        title (str): title of the page.
     """
 
     comparison: Comparison
@@ -75,19 +76,19 @@ class Report:
             names = self.comparison.classes.names
             if each.class_names != names:
                 raise UserError(
-                    f"The statistics of {name} are of {each.num_classes} classes (first "
-                    f"{each.class_names[:1]}), the annotations of {len(names)} (first "
+                    f"The statistics of {name} have {each.num_classes} classes (first "
+                    f"{each.class_names[:1]}), the annotations have {len(names)} (first "
                     f"{names[:1]}). Give runs of one data set."
                 )
 
     @property
     def folders(self) -> list[RunFolder]:
-        """Of the runs, each once."""
+        """Folders of the runs, each once."""
         return list({id(run.folder): run.folder for run in self.comparison.runs}.values())
 
     @property
     def studies(self) -> list[Mapping[str, Any]]:
-        """How many images the statistics need, where a run has measured it."""
+        """Studies of AP versus images in the statistics pass, from runs that have one."""
         return [folder.statistics_study for folder in self.folders if folder.statistics_study]
 
 
@@ -96,12 +97,12 @@ def write_report(
     report: Report,
     figure_folder: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes the page; one that was there before stays whole if this fails.
+    """Write the page; on failure an existing page stays intact.
 
     Args:
-        path (PathLike): of the page.
+        path (PathLike): the HTML file.
         report (Report): its content.
-        figure_folder (PathLike): a folder for all figures as SVG and PNG; None for none.
+        figure_folder (PathLike): folder for all figures as SVG and PNG; None writes none.
     """
     drawn = _Figures(report)
     text = _render(report, drawn)
@@ -115,7 +116,7 @@ def write_report(
 
 
 def build_report(report: Report) -> str:
-    """The page as text; see `write_report`."""
+    """Return the page as text; see `write_report`."""
     return _render(report, _Figures(report))
 
 
@@ -176,13 +177,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _asset(environment: jinja2.Environment, name: str) -> Markup:
-    """Our own style or script, which is no HTML and so is not escaped."""
+    """Our own style sheet or script, which must not be escaped like text."""
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """Numbers of the K classes in the table of every class."""
+    """A column of the table of all classes: K figures."""
 
     title: str
     values: np.ndarray
@@ -193,7 +194,7 @@ class _Column:
 def _class_columns(
     comparison: Comparison, raw_logits: tuple[np.ndarray, np.ndarray] | None
 ) -> list[_Column]:
-    """Counts, logits, AP of baseline and focus with their difference, then that of other runs."""
+    """Counts, logits, AP of baseline and focus and their difference, then AP of other runs."""
     classes = comparison.classes
     columns = [
         _Column("Images", classes.image_count, 0),
@@ -218,13 +219,13 @@ def _class_columns(
 
 
 class _Figures:
-    """The figures of a page by name, and the numbers that only their captions tell.
+    """The figures of a page by name, and the numbers that appear only in captions.
 
     Attributes:
-        figures (dict[str, Figure]): by the name of their files, without ending.
-        stages (list[dict]): a figure of logits for each run's statistics and stage.
+        figures (dict[str, Figure]): file name without suffix -> figure.
+        stages (list[dict]): one figure of logits for each run's statistics and stage.
         populations (dict[str, float]): population of RoIs -> rank correlation of its mean logits.
-        prior (dict): of the section of that name; None without statistics.
+        prior (dict): content of the section "prior"; None without statistics.
         raw_logits (tuple | None): mean and standard deviation, (K,) each.
     """
 
@@ -288,7 +289,7 @@ class _Figures:
                 self.stages.append({"name": name, "which": which, "statistics": each, **rho})
 
     def _draw_populations(self) -> None:
-        """The logits of different RoIs, where there are statistics of several populations."""
+        """Draw logits over different RoIs, if there are statistics of several populations."""
         every = self._report.statistics.values()
         found = {each.population: each for each in reversed(list(every))}
         if len(found) < 2:
@@ -303,7 +304,7 @@ class _Figures:
         self.figures["populations"] = figures.population_figure(values, images)
 
     def _draw_prior(self) -> None:
-        """The model's label prior against the labels, and against those that training draws."""
+        """Draw the model's label prior, the labels, and the labels that training samples."""
         classes, every = self._classes, self._report.statistics.values()
         prior = label_prior(self.raw_logits[0])
         own = next((each for each in every if _drawn_labels(each) is not None), None)

@@ -1,4 +1,4 @@
-"""Progress of work that takes minutes, as lines of a logger."""
+"""Progress of work that takes minutes, as log lines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Names each step as it begins, with the time that the rest will take.
+    """Logs each step as it begins, with the estimated remaining time.
 
     Args:
-        logger (Logger): gets one INFO line for each step.
+        logger (Logger): receives one INFO line per step.
         total (float): sum of the weights of all steps; a weight is the expected time in any unit.
     """
 
@@ -21,12 +21,12 @@ class Progress:
         self._start, self._done, self._weight = time.monotonic(), 0.0, 0.0
 
     def step(self, text: str, weight: float = 1.0) -> None:
-        """Ends the step before, and begins one."""
+        """End the previous step and begin a new one."""
         self._done += self._weight
         self._weight = weight
         seconds = time.monotonic() - self._start
         left = ""
-        # The first steps are too short to foretell anything.
+        # The first steps are too short for an estimate.
         if self._done > 0.05 * self._total and seconds > 5:
             rest = seconds * (self._total - self._done) / self._done
             left = (

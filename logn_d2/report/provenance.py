@@ -1,4 +1,4 @@
-"""Where numbers come from: machine, versions, commit. Plain data for the provenance of results."""
+"""Provenance of results as plain data: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["commit", "machine", "versions"]
 
 
 def machine() -> dict[str, str | int | None]:
-    """Processor, cores, threads that torch uses, and GPU."""
+    """Processor, cores, torch threads and GPU."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -34,7 +34,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that affect results."""
     modules = (logn_d2, detectron2, torch, torchvision, np)
     return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
 
@@ -43,11 +43,11 @@ def commit() -> str | None:
     """The commit of the checkout that `logn_d2` is imported from.
 
     Returns:
-        str: its hash, with "-dirty" where tracked files differ from it; None where the package is
-        installed, or git is not.
+        str: its hash, with "-dirty" if tracked files differ from it; None without a checkout or
+        git.
     """
     root = Path(logn_d2.__file__).parents[1]
-    if not (root / ".git").exists():  # without this git would find a folder further up
+    if not (root / ".git").exists():  # otherwise git would find a repository further up
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,11 +1,11 @@
-"""The result file of a comparison of calibrations: its numbers, for people and other programs.
+"""The result file of a comparison of calibrations, for people and other programs.
 
 `results.json` holds:
 
-- ``rows``: one for each calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with
-  at least AP for each task, in percent; ``null`` where no class has objects. Of an image classifier
+- ``rows``: one per calibration: ``{"calibration": name, "bbox": {...}, "segm": {...}}`` with at
+  least AP for each task, in percent; ``null`` if no class has objects. For an image classifier
   ``{"calibration": name, "image": {"acc": ...}, "ood SET": {...}}``;
-- ``provenance``, optional: whatever says where the numbers come from; the report shows it;
+- ``provenance``, optional: the origin of the figures, shown by the report;
 - ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
 
 Shapes: K foreground classes.
@@ -31,7 +31,6 @@ from .words import TASKS, group_title
 
 __all__ = ["ClassInfo", "ResultRow", "Results"]
 
-"""The calibration that every comparison has."""
 
 _RCF = ("r", "c", "f")
 _SECTIONS = ("rows", "provenance", "classes", "class_ap")
@@ -40,13 +39,13 @@ _CLASS_FIELDS = ("names", "labels", "groups", "image_count", "instance_count")
 
 @dataclass(frozen=True)
 class ResultRow:
-    """What one calibration reaches.
+    """The metrics of one calibration.
 
     Attributes:
         calibration (str): as written, for example "norcal(gamma=0.6)".
-        tasks (dict[str, dict[str, float]]): "bbox" and, with a mask head, "segm"; of an image
-            classifier "image", and "ood SET" for unknown images; metric -> percent, NaN where there
-            is nothing to measure.
+        tasks (dict[str, dict[str, float]]): "bbox" and, with a mask head, "segm"; for an image
+            classifier "image", and "ood SET" for unknown images; metric -> percent, NaN where
+            undefined.
     """
 
     calibration: str
@@ -78,14 +77,16 @@ class ClassInfo:
         if len(set(lengths.values())) > 1:
             raise UserError(f"The classes have columns of different lengths: {lengths}.")
         if not self.names:
-            raise UserError("There are no classes; leave them out where they are not known.")
+            raise UserError(
+                "The list of classes is empty; leave the field out if the classes are unknown."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
 
     @functools.cached_property
     def group_names(self) -> tuple[str, ...]:
-        """LVIS's r, c, f, if only some of them occur; other groups by rising number of images."""
+        """LVIS's r, c, f, if no other group occurs; else groups by increasing number of images."""
         if set(self.groups) <= set(_RCF):
             return _RCF
         mean = {
@@ -95,12 +96,12 @@ class ClassInfo:
 
     @functools.cached_property
     def is_rare(self) -> np.ndarray:
-        """Whether a class is in the first of the groups, the one that has fewest images, (K,)."""
+        """Mark classes of the first group, which has the fewest images, (K,) bool."""
         return self._in(self.group_names[0])
 
     @property
     def rare_classes(self) -> str:
-        """What these classes are called: "rare classes", or 'classes of "few"'."""
+        """The name of these classes: "rare classes", or 'classes of "few"'."""
         name = self.group_names[0]
         return f"{group_title(name)} classes" if name in _RCF else f'classes of "{name}"'
 
@@ -113,9 +114,9 @@ class Results:
     """The content of `results.json`.
 
     Attributes:
-        rows (tuple[ResultRow, ...]): at least the uncalibrated one.
-        provenance (dict): where the numbers come from.
-        classes (ClassInfo): or None.
+        rows (tuple[ResultRow, ...]): one per calibration, including the uncalibrated one.
+        provenance (dict): origin of the figures.
+        classes (ClassInfo): the classes, or None.
         class_ap (dict[str, dict[str, ndarray]]): calibration -> task -> (K,) AP in percent, NaN
             for a class without objects; empty if not known.
     """
@@ -129,8 +130,8 @@ class Results:
         names = [row.calibration for row in self.rows]
         if UNCALIBRATED not in names:
             raise UserError(
-                f"The results are of {', '.join(names) or 'no calibration'}; they need "
-                f"'{UNCALIBRATED}' to compare with. Evaluate that as well."
+                f"The results contain {', '.join(names) or 'no calibration'}; they need "
+                f"'{UNCALIBRATED}' to compare with. Evaluate it as well."
             )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -160,10 +161,10 @@ class Results:
         return (*(task for task in TASKS if task in found), *(t for t in found if t not in TASKS))
 
     def row(self, calibration: str) -> ResultRow:
-        """The row of a calibration.
+        """Return the row of a calibration.
 
         Raises:
-            KeyError: there is none; the message lists those that are there.
+            KeyError: there is none; the message lists the existing ones.
         """
         for row in self.rows:
             if row.calibration == calibration:
@@ -172,7 +173,7 @@ class Results:
         raise UnknownNameError(f"The results have no row '{calibration}'. They have: {known}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the file; NaN becomes None, since JSON has none."""
+        """Return the content of the file; NaN becomes None, because JSON has no NaN."""
         content: dict[str, Any] = {
             "rows": [{"calibration": row.calibration, **row.tasks} for row in self.rows],
             "provenance": dict(self.provenance),
@@ -180,29 +181,31 @@ class Results:
         if self.classes is not None:
             content["classes"] = {name: getattr(self.classes, name) for name in _CLASS_FIELDS}
             content["class_ap"] = {
-                # More digits than anybody reads would double the file.
+                # Full precision, which nobody reads, would double the file.
                 name: {task: np.round(values, 3) for task, values in tasks.items()}
                 for name, tasks in self.class_ap.items()
             }
         return _plain(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file; one that was there before stays whole if this fails."""
+        """Write the file; on failure an existing file stays intact."""
         text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Reads a result file.
+        """Read a result file.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is something else, or lacks a field; the message says which.
+            ValueError: another format, or a missing field, which the message names.
         """
         path = Path(path)
         if not path.is_file():
-            raise MissingFileError(f"There is no result file at '{path}'. Make one with: logn demo")
+            raise MissingFileError(
+                f"The result file '{path}' does not exist. Make one with: logn demo"
+            )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -213,7 +216,7 @@ class Results:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: a field is missing or unknown; the message says which.
+            ValueError: a field is missing or unknown; the message names it.
         """
         _check_keys("The result file", content, required=("rows",), known=_SECTIONS)
         classes = content.get("classes")
@@ -247,9 +250,9 @@ def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:
 def _check_keys(
     what: str, found: Any, *, required: Sequence[str], known: Sequence[str] | None = None
 ) -> None:
-    """Refuses a mapping that lacks a key, or has one that nobody would look at."""
+    """Refuse a mapping with a missing key, or with a key that would be ignored."""
     if not isinstance(found, Mapping):
-        raise UserError(f"{what} is a {type(found).__name__}, expected an object with names.")
+        raise UserError(f"{what} is a {type(found).__name__}, expected an object with fields.")
     missing = [key for key in required if key not in found]
     if missing:
         raise UserError(
@@ -264,10 +267,10 @@ def _check_keys(
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """Float64 with NaN for None.
+    """Convert to float64 with NaN for None.
 
     Raises:
-        ValueError: something that is no number.
+        ValueError: a value that is not a number.
     """
     values = list(values)
     try:
@@ -277,7 +280,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """What `json` writes, with None for NaN and lists for arrays."""
+    """Convert to JSON-serialisable data, with None for NaN and lists for arrays."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,7 +1,7 @@
-"""What a run has written: detections of each calibration, statistics, where they come from.
+"""The files of a run: detections of each calibration, statistics, provenance.
 
-A run is a folder of `logn train`, `logn evaluate`, `logn sweep` or `logn demo`, and a calibration
-in it; as text ``FOLDER:CALIBRATION``, or ``FOLDER`` for all calibrations that it has.
+A run is a calibration in a folder that `logn train`, `logn evaluate`, `logn sweep` or `logn demo`
+has written; its text form is ``FOLDER:CALIBRATION``, or ``FOLDER`` for all its calibrations.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ __all__ = ["Run", "RunFolder", "open_runs", "split_run"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
-# Of a folder's calibrations these come first: the baseline, and the subject of the page.
+# These calibrations of a folder come first: the baseline, and the subject of the page.
 _FIRST = (UNCALIBRATED, "logn")
 
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """A folder with the detections for one data set.
+    """A folder with the detections on one data set.
 
     Attributes:
-        path (Path): as the user named it.
-        source (Path): the one in it with sweep.json or detections.npz.
+        path (Path): the user's name for it.
+        source (Path): its subfolder with sweep.json or detections.npz.
         dataset (str): registered name of the evaluated data set.
-        train_sets (tuple[str, ...]): registered names; empty if not known.
-        results (Results): of results.json; None where there is none.
-        config (dict): of config.yaml; empty where there is none.
+        train_sets (tuple[str, ...]): registered names; empty if unknown.
+        results (Results): content of results.json; None without that file.
+        config (dict): content of config.yaml; empty without that file.
     """
 
     path: Path
@@ -64,16 +64,16 @@ class RunFolder:
         dataset: str | None = None,
         train_sets: Sequence[str] = (),
     ) -> RunFolder:
-        """Finds what is in a folder.
+        """Find the files in a folder.
 
         Args:
-            path (PathLike): of the run.
+            path (PathLike): folder of the run.
             dataset (str): registered name; None takes it from the run.
-            train_sets (Sequence[str]): registered names, if the run has none.
+            train_sets (Sequence[str]): registered names, used if the run names none.
 
         Raises:
-            FileNotFoundError: there are no detections.
-            ValueError: there are those of several data sets, or nobody says of which one.
+            FileNotFoundError: the folder has no detections.
+            ValueError: detections of several data sets, or of an unknown one.
         """
         path = Path(path)
         folder = _find_detections(path, dataset)
@@ -82,15 +82,15 @@ class RunFolder:
         name = dataset or _dataset_name(folder, config, results)
         if name is None:
             raise UserError(
-                f"'{path}' does not say of which data set its detections are: there is neither a "
-                "results.json that names it nor a config.yaml. Give --dataset NAME."
+                f"'{path}' does not name the data set of its detections: there is neither a "
+                f"results.json that names it nor a config.yaml. Give --dataset NAME."
             )
         trained_on = tuple(config.get("DATASETS", {}).get("TRAIN", ()) or train_sets)
         return cls(path, folder, name, trained_on, results, config)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
-        """Those whose detections are here, the uncalibrated one first, then LogN."""
+        """Calibrations with detections: first uncalibrated, then LogN, then the others."""
         if self._sweep is None:
             return (UNCALIBRATED,)
         names = self._sweep.names
@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Origin of the numbers, as far as the run says."""
+        """Origin of the figures, as far as the run records it."""
         known = {} if self.results is None else dict(self.results.provenance)
         model = self.config.get("MODEL", {})
         if "weights" not in known and model.get("WEIGHTS"):
@@ -119,15 +119,15 @@ class RunFolder:
 
     @functools.cached_property
     def statistics_study(self) -> Mapping[str, Any] | None:
-        """What benchmarks/statistics_images.py has found; None where it was not run."""
+        """Results of benchmarks/statistics_images.py; None if it was not run."""
         path = self.path / _STUDY
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def detections(self, calibration: str) -> Detections:
-        """The detections with a calibration.
+        """Return the detections with a calibration.
 
         Raises:
-            KeyError: the run has no such calibration; the message lists those that it has.
+            KeyError: the run has no such calibration; the message lists the existing ones.
         """
         if calibration not in self.calibrations:
             known = ", ".join(self.calibrations)
@@ -139,17 +139,17 @@ class RunFolder:
         return self._sweep.detections(calibration)
 
     def has_masks(self, calibration: str) -> bool:
-        """Whether all masks that an evaluation looks at are there."""
+        """Whether all masks that an evaluation needs are stored."""
         if self._sweep is not None:
             return self._sweep.has_masks and not self._sweep.missing_masks(calibration)
         with np.load(self.source / _DETECTIONS, allow_pickle=False) as file:
             return "mask_counts" in file.files
 
     def check(self, truth: LvisGroundTruth) -> None:
-        """Refuses detections that are not of all images and classes of the annotations.
+        """Refuse detections whose images or classes differ from those of the annotations.
 
         Raises:
-            ValueError: what is missing or too much, and what to do.
+            ValueError: the message names missing and extra images or classes, and the remedy.
         """
         known = None if self.results is None else self.results.classes
         if known is not None and known.names != truth.class_names:
@@ -188,12 +188,12 @@ class RunFolder:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One of the things that a report compares.
+    """One of the runs that a report compares.
 
     Attributes:
-        name (str): what the report calls it; no two runs of a report have the same.
+        name (str): its name in the report, unique there.
         calibration (str): as written, for example "norcal(gamma=0.6)".
-        folder (RunFolder): where it is.
+        folder (RunFolder): its folder.
     """
 
     name: str
@@ -201,25 +201,24 @@ class Run:
     folder: RunFolder
 
     def detections(self) -> Detections:
-        """All detections, with masks if there are any; read anew each time."""
+        """Read all detections, with masks if there are any; not cached, to save memory."""
         return self.folder.detections(self.calibration)
 
     @property
     def has_masks(self) -> bool:
-        """Whether masks can be evaluated."""
+        """Whether mask AP can be evaluated."""
         return self.folder.has_masks(self.calibration)
 
 
 def open_runs(
     texts: Sequence[str], dataset: str | None = None, train_sets: Sequence[str] = ()
 ) -> list[Run]:
-    """Finds runs by what a user writes.
+    """Find runs by their text form.
 
     Args:
         texts (Sequence[str]): ``FOLDER`` or ``FOLDER:CALIBRATION``.
         dataset (str): registered name of the evaluated data set; None takes it from the runs.
-        train_sets (Sequence[str]): registered names, for runs that don't say what they were
-            trained on.
+        train_sets (Sequence[str]): registered names, for runs that don't name their training set.
 
     Returns:
         list[Run]: in the order of the texts, each once.
@@ -227,7 +226,7 @@ def open_runs(
     Raises:
         FileNotFoundError: a folder without detections.
         KeyError: a calibration that a folder does not have.
-        ValueError: runs of different data sets, or fewer than two of them.
+        ValueError: runs on different data sets, or fewer than two runs.
     """
     folders: dict[str, RunFolder] = {}
     found: dict[tuple[str, str], RunFolder] = {}
@@ -237,32 +236,32 @@ def open_runs(
         folder = folders.setdefault(key, RunFolder.open(path, dataset, train_sets))
         for name in (calibration,) if calibration else folder.calibrations:
             if name not in folder.calibrations:
-                folder.detections(name)  # says which ones there are
+                folder.detections(name)  # raises the error that lists them
             found[key, name] = folder
     _check_same_data(list(found.values()))
     if len(found) < 2:
         raise UserError(
-            f"{', '.join(texts)}: that is one run, and a report compares at least two. Evaluate "
-            "with a calibration as well, or name another run."
+            f"{', '.join(texts)} is a single run, and a report compares at least two. Evaluate "
+            f"with a calibration as well, or name another run."
         )
     return list(_named(found))
 
 
 def split_run(text: str) -> tuple[str, str]:
-    """Folder and calibration, "" for all; either may hold a colon."""
+    """Folder and calibration ("" for all); either may contain a colon."""
     if os.path.isdir(text):
         return text, ""
     for place in (place for place, letter in enumerate(text) if letter == ":"):
         if os.path.isdir(text[:place]):
             return text[:place], text[place + 1 :]
     raise MissingFileError(
-        f"There is no folder '{text.partition(':')[0]}'. Name a folder that logn evaluate, "
+        f"The folder '{text.partition(':')[0]}' does not exist. Name a folder that logn evaluate, "
         "logn sweep or logn demo has written, or FOLDER:CALIBRATION."
     )
 
 
 def _named(found: Mapping[tuple[str, str], RunFolder]) -> Iterator[Run]:
-    """Runs whose names tell them apart."""
+    """Runs with unique names."""
     several = len({key for key, _ in found}) > 1
     short = Counter(Path(key).name for key in {key for key, _ in found})
     titles = Counter((key, display_name(calibration)) for key, calibration in found)
@@ -315,7 +314,7 @@ def _find_results(*places: Path) -> Results | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Of config.yaml, which Detectron2 writes into a training's folder."""
+    """The content of config.yaml, which Detectron2 writes into a training's folder."""
     file = path / "config.yaml"
     if not file.is_file():
         return {}
@@ -323,9 +322,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _dataset_name(place: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
-    """Of the evaluated data set: as the folder is called, else as the results or the config say."""
-    for folder in (place, *place.parents[:2]):
+def _dataset_name(
+    predictions: Path, config: Mapping[str, Any], results: Results | None
+) -> str | None:
+    """The evaluated data set: from the folder's name, else from the results or the config."""
+    for folder in (predictions, *predictions.parents[:2]):
         if folder.parent.name == "inference":
             return folder.name
     provenance = {} if results is None else results.provenance

@@ -1,9 +1,9 @@
-"""Which detections a picture shows, and which objects these find.
+"""Selection of the detections in a picture, and the objects that they find.
 
-A calibration changes all scores, so that one score threshold would compare different amounts of
+A calibration changes all scores, so one score threshold would compare different numbers of
 detections. Instead, each image shows its n best detections, where n is the number of its annotated
-objects; of overlapping ones (IoU over 0.5), whatever their classes, the best one stands for all. An
-object is *found* if one of these has its class and an IoU of at least 0.5.
+objects; among overlapping ones (IoU over 0.5) of any class, only the best is shown. An object is
+*found* if one of these has its class and an IoU of at least 0.5.
 
 Shapes: G annotated objects, D detections.
 """
@@ -23,7 +23,7 @@ _SAME_PLACE = 0.5  # IoU
 
 
 def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detections:
-    """Of each image as many of the best detections as it has annotated objects, best first.
+    """Select as many of the best detections of each image as it has objects, best first.
 
     Args:
         truth (LvisGroundTruth): G objects.
@@ -33,7 +33,7 @@ def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detectio
     order = np.lexsort((-detections.score, image))
     starts = np.searchsorted(image[order], np.arange(truth.num_images + 1))
     num_objects = np.bincount(truth.image, minlength=truth.num_images)
-    # Image by image: one suppression over all images would look at all boxes for each of them.
+    # Image by image: one suppression over all images would scan all boxes for each image.
     kept = [
         mine[_first_apart(detections.box[mine], number)]
         for start, end, number in zip(starts, starts[1:], num_objects.tolist())
@@ -43,9 +43,9 @@ def shown_detections(truth: LvisGroundTruth, detections: Detections) -> Detectio
 
 
 def _first_apart(box: np.ndarray, number: int) -> list[int]:
-    """The first boxes, best first, that overlap no better one that is kept.
+    """Indices of the first boxes, best first, that do not overlap a kept one.
 
-    Detectors suppress within a class; a person sees one object, and one name for it.
+    Detectors suppress within a class, but a person sees one object and expects one name for it.
     """
     box, kept = np.asarray(box, dtype=np.float64), []
     for index in range(len(box)):
@@ -59,7 +59,7 @@ def _first_apart(box: np.ndarray, number: int) -> list[int]:
 
 
 def matched(truth: LvisGroundTruth, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """Which objects are found, and which detections find one.
+    """Mark found objects and the detections that find one.
 
     Args:
         truth (LvisGroundTruth): G objects.

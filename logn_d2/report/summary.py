@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: each one follows from a `Comparison` alone."""
+"""Findings of a report as sentences, each derived only from a `Comparison`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def summarise(comparison: Comparison) -> list[str]:
 
 
 def _rare_and_all(comparison: Comparison) -> tuple[str, str]:
-    """AP of the classes with fewest training images, and AP."""
+    """AP of the classes with the fewest training images, and AP."""
     return comparison.metrics[1], comparison.metrics[0]
 
 
@@ -54,7 +54,7 @@ def _said(metric: str, change: Value) -> str:
 
 
 def _verdict(comparison: Comparison) -> str:
-    """What rises and falls by more than the sampling error, and what does not."""
+    """Metrics that rise or fall by more than the sampling error, and those that do not."""
     figures = comparison.figures[comparison.focus.name, comparison.tasks[0]]
     signs = {
         metric: change.sign
@@ -86,7 +86,7 @@ def _other_task(comparison: Comparison, task: str) -> str:
 
 
 def _parts(comparison: Comparison) -> str:
-    """How the three parts of LogN move AP, each applied alone."""
+    """Change of AP by each of LogN's three parts, applied alone."""
     focus, task = comparison.focus, comparison.tasks[0]
     gains = {
         _PARTS[run.calibration]: comparison.figures[run.name, task].difference("AP").value
@@ -100,7 +100,7 @@ def _parts(comparison: Comparison) -> str:
 
 
 def _better(comparison: Comparison) -> list[str]:
-    """Which other runs have a higher AP, or AP of rare classes, in the digits that are shown."""
+    """Other runs with a higher AP, or AP of rare classes, in the digits shown."""
     said, task = [], comparison.tasks[0]
     for metric in reversed(_rare_and_all(comparison)):
         reached = {
@@ -124,6 +124,6 @@ def _certainty(comparison: Comparison) -> str:
     return (
         f"In brackets: {comparison.level} intervals from {comparison.settings.resamples:,} "
         f"bootstrap resamples of the {plural(comparison.truth.num_images, 'validation image')}; "
-        "all runs share the resamples. They cover the choice of images only: training again can "
+        "all runs share the resamples. They cover only the choice of images: another training can "
         "change the figures by more."
     )

@@ -1,4 +1,4 @@
-"""How the report names things and writes numbers; nothing here knows what a report holds."""
+"""Names and number formats of the report; independent of its content."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _NAMES = {
     "temperature": "Temperature",
     "groups": "Groups",
 }
-# LVIS's letters; groups of other names are called as they are.
+# LVIS's letters; other groups keep their names.
 _GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 def group_title(group: str) -> str:
-    """The name of a group, or of the rest of a metric's name behind AP.
+    """The title of a group, given as a name or as a metric's suffix after AP.
 
     Example:
         >>> [group_title(group) for group in ("r", "few", "")]
@@ -52,7 +52,7 @@ def group_title(group: str) -> str:
 
 
 def display_name(calibration: str) -> str:
-    """A calibration as people call it.
+    """The display name of a calibration.
 
     Example:
         >>> display_name("norcal(gamma=0.6)")
@@ -65,7 +65,7 @@ def display_name(calibration: str) -> str:
 
 
 def _parsed(calibration: str) -> tuple[str, list[str]]:
-    """Title and options; a text that is no call is a title as a whole."""
+    """Title and options; text that is not a call is a title without options."""
     name, bracket, rest = calibration.strip().partition("(")
     if bracket and (not rest.endswith(")") or rest.count("(") != rest.count(")") - 1):
         return calibration, []
@@ -74,7 +74,7 @@ def _parsed(calibration: str) -> tuple[str, list[str]]:
 
 
 def _split(options: str) -> Iterator[str]:
-    """The parts between the commas that are in no inner bracket."""
+    """Split at the commas outside inner brackets."""
     depth = start = 0
     for place, letter in enumerate(f"{options},"):
         depth += (letter == "(") - (letter == ")")
@@ -95,25 +95,25 @@ def _option(text: str) -> str:
 
 
 def format_value(value: float, decimals: int = 1) -> str:
-    """A number with a real minus, or a dash where there is nothing to measure."""
-    # Adding 0 makes 0.0 of -0.0.
+    """Format a number with a true minus sign; a dash if it is undefined."""
+    # Adding 0 turns -0.0 into 0.0.
     return "–" if math.isnan(value) else _minus(f"{round(value, decimals) + 0.0:,.{decimals}f}")
 
 
 def format_change(delta: float) -> str:
-    """A change in points with its sign, a real minus, and ±0.0 for none."""
+    """Format a change in points with its sign and a true minus; ±0.0 for no change."""
     if math.isnan(delta):
         return "–"
     return "±0.0" if round(delta, 1) == 0 else _minus(f"{delta:+.1f}")
 
 
 def format_correlation(value: float) -> str:
-    """A correlation with its sign and two decimals."""
+    """Format a correlation with its sign and two decimals."""
     return "–" if math.isnan(value) else _minus(f"{value:+.2f}")
 
 
 def format_interval(low: float, high: float) -> str:
-    """The ends of an interval in brackets; empty where there is none.
+    """Format the ends of an interval in brackets; "" if it is undefined.
 
     Example:
         >>> format_interval(-0.24, 1.96)
@@ -123,7 +123,7 @@ def format_interval(low: float, high: float) -> str:
 
 
 def format_threshold(score: float) -> str:
-    """A score threshold with four digits, since calibrated scores may all be small.
+    """Format a score threshold with four digits, since calibrated scores may all be small.
 
     Example:
         >>> format_threshold(0.00012345)
@@ -133,7 +133,7 @@ def format_threshold(score: float) -> str:
 
 
 def join_words(parts: Sequence[str]) -> str:
-    """A list as it is written in a sentence.
+    """Join a list as in a sentence.
 
     Example:
         >>> join_words(["AP", "APr", "APc"])
@@ -145,7 +145,7 @@ def join_words(parts: Sequence[str]) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     Example:
         >>> plural(1, "image"), plural(1200, "image")

@@ -107,7 +107,7 @@ def test_config_file_tells_the_training_sets_of_runs_that_do_not(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "There is no folder 'nowhere'"),
+        (["nowhere"], "The folder 'nowhere' does not exist"),
         (["{folder}", "--dataset", "nobody_val"], "'nobody_val', which is not registered"),
         (["{folder}", "--dataset", "report_tool_val", "--focus", "tau"], "is called 'tau'"),
     ],

@@ -96,7 +96,7 @@ def test_warns_when_the_json_tells_other_counts(register, caplog, told, warns):
 
 def test_empty_training_set_is_refused(register):
     register("shop", [])
-    with pytest.raises(ValueError, match=r"shop has 3 images and no annotated object"):
+    with pytest.raises(ValueError, match=r"shop has 3 images but no annotated object"):
         class_counts("shop")
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
         class_counts(())
@@ -104,7 +104,7 @@ def test_empty_training_set_is_refused(register):
 
 @pytest.mark.parametrize(
     "other, message",
-    [(("lid", "cup"), "class 1 is 'jar' against 'cup'"), (("lid",), "2 classes against 1")],
+    [(("lid", "cup"), "class 1 is 'jar' versus 'cup'"), (("lid",), "2 classes versus 1")],
 )
 def test_different_classes_are_refused(register, other, message):
     register("train", OBJECTS)

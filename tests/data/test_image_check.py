@@ -34,7 +34,7 @@ def test_another_size_is_told_with_both(record):
 def test_a_page_of_html_is_no_image(record):
     with open(record["file_name"], "w") as file:
         file.write("<html>404</html>")
-    assert "is no image that can be read" in image_problem(record)
+    assert "is not a readable image" in image_problem(record)
 
 
 def test_a_photograph_that_was_turned_has_the_size_that_it_is_shown_with(tmp_path):

@@ -315,7 +315,7 @@ def test_missing_images_are_counted_and_the_first_is_named(shop):
 
 
 def test_truncated_json_is_refused(shop):
-    with pytest.raises(ValueError, match="no complete JSON"):
+    with pytest.raises(ValueError, match="not a complete JSON"):
         load(shop(json.dumps(coco_form())[:-30]))
 
 

@@ -74,8 +74,8 @@ TRAIN = {1: "square", 2: "disc", 3: "bar"}
     ("val", "num_classes", "message"),
     [
         ({0: "things", **TRAIN}, 3, "'other_val' has 4 classes, .*NUM_CLASSES is 3"),
-        ({1: "square", 2: "bar", 3: "disc"}, 3, "class 1 is 'disc' against 'bar'"),
-        ({1: "square", 2: "disc", 3: "Bar"}, 3, "class 2 is 'bar' against 'Bar'"),
+        ({1: "square", 2: "bar", 3: "disc"}, 3, "class 1 is 'disc' versus 'bar'"),
+        ({1: "square", 2: "disc", 3: "Bar"}, 3, "class 2 is 'bar' versus 'Bar'"),
         (TRAIN, 5, "'own_train' has 3 classes, .*NUM_CLASSES is 5"),
     ],
 )

@@ -217,7 +217,7 @@ def test_results_of_masks_alone_get_the_boxes_of_their_masks() -> None:
 
 def test_image_ids_of_different_kinds_are_refused(tmp_path) -> None:
     for ids in ([7, "7"], [7.5, 8.0]):
-        with pytest.raises(ValueError, match="expected either integers or strings"):
+        with pytest.raises(ValueError, match="expected integers for all or strings"):
             Detections(ids, [0, 0], [0.5, 0.5], np.zeros((2, 4)))
     strings = Detections(["b", "a"], [0, 0], [0.5, 0.5], np.zeros((2, 4)))
     strings.save(tmp_path / "strings.npz")

@@ -81,5 +81,5 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
         LvisGroundTruth.from_json(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"half\.json is no complete JSON file"):
+    with pytest.raises(ValueError, match=r"half\.json is not a complete JSON file"):
         LvisGroundTruth.from_json(tmp_path / "half.json")

@@ -194,7 +194,7 @@ def _most(comparison: Comparison) -> int:
 
 
 def test_what_intervals_leave_out_is_told(page: Page) -> None:
-    assert "training again can change the figures by more" in page.text
+    assert "another training can change the figures by more" in page.text
 
 
 def test_statistics_of_other_classes_are_refused(report: Report) -> None:

@@ -52,7 +52,7 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
         (lambda c: c["rows"][1]["bbox"].pop("AP"), r"Row 1 \(logn\), bbox, lacks AP;"),
         (lambda c: c["rows"][1].update(keypoints={}), "unknown fields keypoints"),
         (lambda c: c["rows"][1].pop("segm"), "Evaluate all for the same tasks"),
-        (lambda c: c["rows"].pop(0), "Evaluate that as well"),
+        (lambda c: c["rows"].pop(0), "Evaluate it as well"),
         (lambda c: c["rows"].append(c["rows"][1]), "several rows of logn"),
         (lambda c: c["rows"][1]["bbox"].update(AP=[1]), "Expected numbers"),
         (lambda c: c["classes"].pop("groups"), "classes lacks groups"),

@@ -78,7 +78,7 @@ def test_the_data_set_is_the_one_that_the_results_name(
     small_runs: SmallRuns, tmp_path: Path
 ) -> None:
     shutil.copytree(small_runs.folder / "sweep", tmp_path / "sweep")
-    with pytest.raises(ValueError, match="does not say of which data set.*--dataset"):
+    with pytest.raises(ValueError, match="does not name the data set.*--dataset"):
         RunFolder.open(tmp_path)
     metrics = dict.fromkeys(("AP", "APr", "APc", "APf"), 1.0)
     rows = (ResultRow("uncalibrated", {"bbox": metrics}),)
@@ -99,9 +99,9 @@ def test_statistics_and_weights_are_those_of_the_run(small_runs: SmallRuns, plai
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("nowhere", FileNotFoundError, "no folder 'nowhere'"),
+        ("nowhere", FileNotFoundError, "folder 'nowhere' does not exist"),
         ("{folder}:tau_norm", KeyError, "no calibration 'tau_norm'. It has: uncalibrated, logn"),
-        ("{folder}:logn", ValueError, "one run, and a report compares at least two"),
+        ("{folder}:logn", ValueError, "a single run, and a report compares at least two"),
         ("{folder}/sweep/..", None, ""),
         ("{empty}", FileNotFoundError, "has no detections"),
     ],

@@ -115,7 +115,7 @@ def test_class_names_come_from_the_statistics(
     ("old", "new", "message"),
     [
         ("images/0.png", "images/nothing*.png", "no image at"),
-        ("images/0.png", "images/notes.txt", "notes.txt is no image that can be read"),
+        ("images/0.png", "images/notes.txt", "notes.txt is not a readable image"),
         ("stats.safetensors", "none.safetensors", "no statistics file"),
         ("model.pth", "none.pth", "weights are missing"),
         ("--overlapping", "--calibration=lgon", "Unknown calibration 'lgon'"),

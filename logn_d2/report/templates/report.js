@@ -14,7 +14,7 @@ function makeSortable(table) {
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
   };
   const sort = (head, column) => {
-    // Numbers start with the largest, words with the first.
+    // Columns of numbers start with the largest value, columns of words with the first.
     const words = Number.isNaN(Number(key(table.tBodies[0].rows[0], column)));
     const before = head.getAttribute("aria-sort");
     const rising = before ? before === "descending" : words;
@@ -23,7 +23,7 @@ function makeSortable(table) {
     const rows = [...table.tBodies[0].rows];
     rows.sort((a, b) => {
       const [x, y] = [key(a, column), key(b, column)];
-      // Empty cells stay last whichever way the others go.
+      // Empty cells stay last in both orders.
       if (x === "" || y === "") return (x === "") - (y === "");
       return rising ? compare(x, y) : compare(y, x);
     });
@@ -64,7 +64,7 @@ function makeSlider(pair) {
   const input = make("input", { type: "range", min: 0, max: 100, value: 50 });
   const show = () => {
     pair.style.setProperty("--cut", input.value);
-    input.setAttribute("aria-valuetext", `left ${input.value} % ${before}, the rest ${after}`);
+    input.setAttribute("aria-valuetext", `left ${input.value} % ${before}, otherwise ${after}`);
   };
   pair.classList.add("slider");
   pair.after(make("label", { className: "cut" }, make("span", {}, `◀ ${before}`),
