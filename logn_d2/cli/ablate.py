@@ -1,8 +1,8 @@
 """The ablations of the LogN paper, one command each.
 
-A RUN is the folder of a finished training. Tables that need statistics alone share one inference
-pass; those that need another training start one, or use one again that has ended. Several runs,
-such as seeds, give mean and standard deviation. After an interruption, repeat the command.
+A RUN is the folder of a finished training. Tables that need only statistics share one inference
+pass; those that need another training start it, or reuse a finished one. Several runs, such as
+seeds, give mean and standard deviation. After an interruption, repeat the command.
 
 Ablations: components, beta, positives, squared_std, population, estimator, cascade_average,
 sampler, classifier, or all.

@@ -1,4 +1,4 @@
-"""Arguments that mean the same in every command."""
+"""Arguments with the same meaning in every command."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Parser", "add_placement", "overrides", "without_overrides"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's parser; its examples keep their lines.
+    """A command's parser, which keeps the line breaks of the examples.
 
     Args:
-        command (str): such as "sweep".
+        command (str): name of the command, such as "sweep".
         text (str): docstring of the command's module.
     """
 
@@ -27,8 +27,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_config(self, required: bool = True) -> None:
-        """--config-file, --weights, --import, and KEY VALUE at the end."""
-        self.add_argument("--config-file", required=required, metavar="FILE", help="the model's")
+        """Add --config-file, --weights, --import, and KEY VALUE at the end."""
+        self.add_argument(
+            "--config-file", required=required, metavar="FILE", help="config of the model"
+        )
         self.add_argument(
             "--weights", metavar="FILE", default="", help="checkpoint (config key MODEL.WEIGHTS)"
         )
@@ -38,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             action="append",
             default=[],
             metavar="MODULE",
-            help="import it first: it registers heads or data sets of your own; may be repeated",
+            help="module to import first, which registers your own heads or data sets; repeatable",
         )
         self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, at the end")
 
@@ -68,20 +70,24 @@ class _OldSpelling(argparse.Action):
 
 
 def add_placement(parser: argparse.ArgumentParser, machines: bool = False) -> None:
-    """Where a command runs; torchrun and srun tell it without these."""
+    """Add the processes of a command; torchrun and srun set them without these options."""
     group = parser.add_argument_group("processes (not with torchrun and srun, which start them)")
-    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on this machine")
-    group.add_argument("--num-processes", type=int, default=1, metavar="N", help="on the CPU")
+    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine")
+    group.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="processes on the CPU"
+    )
     if machines:
         group.add_argument("--num-machines", type=int, default=1, metavar="N")
-        group.add_argument("--machine-rank", type=int, default=0, metavar="N", help="of this one")
+        group.add_argument(
+            "--machine-rank", type=int, default=0, metavar="N", help="rank of this one"
+        )
         group.add_argument(
             "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0"
         )
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    """KEY VALUE pairs of a command line, those that options stand for included."""
+    """KEY VALUE pairs of a command line, including those set by options."""
     pairs = {"MODEL.WEIGHTS": getattr(args, "weights", ""), "OUTPUT_DIR": _folder(args)}
     return [*args.opts, *(text for pair in pairs.items() if pair[1] for text in pair)]
 
@@ -90,7 +96,7 @@ def _folder(args: argparse.Namespace) -> str:
     return getattr(args, "output_dir", "") or ""
 
 
-# Detectron2's config nodes, so that no file name is taken for a key.
+# Only Detectron2's config nodes, so that no file name is mistaken for a key.
 _KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+$"
     r"|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD)$"
@@ -98,7 +104,7 @@ _KEY = re.compile(
 
 
 def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides a list of names, behind which argparse has put KEY VALUE pairs too.
+    """Split a list of names from the KEY VALUE pairs that argparse has appended to it.
 
     Example:
         >>> without_overrides(["logn", "norcal(gamma=0.6)", "MODEL.DEVICE", "cpu"])

@@ -1,7 +1,8 @@
-"""Choose among the calibrations of a sweep, and say what the choice is worth on other images.
+"""Choose among the calibrations of a sweep, and estimate the value of the choice on other images.
 
-The largest AP of a sweep's table was chosen on the images that it is the AP of. Here the images are
-divided at random into halves, one chooses and the other scores, in turn. No network runs.
+The largest AP in a sweep's table is too optimistic, since it was chosen on the same images. Here
+the images are split at random into halves; one is used to choose and the other to score, in turn.
+No model is run.
 
 Example:
     logn choose output/sweep
@@ -26,11 +27,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--baseline", default=UNCALIBRATED, metavar="NAME")
     parser.add_argument("--metric", default="AP", help="AP (default), AP50, APr, ...")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="default: bbox")
-    parser.add_argument("--dataset", metavar="NAME", help="registered; the evaluated one")
     parser.add_argument(
-        "--resamples", type=int, default=200, metavar="N", help="for the interval (default: 200)"
+        "--dataset", metavar="NAME", help="registered name of the evaluated data set"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=200,
+        metavar="N",
+        help="resamples for the interval (default: 200)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     return parser.parse_args(argv)
 
 

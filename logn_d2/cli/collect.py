@@ -1,6 +1,6 @@
-"""Gather the logit statistics of a trained detector in one pass over its training set.
+"""Collect the logit statistics of a trained detector in one pass over its training set.
 
-After an interruption, the same command with --resume continues where it stopped.
+The same command with --resume resumes an interrupted pass.
 
 Example:
     logn collect --config-file C.yaml --weights model_final.pth --output logn_stats.safetensors
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         help="end the pass at this standard error of the calibrated logits "
         "(MODEL.LOGN.COLLECT.STOP_AT)",
     )
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted pass")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted pass")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
     from ..commands.run import Job, run

@@ -1,7 +1,7 @@
 """Draw LT-Glyphs, the long-tail benchmark that needs no download; check, convert, filter sets.
 
-Without names `logn data check` looks at every LVIS and LT-Glyphs set whose annotations are there.
-With a config it also checks what a training with it would refuse.
+Without names, `logn data check` checks every LVIS and LT-Glyphs set whose annotations exist. With a
+config it also makes the checks of a training with that config.
 
 Example:
     logn data draw --size demo
@@ -27,22 +27,24 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     draw = actions.add_parser("draw", help="draw a size of LT-Glyphs")
     draw.add_argument("--size", default="demo", metavar="SIZE", help="default: demo")
     draw.add_argument(
-        "--root", metavar="DIR", help="of data sets (default: $DETECTRON2_DATASETS, ./datasets)"
+        "--root",
+        metavar="DIR",
+        help="root of the data sets (default: $DETECTRON2_DATASETS, ./datasets)",
     )
-    draw.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    draw.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     draw.add_argument(
         "--num-workers", type=int, metavar="N", help="processes (default: all processors)"
     )
     draw.add_argument(
         "--overwrite", action="store_true", help="replace a set drawn with other settings"
     )
-    draw.add_argument("--check", action="store_true", help="only verify the files that are there")
+    draw.add_argument("--check", action="store_true", help="only verify existing files")
     check = actions.add_parser("check", help="check annotations, image files, boxes")
     check.add_argument("names", nargs="*", metavar="NAME", help="registered names")
     check.add_argument(
-        "--config-file", metavar="FILE", help="check the sets that it trains and tests on"
+        "--config-file", metavar="FILE", help="check the training and test sets of this config"
     )
-    muscima = actions.add_parser("muscima", help="convert MUSCIMA++ 2.0 to LVIS form")
+    muscima = actions.add_parser("muscima", help="convert MUSCIMA++ 2.0 to LVIS format")
     muscima.add_argument("source", metavar="DIR", help="the release, or its data/annotations")
     muscima.add_argument(
         "--output", default="datasets/muscima", metavar="DIR", help="default: datasets/muscima"
@@ -52,7 +54,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         nargs="+",
         metavar="N",
-        help="writers for validation (default: 16 fixed ones, with which numbers are comparable)",
+        help="writers for validation (default: 16 fixed ones, which keep figures comparable)",
     )
     without = actions.add_parser(
         "without", help="annotations of the images that show none of some classes"

@@ -1,8 +1,7 @@
-"""The main job on LT-Glyphs: draw, train, collect, evaluate, report.
+"""Run the whole job on LT-Glyphs: draw, train, collect, evaluate, report.
 
-Every phase that is done is left as it is, and an interrupted one continues where it stopped: after
-anything that went wrong, give the same command again. Results are OUTPUT/results.json and
-OUTPUT/report.html.
+Finished phases are skipped, and an interrupted one is resumed: after any failure, repeat the same
+command. Results are OUTPUT/results.json and OUTPUT/report.html.
 
 Example:
     logn demo
@@ -26,11 +25,14 @@ PHASES = ("draw", "train", "collect", "evaluate", "report")
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("demo", __doc__)
     parser.add_argument("--size", choices=SIZES, default="demo", help="default: demo")
-    parser.add_argument("--phase", choices=PHASES, help="this one only")
+    parser.add_argument("--phase", choices=PHASES, help="run only this phase")
     parser.add_argument(
-        "--sampler", choices=("random", "rfs"), default="rfs", help="of the training; default: rfs"
+        "--sampler",
+        choices=("random", "rfs"),
+        default="rfs",
+        help="training sampler (default: rfs)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the training; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="training seed (default: 0)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/SIZE")
     parser.add_argument("--fresh", action="store_true", help="delete OUTPUT and start over")
     return parser.parse_args(argv)

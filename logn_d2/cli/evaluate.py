@@ -1,6 +1,6 @@
-"""Evaluate a detector; calibrated where a statistics file or a calibration is given.
+"""Evaluate a detector, calibrated if a statistics file or a calibration is given.
 
-After an interruption, the same command with --resume continues where it stopped.
+The same command with --resume resumes an interrupted evaluation.
 
 Example:
     logn evaluate --config-file C.yaml --weights model_final.pth
@@ -23,10 +23,10 @@ def main(argv: Sequence[str]) -> int:
         "--calibration", metavar="NAME", default="", help="default with --stats: logn"
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", default="", help="registered (default: DATASETS.TEST)"
+        "--dataset", metavar="NAME", default="", help="registered data set (default: DATASETS.TEST)"
     )
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the results")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted pass")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted evaluation")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
     from ..commands.run import Job, run

@@ -1,8 +1,8 @@
-"""Write a checkpoint whose classifier has the calibration in its weights.
+"""Write a checkpoint with the calibration folded into the classifier's weights.
 
-Beside OUTPUT.pth goes OUTPUT.yaml. With a linear classifier both are plain Detectron2's: whoever
-runs the model needs no logn_d2, and it is as fast as before. Nothing is written unless the folded
-model says the same about a few images as the calibrated one.
+The command also writes OUTPUT.yaml beside OUTPUT.pth. With a linear classifier both are plain
+Detectron2: the model runs without logn_d2, at its original speed. Nothing is written unless the
+folded and the calibrated model agree on a few images.
 
 Example:
     logn fold --config-file configs/lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml \\
@@ -31,23 +31,23 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="folder, or registered data set, to compare both on (default: DATASETS.TEST)",
+        help="folder or registered data set for the comparison (default: DATASETS.TEST)",
     )
     parser.add_argument(
-        "--num-images", type=int, default=4, metavar="N", help="how many (default: 4)"
+        "--num-images", type=int, default=4, metavar="N", help="number of images (default: 4)"
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
         metavar="SCORE",
-        help="largest difference of a score, in [0, 1] (default: 1e-4)",
+        help="largest difference in a score, in [0, 1] (default: 1e-4)",
     )
     args = parser.parse_intermixed_args(argv)
     if Path(args.output).suffix != ".pth":
-        parser.error(f"--output is {args.output}, expected a name that ends in .pth")
+        parser.error(f"--output is {args.output}, expected a name ending in .pth")
     if args.weights and Path(args.output).resolve() == Path(args.weights).resolve():
-        parser.error("--output is --weights; the unfolded weights are needed again, keep them")
+        parser.error("--output equals --weights; keep the unfolded weights, they are needed again")
     if Path(args.output).with_suffix(".yaml").resolve() == Path(args.config_file).resolve():
         parser.error("the folded model's config would replace --config-file; change --output")
     args.overrides = overrides(args)

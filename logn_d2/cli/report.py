@@ -1,8 +1,8 @@
-"""Compare runs in one HTML file that needs nothing else.
+"""Compare runs in one self-contained HTML file.
 
 A RUN is a folder that `logn evaluate`, `logn sweep` or `logn demo` has written, or
-FOLDER:CALIBRATION for one calibration of it. The first run is the baseline of all differences.
-Everything is computed anew from the stored detections and the annotations; no network runs.
+FOLDER:CALIBRATION for one of its calibrations. The first run is the baseline of all differences.
+All figures are computed from the stored detections and the annotations; no model is run.
 
 Example:
     logn report output/sweep --output report.html
@@ -21,36 +21,38 @@ from .arguments import Parser
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER or FOLDER:CALIBRATION")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the page")
+    parser.add_argument("--output", required=True, metavar="FILE", help="HTML file to write")
     parser.add_argument(
         "--focus",
         metavar="CALIBRATION",
-        help="calibration that figures and pictures show beside the baseline (default: the second "
-        "run, which is logn where a folder has it)",
+        help="calibration shown beside the baseline in figures and pictures (default: the second "
+        "run, which is logn if a folder has it)",
     )
-    parser.add_argument("--dataset", metavar="NAME", help="registered; the evaluated one")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="registered name of the evaluated data set"
+    )
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="registers data sets and names the training's (default: the runs' own)",
+        help="config that registers the data sets and names the training set (default: the runs')",
     )
     parser.add_argument(
         "--annotations",
         metavar="FILE",
-        help="annotations of the runs' data set, where no config registers it",
+        help="annotations of a data set that no config registers",
     )
     parser.add_argument(
         "--images", metavar="DIR", default="", help="folder with the images of --annotations"
     )
-    parser.add_argument("--figures", metavar="DIR", help="all figures as SVG and PNG, for print")
+    parser.add_argument("--figures", metavar="DIR", help="folder for all figures as SVG and PNG")
     parser.add_argument(
         "--stats",
         nargs="+",
         metavar="FILE",
         default=[],
-        help="statistics beside the runs' own, such as those of positives alone",
+        help="statistics files in addition to the runs' own, such as one for positives only",
     )
-    parser.add_argument("--title", default="", help="of the page")
+    parser.add_argument("--title", default="", help="title of the page")
     number = parser.add_argument_group("numbers")
     number.add_argument(
         "--pictures", type=int, default=16, metavar="N", help="images in the gallery (default: 16)"
@@ -60,7 +62,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=1000,
         metavar="N",
-        help="of the images, for intervals (default: 1,000)",
+        help="bootstrap resamples for the intervals (default: 1,000)",
     )
     number.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed of the bootstrap"
@@ -76,8 +78,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--max-dets",
         type=int,
         metavar="N",
-        help="detections of an image that count (default: 300 in LVIS form, all in COCO form, as "
-        "their rules say; -1 for all)",
+        help="detections that count per image (default: 300 in LVIS format, all in COCO format, "
+        "as in their rules; -1 for all)",
     )
     number.add_argument(
         "--score-threshold",

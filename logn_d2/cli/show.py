@@ -1,7 +1,7 @@
 """Show the detections of a Detectron2 model before and after calibration, side by side.
 
-Needs the model's config, its weights and the statistics file; no data set. The network runs once
-for both sides. Any Detectron2 model with box predictors will do.
+Needs only the model's config, its weights and the statistics file, no data set. The network runs
+once for both sides.
 
 Example:
     logn show --config-file C.yaml --weights model.pth --stats logn_stats.safetensors \\
@@ -9,11 +9,11 @@ Example:
     logn show --config-file C.yaml --weights model.pth --stats logn_stats.safetensors \\
         --video-input street.mp4 --output both.mp4
 
-A calibration changes all scores: one threshold for both sides would compare different amounts of
-detections. So --confidence-threshold decides how many are shown before, and after calibration as
-many of the best of the same image are shown. A detection that is new on the right has then taken
-the place of another one. --calibrated-threshold shows all above a score of its own instead.
-Where detections of several classes overlap, the best one stands for all (see --overlapping).
+A calibration changes all scores, so one threshold for both sides would compare different numbers of
+detections. --confidence-threshold therefore sets the number shown before calibration, and the other
+side shows the same number of best detections, so a new detection there replaces another one.
+--calibrated-threshold sets a separate threshold instead. Of overlapping detections of several
+classes only the best is shown (see --overlapping).
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=_score,
         default=0.5,
         metavar="SCORE",
-        help="smallest score that is shown before calibration (default: 0.5)",
+        help="smallest score shown before calibration (default: 0.5)",
     )
     parser.add_argument(
         "--calibrated-threshold",
         type=_score,
         metavar="SCORE",
-        help="smallest score that is shown after calibration (default: as many as before)",
+        help="smallest score shown after calibration (default: as many detections as before)",
     )
     parser.add_argument(
         "--overlapping",
         action="store_true",
-        help="show detections, too, that overlap a better one of another class (IoU over 0.5)",
+        help="also show detections that overlap a better one of another class (IoU over 0.5)",
     )
     args = parser.parse_intermixed_args(argv)
     if args.input:

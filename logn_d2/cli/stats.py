@@ -1,4 +1,4 @@
-"""Look into statistics files: their origin, each class's logits; compare, merge, check, import.
+"""Show, compare, merge, check and import statistics files.
 
 Tables are Markdown.
 
@@ -9,7 +9,7 @@ Example:
     logn stats check logn_stats.safetensors
     logn stats import epoch_1.pth --output logn_stats.safetensors
 
-The last one takes the statistics out of a checkpoint of the released LogN code.
+The last command extracts the statistics from a checkpoint of the released LogN code.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         dest="action", required=True, metavar="ACTION", parser_class=argparse.ArgumentParser
     )
     for name, what in (
-        ("show", "origin, and mean and deviation of each class"),
-        ("compare", "two files, largest differences first"),
-        ("merge", "write the statistics of all files together"),
-        ("check", "whether files can be used"),
+        ("show", "print the origin, and mean and deviation of each class"),
+        ("compare", "compare two files, largest differences first"),
+        ("merge", "merge the statistics of several files"),
+        ("check", "check whether files are valid"),
     ):
         action = actions.add_parser(name, help=what, description=what)
         action.add_argument("paths", nargs="+", metavar="FILE", help="statistics files")
         action.add_argument(
-            "--all", action="store_true", help="every class, not the first and last"
+            "--all", action="store_true", help="every class, not only the first and last"
         )
         action.add_argument(
             "--rows", type=int, default=10, metavar="N", help="classes at each end (default: 10)"
@@ -52,24 +52,32 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_import(actions: argparse._SubParsersAction) -> None:
-    what = "take the statistics out of a checkpoint of the released LogN code"
+    what = "extract the statistics from a checkpoint of the released LogN code"
     action = actions.add_parser("import", help=what, description=what)
-    action.add_argument("checkpoint", metavar="FILE", help="of the released code's fine-tuning")
+    action.add_argument(
+        "checkpoint", metavar="FILE", help="checkpoint of the released code's fine-tuning"
+    )
     action.add_argument("--output", required=True, metavar="FILE", help="the statistics file")
     action.add_argument(
         "--class-names-from",
         metavar="NAME",
-        help="registered data set whose classes they are (default: as the checkpoint says)",
-    )
-    action.add_argument("--momentum", type=float, default=5e-5, help="of the layer (default 5e-5)")
-    action.add_argument(
-        "--debias", action="store_true", help="remove the share of the start values"
+        help="registered data set with these classes (default: the checkpoint's names)",
     )
     action.add_argument(
-        "--images-per-batch", type=int, default=1, metavar="N", help="of a process (default: 1)"
+        "--momentum", type=float, default=5e-5, help="momentum of the layer (default: 5e-5)"
     )
     action.add_argument(
-        "--rois-per-image", type=int, default=512, metavar="N", help="sampled (default: 512)"
+        "--debias", action="store_true", help="remove the remaining share of the initial values"
+    )
+    action.add_argument(
+        "--images-per-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batch size per process (default: 1)",
+    )
+    action.add_argument(
+        "--rois-per-image", type=int, default=512, metavar="N", help="sampled RoIs (default: 512)"
     )
 
 

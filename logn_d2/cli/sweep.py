@@ -1,17 +1,16 @@
 """Compare calibrations of one detector or image classifier: one inference pass, one table.
 
-Writes OUTPUT/results.json and config.yaml, from which the report is made, and the detections of
-every calibration to OUTPUT/sweep, with masks where the LVIS rule looks at them. After an
-interruption, the same command with --resume continues where it stopped. With --save-outputs the
-network's raw logits and boxes are kept too: a later sweep with --from-outputs needs neither the
-weights nor a network.
+Writes OUTPUT/results.json and config.yaml, the input of the report, and the detections of every
+calibration to OUTPUT/sweep, with the masks that the LVIS rule evaluates. The same command with
+--resume resumes an interrupted sweep. --save-outputs also keeps the network's raw logits and
+boxes: a later sweep with --from-outputs needs neither the weights nor a network.
 
 Example:
     logn sweep --config-file C.yaml --weights model_final.pth --stats logn_stats.safetensors \\
         --calibrations uncalibrated logn "logn(beta=mean)" "norcal(gamma=0.6)" \\
         --output output/sweep
 
-Grids (a range contains its stop; several lists are multiplied), and a calibration for each group:
+Grids (a range includes its stop; several lists form all products), and a calibration per group:
     --calibrations "norcal(gamma=0.2:1:0.2)" "logn(beta=[min, mean], std_power=[1, 2])" \\
         "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)"
 
@@ -34,7 +33,7 @@ from collections.abc import Sequence
 from .. import UNCALIBRATED
 from .arguments import Parser, add_placement, overrides, without_overrides
 
-# The parts of LogN (paper Table 2), for which statistics are all that is needed.
+# The parts of LogN (paper Table 2), which need only statistics.
 DEFAULT = (UNCALIBRATED, "logn_mean", "logn_std", "logn_no_beta", "logn")
 
 
@@ -47,12 +46,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=DEFAULT,
-        help=f"names, calls with keywords, or grids of them; {UNCALIBRATED} is always among them "
+        help=f"names, calls with keywords, or grids of them; {UNCALIBRATED} is always included "
         f"(default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument(
-        "--dataset", metavar="NAME", help="registered (default: the first of DATASETS.TEST)"
+        "--dataset",
+        metavar="NAME",
+        help="registered data set (default: the first of DATASETS.TEST)",
     )
     parser.add_argument(
         "--choose-on",
@@ -80,17 +81,19 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="with --save-outputs: keep only the boxes of so many best candidates of an image "
-        "under each calibration, which is enough for similar ones (default: all)",
+        help="with --save-outputs: keep only the boxes of the N best candidates of an image "
+        "under each calibration, which suffices for similar calibrations (default: all)",
     )
     parser.add_argument(
-        "--from-outputs", metavar="DIR", help="sweep over what --save-outputs has kept"
+        "--from-outputs",
+        metavar="DIR",
+        help="sweep over the outputs that --save-outputs has kept",
     )
     parser.add_old_spelling("--save-predictions", "--save-outputs")
     parser.add_old_spelling("--predictions", "--from-outputs")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted sweep")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted sweep")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace finished results of something else"
+        "--overwrite", action="store_true", help="replace the finished results of another sweep"
     )
     add_placement(parser)
     args = parser.parse_intermixed_args(argv)
@@ -100,8 +103,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.overrides = overrides(args)
     if args.from_outputs and (args.save_outputs or args.choose_on or args.num_processes > 1):
         parser.error(
-            "--from-outputs, which runs no network, goes without --save-outputs, --choose-on "
-            "and --num-processes"
+            "--from-outputs runs no network and excludes --save-outputs, --choose-on and "
+            "--num-processes"
         )
     return args
 

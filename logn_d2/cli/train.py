@@ -1,6 +1,6 @@
-"""Train a detector, gather its logit statistics, evaluate it with and without calibration.
+"""Train a detector, collect its logit statistics, evaluate it with and without calibration.
 
-After an interruption, the same command with --resume continues where it stopped.
+The same command with --resume resumes an interrupted training.
 
 Example:
     logn train --config-file C.yaml --num-gpus 8
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("train", __doc__)
     parser.add_config()
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the training")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
     from ..commands.run import Job, run

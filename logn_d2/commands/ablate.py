@@ -1,4 +1,4 @@
-"""The ablations of the LogN paper on finished trainings; trains what is missing."""
+"""The ablations of the LogN paper on finished trainings; missing trainings are run first."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ logger = logging.getLogger("logn_d2.ablations")
 
 @dataclass(frozen=True)
 class Ablation:
-    """One table.
+    """One ablation table.
 
     Attributes:
-        title (str): what it shows, and where the paper has it.
-        rows (tuple[Row, ...]): for each training.
-        key (str): a config key, for tables that compare trainings; "" for the run alone.
-        values (Mapping[str, str]): what the table calls a training -> value of the key.
-        cascade (bool): whether it says something about a cascade alone.
+        title (str): content of the table, and its place in the paper.
+        rows (tuple[Row, ...]): rows for each training.
+        key (str): a config key, for tables that compare trainings; "" for only the run itself.
+        values (Mapping[str, str]): name of a training in the table -> value of the key.
+        cascade (bool): whether it applies only to cascades.
     """
 
     title: str
@@ -95,7 +95,7 @@ ABLATIONS = {
         (PLAIN, Row("std squared", "logn(std_power=2)"), Row("std", "logn")),
     ),
     "population": Ablation(
-        "RoIs that the statistics are of",
+        "Population of RoIs of the statistics",
         (
             PLAIN,
             Row("sampled RoIs", "logn", population="sampled"),
@@ -112,7 +112,7 @@ ABLATIONS = {
         ),
     ),
     "cascade_average": Ablation(
-        "What a cascade averages over its stages",
+        "Average over the stages of a cascade",
         tuple(
             replace(row, label=f"{row.label}, {average}", average=average)
             for average in ("logits", "probs")
@@ -136,7 +136,7 @@ ABLATIONS = {
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Tells ablations and runs apart.
+    """Split the names into ablations and runs.
 
     Raises:
         ValueError: a name is neither, or one of both is missing.
@@ -157,12 +157,12 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def train(config_file: Path | str, output: Path, args: argparse.Namespace, *opts: str) -> None:
-    """Trains, from the last checkpoint if there is one, unless a training has ended there.
+    """Train, or resume from the last checkpoint, unless the folder has a finished training.
 
     Raises:
-        ValueError: the training has failed, or the one that is there has other settings.
+        ValueError: the training has failed, or the existing one has other settings.
     """
-    # Statistics and evaluation are made here, for all rows at once.
+    # Statistics and evaluation follow later, for all rows at once.
     keys = ["OUTPUT_DIR", str(output), "MODEL.LOGN.COLLECT.ENABLED", "False", *args.opts, *opts]
     if has_begun(output):
         check_same_training(output, load_config(config_file, keys))
@@ -178,7 +178,7 @@ def train(config_file: Path | str, output: Path, args: argparse.Namespace, *opts
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Makes sure that all trainings are there that the tables need."""
+    """Run the missing trainings that the tables need."""
     if args.config_file:
         train(args.config_file, args.runs[-1], args)
     for run in args.runs:
@@ -191,19 +191,19 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def twin(run: Path, value: str) -> Path:
-    """The folder of the run that differs in this value."""
+    """The folder of the run with this value."""
     return run.with_name(f"{run.name}_{value}")
 
 
 def value_of(cfg: CfgNode, key: str) -> str:
-    """A key of a config by its dotted name."""
+    """The value of a config key, by its dotted name."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
 
 
 def rows_of(run: Path, ablation: Ablation) -> dict[str, tuple[Path, Row]]:
-    """Label of the table -> run and row."""
+    """Label in the table -> run and row."""
     if not ablation.key:
         return {row.label: (run, row) for row in ablation.rows}
     own = value_of(run_config(run), ablation.key)
@@ -215,7 +215,7 @@ def rows_of(run: Path, ablation: Ablation) -> dict[str, tuple[Path, Row]]:
 
 
 def applies(run: Path, ablation: Ablation) -> bool:
-    """Whether the table says something about this run."""
+    """Whether the table applies to this run."""
     return not ablation.cascade or "Cascade" in run_config(run).MODEL.ROI_HEADS.NAME
 
 
@@ -228,7 +228,7 @@ def measure_runs(args: argparse.Namespace) -> dict[str, dict[str, list[Metrics]]
     }
     wanted: dict[Path, dict[str, Row]] = {}
     for places in (place for table in tables.values() for runs in table for place in runs.values()):
-        # The same row of several tables is measured once.
+        # A row that several tables share is measured once.
         run, row = places
         wanted.setdefault(run, {})[key_of(row)] = replace(row, label=key_of(row))
     found = {}
@@ -247,13 +247,13 @@ def measure_runs(args: argparse.Namespace) -> dict[str, dict[str, list[Metrics]]
 
 
 def key_of(row: Row) -> str:
-    """The row by what it is, whatever a table calls it."""
+    """The identity of a row, independent of its label."""
     parts = (row.calibration, row.population, row.estimator, row.average)
     return " ".join(part for part in parts if part)
 
 
 def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, list[Metrics]]]) -> None:
-    """Prints the tables and writes them, with the numbers beside them."""
+    """Print and write the tables, and write their figures as json."""
     runs = ", ".join(map(str, args.runs))
     lines = [f"# Ablations of {runs}", "", f"`{args.command}`", ""]
     lines += [f"Commit {commit()}, {machine()['cpu']}.", ""]
@@ -268,7 +268,7 @@ def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, list[Metri
 
 
 def _with_null(content: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN by None, because JSON has no NaN."""
     if isinstance(content, Mapping):
         return {key: _with_null(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -277,7 +277,7 @@ def _with_null(content: Any) -> Any:
 
 
 def work(args: argparse.Namespace) -> None:
-    """What every process does."""
+    """The work of each process."""
     with short_errors():
         for name in ("detectron2", "logn_d2"):
             setup_logger(str(args.output), distributed_rank=comm.get_rank(), name=name)
@@ -287,13 +287,13 @@ def work(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains what is missing, then starts the processes; returns the exit code."""
+    """Run missing trainings, then start the processes; return the exit code."""
     with short_errors():
         complete(args)
         prepare(args)
         skipped = [name for name in args.names if not applies(args.runs[0], ABLATIONS[name])]
         if skipped:
-            print(f"Left out, as {args.runs[0]} has no cascade: {', '.join(skipped)}")
+            print(f"Left out, because {args.runs[0]} is not a cascade: {', '.join(skipped)}")
         device = run_config(args.runs[0]).MODEL.DEVICE
         here = processes_here(device, args.num_gpus, args.num_processes)
         launch(work, here, device=device, args=(args,))

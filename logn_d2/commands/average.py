@@ -16,11 +16,11 @@ Scores = dict[str, dict[str, float]]
 
 
 def read_rows(run: Path) -> dict[str, Scores]:
-    """Scores of each calibration.
+    """Read the scores of each calibration.
 
     Raises:
         FileNotFoundError: there are no results.
-        ValueError: there are those of several data sets, or they are none of ours.
+        ValueError: there are results for several data sets, or in another format.
     """
     files = [run] if run.is_file() else sorted(run.glob("results.json"))
     files = files or sorted(run.glob("inference/*/results.json"))
@@ -37,13 +37,13 @@ def read_rows(run: Path) -> dict[str, Scores]:
         return {row.pop("calibration"): row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{files[0]} is not a file of results: expected json with 'rows', each with its "
+            f"{files[0]} is not a results file: expected json with 'rows', each with a "
             f"'calibration' ({type(error).__name__}: {error})."
         ) from None
 
 
 def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
-    """Calibration -> its scores in each run, for those that all runs have.
+    """Calibration -> its scores in each run, for calibrations in all runs.
 
     Raises:
         ValueError: there is none.
@@ -56,7 +56,7 @@ def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
 
 
 def changes(table: Mapping[str, Sequence[Scores]]) -> dict[str, list[Scores]]:
-    """The same less the first calibration of the same run, which is left out."""
+    """Differences from the first calibration of the same run, which is left out."""
     first, *others = table
     return {
         name: [_less(mine, base) for mine, base in zip(table[name], table[first])]
@@ -83,7 +83,7 @@ def as_text(table: Mapping[str, Sequence[Scores]]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; returns the exit status."""
+    """Print the table; return the exit status."""
     with short_errors():
         table = average([read_rows(run) for run in args.runs])
     print(f"{len(args.runs)} runs, in percent: mean ± standard deviation.\n")

@@ -1,4 +1,4 @@
-"""The choice among a run's calibrations, from a command line."""
+"""`logn choose`: choose among the calibrations of a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..report.runs import RunFolder
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the choice; returns the exit status."""
+    """Print the choice; return the exit status."""
     with short_errors():
         register_glyphs()
         for config in Path(args.run).glob("config.yaml"):
-            load_config(config)  # registers its data sets
+            load_config(config)  # this registers its data sets
         folder = RunFolder.open(args.run, args.dataset)
         truth = read_ground_truth(folder.dataset, folder.train_sets)
         folder.check(truth)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             metric=args.metric,
             resamples=args.resamples,
             seed=args.seed,
-            progress=partial(tqdm, desc="dividing the images", unit="calibration"),
+            progress=partial(tqdm, desc="splitting the images", unit="calibration"),
         )
     print(f"{choice.table()}\n\n{choice}")
     return 0

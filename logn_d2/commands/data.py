@@ -1,4 +1,4 @@
-"""Data sets from a command line: draw, convert, filter, check what a training would read."""
+"""`logn data`: draw LT-Glyphs, convert and filter data sets, check the data of a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
 
 
 def chosen_names(args: argparse.Namespace) -> list[str]:
-    """The names to check, in order, each once."""
+    """The names to check, in order and without repetition."""
     names = list(args.names)
     if args.config_file:
         cfg = load_config(args.config_file, [])
@@ -32,7 +32,7 @@ def chosen_names(args: argparse.Namespace) -> list[str]:
 
 
 def config_problems(args: argparse.Namespace) -> list[str]:
-    """What a training with the config would refuse of sets that can be read."""
+    """Problems of readable data sets for which a training with the config would be refused."""
     if not args.config_file:
         return []
     cfg = load_config(args.config_file, [])
@@ -51,26 +51,26 @@ def config_problems(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what an action of `logn data` asks for; returns the exit status."""
+    """Run an action of `logn data`; return the exit status."""
     with short_errors():
         actions = {"draw": draw, "check": check, "muscima": convert, "without": leave_out}
         return actions[args.action](args)
 
 
 def draw(args: argparse.Namespace) -> int:
-    """Draws a size of LT-Glyphs, or verifies the files that are there."""
+    """Draw a size of LT-Glyphs, or verify existing files."""
     root = args.root or os.environ.get("DETECTRON2_DATASETS", "datasets")
     if args.check:
         folder = glyphs_folder(root, args.size)
         problems = verify_glyphs(folder)
-        print("\n".join(problems) if problems else f"{folder}: all files as drawn")
+        print("\n".join(problems) if problems else f"{folder}: no file has changed")
         return int(bool(problems))
     print(draw_glyphs(root, args.size, args.seed, args.num_workers, args.overwrite))
     return 0
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Converts MUSCIMA++, and says what came out."""
+    """Convert MUSCIMA++ and print the sizes of the result."""
     writers = args.val_writers or VAL_WRITERS
     print("\n".join(describe(convert_muscima(args.source, args.output, val_writers=writers))))
     return 0
@@ -100,12 +100,12 @@ def leave_out(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints a table; returns 1 when something is wrong or nothing was found."""
+    """Print a table; return 1 if there is a problem or no data set."""
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     register_glyphs()
     names = chosen_names(args)
     if not names:
-        print(f"No data set was found below {root}; see datasets/README.md.", file=sys.stderr)
+        print(f"There is no data set below {root}; see datasets/README.md.", file=sys.stderr)
         return 1
     reports = [check_dataset(name) for name in names]
     width = max(len(name) for name in names)

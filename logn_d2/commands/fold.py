@@ -1,4 +1,4 @@
-"""A checkpoint with the calibration in its weights, from a command line."""
+"""`logn fold`: write a checkpoint with the calibration folded into its weights."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from ..modeling.build import TrainingClassCounts, known_class_names
 from ..sites import SiteRecorder, config_site, known_site, site_detector
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# Boxes of two models that overlap more are the same box, but for rounding.
+# Boxes of two models with a larger IoU are the same box, except for rounding.
 SAME_BOX = 0.999
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fold, compare, write; returns the exit status."""
+    """Fold, compare, write; return the exit status."""
     with short_errors():
         cfg = setup(args)
         model = load_model(cfg, cfg.MODEL.WEIGHTS)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of the command line; data sets are registered."""
+    """Load the config of the command line, which registers data sets."""
     cfg = load_config(args.config_file, args.overrides, args.imports)
     cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
     cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION or "logn"
@@ -67,10 +67,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def load_model(cfg: CfgNode, weights: str) -> nn.Module:
-    """The uncalibrated model.
+    """Load the uncalibrated model.
 
     Raises:
-        ValueError: the checkpoint can't be read, or is another model's.
+        ValueError: the checkpoint can't be read, or belongs to another model.
     """
     model = build_model(without_calibration(cfg)).eval()
     load_weights(model, weights, cfg.OUTPUT_DIR, resume=False)
@@ -78,10 +78,10 @@ def load_model(cfg: CfgNode, weights: str) -> nn.Module:
 
 
 def calibrate(cfg: CfgNode, model: nn.Module) -> None:
-    """Attaches what the config asks for.
+    """Attach the calibration of the config.
 
     Raises:
-        StatisticsError: the statistics are another model's, or of other weights.
+        StatisticsError: the statistics belong to another model or to other weights.
     """
     attach(
         model,
@@ -93,7 +93,7 @@ def calibrate(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
-    """What is going to be written: the config, and the model that it and the weights make."""
+    """The config and model to write, with the model rebuilt from config and weights."""
     folded = fold(copy.deepcopy(model))
     plain_cfg = plain_config(cfg, folded)
     plain = build_model(plain_cfg).eval()
@@ -102,12 +102,12 @@ def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
 
 
 def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, Any]]:
-    """Inputs for the model, resized as at test.
+    """Read inputs for the model, resized as at test.
 
     Args:
-        cfg (CfgNode): INPUT decides the size, DATASETS.TEST the images if ``source`` is None.
+        cfg (CfgNode): INPUT sets the size, DATASETS.TEST the images if ``source`` is None.
         source (str): a folder or the name of a registered data set.
-        count (int): at most so many.
+        count (int): largest number of images.
 
     Raises:
         FileNotFoundError: there are no images.
@@ -123,8 +123,8 @@ def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, 
         inputs.append({"image": tensor, "height": height, "width": width, "file_name": file})
     if not inputs:
         raise MissingFileError(
-            f"There are no images in {source or 'the data sets of DATASETS.TEST'} to compare "
-            "detections on. Give --images FOLDER."
+            f"There are no images in {source or 'the data sets of DATASETS.TEST'} for the "
+            "comparison. Give --images FOLDER."
         )
     return inputs
 
@@ -147,16 +147,16 @@ def _image_files(sources: Sequence[str]) -> Iterator[str]:
 
 @dataclass
 class Difference:
-    """How far the folded model is from the calibrated one.
+    """Differences between the folded and the calibrated model.
 
     Attributes:
-        images (int): compared.
-        rois (int): RoIs compared, over all cascade stages.
-        scores (float): largest difference of a class probability of a RoI.
-        detections (int): of the calibrated model.
-        one_sided (int): detections that only one of the models has.
-        detection_scores (float): largest difference of a detection's score; for a one-sided
-            detection, how much its score would have to change for both to have it or not.
+        images (int): number of compared images.
+        rois (int): number of compared RoIs, over all cascade stages.
+        scores (float): largest difference in a class probability of a RoI.
+        detections (int): number of detections of the calibrated model.
+        one_sided (int): number of detections of only one model.
+        detection_scores (float): largest difference in a detection's score; for a one-sided
+            detection, the change in its score after which both models or neither would have it.
     """
 
     images: int = 0
@@ -179,15 +179,17 @@ class Difference:
         return "\n".join(f"| {name:41} | {value:>8} |" for name, value in [*head, *rows])
 
     def check(self, tolerance: float) -> None:
-        """Raises ValueError if the models do not agree, or if nothing was compared."""
+        """Raise ValueError if the models differ, or if nothing was compared."""
         if self.rois == 0:
-            raise UserError("The images have no proposals, so nothing was compared. Give others.")
+            raise UserError(
+                "The images have no proposals, so nothing was compared. Give other images."
+            )
         largest = max(self.scores, self.detection_scores)
-        if not largest <= tolerance:  # NaN is no agreement
+        if not largest <= tolerance:  # NaN fails this comparison
             raise UserError(
                 f"The folded model's scores differ from the calibrated one's by {largest:.2e}, "
                 f"more than --tolerance {tolerance:g}. Nothing was written. A predictor that "
-                "changes the logits behind its cls_score can't be folded: attach the calibration."
+                "changes the logits after its cls_score can't be folded: attach the calibration."
             )
 
 
@@ -195,10 +197,10 @@ class Difference:
 def compare(
     calibrated: nn.Module, folded: nn.Module, inputs: Sequence[dict[str, Any]], cfg: CfgNode
 ) -> Difference:
-    """Runs both models on the images.
+    """Run both models on the images.
 
     Raises:
-        ValueError: the models have other proposals for an image.
+        ValueError: the models have different proposals for an image.
     """
     difference = Difference(images=len(inputs))
     for image in inputs:
@@ -220,7 +222,7 @@ def compare(
 
 
 def _stage_probs(model: nn.Module, image: dict[str, Any]) -> list[Tensor]:
-    """S tensors (R, C) of class probabilities, each stage's own."""
+    """Class probabilities of each stage, S tensors (R, C)."""
     detector = site_detector(model)
     if detector is not None:
         return [_site_scores(detector, image)]
@@ -237,10 +239,11 @@ def _site_scores(detector: nn.Module, image: dict[str, Any]) -> Tensor:
 
 
 def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Tensor, Tensor]:
-    """For each of N detections whether the other model has it, and how far their scores are apart.
+    """Whether the other model has each of N detections, and the difference in score.
 
-    A detection is missing without fault where its score is next to that of another detection of
-    its class, which can suppress it, or next to the limit below which none is kept.
+    A detection may legitimately be missing if its score is close to that of another detection of
+    its
+    class, which can suppress it, or close to the limit below which detections are dropped.
 
     Returns:
         tuple[Tensor, Tensor]: (N,) bool, and (N,) difference of scores.
@@ -260,12 +263,12 @@ def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Te
 
 
 def _larger(largest: float, values: Tensor) -> float:
-    """The maximum; NaN if there is one."""
+    """The maximum; NaN if any value is NaN."""
     return float(torch.cat([values.flatten().cpu(), torch.tensor([largest])]).max())
 
 
 def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
-    """Writes ``output`` and the config beside it."""
+    """Write ``output`` and the config beside it."""
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(output) as temporary:
         torch.save({"model": state}, temporary)
@@ -280,9 +283,9 @@ def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
             "the config is read."
         )
     else:
-        print("They need no logn_d2.")
+        print("They do not need logn_d2.")
 
 
 def config_path(output: Path) -> Path:
-    """Where the config goes."""
+    """Path of the config."""
     return output.with_suffix(".yaml")

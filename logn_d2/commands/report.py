@@ -1,4 +1,4 @@
-"""The report of a command line."""
+"""`logn report`: write the HTML report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("logn_d2.report")
 
 
 def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
-    """Registers what the runs may need; returns the sets, evaluated and trained on, as given."""
+    """Register the runs' data sets; return the given evaluated set and training sets."""
     register_glyphs()
     train_sets: Sequence[str] = ()
     if args.config_file:
@@ -31,7 +31,7 @@ def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the page; returns the exit status."""
+    """Write the page; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logger.setLevel(logging.INFO)
     start = time.perf_counter()

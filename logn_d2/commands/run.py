@@ -1,4 +1,4 @@
-"""Train, collect, evaluate: from a command line to the processes that do it."""
+"""`logn train`, `collect` and `evaluate`: from the command line to the processes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ __all__ = ["Job", "processes_here", "run"]
 
 @dataclass(frozen=True)
 class Job:
-    """What to do, and with which settings; every process gets it.
+    """A verb and its settings, passed to every process.
 
     Attributes:
         verb (str): "train", "collect" or "evaluate".
-        config_file (str): of the model.
+        config_file (str): config of the model.
         opts (Sequence[str]): KEY VALUE pairs.
         output (str): statistics file to write, "" for the config's.
-        stats (str): statistics file to calibrate with.
-        calibration (str): in its written form.
-        dataset (str): registered name to evaluate on.
+        stats (str): statistics file of the calibration.
+        calibration (str): text form of the calibration.
+        dataset (str): registered name of the data set to evaluate on.
         stop_at (float): standard error that ends a statistics pass; None for the config's.
-        resume (bool): continue what was interrupted.
+        resume (bool): resume an interrupted job.
         imports (Sequence[str]): modules to import first.
         num_gpus, num_processes, num_machines, machine_rank, dist_url: see `launch`.
     """
@@ -67,12 +67,12 @@ class Job:
 
     @classmethod
     def from_args(cls, verb: str, args: argparse.Namespace, opts: Sequence[str]) -> Job:
-        """The job of a command line; options that a command lacks keep their defaults."""
+        """The job of a command line; missing options keep their defaults."""
         given = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
         return cls(**{**given, "verb": verb, "opts": tuple(opts)})
 
     def setup(self) -> CfgNode:
-        """The config; data sets are registered."""
+        """Load the config, which registers data sets."""
         cfg = load_config(self.config_file, self.opts, self.imports)
         if self.stats:
             cfg.MODEL.LOGN.STATISTICS = self.stats
@@ -86,7 +86,7 @@ class Job:
         return cfg
 
     def check(self, cfg: CfgNode, world_size: int) -> None:
-        """Finds mistakes before processes start."""
+        """Find mistakes before processes start."""
         if self.verb == "collect":
             check_collection(cfg, self.output or statistics_path(cfg))
         elif self.verb == "evaluate":
@@ -96,17 +96,17 @@ class Job:
 
 
 def work(job: Job) -> None:
-    """What every process does."""
+    """The work of each process."""
     with short_errors():
         cfg = job.setup()
     with short_errors(os.path.join(cfg.OUTPUT_DIR, "log.txt")):
-        # Its "eval_only" keeps cudnn from trying algorithms for each new size of an image.
+        # "eval_only" keeps cudnn from benchmarking algorithms for each new image size.
         default_setup(
             cfg,
             argparse.Namespace(config_file=job.config_file, eval_only=job.verb != "train"),
         )
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="logn_d2")
-        # Weights that were named on the command line are the ones that are meant.
+        # Weights named on the command line take precedence over the last checkpoint.
         last_checkpoint = job.resume and "MODEL.WEIGHTS" not in job.opts
         if job.verb == "collect":
             path = job.output or statistics_path(cfg)
@@ -118,16 +118,16 @@ def work(job: Job) -> None:
 
 
 def processes_here(device: str, num_gpus: int, num_processes: int) -> int:
-    """Processes to start on this machine.
+    """Number of processes to start on this machine.
 
     Raises:
-        ValueError: more than there are devices, or an option that is for another device.
+        ValueError: more processes than devices, or an option for another kind of device.
     """
     if device == "cpu":
         if num_gpus > 1:
             raise UserError(
-                f"--num-gpus is {num_gpus}, but this runs on the CPU, since there is no CUDA "
-                "device or MODEL.DEVICE is cpu. Give --num-processes for the CPU."
+                f"--num-gpus is {num_gpus}, but this runs on the CPU, because there is no CUDA "
+                "device or MODEL.DEVICE is cpu. Use --num-processes on the CPU."
             )
         if not torch.cuda.is_available():
             print(f"No CUDA device: running on the CPU, processes: {num_processes}", flush=True)
@@ -141,7 +141,7 @@ def processes_here(device: str, num_gpus: int, num_processes: int) -> int:
 
 
 def run(job: Job) -> int:
-    """Checks, then starts the processes; returns the exit status."""
+    """Run the checks, then start the processes; return the exit status."""
     with short_errors():
         cfg = job.setup()
         here = processes_here(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)

@@ -1,4 +1,4 @@
-"""Detections before and after calibration, of images, a video or a camera."""
+"""`logn show`: detections before and after calibration for images, a video or a camera."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ..errors import MissingFileError, UserError
 from ..files import atomic_write
 from ..pictures.before_after import Shown
 
-WINDOW = "before and after calibration (q ends)"
+WINDOW = "before and after calibration (q quits)"
 READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 WEBCAM_FPS = 10.0
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of the command line; what it says of calibration holds where we say nothing."""
+    """Load the config; options of the command line override its calibration."""
     cfg = load_config(args.config_file, args.overrides, args.imports)
     cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
     cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION
@@ -39,14 +39,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that are meant.
+    """Find image files.
 
     Args:
-        inputs (Sequence[str]): files, patterns, or folders, of which all images are taken.
+        inputs (Sequence[str]): files, patterns, or folders with images.
 
     Raises:
-        FileNotFoundError: there is nothing of a name, or no image in a folder.
-        ValueError: a file is no image.
+        FileNotFoundError: a name matches nothing, or a folder has no images.
+        ValueError: a file is not an image.
     """
     found: list[Path] = []
     for name in inputs:
@@ -67,17 +67,17 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def _images_at(path: Path) -> list[Path]:
-    """The file itself, or what looks like an image in a folder."""
+    """The file itself, or the images in a folder, by suffix."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.iterdir() if file.suffix.lower() in READABLE)
 
 
 def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None]:
-    """Where the picture of each image goes.
+    """Output path of the picture of each image.
 
     Raises:
-        ValueError: two pictures would have one name, or a picture that of an image.
+        ValueError: two pictures would have the same name, or overwrite an image.
     """
     if not output:
         return [None] * len(images)
@@ -85,19 +85,19 @@ def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None
     if names_file and Path(output).suffix.lower() not in READABLE:
         raise UserError(f"--output {output} is neither a folder nor one of {sorted(READABLE)}.")
     paths = [Path(output)] if names_file else [Path(output, image.name) for image in images]
-    # What can be read can not always be written.
+    # Some formats can be read but not written.
     paths = [p if p.suffix.lower() in READABLE else p.with_suffix(".png") for p in paths]
     taken = {path.resolve() for path in images}
     if len(set(paths)) < len(paths) or any(path.resolve() in taken for path in paths):
         raise UserError(
             f"Pictures in {output} would overwrite each other or their images. Choose another "
-            "--output, and one call for each folder of images."
+            "--output, and use one call per folder of images."
         )
     return paths
 
 
 def show_images(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
-    """Draws images, one picture each."""
+    """Draw one picture per image."""
     images = find_images(args.input)
     paths = output_paths(images, args.output)
     draw = SideBySide(cfg, shown)
@@ -116,10 +116,10 @@ def show_images(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
 
 
 def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
-    """Draws the frames of a video or camera into an mp4 file, a window, or both."""
+    """Draw the frames of a video or camera into an mp4 file, a window, or both."""
     source = 0 if args.webcam else args.video_input
     if not args.webcam and not os.path.isfile(source):
-        raise MissingFileError(f"There is no video {source}.")
+        raise MissingFileError(f"The video {source} does not exist.")
     path = video_path(args.output, "webcam" if args.webcam else source)
     capture = cv2.VideoCapture(source)
     try:
@@ -144,10 +144,10 @@ def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
 
 
 def video_path(output: str | None, source: str) -> Path | None:
-    """The mp4 file of a video; None where none is asked for.
+    """The mp4 file to write; None if none was requested.
 
     Raises:
-        ValueError: another kind of file, or the video itself.
+        ValueError: another file type, or the input video itself.
     """
     if not output:
         return None
@@ -155,9 +155,9 @@ def video_path(output: str | None, source: str) -> Path | None:
     if path.is_dir() or not path.suffix:
         path = path / f"{Path(source).stem}.mp4"
     if path.suffix.lower() != ".mp4":
-        raise UserError(f"--output {output} is no mp4 file. Name it *.mp4, or give a folder.")
+        raise UserError(f"--output {output} is not an mp4 file. Name it *.mp4, or give a folder.")
     if path.exists() and Path(source).exists() and path.samefile(source):
-        raise UserError(f"--output {output} is the video itself. Choose another name.")
+        raise UserError(f"--output {output} is the input video. Choose another name.")
     return path
 
 
@@ -173,9 +173,9 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 def _draw_frames(
     frames: Iterable[np.ndarray], draw: SideBySide, video: Mp4 | None, args: argparse.Namespace
 ) -> int:
-    """Draws until the frames end or somebody ends it; returns how many were drawn."""
+    """Draw until the frames end or the user quits; return the number of frames drawn."""
     number = 0
-    # For a camera Ctrl-C is the way to end.
+    # For a camera, Ctrl-C is the normal way to stop.
     with contextlib.suppress(*([KeyboardInterrupt] if args.webcam else [])):
         for frame in frames:
             picture = draw(frame)
@@ -188,11 +188,11 @@ def _draw_frames(
 
 
 class Mp4:
-    """An mp4 file that is whole or not there; a context manager.
+    """An mp4 file that is written completely or not at all; a context manager.
 
     Args:
-        path (Path): the file; missing folders are made.
-        rate (float): pictures a second.
+        path (Path): the file; missing folders are created.
+        rate (float): frames per second.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -202,13 +202,13 @@ class Mp4:
 
     def __enter__(self) -> Mp4:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # OpenCV knows the form of a video by its name, so that the temporary one ends alike.
+        # OpenCV infers the format from the suffix, so the temporary file has the same one.
         self._folder = tempfile.TemporaryDirectory(prefix=".video-", dir=self._path.parent)
         self._temporary = os.path.join(self._folder.name, "video.mp4")
         return self
 
     def write(self, picture: np.ndarray) -> None:
-        """Adds a picture, uint8 RGB; all have one size.
+        """Add a picture, uint8 RGB; all must have the same size.
 
         Raises:
             OSError: this OpenCV can't write mp4 files.
@@ -233,13 +233,13 @@ class Mp4:
 
 
 def check_window() -> None:
-    """Opens the window.
+    """Open the window.
 
     Raises:
         ValueError: there is no screen, or OpenCV has no windows.
     """
-    hint = "Leave --show out and give --output."
-    # Asked first, since Qt ends the process where it finds none.
+    hint = "Omit --show and give --output."
+    # Checked first, because Qt aborts the process without a screen.
     named = {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     if sys.platform.startswith("linux") and not named:
         raise UserError(f"--show needs a screen, and DISPLAY is not set. {hint}")
@@ -252,13 +252,13 @@ def check_window() -> None:
 
 
 def _shown_in_window(picture: np.ndarray, wait_ms: int) -> bool:
-    """Shows a picture, until a key is pressed if ``wait_ms`` is 0; True if q or Escape was."""
+    """Show a picture, until a key is pressed if ``wait_ms`` is 0; True for q or Escape."""
     cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     return cv2.waitKey(wait_ms) & 0xFF in (ord("q"), 27)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws what is asked for; returns the exit status."""
+    """Draw images or a video; return the exit status."""
     with short_errors():
         setup_logger(name="logn_d2")
         cfg = setup(args)

@@ -1,4 +1,4 @@
-"""Statistics files as tables: what they are of, how they differ, whether they can be used."""
+"""`logn stats`: statistics files as tables, their differences, and their validity."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ..core.affine import foreground_columns
 from ..core.fingerprint import fingerprint_differences
 from ..errors import UnknownNameError
 
-# Standard error of a mean, in standard deviations of the logit, above which a class is counted as
-# noisy: chance alone then moves its calibrated logit by as much.
+# Standard error of a mean, in standard deviations of the logit, above which a class counts as
+# noisy: sampling alone then moves its calibrated logit by as much.
 NOISY = 0.2
 
 
 def import_checkpoint(args: argparse.Namespace) -> int:
-    """Writes and shows the statistics that a checkpoint of the released code holds."""
+    """Write and print the statistics in a checkpoint of the released code."""
     names = ("momentum", "debias", "images_per_batch", "rois_per_image")
     options = {name: getattr(args, name) for name in names}
     path, output, dataset = args.checkpoint, args.output, args.class_names_from
@@ -48,7 +48,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
 
 def class_names_of(dataset: str) -> Sequence[str]:
     """The classes of a registered data set, in the order of a model's logits."""
-    from detectron2.data import MetadataCatalog  # files are inspected without Detectron2
+    from detectron2.data import MetadataCatalog  # the other actions work without Detectron2
 
     from ..glyphs import register_glyphs
 
@@ -60,7 +60,7 @@ def class_names_of(dataset: str) -> Sequence[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what an action of `logn stats` asks for; returns the exit status."""
+    """Run an action of `logn stats`; return the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if args.action == "import":
         return import_checkpoint(args)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(paths: Sequence[str]) -> list[tuple[str, LogitStatistics]]:
-    """The files that can be read; prints what is wrong with the others."""
+    """Load the readable files and print the errors of the others."""
     files = []
     for path in paths:
         try:
@@ -96,7 +96,7 @@ def load(paths: Sequence[str]) -> list[tuple[str, LogitStatistics]]:
 
 
 def show(path: str, statistics: LogitStatistics, rows: int | None) -> None:
-    """Prints the metadata, and a table for each stage with classes in the order of their means."""
+    """Print the metadata, and a table for each stage with classes sorted by mean logit."""
     print(f"{path}\n")
     print_table(["property", "value"], list(_properties(statistics)), "ll")
     names = _column_names(statistics)
@@ -150,10 +150,10 @@ def _properties(statistics: LogitStatistics) -> Iterator[list[str]]:
 
 
 def compare(files: Sequence[tuple[str, LogitStatistics]], rows: int | None) -> None:
-    """Prints the columns whose means differ most, in units of the difference's standard error.
+    """Print the columns whose means differ most, relative to the difference's standard error.
 
     Raises:
-        StatisticsError: the files are of other classes or another number of stages.
+        StatisticsError: the files differ in classes or number of stages.
     """
     (path, left), (other_path, right) = files
     _check_comparable(left, right)
@@ -170,7 +170,7 @@ def _compare_stages(
     a: StageStatistics, b: StageStatistics, names: Sequence[str], rows: int | None
 ) -> None:
     difference = b.mean - a.mean
-    # 0 / 0, of columns that both files saw only one value of, is no difference.
+    # 0 / 0 means that both files saw a single value in the column: no difference.
     by_std = torch.nan_to_num(difference / a.std, nan=0.0)
     error = _combined_error(a, b)
     by_error = None if error is None else torch.nan_to_num(difference / error, nan=0.0)
@@ -191,29 +191,29 @@ def _compare_stages(
     if by_error is not None:
         finite = by_error[by_error.isfinite()]
         rms = float(finite.square().mean().sqrt())
-        print(f"\nRoot mean square over columns: {rms:.2f} std errors (1 is what chance gives).")
+        print(f"\nRoot mean square over columns: {rms:.2f} std errors (1 is expected by chance).")
 
 
 def merge(files: Sequence[tuple[str, LogitStatistics]], output: str) -> LogitStatistics:
-    """Writes the statistics of all files together.
+    """Merge the statistics of all files and write them.
 
     Raises:
-        StatisticsError: files that do not belong together, or one that is given twice.
+        StatisticsError: files that do not belong together, or a repeated file.
     """
     paths = [Path(path).resolve() for path, _ in files]
     for path in paths:
         if paths.count(path) > 1:
-            raise StatisticsError(f"'{path.name}' is given twice; its RoIs would count twice.")
+            raise StatisticsError(f"'{path.name}' is repeated; its RoIs would count twice.")
     merged = functools.reduce(LogitStatistics.merge, (statistics for _, statistics in files))
     merged.save(output)
     return merged
 
 
 def validate(path: str, statistics: LogitStatistics) -> int:
-    """Prints a line for each problem, or that there is none; returns how many there are.
+    """Print a line for each problem, or "ok"; return the number of problems.
 
-    What `LogitStatistics.load` refuses (a truncated file, values that are not finite) is not
-    looked at again. Notes are printed too, and not counted.
+    `LogitStatistics.load` has already refused truncated files and values that are not finite. Notes
+    are printed too, but not counted.
     """
     problems = [*_file_problems(statistics)]
     for index, stage in enumerate(statistics.stages):
@@ -230,7 +230,7 @@ def validate(path: str, statistics: LogitStatistics) -> int:
 
 def _file_problems(statistics: LogitStatistics) -> Iterator[str]:
     if not statistics.stages:
-        yield "there are no stages; collect the statistics again."
+        yield "the file has no stages; collect the statistics again."
         return
     if len(set(statistics.class_names)) < statistics.num_classes:
         yield "class names repeat, so classes can't be told apart; check the data set's metadata."
@@ -238,27 +238,27 @@ def _file_problems(statistics: LogitStatistics) -> Iterator[str]:
     if unusable:
         names = ", ".join(unusable[:5]) + (", ..." if len(unusable) > 5 else "")
         yield (
-            f"{len(unusable)} of {statistics.num_classes} classes were seen less than twice or "
-            f"always with the same logit; LogN leaves them as they are: {names}."
+            f"{len(unusable)} of {statistics.num_classes} classes have fewer than two logits or "
+            f"only one value; LogN leaves them unchanged: {names}."
         )
 
 
 def _stage_problems(statistics: LogitStatistics, stage: StageStatistics) -> Iterator[str]:
-    # A "positives" pass counts each RoI for one class only; an imported background is not known.
+    # A "positives" pass counts each RoI for only one class; an imported background is unknown.
     foreground = foreground_columns(statistics.background)
     count = stage.count if statistics.estimator == "exact" else stage.count[foreground]
     if statistics.population != "positives" and len(count.unique()) > 1:
         low, high = int(count.min()), int(count.max())
-        yield f"columns were seen {low:,} to {high:,} times, but every RoI has all logits."
-    # The file holds count and mean once, but both the variance and what it is computed from.
+        yield f"columns have {low:,} to {high:,} logits, but every RoI has all of them."
+    # The file stores both the variance and its mergeable state, which must agree.
     if stage.moments is not None and not torch.allclose(
         stage.var, stage.moments.var, rtol=1e-9, atol=1e-12
     ):
-        yield "var differs from what the mergeable state says; the file was changed."
+        yield "var differs from the mergeable state; the file was changed."
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> None:
-    """Prints a Markdown table whose columns are aligned as plain text too.
+    """Print a Markdown table whose columns are also aligned as plain text.
 
     Args:
         head (Sequence[str]): titles.
@@ -274,7 +274,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) 
 
 
 def _ends(cells: list[list[str]], rows: int | None, num_last: int) -> list[list[str]]:
-    """The first and last rows, and those after them that are always shown."""
+    """The first and last rows, and the trailing rows that are always shown."""
     classes, last = cells[: len(cells) - num_last], cells[len(cells) - num_last :]
     if rows is None or len(classes) <= 2 * rows:
         return cells
@@ -294,7 +294,7 @@ def _num_background(statistics: LogitStatistics) -> int:
 
 
 def _foreground_order(statistics: LogitStatistics, mean: Tensor) -> list[int]:
-    """Columns by falling mean; the background last."""
+    """Columns by decreasing mean; the background last."""
     order = mean.argsort(descending=True, stable=True).tolist()
     background = {"last": len(mean) - 1, "first": 0, "none": None}[statistics.background]
     if background is not None:
@@ -304,13 +304,13 @@ def _foreground_order(statistics: LogitStatistics, mean: Tensor) -> list[int]:
 
 
 def _standard_error(stage: StageStatistics) -> Tensor | None:
-    """(C,) of the mean over images; None for moving averages and files of early releases."""
+    """(C,) standard error of the mean; None for moving averages and files of early releases."""
     error = None if stage.moments is None else stage.moments.std_error
     return None if error is None or error.isnan().any() else error
 
 
 def _combined_error(a: StageStatistics, b: StageStatistics) -> Tensor | None:
-    """(C,) standard error of the difference, of the files that know theirs."""
+    """(C,) standard error of the difference, from the files that have one."""
     errors = [e for e in (_standard_error(a), _standard_error(b)) if e is not None]
     return torch.stack(errors).square().sum(dim=0).sqrt() if errors else None
 

@@ -1,4 +1,4 @@
-"""Sweep over calibrations from a command line: the network or stored outputs, results, table."""
+"""`logn sweep`: sweep over calibrations with the network or stored outputs; results and table."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of the command line; data sets are registered."""
+    """Load the config of the command line, which registers data sets."""
     cfg = load_config(args.config_file, args.overrides, args.imports)
     if args.dataset:
         cfg.DATASETS.TEST = (args.dataset,)
@@ -87,7 +87,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Finds mistakes before processes start."""
+    """Find mistakes before processes start."""
     site = config_site(cfg)
     if classifies_images(cfg):
         site = ConfigSite(background="none")
@@ -97,7 +97,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     elif site is not ROI_HEADS and (args.save_outputs or args.from_outputs):
         raise UserError(
             f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
-            "no boxes before its own inference. Leave out --save-outputs and --from-outputs."
+            "no boxes before its own inference. Omit --save-outputs and --from-outputs."
         )
     for text in args.calibrations:
         check_calibration(text, site.classes_in(cfg), bool(args.stats), site=site)
@@ -141,12 +141,12 @@ def make_calibrations(
     classifiers: Sequence[Callable[[], tuple[Tensor, Tensor | None]]] | None = None,
     background: Background = "last",
 ) -> dict[str, list[AffineCalibration]]:
-    """Name -> one calibration for each box predictor, of which these things are known."""
+    """Name -> one calibration per box predictor, given the predictors' properties."""
     num_classes, num_stages = config_site(cfg).classes_in(cfg), len(fingerprints)
     statistics = check_statistics(cfg, args.stats) if args.stats else None
     if statistics is not None:
         statistics.check(num_classes=num_classes, num_stages=num_stages, fingerprints=fingerprints)
-    # Counting the classes of LVIS takes a while, and most calibrations do not need it.
+    # Lazily, because counting LVIS's classes takes a while and most calibrations do not need it.
     counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
     return {
         text: stage_calibrations(
@@ -213,7 +213,7 @@ class NetworkSweep:
 
 
 class StoredSweep:
-    """Sweeps over stored outputs."""
+    """Sweeps with stored outputs."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._stored = StoredOutputs.load(args.from_outputs)
@@ -237,7 +237,7 @@ class StoredSweep:
 
 
 def work(args: argparse.Namespace) -> None:
-    """What every process does."""
+    """The work of each process."""
     with short_errors():
         for name in ("detectron2", "logn_d2"):
             setup_logger(args.output, distributed_rank=comm.get_rank(), name=name)
@@ -350,14 +350,14 @@ def say_where_chosen(
 
 
 def keep_config(cfg: CfgNode, folder: Path) -> None:
-    """Writes the config for the report, unless the folder is a training's, which has its own."""
+    """Write the config for the report, unless the folder is a training's and has its own."""
     if not has_begun(folder):
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(cfg.dump())
 
 
 def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
-    """Writes what the report is made from: tasks that all calibrations were evaluated for."""
+    """Write the report's input: tasks for which all calibrations were evaluated."""
     common = set.intersection(*(set(by_task) for by_task in metrics.values()))
     rows = tuple(
         ResultRow(name, {task: value for task, value in by_task.items() if task in common})
@@ -367,7 +367,7 @@ def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks, then starts the processes; returns the exit status."""
+    """Run the checks, then start the processes; return the exit status."""
     with short_errors():
         expanded = [expand_grid(text) for text in args.calibrations]
         args.grids = [members for members in expanded if len(members) > 1]

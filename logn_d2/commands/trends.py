@@ -1,4 +1,4 @@
-"""How logit statistics depend on the training images of each class.
+"""`logn trends`: dependence of logit statistics on the training images of each class.
 
 Shapes: K foreground classes, L of them usable.
 """
@@ -24,31 +24,30 @@ from ..engine.experiments import run_config
 from ..errors import MissingFileError
 from ..report.numbers import spearman
 
-# What a row is of: classifier, sampler, and stage of a cascade.
+# Identity of a row: classifier, sampler, and cascade stage.
 Kind = tuple[str, str, int]
 Trend = Mapping[str, float]
 
 COLUMNS = {
     "rho of mean": "Spearman's rank correlation of mean logit and training images",
-    "rho of std": "the same of the logit's standard deviation",
-    "mean f - r": "mean logit of the frequent classes less that of the rare ones",
-    "std f / r": "their standard deviations, one divided by the other",
-    "min - mean": "LogN's beta less the mean of all mean logits: how far it lowers the foreground",
-    "gm of std": "geometric mean of the standard deviations: the temperature that dividing adds",
+    "rho of std": "the same for the logit's standard deviation",
+    "mean f - r": "mean logit of the frequent classes minus that of the rare ones",
+    "std f / r": "ratio of their standard deviations",
+    "min - mean": "LogN's beta minus the mean of all mean logits: the lowering of the foreground",
+    "gm of std": "geometric mean of the standard deviations: the temperature added by dividing",
 }
 
 
 def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "last") -> Trend:
-    """How logit statistics go with the number of training images.
+    """Relate logit statistics to the number of training images.
 
     Args:
-        stage (StageStatistics): of one classifier.
+        stage (StageStatistics): statistics of one classifier.
         image_count (ndarray): (K,) training images of each class.
-        background (str): where the background column is, see `LogitStatistics`.
+        background (str): position of the background column, see `LogitStatistics`.
 
     Returns:
-        Mapping: each of `COLUMNS` -> its value over the L usable classes; NaN where there are no
-        such classes, or no order among them.
+        Mapping: each of `COLUMNS` -> its value over the L usable classes; NaN if undefined.
     """
     foreground = foreground_columns(background)
     usable = stage.usable[foreground].numpy()
@@ -71,12 +70,12 @@ def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
 
     Raises:
         FileNotFoundError: no finished training, or no statistics.
-        StatisticsError: statistics of other classes than the training set's.
+        StatisticsError: the classes of statistics and training set differ.
     """
     cfg, path = run_config(run), run / file
     if not path.is_file():
         raise MissingFileError(
-            f"{path} does not exist. Gather the statistics: logn collect --config-file "
+            f"{path} does not exist. Collect the statistics: logn collect --config-file "
             f"{run}/config.yaml --weights {run}/model_final.pth --output {path}"
         )
     statistics = LogitStatistics.load(path)
@@ -93,7 +92,7 @@ def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
 
 
 def table(runs: Sequence[Mapping[Kind, Trend]]) -> str:
-    """A Markdown table with a row for each kind, over all runs that are of it."""
+    """A Markdown table with a row for each kind, over all its runs."""
     kinds = sorted({kind for run in runs for kind in run})
     lines = []
     for kind in kinds:
@@ -106,7 +105,7 @@ def table(runs: Sequence[Mapping[Kind, Trend]]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table and the meaning of its columns; returns the exit status."""
+    """Print the table and the meaning of its columns; return the exit status."""
     with short_errors():
         text = table([trends_of(run, args.file) for run in args.runs])
     print(text, "", *(f"- {name}: {what}" for name, what in COLUMNS.items()), sep="\n")
@@ -117,5 +116,5 @@ def _kind(cfg: CfgNode) -> tuple[str, str]:
     return cfg.MODEL.LOGN.CLASSIFIER, cfg.DATALOADER.SAMPLER_TRAIN
 
 
-# Runs that are compared have the same training set, and that of LVIS takes a while to read.
+# Cached, because compared runs share a training set, and LVIS's takes a while to read.
 _counts = functools.cache(class_counts)

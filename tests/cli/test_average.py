@@ -55,7 +55,7 @@ def test_groups_without_objects_have_no_change(tool):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "no results.json"), ("[]", "not a file of results"), ("{", "not a file of results")],
+    [(None, "no results.json"), ("[]", "not a results file"), ("{", "not a results file")],
 )
 def test_folder_without_results_is_named(tool, tmp_path, capsys, content, expected):
     if content is not None:

@@ -170,7 +170,7 @@ def test_folded_files_work_in_a_detectron2_that_can_not_import_logn_d2(tmp_path,
     for project in projects:
         assert project.fold() == 0
         text = capsys.readouterr().out
-        assert "They need no logn_d2." in text
+        assert "They do not need logn_d2." in text
         assert row_of(text, "images") == 3 and row_of(text, "RoIs, all stages") > 0
         assert row_of(text, "detections") >= 30
         assert row_of(text, "detections of one model only") == 0
@@ -343,9 +343,9 @@ def test_originals_can_not_be_overwritten(tmp_path, capsys):
 def test_wrong_command_lines_exit_with_2(tmp_path, capsys):
     project = Project(tmp_path / "a")
     assert project.fold("--output", project.path("folded.pkl")) == 2
-    assert "ends in .pth" in capsys.readouterr().err
+    assert "ending in .pth" in capsys.readouterr().err
     assert project.fold("--weights", project.path("folded.pth")) == 2
-    assert "the unfolded weights are needed again" in capsys.readouterr().err
+    assert "keep the unfolded weights" in capsys.readouterr().err
 
 
 def test_options_may_follow_config_keys(tmp_path):

@@ -247,8 +247,8 @@ def _repeated_names(statistics: LogitStatistics) -> LogitStatistics:
     ("damage", "message"),
     [
         (_constant_class, r"1 of 3 classes .* same logit; .*: bob\|sled\."),
-        (_uneven_counts, "stage 0: columns were seen 199 to 200 times"),
-        (_changed_variance, "stage 1: var differs from what the mergeable state says"),
+        (_uneven_counts, "stage 0: columns have 199 to 200 logits"),
+        (_changed_variance, "stage 1: var differs from the mergeable state"),
         (_repeated_names, "class names repeat"),
     ],
 )

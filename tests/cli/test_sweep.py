@@ -255,8 +255,8 @@ def test_old_spellings_work_with_a_warning(
     ("more", "message"),
     [
         ("--calibrations norcal(gamma=0:1:0)", "0:1:0 is empty or endless"),
-        ("--from-outputs p --save-outputs q", "goes without --save-outputs"),
-        ("--from-outputs p --choose-on d", "goes without --save-outputs, --choose-on"),
+        ("--from-outputs p --save-outputs q", "excludes --save-outputs"),
+        ("--from-outputs p --choose-on d", "excludes --save-outputs, --choose-on"),
         ("--from-outputs p --num-processes 2", "and --num-processes"),
     ],
 )

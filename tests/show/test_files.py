@@ -140,8 +140,8 @@ def test_mistakes(
     [
         ("none.mp4", "v.mp4", "There is no video"),
         ("stats.safetensors", "v.mp4", "is no video that OpenCV can read"),
-        ("video.mp4", "v.avi", "is no mp4 file"),
-        ("video.mp4", "video.mp4", "is the video itself"),
+        ("video.mp4", "v.avi", "is not an mp4 file"),
+        ("video.mp4", "video.mp4", "is the input video"),
     ],
 )
 def test_mistakes_with_videos(
