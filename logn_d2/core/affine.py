@@ -1,4 +1,4 @@
-"""The one form that every post-hoc calibration has: a per-class affine map of the logits.
+"""The common form of all post-hoc calibrations: a per-class affine map of the logits.
 
 Shapes: R RoIs, K foreground classes. Detector logits are (R, K + 1) with the background column last
 (Detectron2, MMDetection) or first (torchvision); a classifier without background has (R, K).
@@ -35,10 +35,10 @@ def foreground_columns(background: Background) -> slice:
     """The slice of the foreground columns.
 
     Args:
-        background (str): where the background column is: "last", "first" or "none".
+        background (str): position of the background column: "last", "first" or "none".
 
     Raises:
-        ValueError: another word.
+        ValueError: another value.
 
     Example:
         >>> torch.tensor([1, 2, 3])[foreground_columns("last")].tolist()
@@ -51,24 +51,23 @@ def foreground_columns(background: Background) -> slice:
 
 
 class AffineCalibration(nn.Module):
-    """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is left as it is.
+    """``z'_c = scale_c * z_c + shift_c`` for foreground classes; background is unchanged.
 
-    A module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers are
-    not in the state dict unless ``persistent`` is set: the checkpoint of a model that `attach` has
-    calibrated is that of the model. A head of your own that holds a calibration and has to find it
-    again in its checkpoint needs ``persistent=True``; `save` and `load` write a calibration alone.
+    It is a module, so that it follows its predictor through ``.to()`` and ``deepcopy``. Its buffers
+    are not in the state dict unless ``persistent`` is set: a model with an attached calibration has
+    the same checkpoint as the model alone. A head of your own that should find its calibration in
+    its checkpoint needs ``persistent=True``; `save` and `load` write only the calibration.
 
     Args:
         scale (Tensor): (K,), positive and finite.
         shift (Tensor): (K,), finite, in nats.
-        background (str): where the background column is: "last", "first" or "none".
-        name (str): what this is, for tables and file names, for example "logn". It is not part of a
-            state dict.
-        persistent (bool): whether state dicts hold the buffers.
-        softmax_only (bool): whether the method is another one for heads with sigmoid scores.
+        background (str): position of the background column: "last", "first" or "none".
+        name (str): name for tables and files, for example "logn"; not part of a state dict.
+        persistent (bool): whether state dicts contain the buffers.
+        softmax_only (bool): whether the method has another form for heads with sigmoid scores.
 
     Raises:
-        ValueError: the vectors have another form, or hold values that would spoil every score.
+        ValueError: the vectors have a wrong shape, or values that would invalidate every score.
 
     Example:
         >>> calibration = AffineCalibration(torch.tensor([2.0]), torch.tensor([1.0]))
@@ -91,14 +90,14 @@ class AffineCalibration(nn.Module):
     ) -> None:
         super().__init__()
         foreground_columns(background)
-        # Checked as they are stored: a float64 value may become 0 or infinite here.
+        # Checked after rounding to float32, in which a float64 value may become 0 or infinite.
         scale, shift = scale.detach().float(), shift.detach().float()
         _check_vectors(scale, shift)
         self.background = background
         self.name = name
         self.softmax_only = softmax_only
-        # One multiply-add over all columns is faster than slicing off the background, and exact:
-        # z * 1 + 0 == z.
+        # One multiply-add over all columns is faster than slicing off the background, and exact for
+        # it, since z * 1 + 0 == z.
         columns = {
             "column_scale": self._with_background(scale, 1.0),
             "column_shift": self._with_background(shift, 0.0),
@@ -127,7 +126,7 @@ class AffineCalibration(nn.Module):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file: ``scale`` and ``shift``, float32 (K,), and JSON metadata.
+        """Write a safetensors file: ``scale`` and ``shift``, float32 (K,), and JSON metadata.
 
         Raises:
             OSError: the folder can't be written or the disk is full.
@@ -151,19 +150,19 @@ class AffineCalibration(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, persistent: bool = False) -> AffineCalibration:
-        """Reads what `save` has written.
+        """Read a file written by `save`.
 
         Args:
             path (PathLike): the file.
-            persistent (bool): whether state dicts hold the buffers.
+            persistent (bool): whether state dicts contain the buffers.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, another kind of file, or from a newer version.
+            ValueError: the file is damaged, has another format, or is from a newer version.
         """
         path = Path(path)
         if not path.is_file():
-            raise MissingFileError(f"There is no calibration at '{path}'.")
+            raise MissingFileError(f"The calibration file '{path}' does not exist.")
         tensors, fields = _read(path)
         try:
             return cls(
@@ -180,23 +179,24 @@ class AffineCalibration(nn.Module):
             raise UserError(f"'{path}' can't be used. {error}") from error
 
     def check_activation(self, sigmoid: bool) -> None:
-        """Checks that the calibration is defined for scores of this kind.
+        """Check that the calibration is defined for this kind of scores.
 
         Args:
-            sigmoid (bool): whether scores are sigmoids of the logits, and not their softmax.
+            sigmoid (bool): whether scores are sigmoids of the logits instead of their softmax.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the calibration is not defined for them.
         """
         if sigmoid and self.softmax_only:
             raise UserError(
-                f"The calibration '{self.name}' is an affine map of the logits for softmax scores "
-                "alone, and this head has sigmoid scores: the method then multiplies two sigmoids. "
+                f"The calibration '{self.name}' is an affine map of the logits only for softmax "
+                "scores, but this head has sigmoid scores, for which the method multiplies two "
+                "sigmoids. "
                 "Choose norcal, p2p or logn."
             )
 
     def digest(self) -> str:
-        """A hash of all that decides the calibrated logits: 16 hexadecimal digits, any device."""
+        """A hash of all values that determine the calibrated logits: 16 hexadecimal digits."""
         digest = hashlib.sha256(f"{self.background} {len(self.column_scale)}".encode())
         for column in (self.column_scale, self.column_shift):
             digest.update(column.detach().float().cpu().contiguous().numpy().tobytes())
@@ -218,7 +218,7 @@ class AffineCalibration(nn.Module):
         return len(self.scale)
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Calibrated logits.
+        """Calibrate logits.
 
         Args:
             logits (Tensor): (R, K + 1), or (R, K) without background; any floating type.
@@ -229,7 +229,7 @@ class AffineCalibration(nn.Module):
         Raises:
             ValueError: another number of columns.
         """
-        # A traced graph can't raise, and tracing warns of such comparisons.
+        # A traced graph can't raise errors, and tracing warns of such comparisons.
         if not torch.jit.is_tracing() and logits.shape[-1] != len(self.column_scale):
             raise UserError(
                 f"The calibration '{self.name}' has {len(self.column_scale)} columns (background: "
@@ -255,10 +255,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise UserError(f"'{path}' is not a whole calibration file ({error}).") from None
+        raise UserError(f"'{path}' is not a complete calibration file ({error}).") from None
     if metadata.get("format") != json.dumps(FORMAT):
         raise UserError(
-            f"'{path}' is no calibration (format: {metadata.get('format')!r}). Give a file that "
+            f"'{path}' is not a calibration file (format: {metadata.get('format')!r}). Give a "
+            "file that "
             "AffineCalibration.save has written; statistics are read by LogitStatistics.load."
         )
     try:

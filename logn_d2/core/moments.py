@@ -1,4 +1,4 @@
-"""Mean and variance of each class's logit over a data set, gathered batch by batch.
+"""Mean and variance of each class's logit over a data set, accumulated batch by batch.
 
 Shapes: R RoIs in a batch, C logit columns (K foreground classes and the background, or just K
 classes for a classifier without background). Logits are in nats.
@@ -22,8 +22,8 @@ __all__ = [
     "jackknife_error",
 ]
 
-# Of images, whose moments are kept apart. An error from 20 groups has a standard deviation of
-# 1 / sqrt(2 * 19), 16 %; more groups would tell it better and make larger files.
+# Groups of images with separate moments. A standard error from 20 groups has itself a standard
+# deviation of 1 / sqrt(2 * 19), 16 %; more groups would be more precise and make larger files.
 NUM_GROUPS = 20
 
 # Entries. All RoIs of an image are one block, even with LVIS's classes.
@@ -34,7 +34,7 @@ Moments = tuple[Tensor, Tensor, Tensor]
 
 
 class NonFiniteLogitsError(UserError):
-    """A batch of logits holds NaN or infinity."""
+    """A batch of logits contains NaN or infinity."""
 
 
 class LogitMoments:
@@ -43,19 +43,19 @@ class LogitMoments:
     Accumulates in float64 with the parallel update of Chan, Golub and LeVeque (1983), so that any
     split of the same RoIs into batches, processes or files gives the same result to about 1e-12.
 
-    An image that training repeats may count as several: with weight w, each of its RoIs counts as w
-    RoIs. The variance is that of so many copies.
+    An image that training repeats may count more than once: with weight w, each of its RoIs counts
+    as w RoIs, and the variance is that of w copies.
 
     RoIs of one image look alike, and so do the views of a repeated image: the standard error of the
-    mean is not ``std / sqrt(count)``. Images are therefore put into `NUM_GROUPS` groups by a hash
-    of their ids, and the state holds the moments of each group besides: leaving out one group at a
-    time (delete-a-group jackknife) gives the standard error of whatever is computed from mean and
+    mean is not ``std / sqrt(count)``. Images are therefore divided into `NUM_GROUPS` groups by a
+    hash of their ids, and the state also contains the moments of each group: leaving out one group
+    at a time (delete-a-group jackknife) gives the standard error of any function of mean and
     variance; see `leave_one_out` and `logn_d2.core.sampling_error`. Files of early releases have no
     groups; their errors are NaN.
 
     Args:
         num_columns (int): C.
-        device (torch.device or str): where the state lives.
+        device (torch.device or str): device of the state.
 
     Example:
         >>> moments = LogitMoments(num_columns=2)
@@ -87,25 +87,26 @@ class LogitMoments:
 
     @property
     def var(self) -> Tensor:
-        """(C,) float64, unbiased variance of all logits pooled; 0 where fewer than two are."""
+        """(C,) float64, unbiased variance of all pooled logits; 0 for fewer than two."""
         return variance(self.sum_square, self.weight)
 
     @property
     def std_error(self) -> Tensor:
-        """(C,) float64, standard error of the mean; infinite for images of one group alone.
+        """(C,) float64, standard error of the mean; infinite if all images are in one group.
 
-        It is that of another set of as many images, drawn as these were; it has itself a standard
-        deviation of about 16 %, since it comes from 20 groups.
+        It describes the spread over other sets of as many images, drawn as these were. Since it
+        comes
+        from 20 groups, it has itself a standard deviation of about 16 %.
         """
         share, means, _ = self.leave_one_out()
         return jackknife_error(means, self.mean, share)
 
     def leave_one_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of the moments without one of the groups.
+        """The moments without one of the groups, for each group.
 
         Returns:
             tuple[Tensor, Tensor, Tensor]: (G, C) float64 each: the group's share of the weight, and
-            mean and variance without the group. NaN where the state is of an early release.
+            mean and variance without the group. NaN if the state is from an early release.
         """
         left, mean, square = separated(self._totals(), self._groups())
         total = torch.where(self.weight > 0, self.weight, 1.0)
@@ -120,14 +121,14 @@ class LogitMoments:
         weight: float = 1.0,
         image: Hashable | None = None,
     ) -> None:
-        """Adds the RoIs of one image.
+        """Add the RoIs of one image.
 
         Args:
             logits (Tensor): (R, C), any floating type; R may be 0. It is not changed.
-            mask (Tensor): (R, C) bool, which entries count; all of them when not given.
-            weight (float): how many images this one counts for, above 0.
-            image (Hashable): its id, the same for all views of an image; by its text, images are
-                put into groups. Without one, the first RoI's logits decide.
+            mask (Tensor): (R, C) bool, entries that count; None for all.
+            weight (float): multiplicity of the image, above 0.
+            image (Hashable): its id, the same for all views of an image; its text determines the
+                group. Without an id, the logits of the first RoI determine it.
 
         Raises:
             NonFiniteLogitsError: an entry that counts is NaN or infinite; nothing is added.
@@ -151,6 +152,8 @@ class LogitMoments:
         check_finite(mean)
         added = (count.double() * float(weight), mean, sum_square * float(weight))
         group = image_group(image, logits)
+        # New tensors rather than in-place updates: state dicts and statistics taken earlier keep
+        # their values.
         self.weight, self.mean, self.sum_square = combined(self._totals(), added)
         for rows, row in zip(self._groups(), combined(self._groups(group), added), strict=True):
             rows[group] = row
@@ -163,7 +166,7 @@ class LogitMoments:
         return self.group_weight[group], self.group_mean[group], self.group_sum_square[group]
 
     def merge(self, other: LogitMoments) -> LogitMoments:
-        """Adds what ``other`` has seen to this object, and returns this object.
+        """Add the RoIs of ``other`` to this object, and return this object.
 
         Raises:
             ValueError: another number of columns.
@@ -182,7 +185,7 @@ class LogitMoments:
 
     @classmethod
     def merged(cls, parts: Iterable[LogitMoments]) -> LogitMoments:
-        """A new object with everything that the parts have seen.
+        """A new object with the RoIs of all parts.
 
         Raises:
             ValueError: no parts, or parts with different numbers of columns.
@@ -196,18 +199,18 @@ class LogitMoments:
         return total
 
     def to(self, device: torch.device | str) -> LogitMoments:
-        """These moments on another device; this object where it is there already."""
+        """These moments on another device; this object itself if it is there already."""
         if self.mean.device == torch.device(device):
             return self
         return self.from_state_dict({k: v.to(device) for k, v in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole state: name to a copy of the tensor, (C,), or (G, C) of the groups."""
+        """The complete state: name -> copy of the tensor, (C,), or (G, C) for groups."""
         return {name: getattr(self, name).clone() for name in self._STATE}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> LogitMoments:
-        """The object that :meth:`state_dict` came from; groups that an older one lacks are NaN.
+        """Invert :meth:`state_dict`; groups missing in an older state are NaN.
 
         Raises:
             KeyError: a tensor is missing.
@@ -228,19 +231,19 @@ class LogitMoments:
 
 
 def jackknife_error(replicates: Tensor, whole: Tensor, share: Tensor) -> Tensor:
-    """Standard error of an estimate from what it is without one group of images.
+    """Standard error of an estimate from its values without each group of images.
 
-    Groups differ in size. With the group's share a of the weight, d = whole - replicate and
-    b = sum (1 - a) d, the pseudo-value of a group is off by (1 - a) / a d - b, and its variance
+    Groups differ in size. With a group's share a of the weight, d = whole - replicate and b = sum
+    (1 - a) d, the pseudo-value of the group deviates by (1 - a) / a d - b, and its variance
     relative to the whole is (1 - a) / a (Busing, Meijer and van der Leeden 1999).
 
     Args:
-        replicates (Tensor): (G, ..., C) the estimate without each group.
+        replicates (Tensor): (G, ..., C) the estimates without each group.
         whole (Tensor): (..., C) the estimate.
         share (Tensor): (G, C) each group's share of the weight.
 
     Returns:
-        Tensor: (..., C) float64; infinite where fewer than two groups have weight.
+        Tensor: (..., C) float64; infinite if fewer than two groups have weight.
 
     Example:
         >>> left_out = torch.tensor([[3.0], [1.0]], dtype=torch.float64)  # of the values 1 and 3
@@ -262,10 +265,12 @@ def jackknife_error(replicates: Tensor, whole: Tensor, share: Tensor) -> Tensor:
 
 
 def combined(a: Moments, b: Moments) -> Moments:
-    """Moments of two sets of RoIs together; see `separated`."""
+    """Moments of the union of two sets of RoIs; `separated` is the inverse."""
     (weight, mean, square), (added, other_mean, other_square) = a, b
     total = weight + added
-    share = added / torch.where(total == 0, 1.0, total)  # keeps the NaN of unknown groups
+    share = added / torch.where(total == 0, 1.0, total)  # keeps NaN for unknown groups
+    # The update through the difference of means avoids the cancellation of sums of squares (Chan et
+    # al.).
     delta = other_mean - mean
     return total, mean + delta * share, square + other_square + delta**2 * (weight * share)
 
@@ -275,13 +280,13 @@ def separated(whole: Moments, part: Moments) -> Moments:
     (weight, mean, square), (taken, part_mean, part_square) = whole, part
     left = weight - taken
     rest = mean - (part_mean - mean) * (taken / torch.where(left > 0, left, 1.0))
-    # Rounding may leave a little below zero.
+    # Rounding may leave a value slightly below zero.
     between = (part_mean - rest) * (part_mean - mean) * taken
     return left, rest, (square - part_square - between).clamp(min=0)
 
 
 def variance(sum_square: Tensor, weight: Tensor) -> Tensor:
-    """Unbiased variance of weighted copies; 0 where fewer than two are."""
+    """Unbiased variance of weighted copies; 0 for a weight of at most one."""
     return sum_square / (weight - 1).clamp(min=1)
 
 
@@ -289,26 +294,28 @@ def image_group(image: Hashable | None, logits: Tensor) -> int:
     """The group of an image: the same in every pass, process and release.
 
     Args:
-        image (Hashable): its id; None where it has none.
-        logits (Tensor): (R, C) of its RoIs, R > 0; the first decides for an image without an id.
+        image (Hashable): its id, or None.
+        logits (Tensor): (R, C) logits of its RoIs, R > 0; the first row replaces a missing id.
     """
     if image is None:
         image = logits[0].double().cpu().numpy().tobytes()
     name = image if isinstance(image, bytes) else str(image).encode()
+    # Python's own hash differs between processes, and a random choice between passes; CRC-32 is
+    # fixed, so files of shards and of resumed passes agree on the groups.
     return zlib.crc32(name) % NUM_GROUPS
 
 
 def batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and sum of squared deviations of each column, about the batch's own mean.
 
-    Two plain passes: as exact as `torch.var_mean` and ten times as fast along this dimension.
+    Two plain passes are as exact as `torch.var_mean`, and ten times as fast along this dimension.
 
     Args:
         logits (Tensor): (R, C) float64, R > 0.
-        mask (Tensor): (R, C) bool, which entries count; None for all.
+        mask (Tensor): (R, C) bool, entries that count; None for all.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: (C,) each; mean 0 where nothing counts.
+        tuple[Tensor, Tensor, Tensor]: (C,) each; mean 0 for columns without entries.
     """
     if mask is None:
         mean = logits.mean(dim=0)
@@ -346,11 +353,11 @@ def check_columns(logits: Tensor, num_columns: int) -> None:
 
 
 def check_finite(mean: Tensor) -> None:
-    """A mean is finite only if every summand is, which saves a pass over the logits."""
+    """Refuse logits that are not finite; a mean is finite only if every summand is."""
     bad = (~mean.isfinite()).nonzero().flatten().tolist()
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise NonFiniteLogitsError(
             f"NaN or infinite logits in {len(bad)} of {len(mean)} columns ({shown}). Check the "
-            "weights and the input: statistics of such logits would spoil every score."
+            "weights and the input: statistics of such logits would invalidate every score."
         )

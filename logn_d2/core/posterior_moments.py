@@ -1,4 +1,4 @@
-"""Mean posteriors over a data set, and what RoIs of a column's own class contribute to statistics.
+"""Mean posteriors over a data set, and the contribution of each column's own RoIs to statistics.
 
 Shapes: R RoIs in a batch, C logit columns, G groups of images. Logits are in nats, posteriors in
 [0, 1]; a label is the column of an RoI's class (the background's column for background).
@@ -20,20 +20,22 @@ __all__ = ["PosteriorMoments"]
 class PosteriorMoments:
     """Exact sums of posteriors, over all RoIs and over each column's negatives, and label counts.
 
-    The negatives of a column are the RoIs of any other class, background included. Most RoIs are
-    negatives of most columns, so that the logits' moments are kept of the few others, the column's
-    own RoIs: `StageStatistics.negatives` takes these from the moments of all.
+    The negatives of a column are the RoIs of any other class, including background. Most RoIs are
+    negatives
+    of most columns, so only the logit moments of the few others, the column's own RoIs, are kept:
+    `StageStatistics.negatives` subtracts these from the moments of all RoIs.
 
-    Weights, groups of images and merging are as in `LogitMoments`, beside which this is updated.
-    Sums are kept by group alone; there are few enough to add up.
+    Weights, groups of images and merging are as in `LogitMoments`, next to which this is updated.
+    Only
+    sums per group are kept; totals are computed from the 20 groups when needed.
 
     Args:
         num_columns (int): C.
-        device (torch.device or str): where the state lives.
+        device (torch.device or str): device of the state.
 
     Attributes:
-        labelled (bool): whether all RoIs so far came with labels; without, there is no state but
-            the sums over all RoIs.
+        labelled (bool): whether all RoIs so far had labels; otherwise only the sums over all RoIs
+            are valid.
 
     Example:
         >>> posteriors = PosteriorMoments(num_columns=2)
@@ -78,14 +80,15 @@ class PosteriorMoments:
         weight: float = 1.0,
         image: Hashable | None = None,
     ) -> None:
-        """Adds the RoIs of one image.
+        """Add the RoIs of one image.
 
         Args:
             logits (Tensor): (R, C), finite, any floating type; R may be 0.
-            posteriors (Tensor): (R, C), their softmax, or sigmoid where the scores are sigmoids.
-            labels (Tensor): (R,) int64; a value that is no column is of no class. None where they
-                are not known: there are then no statistics of negatives, also of later images.
-            weight (float): how many images this one counts for.
+            posteriors (Tensor): (R, C), their softmax, or sigmoid if the scores are sigmoids.
+            labels (Tensor): (R,) int64; values outside the columns belong to no class. None if
+                unknown; there are then no statistics of negatives, even if later images have
+                labels.
+            weight (float): multiplicity of the image.
             image (Hashable): its id; see `LogitMoments.update`.
 
         Raises:
@@ -102,6 +105,7 @@ class PosteriorMoments:
         if len(logits) == 0:
             return
         device, group = self.roi_weight.device, image_group(image, logits)
+        # float64, because sums run over millions of RoIs whose posteriors are mostly tiny.
         posteriors = posteriors.to(device, torch.float64)
         self.roi_count[group] += len(logits)
         self.roi_weight[group] += weight * len(logits)
@@ -111,9 +115,11 @@ class PosteriorMoments:
             return
         labels = labels.to(device)
         rows = ((labels >= 0) & (labels < self.num_columns)).nonzero().flatten()
+        # One (row, column) pair per labelled RoI: its own column, which is no negative there.
         own = (rows, labels[rows])
         self._add_own(group, own[1], logits[own].to(device, torch.float64), weight)
-        # Not the difference of two sums: of a class that is learnt by heart little would be left.
+        # Not as a difference of two sums: for a class whose own posteriors dominate, cancellation
+        # would leave few correct digits.
         negative = posteriors.index_put(own, posteriors.new_zeros(())).sum(dim=0)
         self.negative_posterior_sum[group] += weight * negative
         added = self._total(own[1], posteriors[own])
@@ -130,7 +136,7 @@ class PosteriorMoments:
         self.label_count += count
 
     def _total(self, columns: Tensor, values: Tensor) -> Tensor:
-        """(C,) sum of the values of each column."""
+        """Sum of the values in each column, (C,)."""
         return self.roi_weight.new_zeros(self.num_columns).index_add_(0, columns, values)
 
     def mean(self, source: str) -> Tensor:
@@ -140,25 +146,27 @@ class PosteriorMoments:
             source (str): "all" RoIs, or each column's "negatives".
 
         Returns:
-            Tensor: (C,) float64; 0 where no RoI counts.
+            Tensor: (C,) float64; 0 for columns without RoIs.
         """
         weight, total = self.roi_weight.sum(), self.posterior_sum.sum(dim=0)
         if source == "negatives":
-            # Exact integers tell whether there are any; a difference of weights is rounded.
+            # Integer counts decide whether there are negatives, because a difference of weights is
+            # rounded.
             others = self.label_count < self.roi_count.sum()
             weight = torch.where(others, weight - self.own_weight.sum(dim=0), 0.0)
             total = self.negative_posterior_sum.sum(dim=0)
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0)
 
     def own(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight, mean and sum of squared deviations, (C,) each, of the own RoIs' logits."""
+        """Weight, mean and sum of squared deviations of the own RoIs' logits, (C,) each."""
         weight = self.own_weight.sum(dim=0)
         mean = (self.own_weight * self.own_mean).sum(dim=0) / torch.where(weight > 0, weight, 1.0)
+        # Law of total variance: squares within groups, plus those between the groups' means.
         between = self.own_weight * (self.own_mean - mean).square()
         return weight, mean, (self.own_sum_square + between).sum(dim=0)
 
     def without_group(self, group: int) -> PosteriorMoments:
-        """These sums without one group of images; label counts are split as their weights are."""
+        """These sums without one group of images; label counts are reduced like weights."""
         left = self.from_state_dict(self.state_dict())
         weight = self.own_weight.sum(dim=0)
         share = self.own_weight[group] / torch.where(weight > 0, weight, 1.0)
@@ -168,7 +176,7 @@ class PosteriorMoments:
         return left
 
     def merge(self, other: PosteriorMoments) -> PosteriorMoments:
-        """Adds what ``other`` has seen to this object, and returns this object.
+        """Add the RoIs of ``other`` to this object, and return this object.
 
         Raises:
             ValueError: another number of columns.
@@ -189,21 +197,21 @@ class PosteriorMoments:
         return self
 
     def to(self, device: torch.device | str) -> PosteriorMoments:
-        """A copy of these sums, on this device."""
+        """A copy of these sums on a device."""
         return self.from_state_dict({k: v.to(device) for k, v in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole state, a copy; what only labels tell where all RoIs had one."""
+        """A copy of the complete state; parts that need labels only if all RoIs had one."""
         names = self.NAMES if self.labelled else self._ALL
         return {name: getattr(self, name).clone() for name in names}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> PosteriorMoments:
-        """The object that :meth:`state_dict` came from.
+        """Invert :meth:`state_dict`.
 
         Raises:
             KeyError: a tensor is missing.
-            ValueError: a tensor of another shape, or a value that no sum can have.
+            ValueError: a tensor has a wrong shape, or a value impossible for a sum.
         """
         sums = state["posterior_sum"]
         moments = cls(sums.shape[-1], sums.device)
@@ -215,6 +223,6 @@ class PosteriorMoments:
                     f"{name} has the shape {tuple(found.shape)}, expected {tuple(own.shape)}."
                 )
             if not found.isfinite().all() or (name != "own_mean" and (found < 0).any()):
-                raise UserError(f"{name} holds a value that is negative or not finite.")
+                raise UserError(f"{name} has a value that is negative or not finite.")
             setattr(moments, name, found.to(own.dtype).clone())
         return moments

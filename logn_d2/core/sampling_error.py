@@ -1,4 +1,4 @@
-"""How far calibrated logits may be off because their statistics come from finitely many images.
+"""Standard error of calibrated logits due to statistics from finitely many images.
 
 Shapes: K foreground classes, C logit columns (K + 1 with a background column), G groups of images.
 Logits are in nats.
@@ -18,8 +18,8 @@ from .stage import StageStatistics, StatisticsError
 
 __all__ = ["DEVIATIONS", "sampling_error"]
 
-# Logits that are looked at, in standard deviations above their class's mean: from an average RoI to
-# one that looks like the class.
+# Raw logits at which the error is computed, in standard deviations above the class's mean: from an
+# average RoI to one that resembles the class.
 DEVIATIONS = (0.0, 3.0)
 
 
@@ -29,32 +29,33 @@ def sampling_error(
     *,
     background: Background = "last",
 ) -> Tensor:
-    """Standard error of calibrated logits that the statistics cause, for each class.
+    """Standard error that the statistics contribute to calibrated logits, for each class.
 
-    The calibration is made again from the statistics without each of the groups of images that
-    `LogitMoments` keeps apart (delete-a-group jackknife), beta and all, and its logits are compared
-    at the class's mean and 3 standard deviations above (`DEVIATIONS`); the larger error counts.
-    A calibrated logit is linear in the raw one, so that its variance is a parabola: the error of
-    logits in between is no larger.
+    The complete calibration, including beta, is recomputed from the statistics without each of the
+    groups of images in `LogitMoments` (delete-a-group jackknife), and its logits are compared at
+    the class's mean and 3 standard deviations above (`DEVIATIONS`); the larger error counts. A
+    calibrated logit is linear in the raw one, so its variance is a convex parabola, and no error in
+    between is larger.
 
-    The error is that of another set of as many images, drawn at random as these were. All views of
-    an image are in one group, so repeated images do not count as new ones. Of a pass over most of a
-    fixed set, the error against the complete pass is smaller. Twenty groups leave the error itself
-    with a standard deviation of about 16 %.
+    The error describes other sets of as many images, drawn at random as these were. All views of an
+    image are in one group, so repeated images do not count as new ones. For a pass over most of a
+    fixed set, the error relative to the complete pass is smaller. With twenty groups, the error
+    itself has a standard deviation of about 16 %.
 
     Args:
         stage (StageStatistics): exact statistics.
         calibration (Callable): ``calibration(stage, background=...)``, for example
             ``functools.partial(logn, beta="mean")``.
-        background (str): where the background column is: "last", "first" or "none".
+        background (str): position of the background column: "last", "first" or "none".
 
     Returns:
-        Tensor: (K,) float64, in units of the calibrated logit. Infinite for classes seen in one
-        group of images only, 0 for those whose logit never varies: LogN leaves them as they are.
-        An image counts for all classes unless the population is "positives".
+        Tensor: (K,) float64, in units of the calibrated logit. Infinite for classes seen in only
+            one
+        group of images, 0 for those whose logit never varies, which LogN leaves unchanged. An image
+        counts for all classes unless the population is "positives".
 
     Raises:
-        StatisticsError: moving averages, or exact statistics of a release without groups.
+        StatisticsError: moving averages, or exact statistics from a release without groups.
 
     Example:
         >>> from .moments import LogitMoments
@@ -72,8 +73,8 @@ def sampling_error(
     shares = stage.moments.leave_one_out()[0]
     if shares.isnan().any():
         raise StatisticsError(
-            "These statistics lack the groups of images that errors follow from: an older logn_d2 "
-            "wrote them. Collect them again."
+            "These statistics lack the groups of images that standard errors need: an older "
+            "logn_d2 wrote them. Collect them again."
         )
     columns = foreground_columns(background)
     std = stage.var.sqrt()

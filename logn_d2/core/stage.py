@@ -17,12 +17,13 @@ from .posterior_moments import PosteriorMoments
 
 __all__ = ["MIN_VARIANCE", "StageStatistics", "StatisticsError"]
 
-# The released code's clamp of the variance. A smaller one is a constant logit with rounding noise.
+# The released code's clamp of the variance. Smaller values mean a constant logit with rounding
+# noise.
 MIN_VARIANCE = 1e-11
 
 
 class StatisticsError(UserError):
-    """Statistics can't be read, make no sense, or do not belong to this model."""
+    """Statistics can't be read, are invalid, or do not belong to this model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +32,16 @@ class StageStatistics:
 
     Attributes:
         mean (Tensor): (C,) float64.
-        var (Tensor): (C,) float64, variance of all logits pooled, or the moving average.
-        count (Tensor): (C,) int64, logits behind each column.
+        var (Tensor): (C,) float64, variance of all pooled logits, or the moving average.
+        count (Tensor): (C,) int64, number of logits of each column.
         moments (LogitMoments): the exact state, mergeable; None for moving averages.
         fingerprint (Tensor): (C,) float64 of `classifier_fingerprint`; None if unknown.
-        posteriors (PosteriorMoments): of the same RoIs, where every RoI counts for every column;
-            None for moving averages, and in files of releases that did not gather them.
+        posteriors (PosteriorMoments): sums over the same RoIs, if every RoI counts for every
+            column;
+            None for moving averages, and in files of releases without them.
 
     Raises:
-        StatisticsError: tensors of different shapes, or values that no logits can have.
+        StatisticsError: tensors of different shapes, or values impossible for logits.
 
     Example:
         >>> import torch
@@ -68,7 +70,7 @@ class StageStatistics:
             bad = int((~getattr(self, name).isfinite()).sum())
             if bad:
                 raise StatisticsError(
-                    f"{name} holds {bad} values that are not finite; collect the statistics again."
+                    f"{name} has {bad} values that are not finite; collect the statistics again."
                 )
         if (self.var < 0).any() or (self.count < 0).any():
             raise StatisticsError("A variance or count is negative; collect the statistics again.")
@@ -85,7 +87,8 @@ class StageStatistics:
         fingerprint: Tensor | None = None,
         posteriors: PosteriorMoments | None = None,
     ) -> StageStatistics:
-        """Statistics of an exact pass so far, on the CPU; a later update does not change them."""
+        """Statistics of an exact pass so far, copied to the CPU, so that updates do not change
+        them."""
         moments = LogitMoments.from_state_dict(moments.state_dict()).to("cpu")
         posteriors = None if posteriors is None else posteriors.to("cpu")
         return cls(moments.mean, moments.var, moments.count, moments, fingerprint, posteriors)
@@ -97,32 +100,32 @@ class StageStatistics:
 
     @property
     def usable(self) -> Tensor:
-        """(C,) bool: seen at least twice, with different logits. LogN leaves other columns raw."""
+        """(C,) bool: at least two logits that differ. LogN leaves other columns unchanged."""
         return (self.count >= 2) & (self.var > MIN_VARIANCE)
 
     def mean_posterior(self, source: str = "all") -> Tensor:
         """(C,) float64, mean posterior over "all" RoIs, or over each column's "negatives".
 
         Raises:
-            StatisticsError: the pass did not gather it; what to do.
+            StatisticsError: the pass did not collect it; the message says how to.
         """
         return self._gathered(labels=source == "negatives").mean(source)
 
     def label_weight(self) -> Tensor:
-        """(C,) float64, RoIs of each column's class; repetitions by training count.
+        """(C,) float64, weighted number of RoIs of each column's class.
 
         Raises:
-            StatisticsError: the pass did not gather it; what to do.
+            StatisticsError: the pass did not collect it; the message says how to.
         """
         return self._gathered(labels=True).own_weight.sum(dim=0)
 
     def negatives(self) -> StageStatistics:
         """Statistics of the logits of each column's negatives: RoIs of any other class.
 
-        They never meet an object that training has learnt by heart as one of the column's class.
+        They exclude objects of the column's class, which training may have memorised.
 
         Raises:
-            StatisticsError: the pass did not gather what they need; what to do.
+            StatisticsError: the pass did not collect the needed sums; the message says how to.
         """
         posteriors = self._gathered(labels=True)
         total = posteriors.roi_weight.sum()
@@ -135,14 +138,14 @@ class StageStatistics:
         )
 
     def leave_one_out(self) -> Iterator[StageStatistics]:
-        """These exact statistics without one of the groups of images, for each group."""
+        """Yield these exact statistics without one of the groups of images, for each group."""
         for group, (share, mean, var) in enumerate(zip(*self.moments.leave_one_out(), strict=True)):
             count = (self.count * (1 - share)).round().long()
             posteriors = self.posteriors and self.posteriors.without_group(group)
             yield StageStatistics(mean, var, count, posteriors=posteriors)
 
     def merge(self, other: StageStatistics) -> StageStatistics:
-        """Exact statistics of both passes; posteriors are lost where one has none."""
+        """Exact statistics of both passes; without posteriors if one pass has none."""
         posteriors = None
         if self.posteriors is not None and other.posteriors is not None:
             posteriors = self.posteriors.to("cpu").merge(other.posteriors)
@@ -157,8 +160,8 @@ class StageStatistics:
         again = "Collect them again: logn collect --config-file CONFIG --output PATH"
         if self.posteriors is None:
             raise StatisticsError(
-                "This calibration needs mean posteriors, which these statistics lack: they are of "
-                "an older logn_d2, moving averages, or of positives alone. "
+                "This calibration needs mean posteriors, which these statistics lack: they are "
+                "from an older logn_d2, moving averages, or for positives only. "
                 f"{again}, with the exact estimator and the population sampled."
             )
         if labels and not self.posteriors.labelled:
@@ -169,7 +172,7 @@ class StageStatistics:
         return self.posteriors
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Everything, as tensors for a file, named ``{prefix}.mean`` and so on."""
+        """All content as tensors for a file, named ``{prefix}.mean`` and so on."""
         named = {"mean": self.mean, "var": self.var, "count": self.count}
         if self.moments is not None:
             named.update(self.moments.state_dict())
@@ -177,18 +180,18 @@ class StageStatistics:
             named.update(self.posteriors.state_dict())
         if self.fingerprint is not None:
             named["fingerprint"] = self.fingerprint
-        # Copies: a file may not hold one tensor under two names, and stages may share theirs.
+        # Copies, because a safetensors file refuses tensors that share memory, and stages may.
         return {
             f"{prefix}.{name}": tensor.cpu().contiguous().clone() for name, tensor in named.items()
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> StageStatistics:
-        """The inverse of :meth:`tensors`.
+        """Invert :meth:`tensors`.
 
         Raises:
             KeyError: a tensor is missing.
-            StatisticsError: a value makes no sense.
+            StatisticsError: a value is invalid.
         """
         start = f"{prefix}."
         named = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -1,10 +1,10 @@
-"""Logit statistics of a detector, and the file that holds them.
+"""Logit statistics of a detector, and their file.
 
 The file is a safetensors file: no pickle, readable without this package. For each cascade stage i
-(one stage for other heads) it holds ``stage{i}.mean``, ``stage{i}.var``, ``stage{i}.count``; for
-exact statistics the states of `LogitMoments` and `PosteriorMoments` besides, so that files merge;
-and ``stage{i}.fingerprint`` of the classifier. Its metadata are JSON strings: the other fields of
-`LogitStatistics`.
+(one stage for other heads) it contains ``stage{i}.mean``, ``stage{i}.var``, ``stage{i}.count``; for
+exact statistics also the states of `LogitMoments` and `PosteriorMoments`, so that files can be
+merged; and ``stage{i}.fingerprint`` of the classifier. Its metadata are JSON strings: the other
+fields of `LogitStatistics`.
 
 Shapes: S stages, C logit columns (K foreground classes and the background, if there is one).
 """
@@ -35,34 +35,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LogitStatistics:
-    """Per-class logit statistics of one model, with where they come from.
+    """Per-class logit statistics of one model, with their origin.
 
     Attributes:
-        stages (tuple[StageStatistics, ...]): one for each cascade stage, one for other heads.
+        stages (tuple[StageStatistics, ...]): one per cascade stage, a single one for other heads.
         class_names (tuple[str, ...]): K foreground classes.
-        background (str): where the background column is: "last", "first" or "none".
-        datasets (tuple[str, ...]): names of the data sets that were passed over.
-        population (str): which RoIs: "sampled" (as in training, ground truth added), "proposals"
+        background (str): position of the background column: "last", "first" or "none".
+        datasets (tuple[str, ...]): names of the data sets of the pass.
+        population (str): RoIs that count: "sampled" (as in training, ground truth added),
+            "proposals"
             (as at test), "foreground" (matched RoIs only) or "positives" (each RoI counts only for
-            the class that it is matched to); "images" where an image classifier sees whole images.
+            its matched class); "images" for image classifiers.
         estimator (str): "exact", "ema" (as published) or "ema_debiased".
         momentum (float): of the moving average; None for exact statistics.
-        sampler (str): how images were repeated, with its settings.
+        sampler (str): training sampler with its settings, which sets the images' weights.
         augmented (bool): whether training augmentation was on.
-        autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None
-            where an older file does not say.
-        activation (str): what posteriors are: "softmax" or "sigmoid" of the logits; None where an
-            older file has none.
+        autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None if
+            an
+            older file does not record it.
+        activation (str): function from logits to posteriors: "softmax" or "sigmoid"; None in older
+            files without posteriors.
         site (str): the class of a detector without box predictors; None for box predictors.
-        complete (bool): whether every training image was seen; None where that is not known.
+        complete (bool): whether the pass visited every training image; None if unknown.
         num_images (int): images seen; repetitions count.
         num_rois (int): RoIs seen.
-        stop_at (float): the sampling error at which the pass was to end; 0 for never.
-        reached (bool): whether that error was reached; None where the pass had no such aim.
-        provenance (dict): versions, weights, command: for people, never checked.
+        stop_at (float): target sampling error at which the pass may end; 0 for never.
+        reached (bool): whether the target was met; None if none was set.
+        provenance (dict): versions, weights, command, for human readers; never checked.
 
     Raises:
-        StatisticsError: a stage has another number of columns than there are classes.
+        StatisticsError: the number of columns of a stage does not fit the classes.
 
     Example:
         >>> import tempfile
@@ -113,24 +115,25 @@ class LogitStatistics:
     def sampling_error(self) -> float:
         """The largest standard error of a LogN logit, over stages and classes.
 
-        See `logn_d2.core.sampling_error`: of z' of every foreground class, for raw logits z from
-        the class's mean to 3 standard deviations above.
+        See `logn_d2.core.sampling_error`: the maximum over foreground classes, for raw logits z
+        from the
+        class's mean to 3 standard deviations above.
 
         Raises:
-            StatisticsError: moving averages, or statistics of a release that kept too little.
+            StatisticsError: moving averages, or statistics of a release without groups.
         """
         errors = [sampling_error(stage, background=self.background) for stage in self.stages]
         return float(torch.stack(errors).amax())
 
     def with_reached(self) -> LogitStatistics:
-        """These statistics, with `reached` as the sampling error says."""
+        """These statistics, with `reached` set from the sampling error."""
         reached = self.sampling_error() <= self.stop_at if self.stop_at > 0 else None
         return replace(self, reached=reached, complete=self.complete and not reached)
 
     def unlabelled(self, stage: int = 0) -> Tensor | None:
-        """(K,) bool, the classes that no training RoI of this stage is matched to.
+        """(K,) bool, the classes without a matched training RoI in this stage.
 
-        None where that is not known: the pass gathered no labels, or did not see all images.
+        None if unknown: the pass collected no labels, or did not visit all images.
         """
         posteriors = self.stages[stage].posteriors
         if not self.complete or posteriors is None or not posteriors.labelled:
@@ -138,7 +141,7 @@ class LogitStatistics:
         return posteriors.label_count[foreground_columns(self.background)] == 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file; one that was there before stays whole if this fails.
+        """Write the file; on failure an existing file stays intact.
 
         Raises:
             OSError: the folder can't be written or the disk is full.
@@ -151,11 +154,11 @@ class LogitStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LogitStatistics:
-        """Reads a statistics file.
+        """Read a statistics file.
 
         Raises:
             FileNotFoundError: there is none.
-            StatisticsError: it is truncated, another kind of file, or from a newer version.
+            StatisticsError: the file is truncated, has another format, or is from a newer version.
         """
         path = Path(path)
         if not path.is_file():
@@ -169,7 +172,7 @@ class LogitStatistics:
                 StageStatistics.from_tensors(tensors, f"stage{index}")
                 for index in range(metadata["num_stages"])
             )
-            # Older files lack the fields that were added later.
+            # Older files lack fields that were added later.
             known = [name for name in _METADATA if name in metadata or name not in _ADDED_LATER]
             fields = {name: metadata[name] for name in known}
             for name in ("class_names", "datasets"):
@@ -182,7 +185,7 @@ class LogitStatistics:
         except ValueError as error:
             raise StatisticsError(f"'{path}' can't be used. {error}") from error
         except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError) as error:
-            # Files without a checksum may hold anything; nothing but the file decides here.
+            # Files without a checksum may contain anything; any such error here is due to the file.
             raise StatisticsError(
                 f"'{path}' is damaged: a field or tensor has another type or shape ({error}). "
                 "Collect the statistics again."
@@ -196,7 +199,7 @@ class LogitStatistics:
         )
 
     def unusable_classes(self) -> tuple[str, ...]:
-        """Classes that some stage saw less than twice or always with the same logit."""
+        """Classes with fewer than two logits, or a constant logit, in some stage."""
         usable = torch.stack([stage.usable for stage in self.stages]).all(dim=0)
         usable = usable[foreground_columns(self.background)].tolist()
         return tuple(name for name, good in zip(self.class_names, usable, strict=True) if not good)
@@ -209,9 +212,9 @@ class LogitStatistics:
         class_names: Sequence[str] | None = None,
         fingerprints: Sequence[Tensor | None] = (),
     ) -> None:
-        """Checks that these statistics belong to a model.
+        """Check that these statistics belong to a model.
 
-        A warning in the log names the classes that they can't speak for, once.
+        A single warning in the log names the classes without usable statistics.
 
         Args:
             num_classes (int): K of the model.
@@ -220,7 +223,7 @@ class LogitStatistics:
             fingerprints (Sequence[Tensor]): (C,) of each stage's classifier, if known.
 
         Raises:
-            StatisticsError: what was found, what was expected, what to do.
+            StatisticsError: the message says what was found, what was expected, and what to do.
         """
         source = f"these statistics (of {', '.join(self.datasets) or 'unknown data'})"
         if self.num_classes != num_classes:
@@ -250,21 +253,21 @@ class LogitStatistics:
         if classes:
             logger.warning(
                 f"{len(classes)} of {self.num_classes} classes have no RoI in {source}, the first "
-                f"is {self.class_names[classes[0]]!r}: they have no say in LogN's beta."
+                f"is {self.class_names[classes[0]]!r}: LogN's beta ignores them."
             )
 
     def _check_usable(self, source: str) -> None:
         unusable = self.unusable_classes()
         if len(unusable) == self.num_classes:
             raise StatisticsError(
-                f"No class was seen twice with different logits in {source}: {self.num_images} "
+                f"No class has two different logits in {source}: {self.num_images} "
                 f"images and {self.num_rois} RoIs were seen. Check the data set, and collect again."
             )
         if unusable and not getattr(self, "_told_unusable", False):
             object.__setattr__(self, "_told_unusable", True)
             logger.warning(
                 f"{len(unusable)} of {self.num_classes} classes have too few or constant logits in "
-                f"{source}; LogN leaves theirs as they are: {_listed(unusable)}."
+                f"{source}; LogN leaves them unchanged: {_listed(unusable)}."
             )
 
     def merge(self, other: LogitStatistics) -> LogitStatistics:

@@ -1,4 +1,4 @@
-"""A statistics file's bytes: safetensors with a format, a version and a checksum."""
+"""Reading and writing statistics files: safetensors with format, version and checksum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERSION = 3
 def write_file(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> None:
-    """Writes tensors and fields; a file that was there before stays whole if this fails.
+    """Write tensors and fields; on failure an existing file stays intact.
 
     Raises:
         OSError: the folder can't be written or the disk is full.
@@ -39,10 +39,11 @@ def write_file(
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and fields of a statistics file of a known version.
+    """Read tensors and fields of a statistics file of a known version.
 
     Raises:
-        StatisticsError: it is truncated, damaged, another kind of file, or from a newer version.
+        StatisticsError: the file is truncated, damaged, has another format, or is from a newer
+            version.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -50,8 +51,9 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
         raise StatisticsError(
-            f"'{path}' is not a whole statistics file ({error}). It was truncated, or is something "
-            "else; collect the statistics again or give the path that `logn collect` wrote."
+            f"'{path}' is not a complete statistics file ({error}). It was truncated, or has "
+            "another format; collect the statistics again or give the path that `logn collect` "
+            "wrote."
         ) from None
     if metadata.get("format") != json.dumps(FORMAT):
         raise StatisticsError(
@@ -72,14 +74,15 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if decoded.get("logits", "raw") != "raw":
         raise StatisticsError(
-            f"'{path}' holds statistics of logits that are not raw "
+            f"'{path}' contains statistics of logits that are not raw "
             f"({shortened(decoded['logits'])}). Collect them again from this model's own logits."
         )
     written = decoded.pop(_CHECKSUM, None)  # older files have none
     metadata.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(tensors, metadata):
         raise StatisticsError(
-            f"'{path}' is not what was written: its checksum differs. Copy it again, or collect "
+            f"'{path}' was changed after it was written: its checksum differs. Copy it again, or "
+            "collect "
             "the statistics again."
         )
     return tensors, decoded
@@ -89,7 +92,7 @@ _CHECKSUM = "sha256"
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of all tensors and metadata: a flipped bit in a mean is a number like any other."""
+    """SHA-256 of all tensors and metadata; without it, a flipped bit in a mean goes unnoticed."""
     digest = hashlib.sha256()
     for name, value in sorted(metadata.items()):
         digest.update(f"{name}={value};".encode())

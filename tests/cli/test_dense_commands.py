@@ -127,8 +127,8 @@ def test_both_sides_are_shown(run, tmp_path):
 @pytest.mark.parametrize(
     ("command", "more", "says"),
     [
-        ("sweep", ["--calibrations", "fracal", "--output", "out"], "for softmax scores alone"),
-        ("evaluate", ["--calibration", "fracal"], "for softmax scores alone"),
+        ("sweep", ["--calibrations", "fracal", "--output", "out"], "only for softmax scores"),
+        ("evaluate", ["--calibration", "fracal"], "only for softmax scores"),
         ("sweep", ["--save-outputs", "kept", "--output", "out"], "can't be stored"),
         ("show", ["--input", "x", "--output", "y", "--calibration", "fracal"], "softmax"),
         ("collect", ["MODEL.RETINANET.NUM_CLASSES", "13"], "MODEL.RETINANET.NUM_CLASSES is 13"),

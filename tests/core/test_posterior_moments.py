@@ -233,5 +233,5 @@ def test_tensors_that_do_not_fit_together(arguments, message):
 def test_sums_that_no_pass_can_give_are_refused(name, value):
     state = gather(draw_images(5)).posteriors.state_dict()
     state[name][0, 0] = value
-    with pytest.raises(ValueError, match=f"{name} holds a value that is negative or not finite"):
+    with pytest.raises(ValueError, match=f"{name} has a value that is negative or not finite"):
         PosteriorMoments.from_state_dict(state)

@@ -147,7 +147,7 @@ def test_classes_without_a_roi_are_known_after_a_complete_pass(caplog):
             statistics.check(num_classes=4, num_stages=1)
     (record,) = caplog.records
     assert "2 of 4 classes have no RoI" in record.getMessage()
-    assert "the first is 'bee': they have no say in LogN's beta" in record.getMessage()
+    assert "the first is 'bee': LogN's beta ignores them" in record.getMessage()
     shard = with_labels([1, 3])
     assert not statistics.merge(shard).unlabelled().any()
 

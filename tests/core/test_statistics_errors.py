@@ -60,7 +60,7 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04 a pickled checkpoint" * 9, bytes(99)])
 def test_another_kind_of_file(tmp_path, content):
     (tmp_path / "model.pth").write_bytes(content)
-    with pytest.raises(StatisticsError, match="model.pth' is not a whole statistics file"):
+    with pytest.raises(StatisticsError, match="model.pth' is not a complete statistics file"):
         LogitStatistics.load(tmp_path / "model.pth")
 
 
@@ -230,7 +230,9 @@ def test_a_number_that_was_changed_is_noticed_by_the_checksum(path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1  # in the last tensor: a number like any other
     path.write_bytes(content)
-    with pytest.raises(StatisticsError, match="stats.safetensors' is not what was written"):
+    with pytest.raises(
+        StatisticsError, match="stats.safetensors' was changed after it was written"
+    ):
         LogitStatistics.load(path)
 
 

@@ -59,5 +59,5 @@ def test_what_does_not_fit_is_refused_before_the_pass(tmp_path):
         sweep(model, batches(), two)
     (softmax,) = calibrations()["scaled"]
     softmax.softmax_only = True
-    with pytest.raises(UserError, match="for softmax scores alone"):
+    with pytest.raises(UserError, match="only for softmax scores"):
         sweep(model, batches(), {"fracal": [softmax]})
