@@ -1,7 +1,7 @@
-"""From a command's name to its module, which alone is imported.
+"""The entry point, which imports only the module of the given command.
 
-A module of this package holds a command's arguments and nothing heavy, so that `--help` answers at
-once; its work is in the module of the same name in `logn_d2.commands`.
+A module of this package holds only a command's arguments, without heavy imports, so that `--help`
+answers at once; the work is in the module of the same name in `logn_d2.commands`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from ..commands import INTERRUPTED
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "train": "train a detector, gather its statistics, evaluate with and without calibration",
-    "collect": "gather the statistics of a trained detector",
+    "train": "train a detector, collect its statistics, evaluate with and without calibration",
+    "collect": "collect the statistics of a trained detector",
     "evaluate": "evaluate a detector, calibrated or not",
     "sweep": "compare many calibrations from one inference pass",
-    "choose": "choose among the calibrations of a sweep, and tell what the choice is worth",
+    "choose": "choose among the calibrations of a sweep, and estimate the value of the choice",
     "report": "compare runs in one HTML page, with intervals",
-    "fold": "write a checkpoint that has the calibration in its weights",
-    "show": "draw detections before and after calibration, of images, videos or a camera",
+    "fold": "write a checkpoint with the calibration folded into its weights",
+    "show": "draw detections before and after calibration for images, videos or a camera",
     "stats": "show, compare, merge, check and import statistics files",
     "data": "draw LT-Glyphs; check data sets before a training",
     "demo": "the whole job on LT-Glyphs, with a report at its end",
-    "ablate": "the ablations of the LogN paper",
-    "average": "mean and standard deviation over runs of several seeds",
-    "trends": "how a detector's logits depend on the training images of each class",
+    "ablate": "run the ablations of the LogN paper",
+    "average": "print mean and standard deviation over runs of several seeds",
+    "trends": "print how a detector's logits depend on the training images of each class",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Returns:
         int: 0 on success, 1 for a mistake in data, files or settings, 2 for a wrong command line,
@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f".{name}", __package__).main(argv[1:])
     except KeyboardInterrupt:
-        print("\nInterrupted. Repeat the command with --resume, if it has it.", file=sys.stderr)
+        print(
+            "\nInterrupted. Repeat the command, with --resume if it has that option.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
 
 
@@ -70,7 +73,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "logn COMMAND --help tells the options. Exit status: 0 success, 1 a mistake in data,",
+            "logn COMMAND --help lists the options. Exit status: 0 success, 1 a mistake in data,",
             "files or settings, 2 a wrong command line, 130 after Ctrl-C.",
         ]
     )
