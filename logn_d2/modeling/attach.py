@@ -1,9 +1,9 @@
-"""Calibrating a detector that exists already, and undoing it.
+"""Attaching calibrations to existing detectors, and detaching them.
 
 A calibration is attached where a model turns logits into probabilities: `predict_probs` of each box
-predictor in Detectron2, `postprocess_detections` of the RoI heads in torchvision. Classes stay
-untouched; it is one instance's method that is covered. The calibration becomes a submodule, so that
-it follows the model through ``.to()``, copies and pickling, and has no part in its state dict.
+predictor in Detectron2, `postprocess_detections` of the RoI heads in torchvision. Only the method
+of the instance is overridden, not the class. The calibration becomes a submodule, so that it
+follows the model through ``.to()``, copies and pickling, but it is not part of the state dict.
 
 Shapes: K foreground classes, C = K + 1 logit columns, S cascade stages.
 """
@@ -72,33 +72,35 @@ def attach(
     replace: bool = False,
     site: LogitSite | None = None,
 ) -> Attachment:
-    """Calibrates every box predictor of a model, or its classification site, in place.
+    """Calibrate every box predictor of a model, or its classification site, in place.
 
     Works for Detectron2's heads (Standard, Cascade, Res5 and their subclasses, from a config or a
     LazyConfig), for torchvision's Faster, Mask and Keypoint R-CNN, for the detectors in
-    docs/sites.md, and for any other with a description of its site. Load the weights first.
+    docs/sites.md, and for any other with a description of its site. Load the weights before.
 
     Args:
         model (nn.Module): a detector, distributed or not.
-        source: what to calibrate with: a statistics file or what it holds, for LogN; a calibration
-            such as "norcal(gamma=0.6)" or "logn(beta=mean)"; or an AffineCalibration, or a list of
-            them, one for each of the S box predictors.
-        calibration: the same, where ``source`` is a statistics file or is left out.
-        statistics: a statistics file or what it holds, where ``source`` is a calibration.
-        counts (ClassCounts): of the training set, for calibrations that need them.
-        strict (bool): False skips the check that the statistics are of these very weights.
+        source: a statistics file or its content, for LogN; a calibration such as
+            "norcal(gamma=0.6)" or
+            "logn(beta=mean)"; or an AffineCalibration, or a list of them, one per box predictor
+            (S).
+        calibration: a calibration, if ``source`` is a statistics file or omitted.
+        statistics: a statistics file or its content, if ``source`` is a calibration.
+        counts (ClassCounts): counts of the training set, for calibrations that need them.
+        strict (bool): False skips the check that the statistics belong to exactly these weights.
         class_names (Sequence[str]): K names to compare with those of the statistics.
-        replace (bool): True detaches a calibration that the model has already.
-        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
+        replace (bool): True replaces an attached calibration.
+        site (LogitSite): description of the logits in a model unknown to logn_d2.
 
     Returns:
-        Attachment: its `detach()`, or the end of a ``with`` block, undoes it all.
+        Attachment: its `detach()`, or the end of a ``with`` block, undoes the call.
 
     Raises:
-        FileNotFoundError: there is no such statistics file.
-        ValueError: the model has no box predictor or has a calibration already, or this one does
-            not fit: other classes, stages, class names, or weights, or a loss whose logits can't be
-            calibrated. The model is then as it was.
+        FileNotFoundError: the statistics file does not exist.
+        ValueError: the model has no box predictor or already has a calibration, or this one does
+            not
+            fit: other classes, stages, class names or weights, or a loss whose logits can't be
+            calibrated. The model is unchanged then.
 
     Example:
         >>> import torch
@@ -119,8 +121,8 @@ def attach(
     present = next(filter(None, (calibration_of(site.owner) for site in sites)), None)
     if present is not None and not replace:
         raise UserError(
-            f"This model has the calibration '{present.name}' already. Call detach(model) first, "
-            "or give replace=True."
+            f"This model already has the calibration '{present.name}'. Call detach(model) first, "
+            "or pass replace=True."
         )
     calibrations, guards = chosen_calibrations(
         sites,
@@ -132,7 +134,7 @@ def attach(
         class_names=class_names,
     )
     _check_fit(sites, calibrations)
-    # A copy: the caller's may be attached to another model, on another device.
+    # Copies, because the caller's calibrations may be attached to another model, on another device.
     calibrations = [copy.deepcopy(each) for each in calibrations]
     attachment = Attachment(model, calibrations)
     for site in sites:
@@ -144,13 +146,13 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Removes the calibrations of a model; its outputs are then what they were, bit for bit.
+    """Remove the calibrations of a model, which restores its original outputs bit for bit.
 
     Args:
-        model (nn.Module): what `attach` was called with, or a copy of it.
+        model (nn.Module): the model passed to `attach`, or a copy of it.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the model has no calibration.
     """
     released = [release(site.owner) for site in find_sites(model)]
     if not any(released):
@@ -158,12 +160,12 @@ def detach(model: nn.Module) -> None:
 
 
 class Attachment:
-    """Calibrations that `attach` has put into a model; a context manager that detaches them.
+    """The calibrations attached to a model; a context manager that detaches them.
 
     Attributes:
         model (nn.Module): the model.
         calibrations (list[AffineCalibration]): S calibrations, in stage order.
-        summary (str): one line for people.
+        summary (str): a description in one line.
     """
 
     def __init__(self, model: nn.Module, calibrations: list[AffineCalibration]) -> None:
@@ -181,7 +183,7 @@ class Attachment:
         return f"<{type(self).__name__} {self.summary}>"
 
     def detach(self) -> None:
-        """Removes these calibrations, where they still are; later ones stay."""
+        """Remove these calibrations if they are still attached; later ones stay."""
         for site in find_sites(self.model):
             if any(calibration_of(site.owner) is each for each in self.calibrations):
                 release(site.owner)
@@ -194,20 +196,20 @@ class Attachment:
 
 
 def calibration_of(predictor: nn.Module) -> AffineCalibration | None:
-    """The calibration that acts on a predictor, from `attach` or from its config; None for none."""
+    """The active calibration of a predictor, from `attach` or from its config, or None."""
     if isinstance(predictor, CalibratedPredictor):
         return predictor.calibration
     return predictor._modules.get(CHILD)
 
 
 def check_weights(owner: nn.Module) -> None:
-    """Looks again at what a calibration belongs to, if the classifier's weights have changed.
+    """Check again that a calibration fits, if the classifier's weights have changed.
 
     Args:
-        owner (nn.Module): with a calibration; see `Site`.
+        owner (nn.Module): a module with a calibration; see `Site`.
 
     Raises:
-        StatisticsError: the calibration is of other weights.
+        StatisticsError: the calibration belongs to other weights.
     """
     if isinstance(owner, CalibratedPredictor):
         guards = [owner.weights_check]
@@ -223,7 +225,7 @@ def check_weights(owner: nn.Module) -> None:
 
 
 def release(predictor: nn.Module) -> bool:
-    """Removes a predictor's calibration; returns whether there was one."""
+    """Remove a predictor's calibration; return whether there was one."""
     if calibration_of(predictor) is None:
         return False
     if isinstance(predictor, CalibratedPredictor):
@@ -243,9 +245,9 @@ def release(predictor: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Site:
-    """Where logits become probabilities: the first argument of one method of one module.
+    """The place where logits become probabilities: the first argument of a module's method.
 
-    With a `ClassLayers` as classifier: the outputs of these layers.
+    With a `ClassLayers` as classifier it is the output of these layers.
     """
 
     owner: nn.Module
@@ -255,16 +257,17 @@ class Site:
 
 
 class _CalibratedMethod:
-    """Covers a method of one instance: calibrates its first argument and passes it on.
+    """Overrides a method of one instance: calibrates the first argument and calls the original.
 
-    An object that refers to its owner, and not a closure: a copy of the owner gets one of its own.
+    An object with a reference to its owner instead of a closure, so that a copy of the owner has
+    its own.
     """
 
     def __init__(self, owner: nn.Module, name: str, guard: WeightsGuard | None) -> None:
         self.owner = owner
         self.name = name
         self.guard = guard
-        # A method that somebody else has covered already.
+        # An override that was already there.
         self.covered: Callable | None = owner.__dict__.get(name)
 
     def __call__(self, predictions: Any, *args: Any, **kwargs: Any) -> Any:
@@ -280,16 +283,16 @@ class _CalibratedMethod:
 
 
 def find_sites(model: nn.Module, site: LogitSite | None = None) -> list[Site]:
-    """Where a model turns logits into probabilities, in stage order.
+    """Find where a model turns logits into probabilities, in stage order.
 
     Args:
         model (nn.Module): a detector, or a part of one.
-        site (LogitSite): its site, if that is to be taken for granted.
+        site (LogitSite): its site, which skips the search.
 
     Raises:
-        ValueError: it has no box predictor, and no site that is known.
+        ValueError: the model has no box predictor and no known site.
     """
-    # A calibration may be at a site that was described when it was attached.
+    # A site described in an earlier `attach` is found through its layers.
     layers = site or attached_layers(model) or known_site(model)
     if layers is not None:
         return [Site(layers.owner, "forward", layers.classifier, layers.background)]
@@ -311,14 +314,14 @@ def calibrations_at(
     statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
 ) -> list[AffineCalibration]:
-    """One calibration for each site, from its written form.
+    """One calibration per site, from its text form.
 
     Args:
-        sites (Sequence[Site]): S of them, of a model whose weights are loaded.
+        sites (Sequence[Site]): S sites of a model with its weights loaded.
         text, statistics, counts: see `stage_calibrations`.
 
     Raises:
-        ValueError: something that the calibration needs is missing or does not fit.
+        ValueError: an input of the calibration is missing or does not fit.
     """
     return stage_calibrations(
         text,
@@ -332,7 +335,7 @@ def calibrations_at(
 
 
 def _is_torchvision_head(module: nn.Module) -> bool:
-    """By what it has, since importing torchvision's detectors takes long."""
+    """Recognise the head by its attributes, because importing torchvision's detectors is slow."""
     predictor = getattr(module, "box_predictor", None)
     return (
         callable(getattr(module, "postprocess_detections", None))
@@ -357,17 +360,17 @@ def chosen_calibrations(
     strict: bool = True,
     class_names: Sequence[str] | None = None,
 ) -> tuple[list[AffineCalibration], list[WeightsGuard | None]]:
-    """The calibrations that `attach` and `fold` are asked for.
+    """The calibrations selected by the arguments of `attach` and `fold`.
 
     Args:
-        sites (list[Site]): S of them.
+        sites (list[Site]): S sites.
         source, calibration, statistics, counts, strict, class_names: see `attach`.
 
     Returns:
-        tuple[list, list]: S calibrations, and for each what keeps watch over its weights.
+        tuple[list, list]: S calibrations, and for each the guard of its weights.
 
     Raises:
-        ValueError: two of a kind, none, or an object that is neither.
+        ValueError: several sources of a calibration, none, or an object of another type.
     """
     wanted = [each for each in (source, calibration) if each is not None]
     texts = [each for each in wanted if _is_text(each)]
@@ -376,12 +379,12 @@ def chosen_calibrations(
     files = [each for each in files if not any(each is other for other in (*texts, *made))]
     if len(texts) > 1 or len(made) > 1 or len(files) > 1 or (made and (texts or files)):
         raise UserError(
-            f"There are several things to calibrate with: {', '.join(map(_short, wanted))}. Give a "
-            "calibration, or statistics with at most the text of one. Leave one of them out."
+            f"Several calibrations were given: {', '.join(map(_short, wanted))}. Give one "
+            "calibration, or statistics with at most one calibration as text."
         )
     if not (texts or made or files):
         raise UserError(
-            "There is nothing to calibrate with. Give a statistics file, a calibration such as "
+            "No calibration was given. Give a statistics file, a calibration such as "
             "'norcal(gamma=0.6)', or an AffineCalibration."
         )
     if made:
@@ -392,7 +395,7 @@ def chosen_calibrations(
 
 
 def _is_text(source: Source) -> bool:
-    """Whether this is written like a calibration, and is no file."""
+    """Whether this is the text of a calibration, and not a file."""
     return (
         isinstance(source, str)
         and re.fullmatch(r"\s*\w+\s*(\(.*\)\s*)?", source, re.DOTALL) is not None
@@ -412,14 +415,15 @@ def _made(
     strict: bool,
     class_names: Sequence[str] | None,
 ) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
-    """Calibrations from statistics that have been checked, or from class counts alone."""
+    """Calibrations from checked statistics, or from class counts alone."""
     num_classes = num_classes_of(sites[0].classifier)
     statistics = _read(source)
     if statistics is not None:
         if statistics.background != sites[0].background:
             raise UserError(
-                f"These statistics have the background column {statistics.background}, this model "
-                f"has it {sites[0].background}. Use statistics that were collected with this model."
+                f"These statistics have the background column {statistics.background}, but this "
+                f"model has it {sites[0].background}. Use statistics that were collected with "
+                "this model."
             )
         statistics.check(
             num_classes=num_classes,
@@ -463,15 +467,15 @@ def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics
         return LogitStatistics.load(PathManager.get_local_path(os.fspath(source)))
     raise UserError(
         f"Can't attach a {type(source).__name__}. Give the path of a statistics file, a "
-        "LogitStatistics, an AffineCalibration, or a list of one for each stage."
+        "LogitStatistics, an AffineCalibration, or a list with one per stage."
     )
 
 
 def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
     if len(calibrations) != len(sites):
         raise UserError(
-            f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
-            "calibrations were given. Give one for each, in stage order."
+            f"This model has {len(sites)} box predictors (cascade stages), but "
+            f"{len(calibrations)} calibrations were given. Give one per stage, in stage order."
         )
     for site, calibration in zip(sites, calibrations):
         expected = (num_classes_of(site.classifier), site.background)
@@ -500,5 +504,5 @@ def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | Non
         return
     covering = _CalibratedMethod(owner, site.method, guard)
     owner.add_module(CHILD, calibration)
-    # To __dict__ itself, as attributes of modules are registered by what they are.
+    # Directly into __dict__, because nn.Module's setattr would register a module as a submodule.
     owner.__dict__[site.method] = covering

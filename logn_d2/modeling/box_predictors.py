@@ -1,7 +1,7 @@
-"""Finding the box predictors of a model, whatever its heads are called.
+"""Finding the box predictors of a model, under any name of its heads.
 
-A box predictor is known by what it does: Detectron2's `FastRCNNOutputLayers`, its subclasses, and
-anything else with the same methods.
+A box predictor is recognised by its methods: Detectron2's `FastRCNNOutputLayers`, its subclasses,
+    and any other module with the same methods.
 
 Shapes: K foreground classes, C = K + 1 logit columns, D feature channels.
 """
@@ -37,14 +37,14 @@ __all__ = [
 def unwrapped(model: nn.Module) -> nn.Module:
     """The detector inside a wrapper, or the model itself.
 
-    A wrapper is whatever holds one module with RoI heads: DistributedDataParallel, AveragedModel,
-    torch.compile, test-time augmentation, a training framework's module.
+    A wrapper is any module with a single inner module that has RoI heads: DistributedDataParallel,
+    AveragedModel, torch.compile, test-time augmentation, a training framework's module.
 
     Args:
         model (nn.Module): a detector, wrapped or not, or a part of one.
 
     Raises:
-        ValueError: it holds several detectors, such as a teacher and a student.
+        ValueError: the wrapper has several detectors, such as a teacher and a student.
     """
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(model, wrappers):
@@ -54,8 +54,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     inside = {name: m for name, m in model.named_modules() if "roi_heads" in m._modules}
     if len(inside) > 1:
         raise UserError(
-            f"This {type(model).__name__} holds {len(inside)} detectors: {', '.join(inside)}. Give "
-            f"the one that is meant, for example model.{next(iter(inside))}."
+            f"This {type(model).__name__} contains {len(inside)} detectors: {', '.join(inside)}. "
+            f"Pass one of them, for example model.{next(iter(inside))}."
         )
     return next(iter(inside.values()), model)
 
@@ -67,7 +67,7 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
         model (nn.Module): a detector, distributed or not, or its RoI heads.
 
     Returns:
-        list[nn.Module]: S predictors: one, or one for each cascade stage.
+        list[nn.Module]: S predictors, one per cascade stage.
 
     Raises:
         ValueError: there is none.
@@ -77,27 +77,27 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
         if any(hasattr(module, "postprocess_detections") for module in model.modules()):
             raise UserError(
                 f"This {type(unwrapped(model)).__name__} is torchvision's. It can be calibrated "
-                "with attach, but its statistics are gathered with a hook: see "
+                "with attach, but its statistics are collected with a hook: see "
                 "docs/your_project.md#torchvision."
             )
         raise UserError(
             f"Found no box predictor in this {type(unwrapped(model)).__name__}. Looked for modules "
             "with the methods predict_probs(predictions, proposals) and losses(predictions, "
             "proposals) and a known number of classes, as Detectron2's FastRCNNOutputLayers has. "
-            "Detectors without RoI heads have none; docs/sites.md says which of them are known, "
-            "and how to describe any other (site=...)."
+            "Detectors without RoI heads have none; docs/sites.md lists the supported ones, and "
+            "shows how to describe any other (site=...)."
         )
     return found
 
 
 def cascade_average_of(model: nn.Module) -> str:
-    """What a model averages over its cascade stages at test: "probs" unless its heads tell else."""
+    """The quantity averaged over cascade stages at test: "probs" unless the heads say otherwise."""
     told = (getattr(module, "cascade_average", None) for module in model.modules())
     return next(filter(None, told), "probs")
 
 
 def num_classes_of(predictor: nn.Module | ClassLayers) -> int | None:
-    """K, without background; None where nothing tells it."""
+    """K, without background; None if unknown."""
     num_classes = getattr(predictor, "num_classes", None)
     if isinstance(num_classes, int):
         return num_classes
@@ -106,7 +106,7 @@ def num_classes_of(predictor: nn.Module | ClassLayers) -> int | None:
 
 
 def has_sigmoid_scores(predictor: nn.Module | ClassLayers) -> bool:
-    """Whether scores are sigmoids of the logits, and not their softmax.
+    """Whether scores are sigmoids of the logits instead of their softmax.
 
     Args:
         predictor (nn.Module): a box predictor whose logits can be calibrated.
@@ -120,18 +120,18 @@ def has_sigmoid_scores(predictor: nn.Module | ClassLayers) -> bool:
 
 
 def background_of(predictor: nn.Module) -> Background:
-    """Where a predictor's background column is: last, unless it says something else."""
+    """Position of a predictor's background column: last, unless the predictor says otherwise."""
     return getattr(predictor, "background", "last")
 
 
 def check_calibratable(model: nn.Module) -> None:
-    """Raises an error if the loss of a box predictor has logits that can't be calibrated.
+    """Raise an error if the loss of a box predictor has logits that can't be calibrated.
 
     Args:
         model (nn.Module): a detector, or its RoI heads, or a box predictor.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the message gives the reason.
     """
     for module in unwrapped(model).modules():
         if isinstance(module, ClassificationLoss):
@@ -139,10 +139,10 @@ def check_calibratable(model: nn.Module) -> None:
 
 
 def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (C, D) and bias (C,) or None of the classifier; None where there is no such layer.
+    """Weight (C, D) and bias (C,) or None of the classifier; None if there is no such layer.
 
     Args:
-        predictor (nn.Module): its ``cls_score`` is the classifier, or holds it as its last layer.
+        predictor (nn.Module): its ``cls_score`` is the classifier, or ends with it.
     """
     layer = classifier_layer(predictor)
     return None if layer is None else (layer.weight, getattr(layer, "bias", None))
@@ -151,15 +151,14 @@ def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] 
 def classifier_reader(
     predictor: nn.Module | ClassLayers,
 ) -> Callable[[], tuple[Tensor, Tensor | None]]:
-    """What calibrations that are made from weights, such as tau_norm, ask for them.
+    """A function that reads the classifier's weights, for calibrations such as tau_norm.
 
     Args:
         predictor (nn.Module): a box predictor, or a site's layers; weights may be loaded later.
 
     Returns:
-        Callable: returns weight (C, D), with any factor of a column in it, and bias (C,) or None.
-        The rows of a cosine classifier have length one. Raises ValueError where there is no such
-        layer.
+        Callable: returns weight (C, D), including factors of columns, and bias (C,) or None. The
+        rows of a cosine classifier have length one. It raises ValueError if there is no such layer.
     """
     if isinstance(predictor, ClassLayers):
         return predictor.parameters
@@ -168,8 +167,8 @@ def classifier_reader(
         layer = classifier_layer(predictor)
         if layer is None:
             raise UserError(
-                f"This calibration is made from the classifier's weights, but this "
-                f"{type(predictor).__name__} has no layer with one output for each class and the "
+                "This calibration is computed from the classifier's weights, but this "
+                f"{type(predictor).__name__} has no layer with one output per class and "
                 "background. Choose another calibration."
             )
         weight, factors = layer.weight, getattr(layer, "factors", None)
@@ -181,7 +180,7 @@ def classifier_reader(
 
 
 def predictor_fingerprint(predictor: nn.Module | ClassLayers) -> Tensor | None:
-    """(C,) float64 fingerprint of the classifier's weights; None where they can't be told.
+    """(C,) float64 fingerprint of the classifier's weights; None if they can't be identified.
 
     The gain of a folded cosine classifier counts, so that statistics are not applied twice.
     """

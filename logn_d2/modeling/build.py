@@ -1,4 +1,4 @@
-"""From ``cfg.MODEL.LOGN`` to calibrations, and the class counts of the training set."""
+"""Calibrations from ``cfg.MODEL.LOGN``, and the class counts of the training set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def logn_node(cfg: CfgNode) -> CfgNode:
     """``cfg.MODEL.LOGN``.
 
     Raises:
-        ValueError: the config does not have it.
+        ValueError: the config lacks the node.
     """
     if "LOGN" not in cfg.MODEL:
         raise UserError(
@@ -39,19 +39,19 @@ def calibrations_from_config(
     """The calibration of each box predictor.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
+        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION select the calibration.
         num_stages (int): S, 1 for heads without cascade.
         classifiers (Sequence[Callable]): see `stage_calibrations`; None if there is no model yet.
-        background (str): where the background column is.
+        background (str): position of the background column.
 
     Returns:
-        tuple[list, LogitStatistics]: S calibrations, each None where there is none; and the
-        statistics that they are made from, or None.
+        tuple[list, LogitStatistics]: S calibrations, each possibly None, and their statistics, or
+        None.
 
     Raises:
-        FileNotFoundError: there is no such statistics file.
-        StatisticsError: the statistics are another model's.
-        ValueError: something that the calibration needs is missing.
+        FileNotFoundError: the statistics file does not exist.
+        StatisticsError: the statistics belong to another model.
+        ValueError: an input of the calibration is missing.
     """
     node, num_classes = logn_node(cfg), cfg.MODEL.ROI_HEADS.NUM_CLASSES
     statistics = None
@@ -78,9 +78,9 @@ def calibrations_from_config(
 
 
 class TrainingClassCounts:
-    """Counts the classes of ``cfg.DATASETS.TRAIN``, once, when it is called: LVIS takes a while.
+    """Counts the classes of ``cfg.DATASETS.TRAIN`` once, when called, because LVIS takes a while.
 
-    An object and not a closure, so that a model that holds it can be pickled.
+    An object instead of a closure, so that a model with it can be pickled.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -88,7 +88,7 @@ class TrainingClassCounts:
         self._counts: ClassCounts | None = None
 
     def __call__(self) -> ClassCounts:
-        from ..data import class_counts  # only where the counts are asked for
+        from ..data import class_counts  # only if counts are needed
 
         if self._counts is None:
             self._counts = class_counts(self.datasets)

@@ -1,4 +1,4 @@
-"""The box predictor: Detectron2's, with a choice of classifier and loss, and calibrated logits.
+"""Detectron2's box predictor with a choice of classifier and loss, and with calibrated logits.
 
 Shapes: R RoIs, K foreground classes; logits (R, C) in nats, where C = K + 1, background last, if
 the loss has no other outputs.
@@ -25,28 +25,31 @@ from .topk_inference import fast_rcnn_inference_exact
 __all__ = ["LogNFastRCNNOutputLayers", "Predictions"]
 
 Predictions = tuple[Tensor, Tensor]
-"""Logits (R, C) and box deltas, as a predictor's forward returns them."""
+"""Logits (R, C) and box deltas, the output of a predictor's forward."""
 
 
 class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
     """Detectron2's predictor with any classification loss, and calibrated class probabilities.
 
-    The calibration acts in `predict_probs` alone. With a linear classifier, no loss of ours and no
-    calibration every output equals the parent's, bit for bit. `torch.jit.script` takes the parent
-    alone: script the folded model, whose heads are Detectron2's (see `logn_d2.fold`).
+    The calibration acts only in `predict_probs`. With a linear classifier, Detectron2's loss and no
+    calibration, every output equals the parent's bit for bit. `torch.jit.script` supports only the
+    parent: script the folded model, whose heads are Detectron2's (see `logn_d2.fold`).
 
     Args:
-        input_shape (ShapeSpec or int): of the features.
+        input_shape (ShapeSpec or int): shape of the features.
         classifier (str): "linear", or "cosine" as in the paper.
-        temperature (float): of the cosine classifier.
-        loss (str or ClassificationLoss): in the place of Detectron2's, for example "seesaw(p=0.8)";
-            see `logn_d2.core.build_loss`. "" or None for Detectron2's own.
-        counts (ClassCounts): of the training set, for a loss given by name that needs them; or a
-            function that returns them.
+        temperature (float): temperature of the cosine classifier.
+        loss (str or ClassificationLoss): replaces Detectron2's loss, for example "seesaw(p=0.8)";
+            see
+            `logn_d2.core.build_loss`. "" or None for Detectron2's own.
+        counts (ClassCounts): counts of the training set, or a function that returns them, for a
+            loss
+            given by name that needs them.
         calibration (AffineCalibration): K classes, background last; None for none.
         weights_check (Callable): called with this predictor and the calibration before each
-            calibrated output, see `WeightsGuard`; raises if the calibration is of other weights.
-        **kwargs: of FastRCNNOutputLayers.
+            calibrated output, see `WeightsGuard`; raises if the calibration belongs to other
+            weights.
+        **kwargs: arguments of FastRCNNOutputLayers.
 
     Raises:
         KeyError: an unknown loss.
@@ -73,7 +76,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        # Which cascade stage this is, and so which calibration it has, only the RoI heads know.
+        # No calibration here: only the RoI heads know the cascade stage, and thus the calibration.
         return {
             **super().from_config(cfg, input_shape),
             "classifier": cfg.MODEL.LOGN.CLASSIFIER,
@@ -83,7 +86,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
         }
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """The parent's losses, with ours for the classification.
+        """The parent's losses, with our classification loss.
 
         Args:
             predictions (tuple[Tensor, Tensor]): logits (R, C) and deltas.
@@ -91,12 +94,13 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
                 objects.
 
         Returns:
-            dict[str, Tensor]: "loss_cls" and whatever else the parent has.
+            dict[str, Tensor]: "loss_cls" and the parent's other losses.
         """
         if self.loss is None:
             return super().losses(predictions, proposals)
         logits, *others = predictions
-        # The parent logs accuracies of K + 1 columns, and its own loss of them is dropped.
+        # The parent logs accuracies from K + 1 columns of scores; its own loss is overwritten
+        # below.
         losses = super().losses((self.loss.scores(logits.detach()), *others), proposals)
         targets = _concatenated([each.gt_classes for each in proposals], logits)
         objects = _matched_objects(proposals) if self.loss.needs_objects else None
@@ -106,7 +110,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
     def uncalibrated_probs(
         self, predictions: Predictions, proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """Class probabilities of the logits as they are given: the loss's, or the parent's."""
+        """Class probabilities of the given logits: the loss's scores, or the parent's."""
         if self.loss is None:
             return super().predict_probs(predictions, proposals)
         return self.loss.scores(predictions[0]).split([len(each) for each in proposals])
@@ -141,23 +145,24 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
     def _check_loss(self, loss: ClassificationLoss | None) -> None:
         if loss is not None and getattr(self, "use_sigmoid_ce", False):  # releases after 0.6
             raise UserError(
-                f"Detectron2's sigmoid cross-entropy and our {type(loss).__name__} are both asked "
-                "for. Set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE (and USE_FED_LOSS) to False, or leave "
-                "MODEL.LOGN.LOSS empty."
+                f"Detectron2's sigmoid cross-entropy and our {type(loss).__name__} are both "
+                "selected. Set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE (and USE_FED_LOSS) to False, or "
+                "leave MODEL.LOGN.LOSS empty."
             )
         super()._check_loss(loss)
 
 
 def _concatenated(labels: Sequence[Tensor], like: Tensor) -> Tensor:
-    """(R,) of all images."""
+    """Labels of all images, (R,); empty without images."""
     return torch.cat([torch.zeros(0, dtype=torch.int64, device=like.device), *labels])
 
 
 def _matched_objects(proposals: Sequence[Instances]) -> Tensor | None:
-    """(R,) a number for each object of the batch, at the RoIs that are matched to it.
+    """Object number in the batch of each RoI, (R,).
 
-    Detectron2 copies its object's box to each RoI; the object itself can't be told from it. Objects
-    of one class with the very same box count as one.
+    Detectron2 copies only the box of the matched object to each RoI, not its index, so objects of
+    one
+    class with identical boxes count as one.
     """
     keys = []
     for index, each in enumerate(proposals):

@@ -1,4 +1,4 @@
-"""Folding: box classifiers that have their calibration in their weights, for plain Detectron2.
+"""Folding calibrations into the weights of box classifiers, for plain Detectron2.
 
 Shapes: S cascade stages, K foreground classes, C = K + 1 logit columns, D feature channels.
 """
@@ -45,7 +45,7 @@ __all__ = ["fold", "parts_of_logn_d2", "plain_config"]
 
 logger = logging.getLogger(__name__)
 
-# Without a calibration each is its Detectron2 parent, bit for bit and name for name.
+# Without a calibration, each equals its Detectron2 parent in outputs and parameter names.
 _TWINS = {
     LogNROIHeads: "StandardROIHeads",
     LogNMemoryROIHeads: "StandardROIHeads",
@@ -64,22 +64,22 @@ def fold(
     strict: bool = True,
     site: LogitSite | None = None,
 ) -> nn.Module:
-    """Puts each calibration into the weights of the classifier in front of it, in place.
+    """Fold each calibration into the weights of the preceding classifier, in place.
 
-    The model's raw logits become the calibrated ones, and any calibration that it carries (from
-    `attach` or from its config) is removed. A linear classifier stays one, with the same keys in
-    the state dict: the checkpoint needs no logn_d2. A `CosineLinear` gets a gain for each class,
-    and so still needs logn_d2. Softmax and sigmoid heads fold alike, and so do torchvision's. To
-    keep the unfolded model, fold a ``copy.deepcopy`` of it.
+    The model's raw logits become the calibrated ones, and its own calibration (from `attach` or
+    from its config) is removed. A linear classifier stays linear, with the same keys in the state
+    dict: the checkpoint does not need logn_d2. A `CosineLinear` gets one gain per class and still
+    needs logn_d2. Softmax and sigmoid heads and torchvision's detectors are folded in the same way.
+    To keep the unfolded model, fold a ``copy.deepcopy`` of it.
 
-    A folded model is for inference: training it on, gathering its statistics, or attaching the same
-    calibration again would each start from logits that are calibrated already.
+    A folded model is for inference: further training, collecting its statistics, or attaching the
+    same calibration again would all start from calibrated logits.
 
     Args:
         model (nn.Module): a detector, distributed or not, with its weights loaded.
-        calibrations: what to calibrate with, as for `attach`: a statistics file or what it holds, a
-            calibration such as "norcal(gamma=0.6)", an AffineCalibration or a list of S. None for
-            the calibrations that the model carries.
+        calibrations: as for `attach`: a statistics file or its content, a calibration such as
+            "norcal(gamma=0.6)", an AffineCalibration or a list of S. None for the model's own
+            calibrations.
         statistics, counts, strict, site: as for `attach`.
 
     Returns:
@@ -87,9 +87,10 @@ def fold(
 
     Raises:
         ValueError: no calibration, or another number of them or of classes; a loss whose logits
-            can't be calibrated; a classifier whose logits are not those of a linear or cosine
-            layer, or that shares its weights with another layer. The model is then as it was.
-        StatisticsError: the calibration in the model's config is of other weights.
+            can't be calibrated; a classifier that does not end in a linear or cosine layer, or that
+            shares its weights with another
+            layer. The model is unchanged then.
+        StatisticsError: the calibration in the model's config belongs to other weights.
 
     Example:
         >>> from detectron2.layers import ShapeSpec
@@ -116,7 +117,7 @@ def fold(
     layers = [_last_layers(site.classifier) for site in sites]
     for index, each in enumerate(layers):
         _check_weights_not_shared(model, each, index)
-    # All are computed before any is changed.
+    # All are computed before any is changed, so that an error leaves the model unchanged.
     folded = [_all_folded(site.classifier, each) for site, each in zip(sites, calibrations)]
     for pair in zip(itertools.chain(*layers), itertools.chain(*folded)):
         _assign(*pair)

@@ -1,4 +1,4 @@
-"""Logits of a model's box predictors, for no more computing than they need.
+"""Records the logits of a model's box predictors and ends the forward pass right after them.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S stages.
 """
@@ -29,11 +29,11 @@ Population = Literal["sampled", "proposals"]
 
 @dataclass
 class Recording:
-    """What the box predictors said about a batch.
+    """The outputs of the box predictors for a batch.
 
     Attributes:
         stages (list[RecordedStage]): S stages, in order.
-        features (dict[str, Tensor]): the feature maps that the RoI heads were given.
+        features (dict[str, Tensor]): the feature maps passed to the RoI heads.
     """
 
     stages: list[RecordedStage] = field(default_factory=list)
@@ -41,16 +41,16 @@ class Recording:
 
     @property
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image, as the model saw it, without padding."""
+        """(height, width) of each image as the model's input, without padding."""
         return [proposals.image_size for proposals in self.stages[0].proposals]
 
     def logits(self, stage: int = 0, image: int = 0) -> Tensor:
-        """(Ri, K + 1) raw logits of one stage and image."""
+        """Raw logits of one stage and image, (Ri, K + 1)."""
         counts = [len(proposals) for proposals in self.stages[stage].proposals]
         return self.stages[stage].logits.split(counts)[image]
 
     def labels(self, stage: int = 0, image: int = 0) -> Tensor | None:
-        """(Ri,) class of each RoI, K for background; None where the RoIs are not matched."""
+        """Class of each RoI, (Ri,), K for background; None if the RoIs are not matched."""
         proposals = self.stages[stage].proposals[image]
         return proposals.gt_classes if proposals.has("gt_classes") else None
 
@@ -58,19 +58,23 @@ class Recording:
 class LogitRecorder:
     """Runs a model up to the logits of its last box predictor.
 
-    Losses, non-maximum suppression, mask and keypoint branches are not computed. It can stand in
-    for the model in `inference_on_dataset`. Each call leaves the model exactly as it was, whatever
-    happens in it: training flags, methods, hooks, buffers and random state.
+    Losses, non-maximum suppression, mask and keypoint branches are not computed. It can replace the
+    model
+    in `inference_on_dataset`. Each call leaves the model unchanged, even after an error: training
+    flags,
+    methods, hooks, buffers and random state.
 
     Args:
         model (nn.Module): a Detectron2 R-CNN, distributed or not.
-        population (str): which RoIs: "sampled" as in training (the region proposal network's
+        population (str): RoIs to record: "sampled" as in training (the region proposal network's
             training settings, ground truth added, sampled by label), or "proposals" as at test.
-        seed (int): of the sampling; with it and the images' ids a call's RoIs are determined, so
-            that the order of images and the number of processes have no effect.
-        deltas (bool): whether the last box predictor's deltas are wanted. Without, they are not
-            computed where that is possible, and have no columns: with a box for each of 1,203
-            classes, they cost four times as much as the logits.
+        seed (int): seed of the sampling. It and the ids of the images in a call determine the RoIs,
+            so
+            with one image per call neither order nor number of processes has an effect.
+        deltas (bool): whether the last box predictor's deltas are needed. If False, they are
+            skipped
+            where possible and have zero columns: with class-specific boxes for 1,203 classes, they
+            cost four times as much as the logits.
 
     Raises:
         ValueError: unknown population, or a model without box predictors.
@@ -110,21 +114,21 @@ class LogitRecorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is left to undo: each call restores the model."""
+        """Nothing to undo: each call restores the model itself."""
 
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> Recording:
-        """Records one batch.
+        """Record one batch.
 
         Args:
-            batched_inputs (list[dict]): as for the model; "sampled" needs their "instances".
+            batched_inputs (list[dict]): the model's inputs; "sampled" needs their "instances".
 
         Returns:
             Recording: S stages.
 
         Raises:
-            ValueError: there is no ground truth to sample by.
-            RuntimeError: the model ended its pass before all box predictors were asked.
+            ValueError: "sampled" without ground truth.
+            RuntimeError: the model's pass ended before all box predictors ran.
         """
         sampled = self.population == "sampled"
         if sampled and any("instances" not in each for each in batched_inputs):
@@ -154,7 +158,7 @@ class LogitRecorder:
         if len(recording.stages) < len(self.predictors):
             raise RuntimeError(
                 f"The model has {len(self.predictors)} box predictors, but only "
-                f"{len(recording.stages)} were asked in this pass."
+                f"{len(recording.stages)} ran in this pass."
             )
         return recording
 
@@ -167,9 +171,9 @@ class LogitRecorder:
         return int.from_bytes(digest[:7], "big")
 
     def _training(self) -> list[nn.Module | None]:
-        """What chooses RoIs by its mode.
+        """Modules whose training mode selects the RoIs.
 
-        Backbone, norms and dropout stay in evaluation, so that the logits are those of test time.
+        Backbone, norms and dropout stay in evaluation mode, so that logits are those of test time.
         """
         if self.population != "sampled":
             return []
@@ -181,7 +185,8 @@ class LogitRecorder:
             _spare_proposal_losses(stack, getattr(self.model, "proposal_generator", None))
         if not self.deltas:
             _spare_deltas(stack, self.predictors[-1])
-        # At test, boxes are decoded before probabilities or after them; the first call has it all.
+        # At test, boxes may be decoded before or after probabilities; the first of the two calls
+        # has all outputs.
         methods = (
             ("losses",) if self.population == "sampled" else ("predict_boxes", "predict_probs")
         )
@@ -200,7 +205,7 @@ class LogitRecorder:
             if len(recording.stages) == len(self.predictors):
                 recording.stages.sort(key=lambda stage: self.predictors.index(stage.predictor))
                 raise PassEnds
-            # A cascade's next stage needs this one's boxes, but nothing needs the losses.
+            # A cascade's next stage needs this stage's boxes, but nothing needs its losses.
             return {} if name == "losses" else method(predictions, proposals, *args, **kwargs)
 
         return listen
@@ -212,16 +217,16 @@ def recorder_for(
     seed: int = 0,
     site: LogitSite | None = None,
 ) -> LogitRecorder | SiteRecorder:
-    """What records the logits of a model: of its site if it has one, else of its box predictors.
+    """Build the recorder of a model's logits, at its site or else at its box predictors.
 
     Args:
         model (nn.Module): a detector, wrapped or not.
         population (str): "sampled" or "proposals".
-        seed (int): of the sampling of RoIs.
-        site (LogitSite): the site of a model that logn_d2 does not know.
+        seed (int): seed of the sampling of RoIs.
+        site (LogitSite): the site of a model unknown to logn_d2.
 
     Raises:
-        ValueError: unknown population, or a model without site and box predictors.
+        ValueError: unknown population, or a model with neither site nor box predictors.
     """
     detector = model if site is not None else site_detector(model)
     if detector is None:
@@ -231,10 +236,10 @@ def recorder_for(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own for the CPU and the model's device."""
+    """Seed the CPU and the model's device for the context, and restore their state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed would seed, and not restore, the other devices too.
+        # torch.manual_seed would also seed all other devices, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         for each in devices:
             torch.cuda.default_generators[each.index].manual_seed(seed)
@@ -243,7 +248,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _given_features(model: nn.Module, recording: Recording) -> Iterator[None]:
-    """Notes the feature maps that the RoI heads are given."""
+    """Record the feature maps passed to the RoI heads."""
     roi_heads = getattr(model, "roi_heads", None)
     if not isinstance(roi_heads, nn.Module):
         yield
@@ -260,13 +265,13 @@ def _given_features(model: nn.Module, recording: Recording) -> Iterator[None]:
 
 
 def _spare_deltas(stack: ExitStack, predictor: nn.Module) -> None:
-    """Skips the layer of box deltas, in predictors that only return what it gives."""
+    """Skip the layer of box deltas in predictors that only return its output."""
     if getattr(type(predictor), "forward", None) is FastRCNNOutputLayers.forward:
         stack.enter_context(shadowed(predictor.bbox_pred, "forward", lambda x: x[:, :0]))
 
 
 def _spare_proposal_losses(stack: ExitStack, proposal_generator: nn.Module | None) -> None:
-    """Skips matching of anchors and the proposals' losses, where nothing else depends on them."""
+    """Skip matching of anchors and the proposal losses, if nothing else depends on them."""
     if getattr(type(proposal_generator), "forward", None) is not RPN.forward:
         return
     stack.enter_context(

@@ -1,4 +1,4 @@
-"""RoI heads that are Detectron2's, with `LogNFastRCNNOutputLayers` in the predictor's place.
+"""Detectron2's RoI heads with `LogNFastRCNNOutputLayers` as box predictor.
 
 Shapes: N images, S cascade stages, K foreground classes.
 """
@@ -61,9 +61,10 @@ class LogNCascadeROIHeads(CascadeROIHeads):
     """CascadeROIHeads, each stage with a `LogNFastRCNNOutputLayers` and its own calibration.
 
     Args:
-        cascade_average (str): what is averaged over stages at test: "probs" (Detectron2) or
-            "logits" (the released LogN code, https://github.com/MCG-NJU/LogN).
-        **kwargs: of CascadeROIHeads.
+        cascade_average (str): quantity averaged over stages at test: "probs" (Detectron2) or
+            "logits"
+            (the released LogN code, https://github.com/MCG-NJU/LogN).
+        **kwargs: arguments of CascadeROIHeads.
     """
 
     @configurable
@@ -107,8 +108,8 @@ class LogNCascadeROIHeads(CascadeROIHeads):
     ) -> Any:
         if self.training:
             return super()._forward_box(features, proposals, targets)
-        # The parent's loop over stages is used up to its last logits; what it would do then can't
-        # be changed from outside.
+        # Runs the parent's loop over stages up to the last logits: the rest, averaging and
+        # inference, can't be replaced from outside without copying the loop.
         self._stages = stages = []
         try:
             super()._forward_box(features, proposals, targets)
@@ -132,20 +133,20 @@ class LogNCascadeROIHeads(CascadeROIHeads):
 
 
 class _AllStagesRan(Exception):
-    """Ends the parent's pass once the last stage's logits are known."""
+    """Ends the parent's pass after the last stage's logits."""
 
 
 def _replacements(
     cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
 ) -> list[LogNFastRCNNOutputLayers]:
-    """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
+    """Our replacement for each of Detectron2's predictors, with the same initial weights."""
     asked: set[int] = set()
     readers = [noting_reader(asked, index, each) for index, each in enumerate(predictors)]
     calibrations, statistics = calibrations_from_config(cfg, len(predictors), readers)
     counts, replacements = TrainingClassCounts(cfg), []
     second_stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
-    # Detectron2's predictor has drawn its initial weights; drawing more would change the modules
-    # that come after it, and with them what a seed stands for.
+    # Detectron2's predictor has already drawn its initial weights. Drawing more would change all
+    # modules built later, so that the same seed would give another model than Detectron2's.
     with torch.random.fork_rng(devices=[]):
         for stage, (predictor, calibration) in enumerate(zip(predictors, calibrations)):
             replacement = LogNFastRCNNOutputLayers(
@@ -164,7 +165,7 @@ def _replacements(
 
 
 def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutputLayers) -> None:
-    """Copies what both have alike; a loss may have other outputs, and its own first biases."""
+    """Copy the common weights; a loss may have other outputs and initial biases of its own."""
     own, theirs = replacement.state_dict(), predictor.state_dict()
     if replacement.loss is not None:
         theirs.pop("cls_score.bias")

@@ -1,10 +1,11 @@
-"""Box post-processing that looks only at candidates which can be among the detections.
+"""Box post-processing that processes only candidates that can become detections.
 
 Detectron2 clips and gathers the boxes of all R x K candidates above the score threshold and runs
 non-maximum suppression (NMS) on all of them, then keeps the best few hundred. NMS is greedy: a
-candidate is suppressed only by ones with a higher score. So the best M candidates decide among
-themselves which of them survive, and if enough do, the others need not be looked at. If too few
-survive, M grows until all candidates are in. The result is Detectron2's, bit for bit.
+candidate is suppressed only by ones with higher scores. So the survivors among the best M
+candidates do not depend on the others, and if there are enough survivors, the others need no
+processing. If too few survive, M grows until it includes all candidates. The result equals
+Detectron2's bit for bit.
 
 Shapes: R RoIs of an image, K foreground classes, P candidates above the threshold. Scores are in
 [0, 1], boxes (x1, y1, x2, y2) in pixels.
@@ -24,12 +25,13 @@ from torchvision.ops import nms
 
 __all__ = ["fast_rcnn_inference_exact", "moving_limit"]
 
-# Candidates tried first, for each detection wanted, and at least.
+# Candidates of the first attempt: per wanted detection, and the minimum. More would cost time in
+# images where NMS suppresses little, fewer would need a second attempt.
 CANDIDATES_PER_DETECTION = 3
 MIN_CANDIDATES = 512
-# How many times more are tried next; where there are no more than that, all are tried at once.
+# Growth of the next attempt; if that covers all candidates, all are processed at once.
 GROWTH = 4
-# Neighbouring scores whose maximum is looked at first, see _above_the_best.
+# Neighbouring scores that are represented by their maximum, see _above_the_best.
 CHUNK = 32
 
 
@@ -41,7 +43,7 @@ def fast_rcnn_inference_exact(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[list[Instances], list[Tensor]]:
-    """Detectron2's `fast_rcnn_inference`, faster where candidates are many.
+    """Detectron2's `fast_rcnn_inference`, faster for many candidates.
 
     Half-precision scores work too, which Detectron2 refuses outside of autocast.
 
@@ -50,12 +52,12 @@ def fast_rcnn_inference_exact(
         scores (Sequence[Tensor]): N images, each (R, K + 1), background last.
         image_shapes (Sequence[tuple[int, int]]): (height, width) of each image.
         score_thresh (float): candidates need a higher score.
-        nms_thresh (float): boxes of one class that overlap more are suppressed.
+        nms_thresh (float): IoU above which boxes of one class are suppressed.
         topk_per_image (int): detections to keep, best first; below 0 for all.
 
     Returns:
         tuple[list[Instances], list[Tensor]]: for each image the detections, and the row of each,
-        counted without the rows that have values which are not finite.
+        counted without rows that have non-finite values.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
@@ -68,7 +70,7 @@ def fast_rcnn_inference_exact(
     """
     limits = (score_thresh, nms_thresh, topk_per_image)
     if torch.jit.is_tracing():
-        # How many candidates are tried depends on the scores, which a trace would freeze.
+        # The number of attempts depends on the scores, and a trace would freeze it.
         return fast_rcnn_inference(boxes, scores, image_shapes, *limits)
     found = [_inference_of_image(*image, *limits) for image in zip(boxes, scores, image_shapes)]
     return [instances for instances, _ in found], [rows for _, rows in found]
@@ -84,9 +86,12 @@ def _inference_of_image(
 ) -> tuple[Instances, Tensor]:
     boxes, scores = _finite_rows(boxes, scores)
     scores = scores[:, :-1]
+    # Strictly above, as in Detectron2: a threshold of 0 drops scores that underflowed to 0.
     candidates = scores > score_thresh
     total = int(candidates.count_nonzero())
     few = spacing = None
+    # Four coordinates per candidate: torchvision decides by the number of coordinates, not of
+    # boxes.
     if 0 < total * 4 <= moving_limit(boxes.device.type):
         few = candidates.nonzero(as_tuple=True)
         spacing = _class_spacing(boxes, *few, image_shape)
@@ -99,11 +104,15 @@ def _inference_of_image(
             best = candidates & _above_the_best(scores, wanted)
             rows, classes = best.nonzero(as_tuple=True)
         some_boxes, some_scores = _clipped(boxes, rows, classes, image_shape), scores[rows, classes]
+        # float32 as in Detectron2, which runs NMS in float32 even under autocast.
         keep = _class_wise_nms(some_boxes, some_scores.float(), classes, nms_thresh, spacing)
         enough = len(keep) >= topk
+        # One NMS over shifted boxes sorts stably by score, so only the other mode depends on ties.
         settled = spacing is not None or _all_differ(some_scores[keep[: topk + 1]])
         if everything or (enough and settled):
             break
+        # Enough survivors but a tie among them: only the complete set of candidates settles their
+        # order.
         wanted = total if enough else wanted * GROWTH
     keep = keep[:topk] if topk >= 0 else keep
     result = Instances(image_shape)
@@ -114,9 +123,9 @@ def _inference_of_image(
 
 
 def _finite_rows(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Without rows that hold a value which is not finite."""
-    # A sum reads the memory once and writes nothing. It is finite only if all values are; that it
-    # overflows is no harm, the rows are then looked at one by one.
+    """Drop rows with values that are not finite."""
+    # A sum reads the memory once and writes nothing. It is finite only if all values are; if it
+    # overflows, the exact check below still gives the right answer.
     if bool(boxes.sum().isfinite() & scores.sum().isfinite()):
         return boxes, scores
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
@@ -124,10 +133,11 @@ def _finite_rows(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _above_the_best(scores: Tensor, wanted: int) -> Tensor:
-    """(R, K) bool: at least the ``wanted`` best scores, and every score that ties with one of them.
+    """Mark at least the ``wanted`` best scores, and every score that ties with one of them, (R, K).
 
-    The ``wanted``-th best of the maxima of disjoint chunks is a bound that at least ``wanted``
-    scores reach, and much faster to find than the ``wanted``-th best score.
+    The ``wanted``-th largest maximum over disjoint chunks is a bound that at least ``wanted``
+    scores
+    reach, and is much faster to find than the ``wanted``-th best score.
     """
     whole = scores.shape[1] // CHUNK * CHUNK
     maxima = [scores[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=2)] if whole else []
@@ -141,6 +151,7 @@ def _above_the_best(scores: Tensor, wanted: int) -> Tensor:
 def _clipped(boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[int, int]) -> Tensor:
     """(P, 4) float32 boxes of the candidates, inside the image."""
     per_class = boxes.reshape(len(boxes), boxes.shape[1] // 4, 4)
+    # Gathering before clipping touches M boxes instead of all R x K.
     chosen = per_class[rows, 0 if per_class.shape[1] == 1 else classes]
     clipped = Boxes(chosen)
     clipped.clip(image_shape)
@@ -150,11 +161,13 @@ def _clipped(boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[in
 def _class_spacing(
     boxes: Tensor, rows: Tensor, classes: Tensor, image_shape: tuple[int, int]
 ) -> Tensor:
-    """How far apart torchvision's `batched_nms` moves the classes of few candidates, *all* given.
+    """The distance by which torchvision's `batched_nms` separates classes, from *all* candidates.
 
-    It runs one NMS over boxes that are moved by (largest coordinate + 1) times their class where
-    boxes are few, and one NMS a class where they are many. Moving rounds the coordinates, so that
-    an overlap right at the threshold may fall on either side. To be equal, do as it does.
+    For few boxes it runs one NMS over boxes shifted by (largest coordinate + 1) times their class,
+    for
+    many boxes one NMS per class. The shift rounds the coordinates, so an overlap right at the
+    threshold
+    may fall on either side. Equal results need the same shift.
 
     Returns:
         Tensor: a scalar.
@@ -165,7 +178,7 @@ def _class_spacing(
 
 @lru_cache
 def moving_limit(device_type: str) -> int:
-    """Coordinates up to which `torchvision.ops.batched_nms` moves boxes.
+    """Number of coordinates up to which `torchvision.ops.batched_nms` shifts boxes.
 
     Args:
         device_type (str): "cpu" or "cuda".
@@ -180,7 +193,7 @@ def moving_limit(device_type: str) -> int:
 def _class_wise_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float, spacing: Tensor | None
 ) -> Tensor:
-    """Indices of survivors, best first. Without spacing, classes are taken one by one."""
+    """Indices of survivors, best first. Without spacing, one NMS per class."""
     if spacing is not None:
         return nms(boxes + (classes.to(boxes) * spacing)[:, None], scores, nms_thresh)
     order = classes.argsort(stable=True)
@@ -190,14 +203,17 @@ def _class_wise_nms(
         group[nms(group_boxes, group_scores, nms_thresh)] if len(group) > 1 else group
         for group, group_boxes, group_scores in groups
     ]
+    # First by index, then by score: the order in which torchvision's own loop over classes leaves
+    # them.
     keep = torch.cat([order[:0], *survivors]).sort().values
     return keep[scores[keep].sort(descending=True).indices]
 
 
 def _all_differ(ranked: Tensor) -> bool:
-    """Whether no two of these scores, which are in descending order, are equal.
+    """Whether no two of these scores, given in descending order, are equal.
 
-    Where classes are taken one by one, Detectron2 sorts the survivors with a sort that is not
-    stable: where equal scores end up depends on all survivors, so that all have to be known.
+    After one NMS per class, Detectron2 sorts the survivors with an unstable sort: the places of
+        equal
+    scores depend on all survivors, so all of them have to be known.
     """
     return bool((ranked[1:] < ranked[:-1]).all())

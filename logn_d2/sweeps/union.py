@@ -1,7 +1,7 @@
-"""From a network's outputs to every calibration's detections, with the network or without it.
+"""Detections of every calibration from raw box outputs, with the network or without it.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages, U
-different detections in an image over all calibrations, D detections of one calibration.
+distinct detections in an image over all calibrations, D detections of one calibration.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ __all__ = [
 ]
 
 Selection = tuple[float, float, int]
-"""Score threshold, overlap threshold of the non-maximum suppression, detections an image."""
+"""Score threshold, IoU threshold of the non-maximum suppression, detections per image."""
 
 Scorer = Callable[[Tensor], Sequence[Tensor]]
-"""From logits (R, K + 1) to probabilities, N tensors (Ri, K + 1)."""
+"""Maps logits (R, K + 1) to probabilities, N tensors (Ri, K + 1)."""
 
 
 @dataclass(frozen=True)
 class RawOutputs:
-    """What the box predictors say of N images, before any calibration.
+    """Outputs of the box predictors for N images, before any calibration.
 
     Attributes:
         logits (list[Tensor]): S tensors (R, K + 1), in nats.
-        scorers (list[Scorer]): what each stage makes of logits.
+        scorers (list[Scorer]): the function from logits to probabilities of each stage.
         boxes (Sequence[Tensor]): N tensors (Ri, K * 4), or (Ri, 4) for class-agnostic boxes.
-        image_sizes (Sequence[tuple[int, int]]): (height, width) of each, as the model sees it.
-        known (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes that are there; None for all.
+        image_sizes (Sequence[tuple[int, int]]): (height, width) of each image as the model's input.
+        known (Sequence[Tensor]): N tensors (Ri, K) bool, available boxes; None for all.
     """
 
     logits: list[Tensor]
@@ -70,30 +70,31 @@ class RawOutputs:
     def probabilities(
         self, calibrations: Sequence[AffineCalibration], average: str
     ) -> list[Tensor]:
-        """N tensors (Ri, K + 1): what the model would give with these calibrations attached."""
+        """Probabilities of the model with these calibrations attached, N tensors (Ri, K + 1)."""
+        # Multiplying by 1 / S, not dividing by S, because Detectron2 does: the last bit differs.
         weight = 1.0 / len(self.logits)
         calibrated = [c(logits) for c, logits in zip(calibrations, self.logits, strict=True)]
         if average == "logits":
             return list(self.scorers[-1](sum(calibrated) * weight))
         probs = [score(each) for score, each in zip(self.scorers, calibrated, strict=True)]
-        # A sum from 0 on, times 1 / S: bit for bit what CascadeROIHeads does. One stage stays as
-        # it is.
+        # A sum from 0 on, times 1 / S: the operations of CascadeROIHeads, bit for bit. A single
+        # stage stays unchanged.
         return [sum(of_image) * weight for of_image in zip(*probs, strict=True)]
 
 
 Calibrations = Mapping[str, Sequence[AffineCalibration]]
-"""Name -> one calibration for each box predictor."""
+"""Name -> one calibration per box predictor."""
 
 
 def check_calibrations(calibrations: Calibrations, num_classes: Sequence[int | None]) -> None:
-    """Checks that calibrations fit a model.
+    """Check that calibrations fit a model.
 
     Args:
         calibrations (Mapping): name -> calibrations.
         num_classes (Sequence[int]): K of each box predictor.
 
     Raises:
-        ValueError: there are none, or some for another number of stages or classes.
+        ValueError: no calibrations, or calibrations for another number of stages or classes.
     """
     stages = len(num_classes)
     if not calibrations:
@@ -123,10 +124,10 @@ def calibrations_digest(calibrations: Calibrations) -> str:
 
 
 def check_average(average: str) -> None:
-    """Checks what a cascade shall average.
+    """Check the quantity that a cascade averages.
 
     Raises:
-        ValueError: something else than "probs" and "logits".
+        ValueError: neither "probs" nor "logits".
     """
     if average not in ("probs", "logits"):
         raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
@@ -141,7 +142,7 @@ def find_unions(
     """The detections of every calibration, for each of N images.
 
     Raises:
-        ValueError: a box that may have a say in them is not there.
+        ValueError: a box that may affect them is not available.
     """
     found = []
     for stages in calibrations:
@@ -159,12 +160,13 @@ def best_candidates(
     average: str,
     count: int,
 ) -> list[Tensor]:
-    """N tensors (Ri, K) bool: the ``count`` best candidates under each of the calibrations."""
+    """Mark the ``count`` best candidates of each calibration, N tensors (Ri, K) bool."""
     best: list[Tensor] = []
     for stages in calibrations:
         for index, scores in enumerate(raw.probabilities(stages, average)):
             scores = scores[:, :-1]
             chosen = torch.zeros_like(scores, dtype=torch.bool)
+            # Unsorted, because only membership counts.
             order = scores.flatten().topk(min(count, scores.numel()), sorted=False).indices
             chosen.view(-1)[order] = True
             best[index:] = [best[index] | chosen] if index < len(best) else [chosen]
@@ -174,27 +176,29 @@ def best_candidates(
 def _check_known(
     known: Tensor, scores: Tensor, found: Instances, threshold: float, name: str
 ) -> None:
-    """Checks that boxes which are not there could have had no say in the detections.
+    """Check that unavailable boxes can't affect the detections.
 
-    Non-maximum suppression is greedy: a candidate with a lower score than all detections is none,
-    and suppresses none.
+    Non-maximum suppression is greedy: a candidate with a lower score than all detections neither is
+    one
+    nor suppresses one.
     """
     candidates = scores > threshold
     unknown = candidates & ~known
-    # Where candidates are few, all of their boxes decide how the overlaps are rounded.
+    # With few candidates, torchvision shifts boxes by the largest coordinate of all, which affects
+    # the rounding of overlaps: then every box matters.
     if int(candidates.count_nonzero()) * 4 > moving_limit(scores.device.type) and len(found):
         unknown &= scores >= found.scores.min()
     if unknown.any():
         raise UserError(
-            f"The boxes of {int(unknown.count_nonzero())} candidates of an image may be among the "
-            f"detections of '{name}', and are not stored. Name this calibration in the sweep that "
-            "stores, keep more boxes (--max-boxes), or all."
+            f"{int(unknown.count_nonzero())} candidates of an image without stored boxes may be "
+            f"among the detections of '{name}'. Name this calibration in the sweep that stores, "
+            "keep more boxes (--max-boxes), or all."
         )
 
 
 @dataclass(frozen=True)
 class Union:
-    """Different detections (box and class) in one image, as the model sees the image.
+    """Distinct detections (box and class) in one image, in the coordinates of the model's input.
 
     Attributes:
         boxes (Tensor): (U, 4) XYXY.
@@ -216,7 +220,8 @@ class Union:
         """The union of one image's detections under each calibration."""
         boxes = torch.cat([each.pred_boxes.tensor for each in instances])
         classes = torch.cat([each.pred_classes for each in instances])
-        # A class index is exact in a float's 24 bits.
+        # Box and class in one float row, for a single torch.unique; a class index is exact in 24
+        # bits.
         rows = torch.cat([boxes, classes[:, None].to(boxes.dtype)], dim=1)
         union, index = torch.unique(rows, dim=0, return_inverse=True)
         return cls(
@@ -227,7 +232,7 @@ class Union:
         )
 
     def instances(self, image_size: tuple[int, int], positions: Tensor) -> Instances:
-        """The detections at some positions, with "union_index" to know them by."""
+        """The detections at given positions, identified by "union_index"."""
         boxes = self.boxes[positions]
         return Instances(
             image_size,
@@ -238,13 +243,15 @@ class Union:
         )
 
     def detections(self, image_id: int | str, parts: Sequence[Scaled]) -> ImageDetections:
-        """Each calibration's share of the detections that are left after scaling.
+        """Each calibration's part of the detections that remain after scaling.
 
         Args:
             image_id (int or str): the image.
-            parts (Sequence[Scaled]): together the union, without boxes that have become empty.
+            parts (Sequence[Scaled]): parts of the union, without boxes that became empty.
         """
         kept = np.concatenate([part.position for part in parts])
+        # Boxes may become empty when clipped to the image, so positions in the union are
+        # renumbered.
         position = np.full(len(self), -1)
         position[kept] = np.arange(len(kept))
         index = [position[each.cpu().numpy()] for each in self.index]
@@ -268,20 +275,20 @@ class Scaled:
 
 
 def output_size(image: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that an image's detections are scaled to.
+    """(height, width) to which an image's detections are scaled.
 
     Args:
-        image (Mapping): a model input; "height" and "width" where it was resized.
-        image_size (tuple[int, int]): as the model sees it.
+        image (Mapping): a model input, with "height" and "width" if it was resized.
+        image_size (tuple[int, int]): size of the model's input.
     """
     return image.get("height", image_size[0]), image.get("width", image_size[1])
 
 
 def scaled(instances: Instances, image_id: int | str, size: tuple[int, int]) -> Scaled:
-    """What `GeneralizedRCNN` does last.
+    """Scale detections to their image, the last step of `GeneralizedRCNN`.
 
     Args:
-        instances (Instances): of `Union.instances`, with or without masks.
+        instances (Instances): result of `Union.instances`, with or without masks.
         image_id (int or str): the image.
         size (tuple[int, int]): its height and width.
     """
@@ -291,7 +298,7 @@ def scaled(instances: Instances, image_id: int | str, size: tuple[int, int]) -> 
 
 
 def empty_masks(count: int, image_size: tuple[int, int]) -> RleMasks:
-    """Masks that stand for ones that nobody looks at, or that are not known."""
+    """Placeholders for masks that no evaluation uses, or that are unknown."""
     nothing = mask_util.encode(np.zeros(image_size, dtype=np.uint8, order="F"))
     return RleMasks.from_dicts([nothing] * count)
 
@@ -299,10 +306,11 @@ def empty_masks(count: int, image_size: tuple[int, int]) -> RleMasks:
 def is_looked_at(
     ground_truth: LvisGroundTruth | None, image_id: np.ndarray, category: np.ndarray
 ) -> np.ndarray:
-    """(D,) bool, which detections the federated rule does not drop; without ground truth all."""
+    """Mark detections that the federated rule keeps, (D,) bool; all without ground truth."""
     looked_at = np.ones(len(category), dtype=bool)
     if ground_truth is not None and ground_truth.num_images:
         image = np.searchsorted(ground_truth.image_ids, image_id)
+        # searchsorted may return N for an id larger than all; the comparison below then rejects it.
         image = np.minimum(image, ground_truth.num_images - 1)
         known = ground_truth.image_ids[image] == image_id
         listed = ground_truth.is_listed(image * ground_truth.num_classes + category)
