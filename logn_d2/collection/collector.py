@@ -1,4 +1,4 @@
-"""Gathers per-class logit statistics from recorded forward passes.
+"""Collects per-class logit statistics from recorded forward passes.
 
 Shapes: R RoIs of one image, K foreground classes, C = K + 1 logit columns (background last),
 S cascade stages. Logits are in nats.
@@ -45,18 +45,19 @@ ESTIMATORS = ("exact", "ema", "ema_debiased")
 class LogitStatisticsCollector(DatasetEvaluator):
     """An evaluator whose result is a `LogitStatistics`.
 
-    Its outputs are `Recording` objects: use it in `inference_on_dataset` with a `LogitRecorder` in
-    the model's place. `collect_statistics` does that.
+    It processes `Recording` objects: use it in `inference_on_dataset` with a `LogitRecorder`
+    instead of the model, as `collect_statistics` does.
 
     Args:
-        description (LogitStatistics): without stages: what the pass is (class names, data sets,
+        description (LogitStatistics): description of the pass, without stages (class names, data
+            sets,
             population, estimator, momentum, ...). Without class names, classes are numbered.
-        partial (ShardFolder): where to save what is gathered so far; None for nowhere.
+        partial (ShardFolder): folder for partial statistics; None saves none.
         period (int): images between two partial files.
-        saved (LogitStatistics): a partial file's content, to resume from.
+        saved (LogitStatistics): content of a partial file from which to resume.
 
     Raises:
-        ValueError: an unknown population or estimator, or two that do not go together.
+        ValueError: an unknown population or estimator, or an unsupported combination.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything but what a partial file had."""
+        """Discard everything except the content of the partial file."""
         self._moments: list[LogitMoments | EmaLogitMoments] = []
         self._posteriors: list[PosteriorMoments | None] = []
         self._fingerprints: list[Tensor | None] = []
@@ -84,14 +85,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self._restore(self._saved)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Recording) -> None:
-        """Adds the RoIs of some images.
+        """Add the RoIs of some images.
 
-        All RoIs of one "image_id" depend on each other: repetitions are no new images.
+        All RoIs of one "image_id" depend on each other: repetitions are not new images.
 
         Args:
-            inputs (Sequence[Mapping]): N mapped images; "statistics_weight" is how many images one
-                counts for.
-            outputs (Recording): what the model said about them.
+            inputs (Sequence[Mapping]): N mapped images; "statistics_weight" is the weight of one.
+            outputs (Recording): the model's outputs for them.
 
         Raises:
             NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
@@ -111,42 +111,43 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self._images_on_disk = self.num_images
 
     def evaluate(self) -> dict[str, LogitStatistics]:
-        """Merges what all processes have gathered.
+        """Merge the statistics of all processes.
 
         Returns:
-            dict: "statistics", on every process. Moving averages can't be merged: they are those
-            of process 0, as in the released code.
+            dict: "statistics", on every process. Moving averages can't be merged: these are those
+                of
+            process 0, as in the released code.
 
         Raises:
-            ValueError: no process has seen an image.
+            ValueError: no process had an image.
         """
         parts = [part for part in comm.all_gather(self.own_statistics()) if part is not None]
         if not parts:
             raise UserError(
-                "No image was seen, so there are no statistics. Is the data loader empty?"
+                "There was no image, so there are no statistics. Is the data loader empty?"
             )
         if self._description.estimator == "exact":
             return {"statistics": functools.reduce(LogitStatistics.merge, parts).with_reached()}
         if len(parts) > 1 and comm.is_main_process():
             logger.warning(
-                "Moving averages can't be merged: these are of process 0 alone, 1/%d of the "
+                "Moving averages can't be merged: these are from process 0 alone, 1/%d of the "
                 "images, as in the released code. Use the exact estimator, or one process.",
                 comm.get_world_size(),
             )
         return {"statistics": parts[0]}
 
     def own_statistics(self) -> LogitStatistics | None:
-        """What this process has seen so far; None before its first image."""
+        """Statistics of this process so far; None before its first image."""
         return self._statistics() if self._moments else None
 
     def remove_partial_files(self) -> None:
-        """Removes all processes' partial files; call it once the result is safe."""
+        """Remove the partial files of all processes; call it after the result is saved."""
         comm.synchronize()
         if self._partial is not None and comm.is_main_process():
             self._partial.clear()
 
     def _start(self, outputs: Recording) -> None:
-        """Makes empty moments once the first output has shown how many classes there are."""
+        """Create empty moments; the first output shows the number of classes."""
         description = self._description
         first = outputs.stages[0]
         logits, background = first.logits, first.background
@@ -180,7 +181,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self._fingerprints.append(stage.fingerprint())
 
     def _per_image(self, stage: RecordedStage) -> list[_OfImage]:
-        """Each image's RoIs of the population."""
+        """RoIs of the population for each image."""
         population = self._description.population
         logits = stage.logits.split(stage.lengths)
         if population == "proposals":  # not matched
@@ -222,7 +223,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         labels: Tensor | None,
         of_image: Mapping[str, Any],
     ) -> None:
-        """Adds some of an image's RoIs."""
+        """Add a block of an image's RoIs."""
         logits = logits.to(moments.mean.device, torch.float64)  # once for both
         mask = None
         if self._description.population == "positives":
@@ -235,7 +236,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
             posteriors.update(logits, scores, labels, **of_image)
 
     def _statistics(self, partial: bool = False) -> LogitStatistics:
-        """What this process has seen; ``partial`` for a file to resume from."""
+        """Statistics of this process; ``partial`` for a file from which to resume."""
         stages = [
             self._stage_statistics(*each, raw=partial)
             for each in zip(self._moments, self._posteriors, self._fingerprints, strict=True)
@@ -267,7 +268,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         return StageStatistics(mean.cpu(), var.cpu(), moments.count.cpu(), fingerprint=fingerprint)
 
     def _restore(self, saved: LogitStatistics) -> None:
-        """The inverse of ``_statistics(partial=True)``."""
+        """Invert ``_statistics(partial=True)``."""
         known = ("class_names", "autocast", "activation", "background", "site")
         self._description = replace(
             self._description, **{name: getattr(saved, name) for name in known}
@@ -287,11 +288,11 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
 
 _OfImage = tuple[Tensor, "Tensor | None"]
-"""Logits (R, C); (R,) labels, None if not known."""
+"""Logits (R, C); labels (R,), None if unknown."""
 
 
 def _name(image: Mapping[str, Any], logits: Tensor) -> Hashable | None:
-    """What puts an image into a group; without an id its first RoI, and not each block's."""
+    """The key of an image's group; without an id, its first RoI, the same for all blocks."""
     name = image.get("image_id", image.get("file_name"))
     if name is None and len(logits):
         return logits[0].double().cpu().numpy().tobytes()
@@ -301,14 +302,14 @@ def _name(image: Mapping[str, Any], logits: Tensor) -> Hashable | None:
 def _select(
     population: str, logits: Tensor, labels: Tensor | None, background: Background = "last"
 ) -> _OfImage:
-    """One image's part of a population of matched RoIs.
+    """The part of an image's matched RoIs that belongs to a population.
 
     Args:
         population (str): "sampled", "images", "foreground" or "positives".
         logits (Tensor): (R, C).
-        labels (Tensor): (R,) columns; K for background that has none, negative for RoIs to be
-            left out.
-        background (str): where the background column is.
+        labels (Tensor): (R,) columns; K for background without a column, negative for RoIs to
+            ignore.
+        background (str): position of the background column.
     """
     if population == "foreground":
         columns = torch.arange(logits.shape[1], device=labels.device)
@@ -318,12 +319,12 @@ def _select(
 
 
 def gathers_posteriors(estimator: str, population: str) -> bool:
-    """Whether a pass of this kind gathers posteriors: where every RoI counts for every column."""
+    """Whether such a pass collects posteriors: only if every RoI counts for every column."""
     return estimator == "exact" and population != "positives"
 
 
 def _autocast(device_type: str) -> str | None:
-    """The type of mixed precision that is on, "" without it, None where PyTorch is too old."""
+    """The active type of mixed precision, "" without it, None if PyTorch is too old to say."""
     if not hasattr(torch, "get_autocast_dtype"):
         return None
     if not torch.is_autocast_enabled(device_type):
@@ -345,16 +346,16 @@ def _check_description(description: LogitStatistics) -> None:
         )
     if description.stop_at < 0 or (description.stop_at > 0 and estimator != "exact"):
         raise UserError(
-            f"stop_at is {description.stop_at} with the estimator {estimator}: expected a positive "
-            "error for exact statistics, or 0 to pass over all images. Moving averages have no "
-            "standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
+            f"stop_at is {description.stop_at} with the estimator {estimator}: expected a "
+            f"positive error for exact statistics, or 0 to visit all images. Moving averages have "
+            f"no standard error (MODEL.LOGN.COLLECT.STOP_AT and ESTIMATOR)."
         )
     if description.stop_at > 0 and population == "positives":
         raise UserError(
             f"stop_at is {description.stop_at} with the population positives: expected 0. A class "
             "without positives in two images has no standard error, and rare classes would let the "
             "pass run to its end. Set MODEL.LOGN.COLLECT.STOP_AT to 0, or POPULATION to sampled, "
-            "where every image speaks for every class."
+            "where every image counts for every class."
         )
     if estimator != "exact" and population == "positives":
         raise UserError(

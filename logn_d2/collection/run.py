@@ -1,4 +1,4 @@
-"""The statistics pass: forward passes over the training set, and a statistics file at the end."""
+"""The statistics pass: forward passes over the training set that end in a statistics file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _read_partial(path: Path) -> Mapping[str, Any]:
         raise damaged(path, _PARTIAL.what, error) from error
 
 
-# One file for each process, beside the statistics file that the pass will end in.
+# One file per process, beside the final statistics file.
 _PARTIAL = ShardKind("statistics pass", ".safetensors", _read_partial)
 
 
@@ -73,59 +73,63 @@ def collect_statistics(
     provenance: Mapping[str, Any] | None = None,
     site: LogitSite | None = None,
 ) -> LogitStatistics:
-    """Gathers the logit statistics of a detector, with forward passes only.
+    """Collect the logit statistics of a detector, with forward passes only.
 
-    Runs any Detectron2 model that has box predictors, up to their logits: no losses, no NMS, no
-    masks, no gradients. Detectors without are run as docs/sites.md says. Afterwards the model and
-    all random generators are as they were. With several processes, each passes over its own share
-    of the images.
+    Any Detectron2 model with box predictors is run up to their logits: no losses, no NMS, no masks,
+        no
+    gradients. docs/sites.md describes detectors without box predictors. Afterwards the model and
+    all
+    random generators are unchanged. With several processes, each visits its own share of the
+    images.
 
     Args:
         model (nn.Module): the detector, with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, with ground truth unless the
             population is "proposals", in the same order each time; see `build_statistics_loader`.
-            Given a function from the number of batches to leave out to a loader, a resumed pass
-            loads only what is left.
-        class_names (Sequence[str]): K names; numbers if not given.
-        datasets (Sequence[str]): names of the data sets that the loader passes over.
+            With a function from the number of batches to skip to a loader, a resumed pass loads
+            only the
+            rest.
+        class_names (Sequence[str]): K names; by default, numbers.
+        datasets (Sequence[str]): names of the loader's data sets.
         population (str): "sampled", "proposals", "foreground" or "positives", or
             "images" for an image classifier; see
             `LogitStatistics`.
         estimator (str): "exact", "ema" or "ema_debiased".
-        momentum (float): of the moving averages.
-        seed (int): of the sampling of RoIs.
+        momentum (float): momentum of the moving averages.
+        seed (int): seed of the sampling of RoIs.
         sampler (str): how the loader repeats images, for the record.
         augmented (bool): whether the loader augments, for the record.
-        complete (bool): whether the loader gives every training image. Classes that no RoI is
-            matched to then have no say in LogN's beta. None where that is not known.
-        stop_at (float): end as soon as the standard error of the calibrated logits, which the
-            statistics cause, is at most this in every class and stage (see `sampling_error`:
-            for raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of
-            such a standard deviation). 0 passes over all images. Needs images in random order and
-            the exact estimator.
-        stop_period (int): images of all processes between two looks at that error.
-        checkpoint (PathLike): where the statistics file will be; partial files go beside it. None
+        complete (bool): whether the loader yields every training image. LogN's beta then ignores
+            classes without matched RoIs. None if unknown.
+        stop_at (float): stop as soon as the standard error that the statistics contribute to the
+            calibrated logits is at most this in every class and stage (see `sampling_error`: for
+            raw
+            logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of such a
+            standard deviation). 0 visits all images. Needs images in random order and the exact
+            estimator.
+        stop_period (int): images of all processes between two checks of that error.
+        checkpoint (PathLike): path of the future statistics file; partial files go beside it. None
             writes none.
         checkpoint_period (int): images of a process between two partial files.
         resume (bool): use partial files of the same settings and weights, if there are any.
-        settings (Mapping): whatever else must be the same for that, for example of the loader.
-        provenance (Mapping): what people may want to know later; anything that JSON can write.
-        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
+        settings (Mapping): further settings that must be equal to resume, for example the loader's.
+        provenance (Mapping): notes for human readers; JSON-serialisable.
+        site (LogitSite): description of the logits in a model unknown to logn_d2.
 
     Returns:
-        LogitStatistics: on every process, of all processes' images (moving averages: of process
-        0's).
+        LogitStatistics: on every process, for the images of all processes (moving averages: of
+        process 0).
 
     Raises:
         NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
-        ValueError: settings that do not fit together, an empty loader, or a model trained with a
-            loss whose logits can't be calibrated.
+        ValueError: incompatible settings, an empty loader, or a model trained with a loss whose
+            logits can't be calibrated.
 
     Example:
         >>> loader = functools.partial(build_statistics_loader, cfg)  # doctest: +SKIP
         >>> collect_statistics(model, loader).save("logn_stats.safetensors")  # doctest: +SKIP
     """
-    check_calibratable(model)  # statistics of other logits are of no use
+    check_calibratable(model)  # statistics of other logits are useless
     _check_class_names(model, class_names, site)
     _check_loader(loader)
     description = LogitStatistics(
@@ -160,16 +164,17 @@ def collect_statistics(
 def collect_from_config(
     cfg: CfgNode, model: nn.Module, output: str | os.PathLike[str], resume: bool = False
 ) -> LogitStatistics:
-    """Gathers statistics over ``cfg.DATASETS.TRAIN`` and writes the statistics file.
+    """Collect statistics over ``cfg.DATASETS.TRAIN`` and write the statistics file.
 
-    What is gathered, ``cfg.MODEL.LOGN.COLLECT`` decides. A pass that was killed loses at most
-    CHECKPOINT_PERIOD images of each process; resumed, it ends with the same numbers.
+    ``cfg.MODEL.LOGN.COLLECT`` has the settings. A killed pass loses at most CHECKPOINT_PERIOD
+    images of
+    each process; when resumed, it ends with the same numbers.
 
     Args:
         cfg (CfgNode): the model's config.
         model (nn.Module): the detector, with its weights loaded.
         output (PathLike): the statistics file; process 0 writes it.
-        resume (bool): use partial files, if they are of the same settings and weights.
+        resume (bool): use partial files with the same settings and weights.
 
     Returns:
         LogitStatistics: on every process.
@@ -177,7 +182,7 @@ def collect_from_config(
     Raises:
         NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
         OSError: the folder can't be written or the disk is full.
-        ValueError: there are no images, or settings that do not fit together.
+        ValueError: there are no images, or incompatible settings.
     """
     collect = cfg.MODEL.LOGN.COLLECT
     dataset = training_images(cfg)
@@ -230,7 +235,7 @@ def _run_pass(
     settings: Mapping[str, Any],
     site: LogitSite | None = None,
 ) -> tuple[LogitStatistics, LogitStatisticsCollector]:
-    """The pass itself; partial files are left for the caller, who may yet have to save."""
+    """The pass itself; the caller removes partial files after saving the result."""
     _check_population(model, description.population)
     with preserved_rng():
         first = loader_from(loader, 0)
@@ -265,7 +270,7 @@ def _run_pass(
 def _check_class_names(
     model: nn.Module, class_names: Sequence[str] | None, site: LogitSite | None
 ) -> None:
-    """Raises a ValueError if these are not the names of the model's classes, before a pass."""
+    """Check before a pass that these can be the names of the model's classes."""
     if isinstance(class_names, str):
         raise UserError(
             f"class_names is the text {class_names!r}; expected a sequence of names, such as "
@@ -280,7 +285,7 @@ def _check_class_names(
 
 
 def _check_population(model: nn.Module, population: str) -> None:
-    """Raises a ValueError where regions are asked of a classifier of images, or the reverse."""
+    """Check that the population is of regions for a detector, or of images for a classifier."""
     of_images = any(getattr(module, "classifies_images", False) for module in model.modules())
     if of_images != (population == "images"):
         raise UserError(
@@ -292,7 +297,7 @@ def _check_population(model: nn.Module, population: str) -> None:
 
 
 def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
-    """Raises a ValueError for loaders that never end, and for images that are in no batch."""
+    """Refuse loaders that never end, and images outside batches."""
     if isinstance(loader, Iterable) and not isinstance(loader, Sized):
         raise UserError(
             f"A pass needs a loader that ends, and a {type(loader).__name__} has no length. Use "
@@ -301,7 +306,7 @@ def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
         )
     if isinstance(loader, Sequence) and loader and isinstance(loader[0], Mapping):
         raise UserError(
-            "The loader gives images, expected batches: lists of images. Write "
+            "The loader yields images, expected batches: lists of images. Write "
             "[[image] for image in images]."
         )
 
@@ -309,10 +314,10 @@ def _check_loader(loader: BatchLoader | LoaderFactory) -> None:
 def _repeats_sampled_anew(
     recorder: LogitRecorder | SiteRecorder,
 ) -> Callable[[Sequence[Mapping]], Recording | SiteRecording]:
-    """The recorder, with RoIs drawn anew each time that an image comes, as training does."""
+    """The recorder with new RoIs for each repetition of an image, as in training."""
 
     def record(inputs: Sequence[Mapping[str, Any]]) -> Recording | SiteRecording:
-        # What is sampled follows from the image's id.
+        # The image's id determines the sampled RoIs, so each repetition gets an id of its own.
         positions = [image.get("statistics_index", "") for image in inputs]
         names = [f"{x.get('image_id')}/{p}" for x, p in zip(inputs, positions, strict=True)]
         return recorder([{**x, "image_id": n} for x, n in zip(inputs, names, strict=True)])
@@ -334,7 +339,7 @@ def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -
     )
     if statistics.stop_at > 0:
         logger.info(
-            "Standard error of calibrated logits: %.4f; the aim of %g was %s",
+            "Standard error of calibrated logits: %.4f; the target of %g was %s",
             statistics.sampling_error(),
             statistics.stop_at,
             "reached" if statistics.reached else "not reached with all images",

@@ -1,4 +1,4 @@
-"""The calibration that needs no choice: no hyper-parameter, class counts or validation labels."""
+"""A calibration without hyper-parameters, class counts or validation labels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCa
 
     pi is the mean posterior over all RoIs of the statistics pass: the detector's own prior. The
     shifts are centred because the share of background among sampled RoIs is the sampler's, and says
-    nothing of the images. There is no constant to choose. docs/when_logn_helps.md says how it does,
-    and which rules were tried before.
+    nothing of the images. There is no constant to choose. docs/when_logn_helps.md has its
+    results, and those of the rules that were tried before.
 
     Args:
-        stage (StageStatistics): with posteriors.
+        stage (StageStatistics): statistics with posteriors.
         background (str): "last", "first" or "none".
 
     Returns:

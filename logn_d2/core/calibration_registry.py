@@ -1,4 +1,4 @@
-"""Calibrations by name, as a config or a command line gives them.
+"""Calibrations by name, for configs and command lines.
 
 Shapes: K foreground classes, S cascade stages.
 """
@@ -38,20 +38,21 @@ Classifier = Callable[[], tuple[Tensor, Tensor | None]]
 
 @dataclass(frozen=True)
 class CalibrationInputs:
-    """What a calibration may be made from; each entry takes what it needs.
+    """The inputs of a calibration; each registry entry uses those that it needs.
 
     Attributes:
         num_classes (int): K.
         stage (StageStatistics): statistics of this classifier, a function that returns them (called
-            only when they are needed: gathering takes a pass over the training set), or None.
+            only
+            if needed, because collecting takes a pass over the training set), or None.
         counts (ClassCounts): class counts of the training set, a function that returns them (called
-            only when they are needed: counting LVIS takes a while), or None.
-        background (str): where the background column is.
-        classifier (Callable): returns this classifier's weight (C, D) and bias (C,) or None;
-            called only when they are needed, since weights may be loaded later. Or None.
-        stage_index (int): which cascade stage this is.
-        unlabelled (Callable): returns `LogitStatistics.unlabelled` of this stage; called only where
-            the statistics are. Or None.
+            only if needed, because counting LVIS takes a while), or None.
+        background (str): position of the background column.
+        classifier (Callable): returns this classifier's weight (C, D) and bias (C,) or None; called
+            only if needed, because weights may be loaded later. Or None.
+        stage_index (int): index of the cascade stage.
+        unlabelled (Callable): returns `LogitStatistics.unlabelled` of this stage; called only with
+            statistics. Or None.
 
     Example:
         >>> inputs = CalibrationInputs(num_classes=2)
@@ -71,7 +72,7 @@ class CalibrationInputs:
         """Weight and bias of the classifier.
 
         Raises:
-            ValueError: they are not known.
+            ValueError: they are unknown.
         """
         if self.classifier is None:
             raise UserError(
@@ -81,7 +82,7 @@ class CalibrationInputs:
         return self.classifier()
 
     def groups(self) -> np.ndarray | None:
-        """(K,) letters of the data set's own groups, None where it has none."""
+        """(K,) letters of the data set's own groups, or None."""
         counts = self.counts() if callable(self.counts) else self.counts
         return None if counts is None else counts.groups
 
@@ -89,7 +90,7 @@ class CalibrationInputs:
         """(K,) training images.
 
         Raises:
-            ValueError: the class counts are not known.
+            ValueError: the class counts are unknown.
         """
         return torch.as_tensor(self.class_counts().image_count)
 
@@ -97,7 +98,7 @@ class CalibrationInputs:
         """The class counts.
 
         Raises:
-            ValueError: they are not known.
+            ValueError: they are unknown.
         """
         if self.counts is None:
             raise UserError(
@@ -131,7 +132,7 @@ CALIBRATION_REGISTRY: Registry = Registry("calibration")
 
 
 def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
-    """Reads a calibration as people write it: a name, or a call with keywords.
+    """Parse the text of a calibration: a name, or a call with keywords.
 
     Args:
         text (str): for example "logn", "norcal(gamma=0.6)", "logn(beta=mean, std_power=2)" or
@@ -142,7 +143,7 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
 
     Raises:
         KeyError: unknown name; the message lists the known ones.
-        ValueError: the text has another form, or is a grid.
+        ValueError: the text has a wrong form, or is a grid.
 
     Example:
         >>> parse_calibration("logn(beta=mean, std_power=2)")
@@ -160,7 +161,7 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration:
-    """Builds a calibration from its written form.
+    """Build a calibration from its text.
 
     Args:
         text (str): see `parse_calibration`.
@@ -171,7 +172,7 @@ def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration
 
     Raises:
         KeyError: unknown name; the message lists the known ones.
-        ValueError: unknown options, or something that the calibration needs is missing.
+        ValueError: unknown options, or a missing input of the calibration.
 
     Example:
         >>> build_calibration("temperature(temperature=2)", CalibrationInputs(num_classes=3))

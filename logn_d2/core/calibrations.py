@@ -1,4 +1,4 @@
-"""The formulas of the post-hoc calibrations: functions that return an `AffineCalibration`.
+"""Formulas of post-hoc calibrations: functions that return an `AffineCalibration`.
 
 Shapes: K foreground classes, C logit columns (K + 1 with a background column), D feature channels.
 mu and sigma are the mean and standard deviation of a class's logit over the training set; logits
@@ -34,11 +34,11 @@ def logn(
 
         z'_c = (z_c - mu_c + beta) / sigma_c,     z'_bg = z_bg
 
-    Classes that the statistics can't speak for (`StageStatistics.usable`) keep their raw logit, and
-    have no say in beta.
+    Classes without usable statistics (`StageStatistics.usable`) keep their raw logits and are
+    ignored when computing beta.
 
     Args:
-        stage (StageStatistics): of this classifier.
+        stage (StageStatistics): statistics of this classifier.
         background (str): "last", "first", or "none" for a plain classifier (Eq. 1).
         use_mean (bool): subtract mu (Table 2).
         use_std (bool): divide by sigma (Table 2).
@@ -47,21 +47,21 @@ def logn(
             background column every rule means "none".
         std_power (float): exponent of sigma; 2 in the paper's App. B.4.
         std_reference (str): "none" (Eq. 2), or "geometric" to divide by sigma relative to its
-            geometric mean over the foreground. Eq. 2 divides all foreground logits by that mean
-            too, and not the background's: a change of temperature between the two.
+            geometric mean over the foreground. Eq. 2 also divides all foreground logits by that
+            mean, but not the background's, which changes the temperature between the two.
         source (str): mu and sigma over "all" RoIs (Eq. 2), or over each class's "negatives"; see
             `StageStatistics.negatives`.
-        unlabelled (Tensor): (K,) bool, classes that no training RoI is matched to. Nothing ever
-            raised their logits, whose means may lie far below all others: they have no say in beta.
-            None where that is not known.
+        unlabelled (Tensor): (K,) bool, classes without a matched training RoI. Training never
+            raised their logits, whose means may lie far below all others, so beta ignores them.
+            None if unknown.
 
     Returns:
         AffineCalibration: K classes, on the CPU.
 
     Raises:
-        StatisticsError: the statistics lack what negatives need.
-        ValueError: an unknown rule for beta or sigma, the mean of a background that was never seen,
-            or a switch that is neither True nor False.
+        StatisticsError: the statistics lack the sums for negatives.
+        ValueError: an unknown rule for beta or sigma, the mean of a background without logits, or a
+            switch that is neither True nor False.
 
     Example:
         >>> stage = StageStatistics(
@@ -79,12 +79,15 @@ def logn(
         raise UserError(f"source is {source!r}, expected all or negatives.")
     whole, stage = stage, stage.negatives() if source == "negatives" else stage
     foreground = foreground_columns(background)
+    # float64 until the end: beta minus mean cancels, and AffineCalibration rounds once to float32.
     mean, usable = stage.mean.double()[foreground], stage.usable[foreground]
     sigma = stage.var.double()[foreground].sqrt() ** std_power / _reference(
         std_reference, std_power, stage, foreground
     )
     sigma = torch.where(usable, sigma, 1.0) if use_std else torch.ones_like(mean)
+    # Only beta ignores unlabelled classes; their own logits are still standardised.
     counts = usable if unlabelled is None else usable & ~unlabelled
+    # The background's mean comes from all RoIs: it has no negatives in the sense of a class.
     beta = _beta(beta, mean[counts], whole, background)
     offset = beta - mean if use_mean else torch.full_like(mean, beta)
     shift = torch.where(usable, offset / sigma, 0.0)
@@ -94,7 +97,7 @@ def logn(
 def temperature(
     num_classes: int, *, temperature: float, background: Background = "last"
 ) -> AffineCalibration:
-    """Foreground logits divided by one temperature.
+    """Divide foreground logits by one temperature.
 
     Args:
         num_classes (int): K.
@@ -127,10 +130,10 @@ def tau_norm(
 
         z'_c = w_c x / ||w_c||^tau + b_c,     z'_bg = z_bg
 
-    A cosine classifier normalises its rows already; this changes nothing about it.
+    A cosine classifier already has normalised rows, so it stays unchanged.
 
     Args:
-        weight (Tensor): (C, D) of the classifier.
+        weight (Tensor): (C, D) weight of the classifier.
         bias (Tensor): (C,), or None.
         tau (float): 0 changes nothing; 1 makes all norms 1.
         keep_bias (bool): False drops the foreground bias, as the authors do for image
@@ -157,7 +160,7 @@ def tau_norm(
 
 
 def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: Background) -> float:
-    """beta of Eq. 2 by its rule, from the means of the classes that have a say; 0 for none."""
+    """beta of Eq. 2 by its rule, from the means of the classes that count; 0 for none."""
     if isinstance(rule, (int, float)) and not isinstance(rule, bool):
         return float(rule)
     rules = ("min", "max", "mean", "background", "none")
@@ -169,8 +172,8 @@ def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: B
         index = -1 if background == "last" else 0
         if stage.count[index] == 0:
             raise UserError(
-                "beta=background needs the background's mean logit, but these statistics saw no "
-                "background logit. Collect them with the population 'sampled', or use beta=min."
+                "beta=background needs the background's mean logit, but these statistics have no "
+                "background logits. Collect them with the population 'sampled', or use beta=min."
             )
         return float(stage.mean[index])
     return float(getattr(mean, rule)())
@@ -179,7 +182,7 @@ def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: B
 def _reference(
     rule: str, std_power: float, stage: StageStatistics, foreground: slice
 ) -> Tensor | float:
-    """What sigma to a power is taken relative to."""
+    """The reference by which sigma to a power is divided."""
     if rule not in ("none", "geometric"):
         raise UserError(f"std_reference is {rule!r}, expected none or geometric.")
     var = stage.var.double()[foreground][stage.usable[foreground]]

@@ -1,4 +1,4 @@
-"""Calibrations that divide a class's score by a power of its prior: shifts of the logits.
+"""Calibrations that divide a class's score by a power of its prior, that is, shift the logits.
 
 Shapes: K foreground classes. Logits are in nats.
 """
@@ -34,28 +34,30 @@ Counts = Sequence[int] | np.ndarray | Tensor
 def prior_shift(
     log_prior: Tensor, strength: float, *, centre: str = "none", offset: float = 0.0
 ) -> Tensor:
-    """The shifts of a family of calibrations that differ in their prior and in one number.
+    """Shifts of a family of calibrations that differ in the prior and its exponent.
 
         s_c = -strength (log prior_c - m) + offset
 
-    A prior has a scale of its own: counts, shares and mean scores differ by a constant, and against
-    an untouched background that constant decides how high all foreground logits are. ``centre``
-    takes it out.
+    The scale of a prior is arbitrary: counts, shares and mean scores differ by a constant, which
+    sets the height of all foreground logits relative to the unchanged background. ``centre``
+    removes it.
 
     Args:
         log_prior (Tensor): (K,) float64, log of each class's count, share or mean score.
-        strength (float): of the correction; 0 leaves the offset alone.
-        centre (str): what m is. "none": 0, the prior's own scale. "mean": the mean of log_prior, so
+        strength (float): strength of the correction; 0 leaves only the offset.
+        centre (str): choice of m. "none": 0, the prior's own scale. "mean": the mean of log_prior,
+            so
             that the shifts without the offset sum to 0. "mass": log of the mean of prior, which is
             0 for a class with the average share of the foreground.
-        offset (float): of all foreground logits, in nats; negative ones favour the background, and
-            rank detections more by z_c - z_bg than by which class they are.
+        offset (float): common shift of all foreground logits, in nats; negative values favour the
+            background, so that z_c - z_bg matters more in the ranking than the competition between
+            classes.
 
     Returns:
         Tensor: (K,) float64.
 
     Raises:
-        ValueError: another centre, or an offset that is no finite number.
+        ValueError: an unknown centre, or an offset that is not a finite number.
 
     Example:
         >>> prior_shift(torch.tensor([100.0, 4.0]).log(), 0.5, centre="mean").exp()
@@ -80,14 +82,14 @@ def norcal(
 
         z'_c = z_c - gamma log N_c + b,     z'_bg = z_bg
 
-    NorCal is b = 0; gamma is a hyper-parameter that its authors choose on the training set, and
-    there is no default. It is what the LogN paper calls LogA in a detector. Other b give other
+    NorCal has b = 0; gamma is a hyper-parameter that its authors choose on the training set,
+    without a default. The LogN paper calls this LogA in a detector. Other values of b give other
     methods: gamma log(sum N) is `logit_adjustment`, gamma log(T / K), for T training images, the
-    frequency part of FRACAL. ``offset`` is added to the b that ``centre`` gives.
+    frequency part of FRACAL. ``offset`` is added to the b from ``centre``.
 
     Args:
         image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
-        gamma (float): 0 leaves the offset alone.
+        gamma (float): 0 leaves only the offset.
         centre (str): "none" (NorCal), "mean" or "mass"; see `prior_shift`.
         offset (float): a common shift of the foreground, in nats.
         background (str): "last", "first" or "none".
@@ -116,15 +118,15 @@ def p2p(
 
         z'_c = z_c - alpha (log pi_c - m) + b,     z'_bg = z_bg
 
-    The paper is about image classification; with a background column, b decides. Classes that the
-    statistics can't speak for (pi_c = 0) are shifted as the average class.
+    The paper treats image classification; with a background column, b matters. Classes without
+    statistics (pi_c = 0) are shifted like the average class.
 
     Args:
-        stage (StageStatistics): with posteriors.
-        alpha (float): 1 divides by the whole prior.
-        source (str): what pi is: the mean posterior over "all" RoIs, or over each class's
-            "negatives", which training has not learnt by heart; or the share of "labels" among the
-            RoIs, where a class without one counts as one RoI.
+        stage (StageStatistics): statistics with posteriors.
+        alpha (float): 1 divides by the full prior.
+        source (str): choice of pi: the mean posterior over "all" RoIs, or over each class's
+            "negatives", which training can't have memorised; or the share of "labels" among the
+            RoIs, where a class without labels counts as one RoI.
         centre (str): "mean": the shifts without b sum to 0. "mass": the posterior mass of the
             foreground is kept, s_c = -alpha log(K pi_c / sum pi). "none": -alpha log pi_c.
         offset (float): b, a common shift of the foreground, in nats.
@@ -134,8 +136,8 @@ def p2p(
         AffineCalibration: K classes, on the CPU.
 
     Raises:
-        StatisticsError: the statistics lack what the source needs.
-        ValueError: another source or centre.
+        StatisticsError: the statistics lack the sums for the source.
+        ValueError: an unknown source or centre.
 
     Example:
         >>> from .moments import LogitMoments
@@ -157,18 +159,19 @@ def p2p(
 def matching_gamma(
     stage: StageStatistics, image_count: Counts, *, background: Background = "last"
 ) -> float:
-    """The gamma with which NorCal takes off as much as the detector's posteriors follow the counts.
+    """The gamma with which NorCal removes the dependence of the detector's posteriors on counts.
 
-    The slope of the log mean posterior over negatives on log N_c (least squares over classes), as
-    far as it lies in [0, 1]. It needs no labels but those that tell negatives apart.
+    It is the slope of the log mean posterior over negatives on log N_c (least squares over
+    classes),
+    clipped to [0, 1]. Labels are used only to identify negatives.
 
     Args:
-        stage (StageStatistics): with posteriors and labels.
+        stage (StageStatistics): statistics with posteriors and labels.
         image_count (list, ndarray or Tensor): (K,) training images; 0 counts as 1.
         background (str): "last", "first" or "none".
 
     Returns:
-        float: gamma; 0 where all counts are the same.
+        float: gamma; 0 if all counts are equal.
 
     Raises:
         StatisticsError: the statistics lack posteriors or labels.
@@ -194,7 +197,7 @@ def matching_gamma(
 
 
 def _log_prior(stage: StageStatistics, source: str, background: Background) -> Tensor:
-    """(K,) log of each class's prior; the mean of the others where it is 0."""
+    """Log prior of each class, (K,); a class with prior 0 gets the mean of the others."""
     if source not in ("all", "negatives", "labels"):
         raise UserError(f"source is {source!r}, expected one of all, negatives, labels.")
     foreground = foreground_columns(background)
@@ -204,7 +207,7 @@ def _log_prior(stage: StageStatistics, source: str, background: Background) -> T
     log_prior = stage.mean_posterior(source)[foreground].log()
     known = log_prior[log_prior.isfinite()]
     if len(known) == 0:
-        raise StatisticsError("The statistics saw no RoI, so that no class has a mean posterior.")
+        raise StatisticsError("The statistics have no RoIs, so no class has a mean posterior.")
     return torch.where(log_prior.isfinite(), log_prior, known.mean())
 
 
@@ -219,19 +222,20 @@ def fracal(
 
         z'_c = z_c + log10(T / (K n_c)) - lambda log D_c,     z'_bg = z_bg
 
-    n_c are the class's training images and T all training images, D_c the fractal dimension of
-    where its objects are. The count's logarithm is to the base of ten, as in the released code:
-    the frequency part is `norcal` with gamma 0.434. The rule for sigmoid scores is a product of two
-    sigmoids, no affine map, and can't be folded: heads with these are refused.
+    n_c is the number of the class's training images, T that of all training images, and D_c the
+    fractal dimension of the positions of its objects. The count's logarithm has base ten, as in the
+    released code: the frequency part is `norcal` with gamma 0.434. The rule for sigmoid scores is a
+    product of two sigmoids, not an affine map, and can't be folded: heads with sigmoid scores are
+    refused.
 
     Args:
-        counts (ClassCounts): of the training set, with fractal dimensions.
-        lam (float): lambda; 2 in the released configs, 0 for the frequency part alone.
+        counts (ClassCounts): counts of the training set, with fractal dimensions.
+        lam (float): lambda; 2 in the released configs, 0 for only the frequency part.
         count (str): "image" as in the released results, or "instance", with T all objects.
         background (str): "last", "first" or "none".
 
     Raises:
-        ValueError: the fractal dimensions are not known, or another count.
+        ValueError: the fractal dimensions are unknown, or an unknown count.
 
     Example:
         >>> names, images = ("axolotl", "bee"), np.array([10, 100])
@@ -263,7 +267,7 @@ def _fractal_dimensions(counts: ClassCounts) -> np.ndarray:
     if found is None:
         raise UserError(
             "FRACAL needs the fractal dimensions of the training set's classes, which these counts "
-            "lack. Count with class_counts(DATASET), or set fractal_dimensions; lam=0 does without."
+            "lack. Count with class_counts(DATASET), set fractal_dimensions, or use lam=0."
         )
     return found() if callable(found) else found
 
@@ -297,10 +301,10 @@ def logit_adjustment(
 
         z'_c = z_c - tau log pi_c,     z'_bg = z_bg
 
-    The method is one of image classification. With a background column nobody has published it, and
-    it is *not* NorCal at gamma = tau, which is what the LogN paper calls LogA in a detector: the
-    normalised prior lifts all foreground logits by tau log(sum N) more, above a background that
-    keeps its own. It is here for classifiers without background, and for comparison.
+    This is a method for image classification. With a background column it is unpublished, and it is
+    *not* NorCal at gamma = tau, which the LogN paper calls LogA in a detector: the normalised prior
+    lifts all foreground logits by an additional tau log(sum N), but not the background's. It serves
+    classifiers without background, and comparisons.
 
     Args:
         image_count (list, ndarray or Tensor): (K,) training images of each class; 0 counts as 1.
@@ -317,7 +321,7 @@ def logit_adjustment(
 
 
 def positive_counts(image_count: Counts) -> Tensor:
-    """Counts as float64; a class without images counts as one, since log 0 has no use here."""
+    """Counts as float64; a class without images counts as one, which avoids log 0."""
     count = torch.as_tensor(image_count).double()
     if (count < 0).any():
         raise UserError("A class count is negative; count the training set again.")

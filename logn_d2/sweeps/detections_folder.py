@@ -1,9 +1,9 @@
-"""The detections of a sweep: each detection stored once, however many calibrations have it.
+"""The detections of a sweep: each detection is stored once, for any number of calibrations.
 
-A *chunk* holds some images: the union of all calibrations' detections with their boxes and masks,
-and for each calibration the positions of its own detections in the union, with their scores. On
-disk a chunk is an npz file without pickle. A folder with ``sweep.json``, which names the
-calibrations, and the chunk files is a finished or interrupted sweep.
+A *chunk* contains some images: the union of all calibrations' detections with their boxes and
+masks, and for each calibration the positions of its own detections in the union, with their
+scores. On disk, a chunk is an npz file without pickle. A folder with ``sweep.json``, which names
+the calibrations, and the chunk files is a finished or interrupted sweep.
 
 Shapes: U detections in the union of a chunk, D detections of one calibration.
 """
@@ -45,12 +45,12 @@ class ImageDetections:
     """All calibrations' detections in some images.
 
     Attributes:
-        image_ids (tuple[int or str, ...]): the images, with those in which nothing was found.
-        union (Detections): U different detections; their scores mean nothing.
+        image_ids (tuple[int or str, ...]): the images, including those without detections.
+        union (Detections): U distinct detections; their scores are unused.
         index (tuple[ndarray, ...]): for each calibration, (D,) int32 positions in the union.
         score (tuple[ndarray, ...]): for each calibration, (D,) float32.
-        missing (ndarray): (U,) bool, detections that have an empty mask because theirs is not
-            known; None where all are known.
+        missing (ndarray): (U,) bool, detections whose mask is empty because it is unknown; None if
+            all are known.
     """
 
     image_ids: tuple[int | str, ...]
@@ -61,7 +61,7 @@ class ImageDetections:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageDetections]) -> ImageDetections:
-        """Joins parts of one sweep (at least one), in their order."""
+        """Join parts of one sweep (at least one) in order."""
         starts = np.cumsum([0, *(len(part.union) for part in parts[:-1])])
         calibrations = range(len(parts[0].index))
         return cls(
@@ -76,7 +76,7 @@ class ImageDetections:
         )
 
     def to_arrays(self) -> Arrays:
-        """Everything, as named arrays."""
+        """The complete content as named arrays."""
         arrays = {f"union_{name}": array for name, array in self.union.to_arrays().items()}
         arrays["image_ids"] = image_id_array(self.image_ids)
         for number, (index, score) in enumerate(zip(self.index, self.score, strict=True)):
@@ -88,7 +88,7 @@ class ImageDetections:
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """All parts of one sweep, which are all None or all arrays."""
+    """Join the parts of one sweep, which are all None or all arrays."""
     return None if parts[0] is None else np.concatenate(parts)
 
 
@@ -96,9 +96,9 @@ class SweepDetections:
     """The detections of every calibration of a sweep.
 
     Args:
-        names (Sequence[str]): of the calibrations.
+        names (Sequence[str]): names of the calibrations.
         chunks (Sequence): chunk files, or chunks as arrays.
-        finished (bool): whether all images are there.
+        finished (bool): whether the sweep covers all images.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class SweepDetections:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SweepDetections:
-        """Reads what a sweep has written to its ``output_dir``; no network is needed.
+        """Read the ``output_dir`` of a sweep, without a network.
 
         Raises:
             FileNotFoundError: there is no sweep.
-            ValueError: the folder's sweep is of a newer format.
+            ValueError: the sweep has a newer format.
         """
         manifest, files, finished = find_shards(folder, SWEEP)
         if not finished:
@@ -133,19 +133,19 @@ class SweepDetections:
 
     @property
     def num_union(self) -> int:
-        """Different detections over all calibrations: what the mask head was run for."""
+        """Number of distinct detections over all calibrations, for which the mask head was run."""
         return sum(len(chunk["union_image_id"]) for chunk in self._open_chunks())
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are masks; not where nothing was found."""
+        """Whether there are masks; False without detections."""
         return any("union_mask_counts" in chunk for chunk in self._open_chunks())
 
     def detections(self, name: str) -> Detections:
-        """The detections of one calibration, in all images.
+        """The detections of one calibration in all images.
 
         Raises:
-            KeyError: no calibration has that name; the message lists those that there are.
+            KeyError: no calibration has that name; the message lists the existing ones.
         """
         number = self._number(name)
         return Detections.concatenate(
@@ -153,9 +153,9 @@ class SweepDetections:
         )
 
     def missing_masks(self, name: str) -> int:
-        """How many of a calibration's detections have an empty mask because theirs is not known.
+        """Number of a calibration's detections whose mask is empty because it is unknown.
 
-        None in a sweep with the network; see `sweep_stored` for the other kind.
+        It is 0 in a sweep with the network; see `sweep_stored` for the other kind.
 
         Raises:
             KeyError: no calibration has that name.
@@ -184,14 +184,14 @@ class SweepDetections:
 
 
 class SweepWriter:
-    """Keeps one process's part of a sweep: in memory, or in chunk files from which it resumes.
+    """Keeps the part of one process: in memory, or in chunk files from which a sweep resumes.
 
     Args:
-        names (Sequence[str]): of the calibrations.
-        folder (PathLike): where chunk files go; None keeps everything in memory.
-        digest (str): of everything that decides the result.
-        chunk_size (int): images in a chunk.
-        resume (bool): keep what an interrupted sweep with this digest has written.
+        names (Sequence[str]): names of the calibrations.
+        folder (PathLike): folder of the chunk files; None keeps everything in memory.
+        digest (str): digest of everything that determines the result.
+        chunk_size (int): images per chunk.
+        resume (bool): keep the files of an interrupted sweep with this digest.
         before_chunk (Callable): called before each chunk is written.
     """
 
@@ -217,11 +217,11 @@ class SweepWriter:
 
     @property
     def num_batches(self) -> int:
-        """Batches of this process that are in files; a resumed sweep leaves these out."""
+        """Number of this process's batches in files, which a resumed sweep skips."""
         return self._shards.num_batches if self._shards is not None else 0
 
     def add(self, batch: ImageDetections) -> None:
-        """Adds one batch of images."""
+        """Add one batch of images."""
         self._pending.append(batch)
         if sum(len(each.image_ids) for each in self._pending) >= self._chunk_size:
             self.flush()

@@ -1,7 +1,7 @@
-"""What a sweep does with a batch of images: one network pass, all calibrations' detections.
+"""The work of a sweep on a batch of images: one network pass, detections of all calibrations.
 
-Shapes: N images, R RoIs of all images, K foreground classes, S cascade stages, U different
-detections in an image over all calibrations.
+Shapes: N images, R RoIs of all images, K foreground classes, S cascade stages, U distinct
+    detections in an image over all calibrations.
 """
 
 from __future__ import annotations
@@ -51,25 +51,24 @@ from .union import (
 
 __all__ = ["SweepRunner", "raw_outputs"]
 
-# Detections whose masks are computed and pasted at a time. Ten calibrations may find thousands of
-# different ones in an image, whose bitmaps would take gigabytes; on a CPU, what fits into the cache
-# takes half the time.
+# Detections per block of masks. Ten calibrations may have thousands of distinct detections in an
+# image, whose bitmaps would take gigabytes; on a CPU, blocks that fit into the cache take half the
+# time.
 _MASKS_AT_A_TIME = {"cuda": 512, "cpu": 64}
 
 
 class SweepRunner:
-    """Stands in for the model in `inference_on_dataset`.
+    """Replaces the model in `inference_on_dataset`.
 
     Args:
         model (nn.Module): the detector, in evaluation mode when called.
         calibrations (Mapping): name -> S calibrations; they are copied.
-        average (str): what a cascade averages: "probs" or "logits".
-        ground_truth (LvisGroundTruth): leave out masks that its evaluation does not look at; None
-            computes all.
-        keep (StoreWriter): is given everything that a later sweep needs; None for nobody.
+        average (str): the quantity that a cascade averages, "probs" or "logits".
+        ground_truth (LvisGroundTruth): skip masks that its evaluation ignores; None computes all.
+        keep (StoreWriter): receives the raw outputs for later sweeps; None stores none.
 
     Raises:
-        ValueError: calibrations that do not fit the model, or another average.
+        ValueError: calibrations that do not fit the model, or an unknown average.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class SweepRunner:
             for calibration, predictor in zip(stages, predictors, strict=True):
                 calibration.check_activation(has_sigmoid_scores(predictor))
         device = next(model.parameters()).device
-        # Copies, since to() moves the module that it is called on.
+        # Copies, because to() moves the module itself.
         self._calibrations = {
             name: [copy.deepcopy(calibration).to(device) for calibration in stages]
             for name, stages in calibrations.items()
@@ -104,7 +103,7 @@ class SweepRunner:
         self._keep = keep
 
     def describe(self) -> dict[str, Any]:
-        """What somebody has to know who uses the raw outputs without the model."""
+        """Properties of the model that users of the raw outputs need."""
         predictors = self._recorder.predictors
         fingerprints = [predictor_fingerprint(predictor) for predictor in predictors]
         return {
@@ -117,7 +116,7 @@ class SweepRunner:
         }
 
     def classifiers(self) -> dict[str, Tensor]:
-        """Weight and bias of each stage's classifier, as far as they are known."""
+        """Weight and bias of each stage's classifier, if known."""
         named: dict[str, Tensor] = {}
         for index, predictor in enumerate(self._recorder.predictors):
             with contextlib.suppress(ValueError):  # a head without such a layer
@@ -128,7 +127,7 @@ class SweepRunner:
         return named
 
     def settings(self) -> dict[str, Any]:
-        """What decides the detections, besides weights and images."""
+        """The settings that determine the detections, besides weights and images."""
         listed = None if self._ground_truth is None else self._ground_truth.listed
         return {
             "names": list(self._calibrations),
@@ -158,7 +157,7 @@ class SweepRunner:
         recording: Recording,
         unions: Sequence[Union],
     ) -> list[ImageDetections]:
-        """Runs mask and keypoint branches for each image's union, and scales it to its image."""
+        """Run mask and keypoint branches for each image's union, and scale it to its image."""
         pairs = list(zip(inputs, unions, strict=True))
         wanted = [self._is_looked_at(image["image_id"], union) for image, union in pairs]
         chosen = [each.nonzero()[:, 0].split(self._masks_at_a_time) for each in wanted]
@@ -179,7 +178,7 @@ class SweepRunner:
         ]
 
     def _is_looked_at(self, image_id: int | str, union: Union) -> Tensor:
-        """(U,) bool, which detections the evaluation looks at."""
+        """Mark detections that the evaluation uses, (U,) bool."""
         classes = union.classes.cpu().numpy()
         looked_at = is_looked_at(self._ground_truth, np.full(len(union), image_id), classes)
         return torch.from_numpy(looked_at).to(union.classes.device)
@@ -188,7 +187,7 @@ class SweepRunner:
     def _instances(
         recording: Recording, unions: Sequence[Union], positions: Sequence[Tensor]
     ) -> list[Instances]:
-        """Some of each image's union, as the heads take it."""
+        """A part of each image's union, as input of the heads."""
         return [
             union.instances(*each)
             for union, *each in zip(unions, recording.image_sizes, positions, strict=True)
@@ -196,7 +195,7 @@ class SweepRunner:
 
 
 def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool = False) -> Scaled:
-    """Scaled to the image; ``without_masks`` gives empty ones to instances that have none."""
+    """Scale to the image; ``without_masks`` adds empty masks to instances without masks."""
     size = output_size(image, instances.image_size)
     found = scaled(instances, image["image_id"], size)
     if not without_masks:
@@ -206,7 +205,7 @@ def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool 
 
 
 def raw_outputs(recording: Recording) -> RawOutputs:
-    """What ranking needs of the network's pass."""
+    """The outputs of the network's pass that ranking needs."""
     last = recording.stages[-1]
     return RawOutputs(
         logits=[stage.logits for stage in recording.stages],
@@ -217,7 +216,7 @@ def raw_outputs(recording: Recording) -> RawOutputs:
 
 
 def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
-    """The predictor's probabilities of these very logits, without a calibration of its own."""
+    """The predictor's probabilities of exactly these logits, without its own calibration."""
     predictor = stage.predictor
     predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)
     if hasattr(predict, "covered"):  # what `attach` covers the method of other predictors with

@@ -1,4 +1,4 @@
-"""What the calibrations of a sweep reach."""
+"""AP of the calibrations of a sweep."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def sweep_results(
     ground_truth: LvisGroundTruth,
     tasks: Sequence[str] = ("bbox", "segm"),
 ) -> dict[str, dict[str, LvisResult]]:
-    """Evaluates every calibration of a sweep, without a network.
+    """Evaluate every calibration of a sweep, without a network.
 
     Args:
         swept (SweepDetections): see `sweep`.
-        ground_truth (LvisGroundTruth): of the same data set.
-        tasks (Sequence[str]): "bbox" and "segm"; masks are left out where either side has none.
+        ground_truth (LvisGroundTruth): annotations of the same data set.
+        tasks (Sequence[str]): "bbox" and "segm"; masks are skipped if either side has none.
 
     Returns:
-        dict: name -> task -> result, in the order of the calibrations. "segm" is left out for a
-        calibration of which a mask that the evaluation looks at is not known (`sweep_stored`).
+        dict: name -> task -> result, in the order of the calibrations. "segm" is missing for a
+        calibration without some mask that the evaluation needs (`sweep_stored`).
 
     Raises:
-        ValueError: the ground truth is of another data set.
+        ValueError: the ground truth belongs to another data set.
     """
     results: dict[str, dict[str, LvisResult]] = {}
     if "segm" in tasks and (ground_truth.masks is None or not swept.has_masks):
@@ -48,7 +48,7 @@ def sweep_results(
             looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
             logger.warning(
                 "The masks of %s are not evaluated: %d of the %d detections that the evaluation "
-                "looks at (%.2f %%) have no stored mask. Name it in the sweep that stores.",
+                "uses (%.2f %%) have no stored mask. Name it in the sweep that stores.",
                 *(name, missing, looked_at, 100 * missing / looked_at),
             )
             own_tasks.remove("segm")
@@ -63,7 +63,7 @@ def evaluate_sweep(
     ground_truth: LvisGroundTruth,
     tasks: Sequence[str] = ("bbox", "segm"),
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Like `sweep_results`, with numbers alone: name -> task -> metric -> percent."""
+    """Like `sweep_results`, but only figures: name -> task -> metric -> percent."""
     results = sweep_results(swept, ground_truth, tasks)
     return {
         name: {task: dict(result.as_dict()) for task, result in by_task.items()}
@@ -74,10 +74,9 @@ def evaluate_sweep(
 def best_of_grid(
     rows: Mapping[str, Scores], members: Sequence[str], task: str = "bbox", metric: str = "AP"
 ) -> str:
-    """The calibration of a grid with the highest box AP; the first one of equals.
+    """The calibration of a grid with the highest box AP; the first of equal ones.
 
-    A parameter that is chosen on the images that it is evaluated on promises too much: choose it on
-    others.
+    If a parameter is chosen on the evaluated images, its AP is too optimistic: choose it on others.
 
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.

@@ -1,8 +1,7 @@
 """One inference pass, many calibrations.
 
-A calibration changes class logits and nothing else. So the network runs once for each image; for
-each calibration there is only the softmax and the non-maximum suppression to do, and the mask head
-runs once for each different detection.
+A calibration changes only class logits. So the network runs once per image; each calibration only
+needs softmax and non-maximum suppression, and the mask head runs once per distinct detection.
 """
 
 from __future__ import annotations
@@ -53,47 +52,46 @@ def sweep(
     store_info: Mapping[str, Any] | None = None,
     site: LogitSite | None = None,
 ) -> SweepDetections:
-    """Detections of a model under many calibrations, for little more than one inference pass.
+    """Detections of a model under many calibrations, at the cost of little more than one pass.
 
     Each calibration's boxes, classes and scores equal, bit for bit, those of the model with this
-    calibration attached; so do its masks, but for pixels that a larger batch in the mask head
-    rounds otherwise. A calibration that the model has already is left out of account: all start
-    from raw logits. Afterwards the model and all random generators are as they were.
+    calibration attached; so do its masks, except for pixels that a larger batch in the mask head
+    rounds differently. A calibration that is already attached is ignored: all start from raw
+    logits. Afterwards the model and all random generators are unchanged.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN, or one built like it, or a detector of docs/sites.md,
-            with its weights loaded.
+        model (nn.Module): a GeneralizedRCNN, a model with the same structure, or a detector listed
+            in docs/sites.md, with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, in the same order each time; see
-            `build_evaluation_loader`. Given a function from the number of batches to leave out to a
-            loader, a resumed sweep loads only what is left.
-        calibrations (Mapping): name -> one calibration for each box predictor (cascade stage).
-        average (str): what a cascade averages over stages: "probs" or "logits"; None as the model's
-            own heads do.
-        ground_truth (LvisGroundTruth): what the detections will be evaluated with. Masks of
-            detections that the federated rule drops, usually nine in ten, are then left empty,
-            which saves most of the mask head's work and changes no result. None computes all.
+            `build_evaluation_loader`. With a function from the number of batches to skip to a
+            loader, a resumed sweep loads only the rest.
+        calibrations (Mapping): name -> one calibration per box predictor (cascade stage).
+        average (str): the quantity that a cascade averages over stages, "probs" or "logits"; None
+            follows the model's own heads.
+        ground_truth (LvisGroundTruth): annotations of the later evaluation. Masks of detections
+            that the federated rule drops, usually nine in ten, are then left empty, which saves
+            most of the mask head's work and changes no result. None computes all.
         output_dir (PathLike): folder for the detections; memory use is then independent of the
             number of images, and a killed sweep can be resumed. None keeps them in memory.
-        chunk_size (int): images of a process between two files, which is what a killed sweep loses
-            at most.
+        chunk_size (int): images of a process per file; a killed sweep loses at most these.
         resume (bool): use the files of an interrupted sweep with the same settings.
-        overwrite (bool): replace a finished sweep, or stored outputs, of something else that
-            are in these folders; False refuses.
-        settings (Mapping): whatever else must be the same for resuming.
-        store (PathLike): folder that gets everything that `sweep_stored` needs to do the same for
-            other calibrations without the model; None stores nothing.
-        max_boxes (int): of boxes of each class, store only those of so many best candidates of an
-            image under each calibration, which is enough for similar ones; 0 stores all.
-        store_info (Mapping): noted there, for people: data set, weights.
-        site (LogitSite): where the logits are, in a model that logn_d2 does not know.
+        overwrite (bool): replace a finished sweep with other settings, or other stored outputs, in
+            these folders; False refuses.
+        settings (Mapping): further settings that must be equal to resume.
+        store (PathLike): folder for the raw outputs with which `sweep_stored` evaluates other
+            calibrations without the model; None stores nothing.
+        max_boxes (int): with class-specific boxes, store only those of this many best candidates of
+            an image under each calibration, which suffices for similar calibrations; 0 stores all.
+        store_info (Mapping): notes for human readers, stored there: data set, weights.
+        site (LogitSite): description of the logits in a model unknown to logn_d2.
 
     Returns:
-        SweepDetections: of all images; without ``output_dir`` on process 0 only, while the others
+        SweepDetections: for all images; without ``output_dir`` only on process 0, while the others
         have their own images.
 
     Raises:
-        ValueError: calibrations that do not fit the model; other results in a folder; a model
-            whose outputs can't be stored, since its scores are no softmax or sigmoid of its
+        ValueError: calibrations that do not fit the model; other results in a folder; a model whose
+            outputs can't be stored, because its scores are neither softmax nor sigmoid of its
             logits.
 
     Example:
@@ -105,7 +103,7 @@ def sweep(
     runner = _runner(model, calibrations, average, ground_truth, keep, site)
     with preserved_rng(), evaluation_mode(model):
         first = loader_from(loader, 0)
-        # How images are shared out decides which of them a chunk has.
+        # The number of processes determines which images a chunk has.
         decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
         if keep is not None:
             decisive["store"] = [str(keep.folder.resolve()), max_boxes]
@@ -113,10 +111,10 @@ def sweep(
         if not overwrite:
             refuse_others(output_dir, SWEEP, digest)
             refuse_others(store, OUTPUTS, digest)
-            comm.synchronize()  # no process writes before all have looked
+            comm.synchronize()  # no process writes before all have checked
         options = {"chunk_size": chunk_size, "resume": resume}
         if keep is not None:
-            # First what is stored: a chunk says that its images are done.
+            # Raw outputs are stored first, because a chunk marks its images as done.
             options["before_chunk"] = keep.flush
         writer = SweepWriter(list(calibrations), output_dir, digest, **options)
         if keep is not None:
@@ -138,20 +136,20 @@ def _runner(
     keep: StoreWriter | None,
     site: LogitSite | None,
 ) -> SweepRunner | SiteSweepRunner:
-    """What runs the network: by the model's site if it has one, else by its box predictors."""
+    """The runner of the network, at the model's site or else at its box predictors."""
     detector = model if site is not None else site_detector(model)
     if detector is None:
         return SweepRunner(model, calibrations, average, ground_truth, keep)
     if keep is not None:
         raise UserError(
             f"The outputs of a {type(detector).__name__} can't be stored: its candidates have no "
-            "boxes before its own inference. Leave out the store (--save-outputs)."
+            "boxes before its own inference. Omit the store (--save-outputs)."
         )
     return SiteSweepRunner(detector, calibrations, site or known_site(detector))
 
 
 class _Collector(DatasetEvaluator):
-    """Hands detections on to the writer."""
+    """Passes detections on to the writer."""
 
     def __init__(self, writer: SweepWriter, keep: StoreWriter | None) -> None:
         self._writer = writer
@@ -170,7 +168,7 @@ class _Collector(DatasetEvaluator):
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode everywhere, and each module's own mode again afterwards."""
+    """Set evaluation mode for the context, and restore each module's mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

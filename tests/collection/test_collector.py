@@ -614,7 +614,7 @@ def test_images_with_nan_logits_are_named(data_set: list[dict]) -> None:
 
 
 def test_an_empty_loader_is_an_error(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="No image was seen"):
+    with pytest.raises(ValueError, match="There was no image"):
         collect_statistics(model, [])
 
 

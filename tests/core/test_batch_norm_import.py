@@ -99,7 +99,7 @@ def test_background_mean_that_reading_set_to_zero_is_unknown():
     state["roi_head.bbox_head.bn.running_mean"][-1] = 0
     (stage,) = import_batch_norm(state, momentum=0.1).stages
     assert stage.count.tolist() == [1024, 1024, 1024, 0]
-    with pytest.raises(ValueError, match="saw no background logit"):
+    with pytest.raises(ValueError, match="have no background logits"):
         logn(stage, beta="background")
     untouched = import_batch_norm(checkpoint(), momentum=0.1).stages[0]
     z = torch.tensor([[2.0, 0.5, -1.0, 1.0]])

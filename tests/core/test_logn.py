@@ -228,7 +228,7 @@ def test_unknown_beta_is_an_error():
 
 def test_beta_of_a_background_that_was_never_seen_is_an_error():
     stage = make_stage(count=torch.tensor([9, 9, 9, 0]))
-    with pytest.raises(ValueError, match="saw no background logit"):
+    with pytest.raises(ValueError, match="have no background logits"):
         logn(stage, beta="background")
     logn(stage)
 
