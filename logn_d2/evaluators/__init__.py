@@ -1,4 +1,4 @@
-"""Detectron2 evaluators for data sets in LVIS's and COCO's form, and inference that resumes."""
+"""Detectron2 evaluators for data sets in LVIS and COCO format, and resumable inference."""
 
 from .coco_form import COCOFormEvaluator, training_groups
 from .limits import detection_limits

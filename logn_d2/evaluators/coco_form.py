@@ -1,7 +1,7 @@
 """COCO's metrics, and AP of classes that are rare, common or frequent in training.
 
-AP of a COCO-form data set is pycocotools' own, through Detectron2's evaluator. COCO knows no groups
-of classes; here they come from the number of training images, as in LVIS.
+AP of a data set in COCO format is pycocotools' own, through Detectron2's evaluator. COCO has no
+groups of classes; here the number of training images defines them, as in LVIS.
 
 Shapes: K foreground classes. Results are in percent.
 """
@@ -31,22 +31,22 @@ logger = logging.getLogger(__name__)
 
 
 class COCOFormEvaluator(COCOEvaluator):
-    """Detectron2's `COCOEvaluator` that reports APr, APc and APf, or AP of any groups, as well.
+    """Detectron2's `COCOEvaluator` that also reports APr, APc and APf, or AP of any groups.
 
-    AP of a group is the mean of its classes' AP, so boxes and masks follow COCO's rule to the
-    letter. With `output_dir` it also writes `per_class_bbox.csv` and `per_class_segm.csv`.
+    AP of a group is the mean of its classes' AP, so boxes and masks follow COCO's rule exactly.
+    With `output_dir` it also writes `per_class_bbox.csv` and `per_class_segm.csv`.
 
     Args:
-        dataset_name (str): a registered COCO-form data set; its classes have different names.
+        dataset_name (str): a registered data set in COCO format, with unique class names.
         train_datasets (str | Sequence[str] | None): registered training sets whose images are
             counted: rare in up to 10 images, common in up to 100, else frequent.
-        frequency_groups (Sequence[str] | None): (K,) group of each class in place of these.
+        frequency_groups (Sequence[str] | None): (K,) group of each class, overriding the counts.
         class_groups (Mapping | None): further groups: name -> class names or category ids.
-        output_dir (str | None): where files are written.
+        output_dir (str | None): output folder.
         kwargs (Any): as for `COCOEvaluator`.
 
     Raises:
-        ValueError: groups of other classes, or several classes with one name.
+        ValueError: groups for other classes, or several classes with the same name.
 
     Example:
         >>> COCOFormEvaluator("coco_2017_val", train_datasets="coco_2017_train")  # doctest: +SKIP
@@ -80,10 +80,11 @@ class COCOFormEvaluator(COCOEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keep detections as `COCOEvaluator`, those of an image in an order of our own.
+        """Keep detections like `COCOEvaluator`, but sort those of each image.
 
-        Of equal scores pycocotools takes the first for the best. Here box and mask decide, so that
-        the order in which a model gives its detections does not.
+        Among equal scores, pycocotools ranks the first highest. Here box and mask decide, so that
+        the
+        order of a model's detections has no effect.
         """
         before = len(self._predictions)
         super().process(inputs, outputs)
@@ -91,7 +92,7 @@ class COCOFormEvaluator(COCOEvaluator):
             prediction.get("instances", []).sort(key=_rank)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Any]:
-        """Evaluate as `COCOEvaluator`, then add "AP" with the name of each group."""
+        """Evaluate like `COCOEvaluator`, then add "AP" with the name of each group."""
         results = super().evaluate(*args, **kwargs)
         if not comm.is_main_process():
             return results
@@ -106,7 +107,7 @@ class COCOFormEvaluator(COCOEvaluator):
 
     def _class_ap(self, metrics: Mapping[str, float]) -> np.ndarray:
         """AP of each class in percent, (K,)."""
-        if len(self._names) == 1:  # of a single class there is no list
+        if len(self._names) == 1:  # Detectron2 lists no classes if there is only one
             return np.array([metrics["AP"]])
         return np.array([metrics.get(f"AP-{name}", np.nan) for name in self._names])
 
@@ -139,17 +140,17 @@ def training_groups(train_datasets: str | Sequence[str]) -> np.ndarray:
 
 
 def _rank(result: Mapping[str, Any]) -> tuple:
-    """What decides between results of an image, see `Detections.canonical`."""
+    """Sort key of the results of an image, see `Detections.canonical`."""
     mask = result.get("segmentation", {}).get("counts", "")
     return result["category_id"], -result["score"], result["bbox"], mask
 
 
 def _different(names: Sequence[str], dataset_name: str) -> tuple[str, ...]:
-    """Refuse classes with one name: their AP would be one number."""
+    """Refuse classes with the same name, because results are stored by name."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise UserError(
-            f"'{dataset_name}' has {len(twice)} class names that several classes have, the first "
+            f"'{dataset_name}' has {len(twice)} class names that several classes share, the first "
             f"is {twice[0]!r}. Rename them in its json: COCO's results are by name."
         )
     return tuple(names)

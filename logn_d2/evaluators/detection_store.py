@@ -1,4 +1,4 @@
-"""Where an evaluator keeps detections while inference runs: in memory, on disk, or the best alone.
+"""Stores of an evaluator's detections during inference: in memory, on disk, or only the best.
 
 On disk a process writes a *shard* every few hundred images, so its memory does not grow with the
 data set and a killed evaluation resumes from the last one, see `logn_d2.passes.shards`.
@@ -29,20 +29,20 @@ _DETECTIONS = ShardKind("evaluation", ".npz", partial(read_npz, what="evaluation
 
 
 class DetectionStore(Protocol):
-    """What `LVISFormEvaluator` needs of a store: one process's part of a pass."""
+    """The interface of a store for `LVISFormEvaluator`: one process's part of a pass."""
 
     @property
     def num_batches(self) -> int:
-        """Batches whose detections are kept safe already; a resumed pass leaves these out."""
+        """Number of batches whose detections are saved, which a resumed pass skips."""
 
     def add(self, image_ids: ImageIds, detections: Detections) -> None:
-        """Keep the detections of one batch; an image that was there before counts once."""
+        """Keep the detections of one batch; a repeated image counts once."""
 
     def load(self) -> tuple[Detections, np.ndarray]:
-        """Return all detections, and the ids of all images with those without detections."""
+        """Return all detections, and the ids of all images, including those without detections."""
 
     def clear(self) -> None:
-        """Forget what an interrupted pass would need; called when the evaluation is done."""
+        """Remove the state of an interrupted pass; called after the evaluation."""
 
 
 class MemoryStore:
@@ -63,18 +63,19 @@ class MemoryStore:
         return Detections.concatenate(self._parts), image_id_array(list(self._seen))
 
     def clear(self) -> None:
-        """See `DetectionStore`; there is nothing."""
+        """See `DetectionStore`; there is nothing to remove."""
 
 
 class BestOfEachClass(MemoryStore):
-    """Keeps the best detections of each class over all images, in memory that does not grow.
+    """Keeps the best detections of each class over all images, in bounded memory.
 
-    What is kept does not depend on the order of images and detections, see `best_of_each`.
+    The result does not depend on the order of images and detections, see `best_of_each`.
 
     Args:
-        max_dets (int): kept of each class.
-        spare (int): detections beyond K * `max_dets` that are gathered before the worst are
-            dropped; more takes more memory and less time.
+        max_dets (int): number kept per class.
+        spare (int): detections beyond K * `max_dets` that accumulate before the worst are dropped;
+            a
+            larger number takes more memory and less time.
 
     Example:
         >>> store = BestOfEachClass(max_dets=2)
@@ -107,7 +108,7 @@ class BestOfEachClass(MemoryStore):
         return super().load()
 
     def _may_be_kept(self, detections: Detections) -> np.ndarray:
-        """(D,) bool, False where a class is full of better ones."""
+        """Mark detections that are not worse than all kept ones of a full class, (D,) bool."""
         worst = np.full(
             max(detections.category.max(initial=-1) + 1, len(self._worst_kept)), -np.inf
         )
@@ -125,12 +126,12 @@ class BestOfEachClass(MemoryStore):
 
 
 class ShardStore:
-    """Keeps detections in files; what is not yet written is lost with the process.
+    """Keeps detections in files; detections not yet written are lost if the process dies.
 
     Args:
-        folder (str or PathLike): for this pass alone.
-        digest (str): of what decides the detections.
-        shard_size (int): images in a shard.
+        folder (str or PathLike): folder for this pass alone.
+        digest (str): digest of everything that determines the detections.
+        shard_size (int): images per shard.
         resume (bool): keep the shards of an interrupted pass, see `ShardFolder`.
     """
 
@@ -165,7 +166,7 @@ class ShardStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added since the last shard."""
+        """Write the detections added since the last shard."""
         if not self._pending_batches:
             return
         arrays = Detections.concatenate(self._pending).to_arrays()
@@ -193,7 +194,7 @@ class ShardStore:
 def _new_images(
     image_ids: ImageIds, detections: Detections, seen: dict[int | str, None]
 ) -> Detections:
-    """Leave out the detections of images that were seen before, and mark all as seen."""
+    """Drop the detections of images seen before, and mark all images as seen."""
     again = [image_id for image_id in image_ids if image_id in seen]
     seen.update(dict.fromkeys(image_ids))
     return detections.take(~np.isin(detections.image_id, again)) if again else detections

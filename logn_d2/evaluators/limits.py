@@ -1,4 +1,4 @@
-"""A detector that gives more detections than usual, as fixed AP needs."""
+"""Temporarily raising a detector's limits, as fixed AP needs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["detection_limits"]
 def detection_limits(
     model: nn.Module, *, detections_per_image: int = 1000, score_threshold: float = 1e-7
 ) -> Iterator[nn.Module]:
-    """Context manager in which a detector gives more detections than usual.
+    """Context manager in which a detector returns more detections than usual.
 
     Args:
-        model (nn.Module): holds box predictors.
-        detections_per_image (int): at most; negative gives all above the threshold. The time for
-            masks and the size of what is kept grow with it.
-        score_threshold (float): detections have a higher score.
+        model (nn.Module): a model with box predictors.
+        detections_per_image (int): limit per image; negative returns all above the threshold. The
+            time for masks and the size of stored detections grow with it.
+        score_threshold (float): minimum score, exclusive.
 
     Yields:
-        nn.Module: the model; its own limits are back afterwards.
+        nn.Module: the model; its own limits are restored afterwards.
 
     Raises:
         ValueError: the model has no box predictor, or the threshold is negative.

@@ -1,8 +1,8 @@
-"""LVIS AP as a Detectron2 evaluator, for any registered LVIS-form or COCO-form data set.
+"""LVIS AP as a Detectron2 evaluator, for any registered data set in LVIS or COCO format.
 
-Detectron2's own `LVISEvaluator` needs lvis-api, keeps dictionaries of every detection and reports
-no class by itself. This one keeps arrays, reads the annotations in one process only, and writes
-every class's AP to a file.
+Detectron2's own `LVISEvaluator` needs lvis-api, keeps a dictionary per detection and reports no AP
+per class. This one keeps arrays, reads the annotations in only one process, and writes every
+class's AP to a file.
 
 Shapes: K foreground classes. Results are in percent.
 """
@@ -42,34 +42,34 @@ class LVISFormEvaluator(DatasetEvaluator):
 
     With `output_dir` detections go to disk while inference runs, so memory does not grow with the
     data set; with `resume` a killed pass resumes, see `resumable_inference`. The evaluator then
-    writes `detections.npz` (see `Detections.load`), before it evaluates, so that nothing is lost if
-    the evaluation fails; `per_class_bbox.csv` and `per_class_segm.csv`; and
-    `lvis_instances_results.json` if asked for.
+    writes `detections.npz` (see `Detections.load`) before it evaluates, so that nothing is lost if
+    the evaluation fails; `per_class_bbox.csv` and `per_class_segm.csv`; and, optionally,
+    `lvis_instances_results.json`.
 
     Args:
         dataset_name (str): a registered data set whose metadata has `json_file`.
         tasks (Sequence[str] | None): "bbox", "segm" or both; by default "bbox", and "segm" if both
             the model and the annotations have masks.
-        output_dir (str | None): where files are written; None writes none.
-        distributed (bool): collect the detections of all processes; False evaluates this one's,
-            with files in a folder of its own in `output_dir` where there are several.
-        max_dets (int | None): best detections of each image that are kept; None for 300 in LVIS
-            form, and all in COCO form, whose rule has no such limit.
-        max_dets_per_class (int | None): evaluate *fixed AP* in place of AP, with so many detections
-            of each class over all images (10,000) and no limit for an image. The results have
-            "AP-pooled" and so on as well. Only these detections are kept, in memory.
+        output_dir (str | None): output folder; None writes no files.
+        distributed (bool): collect the detections of all processes; False evaluates those of this
+            process, with files in a folder of its own in `output_dir` if there are several.
+        max_dets (int | None): number of best detections kept per image; None for 300 in LVIS format
+            and all in COCO format, whose rule has no such limit.
+        max_dets_per_class (int | None): evaluate *fixed AP* instead of AP, with this number of
+            detections per class over all images (10,000) and no limit per image. The results then
+            include "AP-pooled" and so on. Only these detections are kept, in memory.
         engine (str): "fast", or "lvis" for lvis-api itself; see `evaluate_lvis`.
-        class_names (Sequence[str] | None): classes whose AP is a result of its own ("AP-name").
-        frequency_groups (Sequence[str] | None): (K,) group of each class; by default as the json
-            says.
+        class_names (Sequence[str] | None): classes whose AP is reported separately ("AP-name").
+        frequency_groups (Sequence[str] | None): (K,) group of each class; by default from the json.
         class_groups (Mapping | None): further groups, see `evaluate_lvis`.
         write_json (bool): write `lvis_instances_results.json` for other tools, a large file.
-        resume (bool): keep what an interrupted pass has written to `output_dir`.
-        shard_size (int): images of a process between two files, which is what a killed pass loses.
+        resume (bool): keep the files of an interrupted pass in `output_dir`.
+        shard_size (int): images of a process per file; a killed pass loses at most these.
 
     Raises:
-        ValueError: the metadata has no `json_file`, a task does not exist, or `resume` is asked for
-            where there is nothing on disk; later, if a pass is resumed without `start`.
+        ValueError: the metadata has no `json_file`, an unknown task, or `resume` without files;
+            later,
+            if a pass is resumed without `start`.
         FileNotFoundError: the json file does not exist.
     """
 
@@ -95,7 +95,8 @@ class LVISFormEvaluator(DatasetEvaluator):
         self._tasks = None if tasks is None else _known_tasks(tasks)
         self._output_dir = None if output_dir is None else os.fspath(output_dir)
         if self._output_dir is not None and not distributed and comm.get_world_size() > 1:
-            # Each process evaluates by itself: one folder would hold the files of the last.
+            # Each process evaluates by itself: in one folder, they would overwrite each other's
+            # files.
             name = f"process{comm.get_rank()}of{comm.get_world_size()}"
             self._output_dir = os.path.join(self._output_dir, name)
         self._distributed = distributed
@@ -107,24 +108,25 @@ class LVISFormEvaluator(DatasetEvaluator):
         if resume and (output_dir is None or max_dets_per_class is not None):
             raise UserError(
                 "resume=True needs output_dir, where an interrupted pass has left its detections, "
-                "and goes without max_dets_per_class, which keeps them in memory."
+                "and excludes max_dets_per_class, which keeps them in memory."
             )
         self._shards = dict(resume=resume, shard_size=shard_size, digest="")
         self._store: DetectionStore | None = None
 
     def reset(self) -> None:
-        """Forget all detections, or resume the interrupted pass; called before a pass."""
+        """Discard all detections, or resume the interrupted pass; called before a pass."""
         self._store = self._new_store()
 
     def start(self, digest: str, resume: bool | None = None) -> int:
-        """Get ready for a pass that may resume an interrupted one.
+        """Prepare for a pass that may resume an interrupted one.
 
         Args:
-            digest (str): of all that decides the detections; another one begins anew.
-            resume (bool | None): in place of what the evaluator was told when it was made.
+            digest (str): digest of everything that determines the detections; another digest starts
+                a new pass.
+            resume (bool | None): overrides the evaluator's own setting.
 
         Returns:
-            int: batches of this process that are done already, for the loader to leave out.
+            int: number of batches that this process has already done, for the loader to skip.
         """
         self._shards["digest"] = digest
         if resume is not None:
@@ -140,7 +142,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         if not self._shards["digest"]:
             if self._shards["resume"]:
                 raise UserError(
-                    "resume=True needs to know whose detections an interrupted pass has left: call "
+                    "resume=True needs a digest to identify an interrupted pass: call "
                     "resumable_inference(model, loader, evaluator), or evaluator.start(digest) "
                     "with a digest of weights, images and settings."
                 )
@@ -168,18 +170,18 @@ class LVISFormEvaluator(DatasetEvaluator):
         self._opened().add(image_ids, Detections.from_instances(instances, image_ids))
 
     def _opened(self) -> DetectionStore:
-        """The store; made on first use, so that an evaluator works without `reset` too."""
+        """The store, created on first use, so that an evaluator also works without `reset`."""
         if self._store is None:
             self.reset()
         return self._store
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
-        """Evaluate what was processed; called after the pass, in all processes.
+        """Evaluate the processed images; called after the pass, in all processes.
 
         Returns:
             OrderedDict: "bbox" and "segm", each with AP, AP50, AP75, APs, APm, APl, APr, APc, APf
-            and AR in percent (NaN where there is nothing to find). Empty in all processes but the
-            first, and for a data set without annotations.
+            and AR in percent (NaN without objects). Empty in all processes except the first, and
+            for a data set without annotations.
         """
         gathered = self._gather()
         if gathered is None:
@@ -203,7 +205,7 @@ class LVISFormEvaluator(DatasetEvaluator):
     def _evaluate_task(
         self, task: str, detections: Detections, ground_truth: LvisGroundTruth
     ) -> OrderedDict[str, float]:
-        """Metrics of boxes or masks in percent, with those of chosen classes."""
+        """Metrics of boxes or masks in percent, including those of chosen classes."""
         if self._limit is None:
             result = evaluate_lvis(ground_truth, detections, task, **self._options, **self._groups)
             metrics = result.as_dict()
@@ -219,7 +221,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         return metrics
 
     def _gather(self) -> tuple[Detections, np.ndarray] | None:
-        """Detections and ids of all images in all processes; None except in the first."""
+        """Detections and image ids of all processes; None except in the first."""
         detections, seen = self._opened().load()
         mine = (detections.to_arrays(), seen)
         if not self._distributed:
@@ -252,7 +254,7 @@ class LVISFormEvaluator(DatasetEvaluator):
 
 
 def _json_file(metadata: Any, dataset_name: str) -> str:
-    """Return the local path of a data set's annotations, which must be there."""
+    """Return the local path of a data set's annotations, which must exist."""
     json_file = metadata.get("json_file")
     if json_file is None:
         raise UserError(
@@ -277,7 +279,7 @@ def _known_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _possible_tasks(detections: Detections, ground_truth: LvisGroundTruth) -> tuple[str, ...]:
-    """Masks are evaluated where both sides have them."""
+    """Masks are evaluated if both sides have them."""
     if detections.masks is None:
         return ("bbox",)
     if ground_truth.masks is None:
@@ -289,7 +291,7 @@ def _possible_tasks(detections: Detections, ground_truth: LvisGroundTruth) -> tu
 def _merge(
     parts: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]],
 ) -> tuple[Detections, np.ndarray]:
-    """Join the detections of several processes; an image counts once, for the first that has it.
+    """Join the detections of several processes; an image counts once, for the first of them.
 
     Args:
         parts (Sequence[tuple]): `Detections.to_arrays` and the ids of the images of each process.
@@ -302,10 +304,10 @@ def _merge(
         detections = Detections.from_arrays(arrays)
         again = [] if seen is None else np.intersect1d(images, seen)
         if len(again):
-            # Samplers that pad the last batch hand out some images twice.
+            # Samplers that pad the last batch yield some images twice.
             detections = detections.take(~np.isin(detections.image_id, again))
         kept.append(detections)
-        # Without images its type says nothing: ids may be strings.
+        # The type of an empty array says nothing: ids may be strings.
         if len(images):
             seen = np.unique(images) if seen is None else np.union1d(seen, images)
     return Detections.concatenate(kept), image_id_array([] if seen is None else seen)

@@ -1,7 +1,7 @@
-"""Classification sites: where a detector without box predictors has its class logits.
+"""Classification sites: the class logits of detectors without box predictors.
 
-`LogitSite` describes one. Each file with a registration knows some detectors; a detector of your
-own needs neither, as `attach`, `fold` and `collect` take ``site=``.
+`LogitSite` describes a site. Some modules register the sites of known detectors; your own detector
+needs no registration, because `attach`, `fold` and `collect` take ``site=``.
 """
 
 from . import detectron2_dense as _detectron2_dense  # noqa: F401  # only registration

@@ -1,4 +1,4 @@
-"""What a config tells of a site before there is a model: for checks that come before long work."""
+"""Properties of a site that a config defines, for checks before a model is built."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["ROI_HEADS", "ConfigSite", "config_site", "register_config_site"]
 
 @dataclass(frozen=True)
 class ConfigSite:
-    """Where a config has what a detector's site is made with; by default, that of RoI heads.
+    """Config keys of a detector's site; by default those of RoI heads.
 
     Attributes:
         num_classes (str): key of K.
-        score_threshold (str): key of the score that detections must be above.
-        background (str): where the background column is: "last", "first" or "none".
+        score_threshold (str): key of the minimum score of detections, exclusive.
+        background (str): position of the background column: "last", "first" or "none".
         activation (str): scores are the "sigmoid" or the "softmax" of the logits.
     """
 
@@ -34,7 +34,7 @@ class ConfigSite:
         return _value(cfg, self.num_classes)
 
     def threshold_in(self, cfg: CfgNode) -> float:
-        """The score that detections must be above."""
+        """The minimum score of detections, exclusive."""
         return _value(cfg, self.score_threshold)
 
 
@@ -43,7 +43,7 @@ _KNOWN: dict[str, ConfigSite] = {}
 
 
 def register_config_site(meta_architecture: str, site: ConfigSite) -> None:
-    """Tells where the config of a detector without RoI heads has its classes.
+    """Register the config keys of a detector without RoI heads.
 
     Args:
         meta_architecture (str): MODEL.META_ARCHITECTURE.
@@ -53,7 +53,7 @@ def register_config_site(meta_architecture: str, site: ConfigSite) -> None:
 
 
 def config_site(cfg: CfgNode) -> ConfigSite:
-    """The keys of a config's detector; those of RoI heads where nothing else is registered.
+    """The keys for a config's detector; those of RoI heads unless others are registered.
 
     Example:
         >>> from detectron2.config import get_cfg

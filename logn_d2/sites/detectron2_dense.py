@@ -1,4 +1,4 @@
-"""Detectron2's one-stage detectors: RetinaNet, and FCOS where it is installed."""
+"""Detectron2's one-stage detectors: RetinaNet, and FCOS if Detectron2 has it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ register_config_site(
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.fcos.FCOS")
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.retinanet.RetinaNet")
 def dense_site(model: nn.Module) -> LogitSite:
-    """Sigmoid scores of a convolution: every anchor is a candidate, and there is no background.
+    """Sigmoid scores from a convolution: every anchor is a candidate, without background.
 
-    Anchors are matched as the model itself matches them; the loss leaves out ambiguous ones. At
-    test, the best of each level above the threshold become boxes. (FCOS multiplies scores by a
-    centerness, which here has no part in that choice.)
+    The model's own matcher labels anchors; the loss ignores ambiguous ones. At test, the best of
+    each
+    level above the threshold become boxes. (FCOS multiplies scores by centerness, which is ignored
+    here.)
     """
     head = model.head
     return LogitSite(

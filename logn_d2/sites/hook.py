@@ -1,4 +1,4 @@
-"""A calibration at the outputs of layers, and its removal."""
+"""Calibrating the outputs of layers by forward hooks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Guard = Callable[[ClassLayers, AffineCalibration], None]
 class CalibrationHook:
     """A forward hook of each layer: calibrated logits in evaluation, raw ones in training.
 
-    An object, and not a closure: a copy of the model gets hooks that know the copy's layers. The
-    calibration is a submodule of the first layer, so that it follows the model from device to
-    device.
+    An object instead of a closure, so that the hooks of a copied model refer to the copy's layers.
+    The calibration is a submodule of the first layer, so that it follows the model to other
+    devices.
 
     Attributes:
-        classifier (ClassLayers): whose outputs are calibrated.
-        guard (Callable): looks at the weights that the calibration is for, or None.
+        classifier (ClassLayers): the layers with calibrated outputs.
+        guard (Callable): checks that the calibration belongs to the weights, or None.
     """
 
     def __init__(self, classifier: ClassLayers, guard: Guard | None) -> None:
@@ -38,16 +38,16 @@ class CalibrationHook:
     def attach(
         cls, classifier: ClassLayers, calibration: AffineCalibration, guard: Guard | None
     ) -> None:
-        """Calibrates the layers' outputs from now on."""
+        """Calibrate the layers' outputs from now on."""
         hook = cls(classifier, guard)
         calibration.to(next(classifier.owner.parameters()).device)
-        # The layer's own mode decides, and a calibration has none.
+        # The mode of the layer decides whether it is calibrated; the calibration has no mode.
         classifier.owner.add_module(CHILD, calibration)
         for layer in classifier.layers:
             layer.register_forward_hook(hook)
 
     def release(self) -> None:
-        """Removes the calibration."""
+        """Remove the calibration."""
         del self.classifier.owner._modules[CHILD]
         for layer in self.classifier.layers:
             hooks = layer._forward_hooks
@@ -56,11 +56,11 @@ class CalibrationHook:
 
     @property
     def calibration(self) -> AffineCalibration:
-        """What is applied."""
+        """The applied calibration."""
         return self.classifier.owner._modules[CHILD]
 
     def check(self) -> None:
-        """Looks again at what the calibration belongs to, if the weights have changed."""
+        """Check again that the calibration fits, if the weights have changed."""
         if self.guard is not None:
             self.guard(self.classifier, self.calibration)
 
@@ -72,14 +72,14 @@ class CalibrationHook:
 
 
 def attached_layers(model: nn.Module) -> ClassLayers | None:
-    """The layers of a model that have a calibration; None for none."""
+    """The calibrated layers of a model, or None."""
     hook = _hook(model)
     return None if hook is None else hook.classifier
 
 
 @contextmanager
 def paused(model: nn.Module) -> Iterator[None]:
-    """Raw logits for a while."""
+    """Disable the calibration for the context."""
     hook = _hook(model)
     try:
         if hook is not None:
@@ -91,6 +91,6 @@ def paused(model: nn.Module) -> Iterator[None]:
 
 
 def _hook(model: nn.Module) -> CalibrationHook | None:
-    """The layers of a site share one."""
+    """The hook, which the layers of a site share, or None."""
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     return next((hook for hook in hooks if isinstance(hook, CalibrationHook)), None)

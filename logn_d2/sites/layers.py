@@ -1,4 +1,4 @@
-"""The layers that logits come from: how their outputs are laid out, calibrated and folded.
+"""The layers with the class logits: layout, calibration and folding of their outputs.
 
 Shapes: K foreground classes, C logit columns (K, or K + 1 with a background column), A anchors of
 a cell, N images, R candidates of an image (anchors, points or queries).
@@ -28,14 +28,16 @@ class ClassLayers:
     torchvision; a linear layer has one "anchor".
 
     Attributes:
-        layers (Sequence[nn.Module]): one, called for each feature map or decoder layer, or several.
+        layers (Sequence[nn.Module]): one layer, called for each feature map or decoder layer, or
+            several.
         num_classes (int): K.
-        background (str): where the background ("no object") column is: "last", "first" or "none".
-        axis (int): the class axis of an output: 1 of (N, A C, H, W), or -1 of (..., Q, C).
+        background (str): position of the background ("no object") column: "last", "first" or
+            "none".
+        axis (int): the class axis of an output: 1 for (N, A C, H, W), or -1 for (..., Q, C).
         activation (str): scores are the "sigmoid" or the "softmax" of the logits.
 
     Raises:
-        UserError: no layers, or one whose number of outputs is no multiple of C.
+        UserError: no layers, or a number of outputs that is not a multiple of C.
     """
 
     layers: Sequence[nn.Module]
@@ -59,8 +61,8 @@ class ClassLayers:
                 raise UserError(
                     f"A {type(layer).__name__} has {outputs} outputs, expected a multiple of "
                     f"{self.num_columns} ({self.num_classes} classes, background: "
-                    f"{self.background}). Name the layer whose outputs are the logits, and say "
-                    "where its background column is."
+                    f"{self.background}). Name the layer whose outputs are the logits, and the "
+                    f"position of its background column."
                 )
 
     @property
@@ -75,7 +77,7 @@ class ClassLayers:
 
     @property
     def classifier(self) -> ClassLayers:
-        """These layers, without what a subclass adds."""
+        """These layers, without the fields of a subclass."""
         return ClassLayers(
             self.layers, self.num_classes, self.background, self.axis, self.activation
         )
@@ -92,7 +94,7 @@ class ClassLayers:
         return torch.addcmul(shift, cells, scale).flatten(1, 2)
 
     def candidates(self, output: Tensor) -> Tensor:
-        """(N, R, C) logits of a layer's output, cell by cell, the anchors of a cell together."""
+        """Logits of a layer's output, (N, R, C), ordered by cell, then by anchor."""
         if self.axis == -1:
             return output.flatten(1, -2)
         return (
@@ -100,17 +102,17 @@ class ClassLayers:
         )
 
     def tensors(self) -> list[Tensor]:
-        """Everything that decides the logits for given features."""
+        """All tensors that determine the logits for given features."""
         parts = (part for layer in self.layers for part in (layer.parameters(), layer.buffers()))
         calibration = {id(t) for m in self.owner.children() for t in m.buffers()}
         return [each for part in parts for each in part if id(each) not in calibration]
 
     def fingerprint(self) -> Tensor:
-        """(C,) of all anchors' weights and biases."""
+        """Fingerprint of all anchors' weights and biases, (C,)."""
         return classifier_fingerprint(torch.cat([self._rows(each) for each in self.layers], dim=1))
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (C, D) and bias (C,) or None, of what calibrations are made from (tau_norm).
+        """Weight (C, D) and bias (C,) or None, for calibrations such as tau_norm.
 
         Raises:
             UserError: a class has several rows of weights.
@@ -119,16 +121,16 @@ class ClassLayers:
         if len(self.layers) > 1 or len(layer.weight) != self.num_columns:
             rows = sum(len(each.weight) for each in self.layers) // self.num_columns
             raise UserError(
-                f"This calibration is made from one row of weights for each class, but this head "
-                f"has {rows} (anchors, levels). Choose another calibration."
+                f"This calibration needs one row of weights for each class, but this head has "
+                f"{rows} (anchors, levels). Choose another calibration."
             )
         return layer.weight.flatten(1), layer.bias
 
     def folded(self, calibration: AffineCalibration) -> list[dict[str, Tensor]]:
-        """Each layer's parameters with the calibration in them.
+        """Each layer's parameters with the calibration folded in.
 
         Raises:
-            UserError: a layer that isn't linear in its weights, or values that are not finite.
+            UserError: a layer that is not linear in its weights, or values that are not finite.
         """
         return [self._folded(layer, calibration) for layer in self.layers]
 
@@ -137,7 +139,7 @@ class ClassLayers:
         known = isinstance(layer, kinds) and set(layer._parameters) == {"weight", "bias"}
         if not known or getattr(layer, "norm", None) or getattr(layer, "activation", None):
             raise UserError(
-                f"A calibration can be folded into a Linear or Conv2d with plain parameters, and "
+                f"A calibration can be folded into a Linear or Conv2d with plain parameters, but "
                 f"this head ends in a {type(layer).__name__}. Keep the calibration attached."
             )
         biases = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
@@ -155,7 +157,7 @@ class ClassLayers:
         return folded
 
     def _rows(self, layer: nn.Module) -> Tensor:
-        """(C, A D) weights and biases."""
+        """Weights and biases as one row per column, (C, A D)."""
         weight = layer.weight.detach().unflatten(0, (-1, self.num_columns)).flatten(2)
         parts = [weight.transpose(0, 1).flatten(1)]
         if layer.bias is not None:
@@ -164,12 +166,12 @@ class ClassLayers:
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raises a UserError for a word that is not known."""
+    """Raise a UserError for an unknown value."""
     if value not in known:
         raise UserError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}.")
 
 
 def layer_names(model: nn.Module, layers: ClassLayers) -> list[str]:
-    """What the model calls these layers."""
+    """Names of these layers in the model."""
     own = {id(layer) for layer in layers.layers}
     return [name for name, module in model.named_modules() if id(module) in own]

@@ -55,13 +55,13 @@ class SiteStage:
 
 @dataclass
 class SiteRecording:
-    """What a detector said about a batch: one stage."""
+    """The outputs of a detector for a batch, as a single stage."""
 
     stages: list[SiteStage] = field(default_factory=list)
 
 
 class SiteRecorder:
-    """Stands in for a detector in `inference_on_dataset`; each call leaves it as it was.
+    """Replaces a detector in `inference_on_dataset`; each call leaves the detector unchanged.
 
     Args:
         model (nn.Module): the detector itself.
@@ -70,7 +70,7 @@ class SiteRecorder:
             labels; "proposals" for those that may become detections at test.
 
     Raises:
-        UserError: another population, or one that this site can't tell.
+        UserError: an unknown population, or one that this site does not support.
     """
 
     def __init__(self, model: nn.Module, site: LogitSite, population: str = "sampled") -> None:
@@ -78,29 +78,29 @@ class SiteRecorder:
             raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
         if population == "sampled" and site.matched is None:
             raise UserError(
-                f"The site of this {type(model).__name__} does not say how candidates are matched. "
-                "Give it matched=, or use the population 'proposals' "
+                f"The site of this {type(model).__name__} does not define how candidates are "
+                f"matched. Give it matched=, or use the population 'proposals' "
                 "(MODEL.LOGN.COLLECT.POPULATION)."
             )
         self.model, self.site, self.population = model, site, population
 
     @torch.no_grad()
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> SiteRecording:
-        """Records one batch.
+        """Record one batch.
 
         Args:
-            batched_inputs (Sequence[Mapping]): as for the site's `run`; "sampled" needs their
+            batched_inputs (Sequence[Mapping]): inputs of the site's `run`; "sampled" needs their
                 ground truth.
 
         Raises:
-            RuntimeError: the layers were not asked, or labels and logits differ in number.
+            RuntimeError: the layers did not run, or labels and logits differ in number.
         """
         levels: list[Tensor] = []
         labels = None
         with ExitStack() as stack:
             stack.enter_context(modes(self.model))
             for layer in self.site.layers:
-                # In front of a calibration that is attached.
+                # Before the hook of an attached calibration.
                 hook = layer.register_forward_hook(
                     functools.partial(self._hear, levels), prepend=True
                 )
@@ -132,10 +132,12 @@ class SiteRecorder:
             pass
 
     def _hear(self, levels: list[Tensor], layer: nn.Module, args: tuple, output: Tensor) -> None:
-        """Keeps a layer's output, candidate by candidate; earlier decoder layers don't count."""
+        """Keep a layer's output by candidate; only the last decoder layer counts."""
         (level,) = self.site.levels([output])
         if level.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-            level = level.clone()  # RetinaNet takes the sigmoid of a level of one cell in place
+            level = (
+                level.clone()
+            )  # RetinaNet applies the sigmoid in place to a level with a single cell
         if self.site.calls == "last":
             levels.clear()
         levels.append(level)
@@ -143,7 +145,7 @@ class SiteRecorder:
     def _image(
         self, levels: list[Tensor], labels: Tensor | None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """One image's candidates of the population, level by level, and their labels."""
+        """One image's candidates in the population by level, and their labels."""
         if labels is not None:
             total = sum(map(len, levels))
             if len(labels) != total:
@@ -156,6 +158,6 @@ class SiteRecorder:
 
 
 def _chosen(levels: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
-    """Some of the candidates; no copy of a level that is taken whole."""
+    """The chosen candidates, without copying levels that are complete."""
     pairs = zip(levels, chosen.split([len(level) for level in levels]))
     return [level if mine.all() else level[mine] for level, mine in pairs]

@@ -1,4 +1,4 @@
-"""The detectors whose site is known, by the full names of their classes."""
+"""Detectors with known sites, by the full names of their classes."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from .site import LogitSite
 __all__ = ["SITE_REGISTRY", "known_site", "site_detector"]
 
 SITE_REGISTRY: Registry[Callable[[nn.Module], LogitSite]] = Registry("site")
-"""From a class's full name, such as "my_project.models.MyDetector", to a function of the model.
+"""Full class name, such as "my_project.models.MyDetector" -> function of the model.
 
-By name, so that no detector has to be imported to be looked for.
+Keyed by name, so that a lookup does not import detectors.
 """
 
 
 def known_site(model: nn.Module) -> LogitSite | None:
-    """The site of the detector that `site_detector` finds; None for none."""
+    """The site of the detector found by `site_detector`, or None."""
     detector = site_detector(model)
     return None if detector is None else _entry(detector)(detector)
 
 
 def site_detector(model: nn.Module) -> nn.Module | None:
-    """The detector with a known site, or the one inside a wrapper; None for none.
+    """The detector with a known site, possibly inside a wrapper, or None.
 
     Args:
         model (nn.Module): the detector, DistributedDataParallel, torch.compile's module, ...
 
     Raises:
-        UserError: it holds several, such as a teacher and a student.
+        UserError: there are several, such as a teacher and a student.
     """
     found = {name: each for name, each in model.named_modules() if _entry(each) is not None}
     if len(found) > 1:
         raise UserError(
-            f"This {type(model).__name__} holds {len(found)} detectors: {', '.join(found)}. Give "
-            f"the one that is meant, for example model.{list(found)[-1]}."
+            f"This {type(model).__name__} contains {len(found)} detectors: {', '.join(found)}. "
+            f"Pass one of them, for example model.{list(found)[-1]}."
         )
     return next(iter(found.values()), None)
 

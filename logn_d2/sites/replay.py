@@ -1,4 +1,4 @@
-"""A model's outputs under many calibrations, for little more than one pass."""
+"""A model's outputs under many calibrations, at the cost of little more than one pass."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def outputs_under(
     inputs: Sequence[Mapping[str, Any]],
     calibrations: Mapping[str, AffineCalibration],
 ) -> dict[str, Any]:
-    """What the model says of a batch under each calibration, bit for bit as with it attached.
+    """The model's outputs for a batch under each calibration, bit for bit as with it attached.
 
-    The site's reused modules, and the layers that give the logits, run once; everything behind
-    them runs for each calibration. A calibration that the model has is left out of account.
+    The site's reused modules and the layers with the logits run once; everything after them runs
+    once per
+    calibration. An attached calibration is ignored.
 
     Args:
         model (nn.Module): the detector itself.
@@ -65,7 +66,7 @@ def outputs_under(
 
 
 def _again(module: nn.Module, kept: list[Any]) -> Callable:
-    """A forward method that gives what is kept, call by call; the first pass keeps it."""
+    """A forward method that records its outputs in the first pass and replays them later."""
     forward, replayed = module.forward, iter(tuple(kept))
     if kept:
         return lambda *args, **kwargs: next(replayed)

@@ -1,4 +1,4 @@
-"""Running a model for its logits alone, and leaving it as it was."""
+"""Running a model only for its logits, without changing it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PassEnds(BaseException):
 
 @contextmanager
 def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
-    """Replaces one instance's method for a while."""
-    # Written to __dict__ itself: nn.Module would refuse a function where a submodule has the name.
+    """Replace one instance's method for the context."""
+    # Directly into __dict__, because nn.Module refuses a function under the name of a submodule.
     missing = object()
     before = module.__dict__.get(name, missing)
     module.__dict__[name] = function
@@ -35,7 +35,7 @@ def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]
 
 @contextmanager
 def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
-    """Evaluation everywhere but in these very modules (not in their children), for a while."""
+    """Set evaluation mode everywhere except in these modules (not their children)."""
     before = [(module, module.training) for module in model.modules()]
     in_training = {id(module) for module in training}
     try:
@@ -48,13 +48,13 @@ def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterat
 
 
 def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any]) -> tuple:
-    """The arguments of a method that a model calls in training; the pass ends there.
+    """The arguments of a method that a model calls in training, where the pass ends.
 
     Only the model itself is in training, so that its layers give the logits of test time.
 
     Args:
         model (nn.Module): the detector.
-        owner (nn.Module): whose method it is.
+        owner (nn.Module): owner of the method.
         method (str): such as "losses".
         run (Callable): runs the model.
 
@@ -76,7 +76,7 @@ def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any
 
 
 def check_ground_truth(inputs: Sequence[Mapping[str, Any]], key: str, advice: str) -> None:
-    """Raises a UserError if an input lacks its ground truth."""
+    """Raise a UserError if an input lacks its ground truth."""
     if any(key not in each for each in inputs):
         raise UserError(
             f"Candidates can't be matched without ground truth, and an input has no {key!r}. "

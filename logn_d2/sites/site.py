@@ -1,4 +1,4 @@
-"""Where a detector's class logits are, and which of them count.
+"""The location of a detector's class logits, and the candidates that count.
 
 Shapes: K foreground classes, C logit columns, R candidates of an image (anchors, points, queries).
 """
@@ -26,12 +26,12 @@ Matcher = Callable[[nn.Module, Inputs], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class TopScores:
-    """Candidates as a dense detector takes them: above a threshold, and at most so many.
+    """Candidates of a dense detector: scores above a threshold, up to a maximum number.
 
     Attributes:
-        threshold (float): of the scores, in [0, 1].
-        count (int): of pairs of candidate and class.
-        each (str): what the count is for: a feature "level", or a "class".
+        threshold (float): minimum score, exclusive, in [0, 1].
+        count (int): maximum number of pairs of candidate and class.
+        each (str): the maximum applies to each feature "level" or each "class".
     """
 
     threshold: float
@@ -39,7 +39,7 @@ class TopScores:
     each: Literal["level", "class"] = "level"
 
     def __call__(self, levels: Sequence[Tensor]) -> Tensor:
-        """(R,) bool, the candidates that some class may make a detection of.
+        """Mark the candidates with a class that may become a detection, (R,) bool.
 
         Args:
             levels (Sequence[Tensor]): (R of the level, K) foreground scores of each feature level.

@@ -118,7 +118,7 @@ def test_without_a_matcher_there_are_candidates_as_at_test_alone():
         [model.class_embed], num_classes=CLASSES, background="last", activation="softmax",
         axis=-1, calls="last",
     )  # fmt: skip
-    with pytest.raises(UserError, match="does not say how candidates are matched"):
+    with pytest.raises(UserError, match="does not define how candidates are matched"):
         collect(model, batches(), site=site)
     found = collect(model, batches(), site=site, population="proposals")
     assert found.num_rois == 3 * QUERIES
