@@ -3,9 +3,10 @@
 TIDE (Bolya et al., ECCV 2020) corrects one kind of error at a time and reports the gain in AP:
 
 - `Cls`, `Loc`: of the detections that would match an object without a match, the best one matches
-  it   and the others are left out; - `Both`, `Dupe`, `Bkg`: the detections are left out;
-- `Miss`: objects that no corrected `Cls` or `Loc` would match are not counted; - `FP`: all false
-positives are left out; `FN`: no unmatched object is counted.
+  it and the others are left out;
+- `Both`, `Dupe`, `Bkg`: the detections are left out;
+- `Miss`: objects that no corrected `Cls` or `Loc` would match are not counted;
+- `FP`: all false positives are left out; `FN`: no unmatched object is counted.
 
 For `Miss` and `FN` the recall is stretched: the detector is assumed to be as precise on missed
 objects as on found ones. A class without any found object therefore keeps its AP of 0 under these
