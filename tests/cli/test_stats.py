@@ -199,7 +199,7 @@ def test_merged_shards_equal_the_whole_pass(tmp_path, capsys):
 def test_shard_given_twice_is_refused(tmp_path, capsys):
     path, output = saved(tmp_path, "a", statistics_of(logits_of())), tmp_path / "all.safetensors"
     assert script.main(["merge", path, path, "--output", str(output)]) == 1
-    assert "given twice" in capsys.readouterr().err
+    assert "is repeated" in capsys.readouterr().err
     assert not output.exists()
 
 
@@ -246,7 +246,7 @@ def _repeated_names(statistics: LogitStatistics) -> LogitStatistics:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_constant_class, r"1 of 3 classes .* same logit; .*: bob\|sled\."),
+        (_constant_class, r"1 of 3 classes .* only one value; .*: bob\|sled\."),
         (_uneven_counts, "stage 0: columns have 199 to 200 logits"),
         (_changed_variance, "stage 1: var differs from the mergeable state"),
         (_repeated_names, "class names repeat"),

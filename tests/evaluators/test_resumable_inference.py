@@ -176,7 +176,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_nothing_to_resume_from_is_refused(images: list[dict], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume=True needs output_dir"):
         LVISFormEvaluator(NAME, resume=True)
-    with pytest.raises(ValueError, match="goes without max_dets_per_class"):
+    with pytest.raises(ValueError, match="excludes max_dets_per_class"):
         LVISFormEvaluator(NAME, resume=True, output_dir=tmp_path, max_dets_per_class=5)
 
 

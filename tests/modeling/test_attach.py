@@ -516,8 +516,8 @@ def test_what_was_meant_is_asked_for():
     statistics = statistics_of(model)
     for arguments, options, message in (
         ((), {}, "No calibration was given"),
-        (("logn",), {"calibration": "norcal"}, "several things"),
-        ((statistics,), {"statistics": statistics}, "several things"),
+        (("logn",), {"calibration": "norcal"}, "Several calibrations"),
+        ((statistics,), {"statistics": statistics}, "Several calibrations"),
         (("norcl(gamma=1)",), {}, "norcal"),
     ):
         with pytest.raises((ValueError, KeyError), match=message):

@@ -112,7 +112,7 @@ def test_a_box_that_is_needed_and_not_stored_is_an_error(
 ) -> None:
     some = {"drawn 0": calibrations()["drawn 0"]}
     sweep(models[STANDARD], loader, some, store=tmp_path, max_boxes=20)
-    with pytest.raises(ValueError, match="not stored.*--max-boxes"):
+    with pytest.raises(ValueError, match="without stored boxes.*--max-boxes"):
         sweep_stored(StoredOutputs.load(tmp_path), calibrations())
 
 
