@@ -1,4 +1,4 @@
-"""Checkpoints: written whole even if the process is killed, and read only if they are whole."""
+"""Checkpoints that survive a killed process, and that are loaded only if they are complete."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _PARTIAL = "model_partial"
 class AtomicCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that writes each file under another name and renames it.
 
-    Detectron2 writes in place. A training that is killed while it rewrites ``model_final.pth``, or
-    ``last_checkpoint``, then has nothing left to resume from.
+    Detectron2 writes in place. A training run that is killed while it rewrites ``model_final.pth``
+    or ``last_checkpoint`` then has nothing left to resume from.
 
     Args:
         model (nn.Module): as DetectionCheckpointer's.
@@ -39,13 +39,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         super().save(_PARTIAL, **kwargs)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Detectron2's warnings, and one line where a detector is of other classes."""
+        """Adds one line to Detectron2's warnings if the weights have other classes."""
         super()._log_incompatible_keys(incompatible)
         for key, found, wanted in incompatible.incorrect_shapes:
             if "cls_score" in key:
                 logger.warning(
-                    "These weights are of a detector with other classes: %s has the shape %s in "
-                    "the file and %s in the model. Its classifier starts at random.",
+                    "These weights belong to a detector with other classes: %s has the shape %s in "
+                    "the file and %s in the model. The classifier starts at random.",
                     key,
                     tuple(found),
                     tuple(wanted),
@@ -53,7 +53,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 break
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Called when the file is written: gives it its name, then notes the name."""
+        """Renames the finished file, then writes its name to ``last_checkpoint``."""
         os.replace(
             os.path.join(self.save_dir, last_filename_basename),
             os.path.join(self.save_dir, self._name),
@@ -68,14 +68,14 @@ class IncompleteWeightsError(UserError):
 
 
 class WholeCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that refuses weights which leave a part of the model as it was drawn.
+    """`DetectionCheckpointer` that refuses weights that leave a part of the model at random.
 
-    Detectron2 only warns. Statistics and AP of a randomly initialized classifier are then numbers
-    like any others.
+    Detectron2 only warns, and nobody can tell the statistics and AP of a randomly initialized
+    classifier from proper ones.
     """
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Raises IncompleteWeightsError: the first parameter that was not loaded, and how many."""
+        """Raises IncompleteWeightsError with the first parameter that was not loaded."""
         needed = _needed(self.model)
         shapes = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
         missing = [
@@ -96,7 +96,7 @@ class WholeCheckpointer(DetectionCheckpointer):
 
 
 def _needed(model: nn.Module) -> set[str]:
-    """Parameters, and what batch norm keeps in buffers; counts of losses may begin anew."""
+    """Names of the parameters and of batch norm's buffers; the counts of losses may start at 0."""
     buffers = (name for name, _ in model.named_buffers())
     kept = ("running_mean", "running_var", "weight", "bias")
     return {
@@ -121,16 +121,16 @@ def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) ->
 
 
 def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> str:
-    """Loads the weights that a pass over data is made with.
+    """Loads the weights for a pass over a data set.
 
     Args:
         model (nn.Module): changed in place.
         weights (str): a file or address; "" for none.
-        output_dir (str): where a training keeps its checkpoints.
-        resume (bool): take the last of those, if there is one.
+        output_dir (str): the folder of the training run's checkpoints.
+        resume (bool): load the last of those checkpoints, if there is one.
 
     Returns:
-        str: what was loaded.
+        str: the file or address that was loaded.
 
     Raises:
         ValueError: there are no weights, the file can't be read, lacks parameters of the model,
@@ -161,10 +161,11 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
 
 
 def _check_archive(path: str) -> None:
-    """Compares the checksums in a file of torch.save, which torch does not look at.
+    """Compares the checksums in a file of torch.save, which torch itself ignores.
 
     Raises:
-        ValueError: a part differs. A flipped bit in a weight is a number like any other.
+        ValueError: a checksum differs. A flipped bit in a weight gives a plausible number, which no
+            other check would find.
     """
     if os.path.isfile(path) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -174,7 +175,7 @@ def _check_archive(path: str) -> None:
 
 
 def _check_finite(model: nn.Module, weights: str) -> None:
-    # Running means of batch norm are buffers, and as good as weights.
+    # The state dict, not the parameters: batch norm keeps its running means in buffers.
     broken = [name for name, each in model.state_dict().items() if not each.isfinite().all()]
     if broken:
         raise UserError(

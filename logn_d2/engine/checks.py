@@ -1,4 +1,4 @@
-"""What can be found wrong before any long work begins."""
+"""Checks of a config that run before any long job."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ __all__ = [
 
 
 def check_output_folder(folder: str) -> None:
-    """Makes the folder and checks that it can be written.
+    """Makes the folder if necessary and writes a file to it.
 
     Raises:
-        OSError: it can't.
+        OSError: the folder can't be made or written.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -90,16 +90,16 @@ def check_datasets(names: Sequence[str]) -> None:
 def check_classes(cfg: CfgNode, names: Sequence[str] = ()) -> None:
     """Checks that data sets and model have the same classes in the same order.
 
-    A class index means another class to a model and to a data set with one category more, and
-    every number would be of the wrong class. Training sets take part where they are at hand.
-    Showing or folding a model needs no data set, and checks those alone.
+    If the data set has one category more than the model, an index stands for another class in each
+    of them, and every result belongs to the wrong class. Training sets are checked only if their
+    files are present: showing or folding a model works without a data set.
 
     Args:
         cfg (CfgNode): the model's.
-        names (Sequence[str]): registered data sets that are needed.
+        names (Sequence[str]): registered data sets that the job needs.
 
     Raises:
-        ValueError: they differ; the message names the first difference.
+        ValueError: the classes differ; the message names the first difference.
     """
     site = config_site(cfg)
     num_classes = site.classes_in(cfg)
@@ -123,12 +123,12 @@ def _is_at_hand(name: str) -> bool:
 
 
 def check_ground_truth(cfg: CfgNode) -> None:
-    """Reads what the evaluation will read, so that it can't refuse it after the training.
+    """Reads the evaluation's ground truth, so that errors in it show up before the training.
 
-    The ground truth stays in the reader's cache, from which the evaluation takes it.
+    The ground truth stays in the reader's cache, where the evaluation finds it.
 
     Raises:
-        ValueError: an annotation or a group that the evaluation refuses.
+        ValueError: the evaluation would refuse an annotation or a group.
     """
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
@@ -142,7 +142,8 @@ def check_masks(cfg: CfgNode) -> None:
     """Checks that the training sets have the masks that the config trains.
 
     Raises:
-        ValueError: no object has a mask, or run lengths meet INPUT.MASK_FORMAT polygon.
+        ValueError: no object has a mask, or a mask is in run lengths and INPUT.MASK_FORMAT is
+            polygon.
     """
     if not cfg.MODEL.MASK_ON:
         return
@@ -173,7 +174,7 @@ def check_images(names: Sequence[str], num_images: int) -> None:
 
     Args:
         names (Sequence[str]): registered data sets.
-        num_images (int): of each; 0 reads none.
+        num_images (int): images to read of each data set; 0 reads none.
 
     Raises:
         FileNotFoundError: an image is missing.
@@ -198,10 +199,10 @@ def check_images(names: Sequence[str], num_images: int) -> None:
 
 
 def check_weights(weights: str) -> None:
-    """Checks that a weights file is there, if it is a file at all.
+    """Checks that a local weights file exists; addresses are not checked.
 
     Raises:
-        FileNotFoundError: it is not.
+        FileNotFoundError: there is no such file.
     """
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise MissingFileError(f"The weights are missing: there is no file {weights}.")
@@ -214,23 +215,24 @@ def check_calibration(
     collect: CfgNode | None = None,
     site: ConfigSite = ROI_HEADS,
 ) -> None:
-    """Checks that a calibration exists, has the options that are given, and gets what it needs.
+    """Checks the name and the options of a calibration, and that its inputs are available.
 
     Args:
         text (str): for example "norcal(gamma=0.6)"; "" for none.
         num_classes (int): K.
-        has_statistics (bool): whether there will be statistics.
-        collect (CfgNode): MODEL.LOGN.COLLECT, where they are yet to be gathered.
-        site (ConfigSite): of the detector.
+        has_statistics (bool): whether the run will have statistics.
+        collect (CfgNode): MODEL.LOGN.COLLECT, if the run will collect them itself.
+        site (ConfigSite): the detector's.
 
     Raises:
-        KeyError: unknown name.
-        ValueError: wrong options, statistics are needed, or it is not for scores like these.
+        KeyError: no calibration has this name.
+        ValueError: an option is wrong, statistics are missing, or the calibration is not defined
+            for the scores of this site.
     """
     if not text:
         return
     parse_calibration(text)
-    # Stand-ins with the right shapes: counting classes takes a while, statistics hours.
+    # Stand-ins of the right shapes: reading the counts takes minutes, the statistics hours.
     columns = num_classes + (site.background != "none")
     ones = torch.ones(columns, dtype=torch.float64)
     posteriors = PosteriorMoments(columns)
@@ -254,26 +256,26 @@ def check_calibration(
 
 
 def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:
-    """Checks that a loss exists, and has the options that are given with values that it can take.
+    """Checks the name of a loss, and the names and values of its options.
 
     Args:
         text (str): for example "seesaw(p=0.8)"; "" for Detectron2's own.
         num_classes (int): K.
-        without_background (bool): whether it is for K outputs.
+        without_background (bool): whether the classifier has K outputs, not K + 1.
 
     Raises:
-        KeyError: unknown name.
-        ValueError: wrong options or values, or no form without background.
+        KeyError: no loss has this name.
+        ValueError: an option or its value is wrong, or the loss needs a background.
     """
     if text:
         (build_loss_without_background if without_background else build_loss)(text, num_classes)
 
 
 def check_loss(cfg: CfgNode, model: nn.Module) -> None:
-    """Checks that the loss that a config asks for is the one that the model trains with.
+    """Checks that the model trains with the loss that its config names.
 
     Raises:
-        ValueError: the model's heads don't know of it.
+        ValueError: the model's heads ignore MODEL.LOGN.LOSS.
     """
     if not cfg.MODEL.LOGN.LOSS or any(isinstance(m, ClassificationLoss) for m in model.modules()):
         return
@@ -290,10 +292,10 @@ def check_loss(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def check_collection_settings(cfg: CfgNode) -> None:
-    """Checks that what MODEL.LOGN.COLLECT asks for exists and goes together.
+    """Checks the settings in MODEL.LOGN.COLLECT, alone and together.
 
     Raises:
-        ValueError: it does not.
+        ValueError: a setting does not exist, or two of them exclude each other.
     """
     node = cfg.MODEL.LOGN.COLLECT
     description = LogitStatistics(
@@ -305,11 +307,11 @@ def check_collection_settings(cfg: CfgNode) -> None:
 def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
     """Reads a statistics file and compares it with the config.
 
-    What only the weights can tell, their fingerprint, is compared when they are loaded.
+    The fingerprint is compared later, when the weights are loaded.
 
     Raises:
-        FileNotFoundError: there is none.
-        StatisticsError: it is broken, or of other classes.
+        FileNotFoundError: there is no such file.
+        StatisticsError: the file is damaged, or has other classes.
     """
     statistics = LogitStatistics.load(path)
     num_classes = config_site(cfg).classes_in(cfg)

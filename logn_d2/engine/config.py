@@ -1,4 +1,4 @@
-"""The config of a command line, with its data sets registered."""
+"""Reads the config of a command line and registers its data sets."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def load_config(
     Args:
         config_file (PathLike): a YAML file, for example from `logn_d2.config_file`.
         opts (Sequence[str]): KEY VALUE pairs that override it.
-        imports (Sequence[str]): modules to import first, which register heads or data sets of the
-            user's own; the current folder is looked in too.
+        imports (Sequence[str]): modules to import first, which register the user's own heads or
+            data sets; they may be in the current folder.
 
     Returns:
         CfgNode: not frozen.
 
     Raises:
-        ValueError: a key that does not exist, or a data set that is registered otherwise.
+        ValueError: a key does not exist, or a data set is already registered with other files.
         FileNotFoundError: there is no such file.
     """
     if os.fspath(config_file).endswith(".py"):
@@ -50,7 +50,7 @@ def load_config(
     try:
         cfg.merge_from_file(os.fspath(config_file))
         cfg.merge_from_list(list(opts))
-    except AssertionError as error:  # what yacs raises for a key that does not exist
+    except AssertionError as error:  # yacs raises it for a key that does not exist
         raise UserError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -1,4 +1,4 @@
-"""One clear message for a mistake that the user can put right."""
+"""One clear message for a mistake that the user can correct."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["DEBUG_VARIABLE", "short_errors"]
 DEBUG_VARIABLE = "LOGN_D2_DEBUG"
 """Environment variable; when set, errors come with their traceback."""
 
-# Packages that check what a config says, and know no UserError.
+# Packages that check the config with exceptions of their own.
 _CHECKING = {"detectron2", "fvcore", "yacs"}
 
 
 @contextmanager
 def short_errors(log_file: str | None = None) -> Iterator[None]:
-    """Ends the program with exit code 1 and one message where a user's mistake raises.
+    """Turns the exception for a user's mistake into one message and exit code 1.
 
-    So it does around `launch` when one of its processes ends, which says why where it can: not when
-    a signal ends it.
+    Around `launch` it does the same when a process fails. That process has printed the reason
+    itself, unless a signal ended it.
 
     Args:
-        log_file (str): gets the traceback; None writes it nowhere.
+        log_file (str): file to append the traceback to; None writes it nowhere.
 
     Raises:
-        SystemExit: instead of UserError, of OSError (a full disk, a folder that can't be written),
-            of ValueError and KeyError that Detectron2, fvcore or yacs raise where they check a
-            config, and of a ProcessExitedException. All else is a mistake of ours, and passes.
+        SystemExit: in place of a UserError, an OSError (a full disk, a folder that can't be
+            written), a ValueError or KeyError from Detectron2's, fvcore's or yacs's checks of a
+            config, and a ProcessExitedException. All other exceptions are bugs, and pass through.
     """
     try:
         yield
@@ -45,8 +45,8 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
             raise
         where = _write_traceback(log_file)
         if not comm.is_main_process():
-            # All processes meet the same mistake; when the first ends, the others are ended before
-            # they can repeat its message.
+            # All processes meet the same mistake. The wait leaves the message to the first one:
+            # when it ends, `launch` ends the others.
             time.sleep(20)
         # The text of a plain KeyError is the repr of its argument.
         plain = type(error) is KeyError and error.args
@@ -54,7 +54,7 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
         print(f"error: {text}\n({type(error).__name__}; {where})", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except ProcessExitedException as error:
-        if error.exit_code != 1:  # with 1 the process has come through here and has said why
+        if error.exit_code != 1:  # with 1 the process has printed its reason here
             print(f"error: {error}{_memory_hint(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

@@ -67,7 +67,7 @@ Results = dict
 """``{"uncalibrated/bbox": {"AP": percent, ...}, "logn/bbox": ...}``, or one such dict for each
 data set where there are several."""
 
-# Images whose detections, with masks, are kept in memory.
+# At most this many images with their masks are in memory before a chunk is written.
 MAX_CHUNK = 200
 
 
@@ -85,7 +85,8 @@ def check_head(model: nn.Module, name: str) -> None:
         name (str): MODEL.ROI_HEADS.NAME, for the message.
 
     Raises:
-        ValueError: they are not ours, or were trained with a loss whose logits can't be calibrated.
+        ValueError: the box predictors come from other code, or use a loss whose logits can't be
+            calibrated.
     """
     if known_site(model) is not None:
         return
@@ -114,22 +115,22 @@ def evaluate_calibrations(
     build_evaluator: BuildEvaluator,
     resume: bool = False,
 ) -> Results:
-    """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the one that is asked for.
+    """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the config's calibration.
 
-    For image classifiers, and for data sets in LVIS's and COCO's form but for key points, the
-    network runs once. Each data set's results are written to
-    OUTPUT_DIR/inference/DATASET/results.json, and AP of each class to CSV files beside it.
+    The network runs once for image classifiers and for data sets in LVIS's or COCO's form without
+    key points. The results of each data set are written to
+    OUTPUT_DIR/inference/DATASET/results.json, and the AP of each class to CSV files beside it.
 
     Args:
         cfg (CfgNode): the model's config.
-        model (nn.Module): gives raw logits, weights loaded.
+        model (nn.Module): a model that returns raw logits, with its weights loaded.
         calibrations (Mapping): see `make_calibrations`.
         build_evaluator (Callable): (cfg, data set name) -> evaluator, for other forms.
-        resume (bool): continue an interrupted pass.
+        resume (bool): resume an interrupted pass.
 
     Returns:
-        dict: "NAME/TASK" to metrics in percent; for several data sets one such dict each. Empty on
-        all processes but the first.
+        dict: "NAME/TASK" -> metrics in percent; for several data sets, data set -> such a dict.
+            Empty on all processes but the first.
     """
     model = unwrapped(model)
     results: Results = {}
@@ -161,22 +162,22 @@ def make_calibrations(
     """The calibrations that an evaluation compares.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.CALIBRATION names one.
-        model (nn.Module): gives raw logits, weights loaded.
-        statistics (LogitStatistics): of its weights; None to do without.
+        cfg (CfgNode): MODEL.LOGN.CALIBRATION names one calibration.
+        model (nn.Module): a model that returns raw logits, with its weights loaded.
+        statistics (LogitStatistics): statistics of its weights; None if there are none.
         counts (Callable): returns the class counts of the training set, for calibrations that need
             them.
 
     Returns:
-        dict: name -> one calibration for each stage, "uncalibrated" first; none for a model that
-        can only be evaluated as it is.
+        dict: name -> one calibration for each stage, "uncalibrated" first. That entry is empty for
+            a model that can't be calibrated.
 
     Raises:
-        ValueError: the head can't be calibrated, or the statistics are not of this model.
+        ValueError: the head can't be calibrated, or the statistics belong to another model.
     """
     model, text = unwrapped(model), calibration_name(cfg, statistics is not None)
     if not text and not _takes_calibrations(model):
-        return {UNCALIBRATED: ()}  # any model can be evaluated as it is
+        return {UNCALIBRATED: ()}  # without calibration any model can be evaluated
     check_head(model, cfg.MODEL.ROI_HEADS.NAME)
     sites = find_sites(model)
     num_classes = num_classes_of(sites[0].classifier)
@@ -184,7 +185,7 @@ def make_calibrations(
         statistics.check(
             num_classes=num_classes,
             num_stages=len(sites),
-            # Not the training set's: whoever evaluates need not have that.
+            # Not the training set's names: an evaluation works without the training set.
             class_names=known_class_names(cfg.DATASETS.TEST, num_classes),
             fingerprints=[predictor_fingerprint(site.classifier) for site in sites],
         )
@@ -202,8 +203,8 @@ def read_ground_truth(
 
     Args:
         dataset (str): its name.
-        train_datasets (Sequence[str]): their images tell rare from frequent classes where the data
-            set itself does not, as in COCO's form.
+        train_datasets (Sequence[str]): training sets whose image counts define the frequency groups
+            if the data set itself has none, as in COCO's form.
         masks (bool): False leaves segmentations out.
     """
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file, masks=masks)
@@ -213,7 +214,7 @@ def read_ground_truth(
 
 
 def groups_of_training(dataset: str, train_datasets: Sequence[str]) -> np.ndarray | None:
-    """Group of each class, (K,); None where the training sets are missing or of other classes."""
+    """Group of each class, (K,); None if training sets are missing or have other classes."""
     names = MetadataCatalog.get(dataset).get("thing_classes")
     try:
         for train in train_datasets:
@@ -229,7 +230,7 @@ def _one_pass(
 ) -> dict[str, Metrics]:
     """Name -> task -> metrics; empty on all processes but the first."""
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    # Every process leaves out the masks that are not looked at; the first one evaluates the others.
+    # Only the first process evaluates, so the others need no masks of the ground truth.
     masks = "segm" in tasks and comm.is_main_process()
     ground_truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN, masks=masks)
     swept = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
@@ -275,7 +276,7 @@ def _one_pass_for_evaluators(
     build_evaluator: BuildEvaluator,
     resume: bool,
 ) -> dict[str, Metrics]:
-    """The network once, then an evaluator for each calibration: on what the sweep has found."""
+    """Runs the network once, then an evaluator for each calibration on the sweep's detections."""
     swept = _swept(cfg, model, dataset, calibrations, resume)
     records = DatasetCatalog.get(dataset) if comm.is_main_process() else []
     results = {}
@@ -286,12 +287,13 @@ def _one_pass_for_evaluators(
             detections = swept.detections(name)
             for record, instances in zip(records, _instances(records, detections), strict=True):
                 evaluator.process([record], [{"instances": instances}])
-        results[name] = evaluator.evaluate()  # on every process: some evaluators gather
+        # On every process, because some evaluators have collective calls.
+        results[name] = evaluator.evaluate()
     return results
 
 
 def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[Instances]:
-    """Detections of each image, as a model gives them."""
+    """Detections of each image, as a model returns them."""
     order = np.argsort(detections.image_id, kind="stable")
     sorted_ids = detections.image_id[order]
     for record in records:
@@ -312,7 +314,7 @@ def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[I
 
 
 def _with_own_folder(cfg: CfgNode, dataset: str, name: str, calibrations: Calibrations) -> CfgNode:
-    """A config with a folder for one calibration, where another one's files would be replaced."""
+    """A config with a folder of its own for a calibration, if there are several."""
     own = cfg.clone()
     own.defrost()
     if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
@@ -321,7 +323,7 @@ def _with_own_folder(cfg: CfgNode, dataset: str, name: str, calibrations: Calibr
 
 
 def _file_name(text: str) -> str:
-    """Calibrations are written like calls: norcal(gamma=0.6)."""
+    """A calibration's text as a file name, with "_" for special characters."""
     return re.sub(r"[^\w.=,()+-]", "_", text)
 
 
@@ -337,7 +339,7 @@ def _one_pass_each(
     build_evaluator: BuildEvaluator,
     resume: bool,
 ) -> dict[str, Metrics]:
-    """The same for evaluators that know nothing of sweeps."""
+    """Runs the network once for each calibration, for evaluators that can't use a sweep."""
     results = {}
     for name, stages in calibrations.items():
         evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
@@ -385,7 +387,7 @@ def _report(
     results: Mapping[str, Metrics],
     table: Callable[[Mapping[str, Metrics]], str],
 ) -> dict[str, dict[str, float]]:
-    """Prints and writes the results of a data set; returns them as Detectron2 names results."""
+    """Prints and writes the results of a data set; returns them under Detectron2's names."""
     logger.info("Results on %s, in percent:\n%s", dataset, table(results))
     _write_results(os.path.join(_folder(cfg, dataset), "results.json"), results)
     return {
@@ -396,7 +398,7 @@ def _report(
 
 
 def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
-    """Writes what the report is made from."""
+    """Writes the file that `logn report` reads."""
     rows = [
         {"calibration": name, **{task: _with_null(metrics) for task, metrics in by_task.items()}}
         for name, by_task in results.items()
@@ -406,5 +408,5 @@ def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
 
 
 def _with_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """Replaces NaN, which JSON does not have, by None."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}

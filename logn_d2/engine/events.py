@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training besides scalars: statistics, and pictures."""
+"""Histograms of the statistics and pictures of detections for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ..pictures.side_by_side import draw_side_by_side, enlarged
 __all__ = ["ComparedImages", "put_statistics"]
 
 _BINS = 100
-# Scores say little while a model learns, so a fixed number of places is shown.
+# Not by a threshold: early in a training run all scores are low, and no box would be drawn.
 _SHOWN = Shown(threshold=0.0, at_most=10, one_per_place=True)
 
 
 def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
     """Adds histograms over classes of the logits' means and standard deviations.
 
-    Their names are "logn_stats/stage0/mean", "logn_stats/stage0/std" and so on. Classes without
-    usable statistics, and the background, are left out.
+    Their names are "logn_stats/stage0/mean", "logn_stats/stage0/std" and so on. They leave out the
+    background and classes without usable statistics.
 
     Args:
-        storage (EventStorage): of the training.
-        statistics (LogitStatistics): of the weights at this iteration.
+        storage (EventStorage): the training run's.
+        statistics (LogitStatistics): statistics of the weights at this iteration.
     """
     for index, stage in enumerate(statistics.stages):
         columns = foreground_columns(statistics.background)
@@ -50,11 +50,11 @@ def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
 class ComparedImages:
     """Adds pictures of some validation images, before and after calibration.
 
-    The images are drawn by MODEL.LOGN.COLLECT.SEED from the first data set of DATASETS.TEST, and
-    are the same at each iteration: "before_after/IMAGE_ID" shows what training changes.
+    MODEL.LOGN.COLLECT.SEED chooses the images from the first data set of DATASETS.TEST. They are
+    the same at each iteration, so that "before_after/IMAGE_ID" shows the progress of the training.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.VIS_IMAGES says how many.
+        cfg (CfgNode): MODEL.LOGN.VIS_IMAGES is the number of images.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -68,13 +68,13 @@ class ComparedImages:
         name: str,
         calibrations: Sequence[AffineCalibration],
     ) -> None:
-        """Draws and adds them; call it on one process.
+        """Draws the pictures and adds them to a storage; call it on one process.
 
         Args:
-            storage (EventStorage): of the training.
-            model (nn.Module): it is left as it was.
-            name (str): what the pictures call the calibration.
-            calibrations (Sequence[AffineCalibration]): it, for each stage.
+            storage (EventStorage): the training run's.
+            model (nn.Module): the detector, which is not changed.
+            name (str): the name of the calibration in the pictures.
+            calibrations (Sequence[AffineCalibration]): the calibration of each stage.
         """
         if self._images is None:
             self._images = self._choose()

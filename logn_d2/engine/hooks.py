@@ -1,4 +1,4 @@
-"""What happens before training and at evaluations, besides Detectron2's own hooks."""
+"""Hooks that fill the feature memory, collect statistics and note the place in the stream."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["FillMemoryHook", "StatisticsHook", "StreamHook"]
 class FillMemoryHook(HookBase):
     """Fills the memory of `LogNMemoryROIHeads` before the first step, as LOCE's second stage does.
 
-    Images go through the model as in a step, after which nothing is learnt but the state of losses,
-    such as LOCE's mean scores. A training that goes on fills its memory again, as checkpoints don't
-    have it, and keeps the state that it had.
+    Images go through the model as in a step, but only the state of losses changes, such as LOCE's
+    mean scores. Checkpoints do not contain the memory: a resumed training run fills it again, and
+    then puts back the state of losses from the checkpoint.
 
-    ``memory/seconds`` in ``metrics.json`` is how long that took.
+    ``memory/seconds`` in ``metrics.json`` is the time that this took.
 
     Args:
-        build_loader (Callable): builds a finite loader of mapped training images; as long on all
-            processes.
+        build_loader (Callable): builds a finite loader of mapped training images, of the same
+            length on all processes.
     """
 
     def __init__(self, build_loader: Callable[[], Sized]) -> None:
@@ -41,7 +41,8 @@ class FillMemoryHook(HookBase):
         loader, model = self._build_loader(), unwrapped(trainer.model)
         resumed = trainer.start_iter > 0
         state = [(buffer, buffer.clone()) for buffer in model.buffers()] if resumed else []
-        # What the heads note about these images belongs to no step; at 1 they draw no pictures.
+        # A storage of its own: the scalars of these images belong to no step. It starts at 1
+        # because heads draw pictures at 0.
         with EventStorage(start_iter=1):
             for done, batch in enumerate(loader, start=1):
                 model(batch)
@@ -56,7 +57,8 @@ class FillMemoryHook(HookBase):
 class StreamHook(HookBase):
     """Notes the position in the stream of images just before a checkpoint is saved.
 
-    All processes have one, while the first alone saves. It belongs before the hook that saves.
+    Every process needs this hook, while only the first one saves. Put it before the hook that
+    saves.
 
     Args:
         period (int): iterations between two checkpoints (SOLVER.CHECKPOINT_PERIOD).
@@ -74,13 +76,14 @@ class StreamHook(HookBase):
 
 
 class StatisticsHook(HookBase):
-    """Gathers logit statistics before each evaluation.
+    """Collects logit statistics before each evaluation.
 
-    It belongs before the evaluation hook, which uses what it gathers.
+    Put it before the evaluation hook, which uses the statistics.
 
     Args:
-        period (int): of the evaluations (TEST.EVAL_PERIOD); 0 for only after the last iteration.
-        collect (Callable): the statistics pass; all processes call it.
+        period (int): iterations between two evaluations (TEST.EVAL_PERIOD); 0 collects only after
+            the last iteration.
+        collect (Callable): makes the statistics pass; all processes call it.
     """
 
     def __init__(self, period: int, collect: Callable[[], None]) -> None:
@@ -93,7 +96,7 @@ class StatisticsHook(HookBase):
             self._collect()
 
     def after_train(self) -> None:
-        # This is also called when training has failed, with an earlier iteration.
+        # Detectron2 also calls this after a failure, at an earlier iteration.
         if self.trainer.iter >= self.trainer.max_iter:
             self._collect()
-        del self._collect  # a method of the trainer, which holds this hook
+        del self._collect  # it is a method of the trainer, which holds this hook: a cycle

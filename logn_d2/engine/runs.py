@@ -1,4 +1,4 @@
-"""The three jobs of a run: train, gather statistics, evaluate."""
+"""The three jobs of a run: train, collect statistics, evaluate."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ __all__ = [
 
 
 def check_training(cfg: CfgNode, num_processes: int) -> None:
-    """Finds mistakes before a training of hours.
+    """Finds mistakes before hours of training.
 
     Args:
         cfg (CfgNode): the config.
-        num_processes (int): of all machines.
+        num_processes (int): processes on all machines together.
 
     Raises:
-        ValueError, KeyError, OSError: what is wrong and what to do.
+        ValueError, KeyError, OSError: the message names the mistake and its correction.
     """
     node = cfg.MODEL.LOGN
     if node.STATISTICS:
@@ -84,11 +84,11 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
 
 
 def run_training(cfg: CfgNode, *, resume: bool) -> Results:
-    """Trains, then gathers statistics, then evaluates; all processes call it.
+    """Trains, then collects statistics, then evaluates; all processes call it.
 
     Args:
         cfg (CfgNode): the config.
-        resume (bool): continue where a run with this OUTPUT_DIR was interrupted.
+        resume (bool): resume an interrupted run with this OUTPUT_DIR.
 
     Returns:
         dict: see `evaluate_calibrations`.
@@ -104,10 +104,10 @@ def check_collection(cfg: CfgNode, path: str) -> None:
 
     Args:
         cfg (CfgNode): the config.
-        path (str): where the statistics file will be.
+        path (str): the statistics file to write.
 
     Raises:
-        ValueError, KeyError, OSError: what is wrong and what to do.
+        ValueError, KeyError, OSError: the message names the mistake and its correction.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder. Name a file in it.")
@@ -119,13 +119,13 @@ def check_collection(cfg: CfgNode, path: str) -> None:
 def run_collection(
     cfg: CfgNode, path: str, *, last_checkpoint: bool, resume: bool
 ) -> LogitStatistics:
-    """Gathers statistics and writes the file; all processes call it.
+    """Collects statistics and writes the file; all processes call it.
 
     Args:
         cfg (CfgNode): the config.
         path (str): the statistics file.
-        last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
-        resume (bool): continue an interrupted pass.
+        last_checkpoint (bool): load the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS.
+        resume (bool): resume an interrupted pass.
     """
     return collect(cfg, _model(cfg, last_checkpoint), path, resume=resume)
 
@@ -134,7 +134,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     """Finds mistakes before an evaluation.
 
     Raises:
-        ValueError, KeyError, OSError: what is wrong and what to do.
+        ValueError, KeyError, OSError: the message names the mistake and its correction.
     """
     node = cfg.MODEL.LOGN
     text = calibration_name(cfg, bool(node.STATISTICS))
@@ -151,9 +151,9 @@ def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Resu
     """Evaluates without calibration and, if the config asks for one, with it.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
-        last_checkpoint (bool): of the last checkpoint in OUTPUT_DIR, not of MODEL.WEIGHTS.
-        resume (bool): continue an interrupted pass.
+        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION name the calibration.
+        last_checkpoint (bool): load the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS.
+        resume (bool): resume an interrupted pass.
 
     Returns:
         dict: see `evaluate_calibrations`.

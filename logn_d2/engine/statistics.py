@@ -1,4 +1,4 @@
-"""The statistics pass of a run: where its file is, and when it need not be repeated."""
+"""The statistics pass of a run, which is left out if its file is up to date."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 def statistics_path(cfg: CfgNode) -> str:
-    """Where a run writes its statistics file, unless told otherwise."""
+    """The default path of a run's statistics file."""
     return os.path.join(cfg.OUTPUT_DIR, "logn_stats.safetensors")
 
 
 def periodic_statistics_path(cfg: CfgNode) -> str:
-    """Where the statistics of the latest evaluation before the end of training are."""
+    """The path of the statistics for the last evaluation before the end of the training."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", "logn_stats.safetensors")
 
 
@@ -61,21 +61,22 @@ def without_calibration(cfg: CfgNode) -> CfgNode:
 
 
 def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) -> LogitStatistics:
-    """Gathers statistics and writes the statistics file.
+    """Collects statistics and writes the statistics file.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.COLLECT says what to gather.
+        cfg (CfgNode): MODEL.LOGN.COLLECT has the settings of the pass.
         model (nn.Module): with its weights loaded.
         path (str): the statistics file.
-        resume (bool): continue an interrupted pass; take the file that is there if it is of the
-            same weights, data and settings.
+        resume (bool): resume an interrupted pass, or keep an existing file of the same weights,
+            data and settings.
 
     Returns:
-        LogitStatistics: on every process.
+        LogitStatistics: the same on every process.
     """
     digest = _run_digest(cfg, unwrapped(model))
     finished = _finished(path, digest) if resume else None
-    # Every process must take the same way, also where they see a file system at different times.
+    # Processes may see a file of a network file system at different times, but all or none must
+    # enter the pass, which has collective calls.
     if all(comm.all_gather(finished is not None)):
         logger.info("The statistics in %s are up to date.", path)
         return finished
@@ -89,16 +90,16 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
 
 
 def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> None:
-    """Names a class without training objects that sets LogN's beta, the smallest mean.
+    """Warns of a class without training objects that sets LogN's beta, the smallest mean.
 
-    No RoI ever raised its logit, so that its mean can lie far below all others; calibrated scores
-    then fall below thresholds that are meant for the other classes.
+    No RoI ever raised the logit of such a class, so that its mean can lie far below all others. The
+    calibrated scores of the other classes then fall below the usual score thresholds.
     """
     for number, stage in enumerate(statistics.stages):
         if statistics.background == "none":
             return  # Eq. 1 has no beta
         if len(stage.mean) < len(counts.image_count) or statistics.unlabelled(number) is not None:
-            continue  # what no RoI is matched to has no say in beta, where that is known
+            continue  # beta already leaves out classes that are known to have no RoI
         lowest = int(stage.mean[: len(counts.image_count)].argmin())
         if counts.image_count[lowest] == 0:
             logger.warning(
@@ -110,7 +111,7 @@ def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> 
 
 
 def is_current(cfg: CfgNode, model: nn.Module, path: str | os.PathLike[str]) -> bool:
-    """Whether a statistics file is what `collect` would write: it then need not be repeated."""
+    """Whether `collect` would write the same statistics file again."""
     return _finished(os.fspath(path), _run_digest(cfg, unwrapped(model))) is not None
 
 
@@ -123,7 +124,7 @@ def _finished(path: str, digest: str) -> LogitStatistics | None:
 
 
 def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
-    """A hash of all that the numbers follow from; of more, where that is simpler."""
+    """A hash of everything that the statistics depend on, and of a few harmless settings."""
     files = [_stamp(MetadataCatalog.get(name).get("json_file")) for name in cfg.DATASETS.TRAIN]
     content = {
         **deciding_settings(cfg, collects=True),
@@ -136,7 +137,7 @@ def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
 
 
 def _stamp(path: str | None) -> list[int] | None:
-    """Size and time of a file, which change when it does."""
+    """Size and modification time of a file: hashing gigabytes of annotations would take longer."""
     if path is None or not os.path.isfile(path):
         return None
     status = os.stat(path)

@@ -1,4 +1,4 @@
-"""Detectron2's default trainer, with the statistics pass and both evaluations."""
+"""Detectron2's default trainer, extended by the statistics pass and both evaluations."""
 
 from __future__ import annotations
 
@@ -69,15 +69,16 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` that ends with logit statistics, and evaluates with and without them.
+    """`DefaultTrainer` that collects logit statistics at the end and evaluates with and without
+    them.
 
-    Metrics of both are in TensorBoard and ``metrics.json`` as "uncalibrated/bbox/AP",
-    "logn/bbox/AP" and so on. So are those of evaluations before the end (TEST.EVAL_PERIOD), which
-    use statistics of at most MODEL.LOGN.COLLECT.PERIODIC_IMAGES images. TensorBoard also has
-    histograms of the statistics, and pictures of MODEL.LOGN.VIS_IMAGES images.
+    TensorBoard and ``metrics.json`` have the metrics of both as "uncalibrated/bbox/AP",
+    "logn/bbox/AP" and so on. Evaluations before the end (TEST.EVAL_PERIOD) use statistics of at
+    most MODEL.LOGN.COLLECT.PERIODIC_IMAGES images. TensorBoard also shows histograms of the
+    statistics, and pictures of MODEL.LOGN.VIS_IMAGES images.
 
     Args:
-        cfg (CfgNode): with MODEL.LOGN.
+        cfg (CfgNode): a config with MODEL.LOGN.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -88,32 +89,32 @@ class Trainer(DefaultTrainer):
         self._counts = TrainingClassCounts(cfg)
         super().__init__(cfg)
         if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
-            # Now, not after a day of training.
+            # The evaluation would find the same mistake, but only after a day of training.
             check_head(self.model, cfg.MODEL.ROI_HEADS.NAME)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model with raw logits: calibrations come from the evaluation.
+        """The model with raw logits, which the evaluation calibrates.
 
-        In a second stage, all that it does not train is frozen.
+        In a second stage, the parameters that it does not train are frozen.
         """
         model = super().build_model(without_calibration(cfg))
         check_loss(cfg, model)
         stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is not None:
             freeze(model, stage)
-        if cfg.MODEL.DEVICE == "cpu":  # the layout in which oneDNN convolves fastest
+        if cfg.MODEL.DEVICE == "cpu":  # oneDNN convolves fastest in this layout
             model = model.to(memory_format=torch.channels_last)
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """Detectron2's optimizer of what is trained."""
+        """Detectron2's optimizer for the parameters that are trained."""
         return super().build_optimizer(optimizer_config(cfg), model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        """Detectron2's loader, with our samplers too (see `logn_d2.data.samplers`)."""
+        """Detectron2's loader, which also takes the samplers of `logn_d2.data.samplers`."""
         images = training_images(cfg)
         sampler = build_training_sampler(cfg, images)
         return TrainingStream(cfg, images, sampler)
@@ -125,7 +126,8 @@ class Trainer(DefaultTrainer):
         return build_evaluator(dataset_name, output_dir, cfg.DATASETS.TRAIN)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; before its evaluation the statistics, and ours in its place."""
+        """Detectron2's hooks, with our evaluation in place of its own and the statistics before
+        it."""
         # The hook that saves takes the checkpointer from here.
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -139,12 +141,12 @@ class Trainer(DefaultTrainer):
             periodic = self.cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES > 0
             period = self.cfg.TEST.EVAL_PERIOD if periodic else 0
             hooks.insert(place, StatisticsHook(period, self._collect))
-        # Before the hook that saves, which is there on the first process alone.
+        # At the front, before the hook that saves, which only the first process has.
         hooks[:0] = [*self._memory_hooks(), StreamHook(self.cfg.SOLVER.CHECKPOINT_PERIOD, stream)]
         return hooks
 
     def _memory_hooks(self) -> list[HookBase]:
-        """What fills a feature memory before a second stage; other models know no class yet."""
+        """Fills a feature memory before a second stage; elsewhere the features are still random."""
         memories = [m.memory for m in self.model.modules() if isinstance(m, LogNMemoryROIHeads)]
         images = max((memory.objects_per_class for memory in memories), default=0)
         if not (images and self.cfg.MODEL.LOGN.SECOND_STAGE):
@@ -152,12 +154,13 @@ class Trainer(DefaultTrainer):
         return [FillMemoryHook(partial(build_class_aware_loader, self.cfg, images))]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; the passes at the end resume as well.
+        """Like Detectron2's method; the passes at the end resume as well.
 
-        A training that starts anew counts its own training set, whatever the weights come from.
+        A new training run resets the counts of its losses, which the weights may bring along from
+        another training set.
 
         Raises:
-            ValueError: the weights of a second stage lack what it does not train.
+            ValueError: the weights lack parameters that the second stage does not train.
         """
         self._resume = resume
         if not resume and self.checkpointer.has_checkpoint():
@@ -175,17 +178,20 @@ class Trainer(DefaultTrainer):
                 module.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """As Detectron2's, with the optimizer, whose momentum 0.5 leaves out."""
+        """Like Detectron2's method, but with the optimizer's momentum, which version 0.5 leaves
+        out."""
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` returned."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
-        if "_trainer" in state_dict and "load_state_dict" not in vars(DefaultTrainer):  # 0.5
+        if "_trainer" in state_dict and "load_state_dict" not in vars(
+            DefaultTrainer
+        ):  # version 0.5
             self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _load_first_stage(self) -> None:
-        """Loads MODEL.WEIGHTS, for a training that starts anew."""
+        """Loads MODEL.WEIGHTS for a new training run."""
         stage = get_second_stage(self.cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is None:
             super().resume_or_load(resume=False)
@@ -197,12 +203,13 @@ class Trainer(DefaultTrainer):
             restore_classifiers(self.model, fresh)
 
     def after_train(self) -> None:
-        """As Detectron2's, which counts one iteration too many for a training that was finished."""
+        """Like Detectron2's method, which counts one iteration too many if a finished run is
+        resumed."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def train(self) -> Results:
-        """Trains, gathers statistics, evaluates.
+        """Trains, collects statistics and evaluates.
 
         Returns:
             dict: see `evaluate_calibrations`; empty on all processes but the first.
@@ -223,7 +230,7 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> Results:
         _share_buffers(self.model)
         statistics = self.statistics
-        if not self._at_end:  # training is about to change the weights that these are of
+        if not self._at_end:  # training is about to change the weights that the statistics describe
             self.statistics = None
         awaited = self.cfg.MODEL.LOGN.COLLECT.ENABLED and statistics is None
         calibrated = self._at_end or not awaited
@@ -239,12 +246,12 @@ class Trainer(DefaultTrainer):
         shows = cfg.MODEL.LOGN.VIS_IMAGES > 0 and not classifies_images(cfg)
         if comm.is_main_process() and shows and cfg.DATASETS.TEST:
             self._show_images(calibrations)
-        # What there is nothing to measure for is no number, and JSON knows none for it.
+        # Metrics without a value are left out: JSON has no NaN.
         return _finite(self._last_eval_results)
 
     def _show_images(self, calibrations: Calibrations) -> None:
         names = [name for name in calibrations if name != UNCALIBRATED]
-        for name in names:  # one, or none: then there is no after
+        for name in names:  # one calibration, or none
             after = calibrations[name]
             self._compared_images.put(self.storage, unwrapped(self.model), name, after)
 
@@ -256,16 +263,16 @@ class Trainer(DefaultTrainer):
 def build_evaluator(
     dataset_name: str, output_dir: str, train_datasets: Sequence[str] = ()
 ) -> DatasetEvaluator:
-    """The evaluator that a data set's metadata ask for.
+    """The evaluator for the form of a data set, as its metadata state it.
 
     Args:
         dataset_name (str): a registered data set.
-        output_dir (str): where it writes its files.
-        train_datasets (Sequence[str]): their images tell rare from frequent classes where the data
-            set itself does not; where they are missing there are no such groups.
+        output_dir (str): the folder for its files.
+        train_datasets (Sequence[str]): training sets whose image counts define the frequency groups
+            if the data set itself has none; without them there are no groups.
 
     Raises:
-        ValueError: neither LVIS's nor COCO's form.
+        ValueError: the data set has none of the known forms.
     """
     kind, options = evaluator_class(dataset_name), {}
     if kind is ImageEvaluator:
@@ -276,10 +283,10 @@ def build_evaluator(
 
 
 def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
-    """What `build_evaluator` builds; this reads no files.
+    """The class of `build_evaluator`'s evaluator; this reads no files.
 
     Raises:
-        ValueError: neither LVIS's nor COCO's form.
+        ValueError: the data set has none of the known forms.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     classes = {
@@ -297,7 +304,7 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
 
 
 def _finite(metrics: Mapping) -> dict:
-    """Without NaN, in a nested dict too."""
+    """Copies a nested dict without NaN."""
     return {
         key: _finite(value) if isinstance(value, Mapping) else value
         for key, value in metrics.items()
@@ -306,10 +313,10 @@ def _finite(metrics: Mapping) -> dict:
 
 
 def _share_buffers(model: nn.Module) -> None:
-    """Gives every process the buffers of the first, whose checkpoint it is.
+    """Copies the buffers of the first process, which are in the checkpoint, to all processes.
 
-    Detectron2 trains with ``broadcast_buffers=False``: batch norm has seen other images on each
-    process, and each would evaluate another model.
+    Detectron2 trains with ``broadcast_buffers=False``. Batch norm then has other running means on
+    each process, and each process would evaluate a slightly different model.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():

@@ -4,9 +4,9 @@ Detectron2 saves weights, optimizer, schedule and iteration. A resumed training 
 from the beginning of the sampler again, under random numbers from the beginning, and ends with
 other weights than one that was never interrupted.
 
-What holds: with DATALOADER.NUM_WORKERS 0 the resumed training equals the uninterrupted one bit for
-bit. With worker processes it sees the same images in the same order, under other augmentations:
-the generators of the workers live and die with them.
+With DATALOADER.NUM_WORKERS 0 the resumed training run equals the uninterrupted one bit for bit.
+With worker processes it sees the same images in the same order, but with other augmentations,
+because the workers' generators end with them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ RngState = dict[str, Any]
 
 
 class TrainingStream:
-    """Detectron2's training loader, with a position that can be kept and returned to.
+    """Detectron2's training loader, with a position that can be noted and restored.
 
     Args:
-        cfg (CfgNode): DATALOADER, INPUT and SOLVER.IMS_PER_BATCH decide, as in Detectron2.
+        cfg (CfgNode): its DATALOADER, INPUT and SOLVER.IMS_PER_BATCH apply, as in Detectron2.
         images (Sequence[dict]): the training images, in Detectron2's form.
         sampler (Sampler or None): an endless stream of their indices, the same each time for its
             seed; None for Detectron2's own, as DATALOADER.SAMPLER_TRAIN says.
@@ -53,18 +53,18 @@ class TrainingStream:
     ) -> None:
         mapper = build_mapper(cfg, is_train=True)
         self._mapper = _Mapper(mapper, tells_states=cfg.DATALOADER.ASPECT_RATIO_GROUPING)
-        # The arguments that `build_detection_train_loader` makes of a config: a sampler can't be
-        # put around the one that a finished loader has.
+        # The arguments that `build_detection_train_loader` derives from a config, because the
+        # sampler of a finished loader can't be wrapped any more.
         arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
         self._sampler = _Skipping(arguments["sampler"])
         arguments.update(dataset=_Numbered(images), sampler=self._sampler)
         self._loader = build_detection_train_loader(**arguments)
         self._batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         self._has_workers = cfg.DATALOADER.NUM_WORKERS > 0
-        self._num_taken = 0  # of the sampler by this object, in batches or waiting for one
+        self._num_taken = 0  # indices of the sampler, in batches or waiting for one
         self._pending: RngState | None = None
         self._kept: dict[str, Any] = {}
-        # A position means something in this very stream alone.
+        # A position is valid only for a stream with the same settings.
         self._settings = {
             "images": len(images),
             "batch": cfg.SOLVER.IMS_PER_BATCH,
@@ -82,10 +82,10 @@ class TrainingStream:
             yield batch
 
     def keep(self, iteration: int) -> None:
-        """Notes the position and the random states of all processes; called on each of them.
+        """Notes the position and the random states of all processes; call it on each of them.
 
         Args:
-            iteration (int): the one that has just ended.
+            iteration (int): the iteration that has just ended.
         """
         waiting = self._waiting()
         mine = {
@@ -101,21 +101,21 @@ class TrainingStream:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What `keep` has noted last, for a checkpoint."""
+        """The position that `keep` noted last, for a checkpoint."""
         return self._kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Returns to a position; called before the first batch.
+        """Returns to a position; call it before the first batch.
 
-        A stream of other images, batches or processes begins anew, with a warning.
+        A stream of other images, batches or processes starts at its beginning, with a warning.
         """
         if not state:  # saved by hand, between two notes
             return
         changed = [key for key, value in self._settings.items() if state.get(key) != value]
         if changed:
             logger.warning(
-                "The checkpoint is of a training with other %s: images are drawn from the "
-                "beginning of the sampler.",
+                "The checkpoint belongs to a training run with other %s: the sampler starts at its "
+                "beginning.",
                 ", ".join(changed),
             )
             return
@@ -123,19 +123,23 @@ class TrainingStream:
         if state["seed"] is not None:
             self._sampler.sampler._seed = state["seed"]
         self._sampler.skip = mine["consumed"]
-        self._num_taken = -len(mine["waiting"])  # they will come in batches, but were taken before
+        self._num_taken = -len(
+            mine["waiting"]
+        )  # batches will count them, but "consumed" already has them
         buckets = self._buckets()
         for each in mine["waiting"]:
             record = self._mapped_again(each["index"], each["rng"])
             buckets[0 if record["width"] > record["height"] else 1].append(record)
         self._pending = mine["rng"]
         if not self._has_workers:
-            # Mapping happens in this process: the states must be there when it begins, which is
-            # after the loader has drawn a seed of its own.
+            # Images are mapped in this process. The loader draws a seed when it starts, so the
+            # states must be set after that, at the first image.
             self._mapper.pending, self._pending = self._pending, None
 
     def _mapped_again(self, index: int, rng: RngState | None) -> Record:
-        dataset = self._loader.dataset.dataset  # of the loader inside the one that groups
+        dataset = (
+            self._loader.dataset.dataset
+        )  # of the loader inside the loader that groups by aspect ratio
         with preserved_rng():
             if rng is not None:
                 _set_rng(rng)
@@ -146,7 +150,8 @@ class TrainingStream:
         return getattr(self._loader, "_buckets", [[], []])
 
     def _waiting(self) -> list[Record]:
-        # A full bucket has been handed out already; it is emptied when the next batch is asked for.
+        # Detectron2 empties a full bucket only when the next batch is requested: its images are
+        # already in a batch.
         return [
             each for bucket in self._buckets() if len(bucket) < self._batch_size for each in bucket
         ]
@@ -167,7 +172,7 @@ class _Skipping(torchdata.Sampler):
 
 
 class _Numbered(torchdata.Dataset):
-    """Records that tell their index."""
+    """Records that contain their index."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = DatasetFromList(list(records), copy=False)
@@ -180,13 +185,13 @@ class _Numbered(torchdata.Dataset):
 
 
 class _Mapper:
-    """A mapper whose images tell under which random states they were mapped.
+    """A mapper that adds the random states before each image to the mapped image.
 
-    In worker processes they don't: nobody could put these back.
+    It does not do so in worker processes, whose states can't be restored.
 
     Args:
-        mapper (Callable): what it calls.
-        tells_states (bool): False where no image ever waits for others to make a batch.
+        mapper (Callable): the mapper that it calls.
+        tells_states (bool): False if no image ever waits for others to fill a batch.
     """
 
     def __init__(self, mapper: Mapper, tells_states: bool) -> None:

@@ -1,6 +1,7 @@
-"""Evaluate and sweep from Python, in the grammar of `attach`.
+"""Evaluate and sweep from Python, with the arguments of `attach`.
 
-A model, then what to calibrate with: a statistics file or what it holds, a calibration or its text.
+The model comes first, then the source of the calibration: a statistics file or a `LogitStatistics`,
+    a calibration or its text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .evaluation import Metrics, read_ground_truth
 
 __all__ = ["evaluate", "sweep"]
 
-# LogN and its parts (paper Table 2), for which statistics are all that is needed.
+# LogN and its parts (paper Table 2), which need nothing but statistics.
 DEFAULT = ("logn", "logn_mean", "logn_std", "logn_no_beta")
 
 
@@ -40,10 +41,10 @@ def evaluate(
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
 ) -> Metrics:
-    """AP of a detector by the LVIS rule (or COCO's, for sets in its form), calibrated or not.
+    """AP of a detector by the rules of LVIS, or of COCO for data sets in its form.
 
-    The model is left as it was; a calibration that it has already is ignored, so that nothing to
-    calibrate with means uncalibrated.
+    The model is not changed, and a calibration that is already attached is ignored. Without a
+    source the detector is evaluated uncalibrated.
 
     Args:
         model (nn.Module): a detector with its weights loaded.
@@ -52,16 +53,17 @@ def evaluate(
         loader (Iterable or Callable): batches of mapped images in the same order each time; see
             `logn_d2.data.loader.build_evaluation_loader`.
         dataset (str or LvisGroundTruth): registered name, or the annotations.
-        train_datasets (Sequence[str]): registered; their images tell rare from frequent classes
-            where the data set itself does not.
-        output_dir (PathLike): folder for the detections, from which a killed pass can be resumed.
-        resume (bool): continue such a pass.
+        train_datasets (Sequence[str]): registered training sets, whose image counts define the
+            frequency groups if the data set itself has none.
+        output_dir (PathLike): folder for the detections, from which an interrupted pass can be
+            resumed.
+        resume (bool): resume an interrupted pass.
 
     Returns:
         Mapping: task ("bbox", "segm") -> metric -> percent; empty on all processes but the first.
 
     Raises:
-        ValueError: a calibration that does not fit the model, or annotations of other classes.
+        ValueError: the calibration does not fit the model, or the annotations have other classes.
 
     Example:
         >>> evaluate(model, "stats.safetensors", loader=loader, dataset="lvis_v1_val")
@@ -94,9 +96,9 @@ def sweep(
 
     Args:
         model (nn.Module): a detector with its weights loaded.
-        source: a statistics file or what it holds, for calibrations that need one.
-        calibrations (Sequence): texts such as "norcal(gamma=0.6)", or AffineCalibrations, which are
-            called by their names. "uncalibrated" is always among them.
+        source: a statistics file or a LogitStatistics, for calibrations that need statistics.
+        calibrations (Sequence): texts such as "norcal(gamma=0.6)", or AffineCalibrations, which
+            appear under their names. "uncalibrated" is always included.
         loader, dataset, counts, class_names, train_datasets, output_dir, resume: see `evaluate`.
 
     Returns:
@@ -104,7 +106,7 @@ def sweep(
         but the first.
 
     Raises:
-        ValueError: a calibration that does not fit the model, or that needs what is not given.
+        ValueError: a calibration does not fit the model, or an input that it needs is missing.
 
     Example:
         >>> sweep(model, "stats.safetensors", loader=loader, dataset="lvis_v1_val",
@@ -130,7 +132,7 @@ def _sweep(
     train_datasets: Sequence[str],
     **folders: object,
 ) -> dict[str, Metrics]:
-    """Name -> task -> metric of what `attach` would make of each source and calibration."""
+    """Name -> task -> metric, with the calibrations that `attach` would apply."""
     sites = find_sites(model)
     made = {UNCALIBRATED: chosen_calibrations(sites, UNCALIBRATED)[0]}
     for name, (source, calibration) in chosen.items():
@@ -143,5 +145,5 @@ def _sweep(
     else:
         truth = read_ground_truth(dataset, train_datasets)
     swept = run_sweep(model, loader, made, ground_truth=truth, **folders)
-    # In memory the others have their own images alone.
+    # Without a folder the other processes hold only their own images.
     return evaluate_sweep(swept, truth) if comm.is_main_process() else {}

@@ -322,11 +322,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _dataset_name(
-    predictions: Path, config: Mapping[str, Any], results: Results | None
-) -> str | None:
+def _dataset_name(place: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
     """The evaluated data set: from the folder's name, else from the results or the config."""
-    for folder in (predictions, *predictions.parents[:2]):
+    for folder in (place, *place.parents[:2]):
         if folder.parent.name == "inference":
             return folder.name
     provenance = {} if results is None else results.provenance

@@ -117,4 +117,4 @@ def test_a_stream_of_other_images_begins_anew_with_a_warning(cfg, caplog):
     stream.keep(3)
     other = TrainingStream(cfg, images([20] * 8), Counting())
     other.load_state_dict(stream.state_dict())
-    assert "other images: images are drawn from the beginning" in caplog.text
+    assert "other images: the sampler starts at its beginning" in caplog.text
