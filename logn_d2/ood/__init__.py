@@ -1,7 +1,7 @@
-"""Telling unknown inputs from known ones: scores, their metrics, and calibration of confidence.
+"""Scores that separate unknown inputs from known ones, their metrics, and confidence calibration.
 
-In-distribution (ID) inputs are those of the classes that were trained, out-of-distribution (OOD)
-inputs are others. Everything here works on numpy arrays and imports numpy alone.
+In-distribution (ID) inputs show the classes of the training, out-of-distribution (OOD) inputs show
+others. The functions work on numpy arrays, and the package imports only numpy.
 """
 
 from .confidence import Calibration, expected_calibration_error, fit_temperature

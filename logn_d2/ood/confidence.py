@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be taken for its accuracy, and one temperature for it.
+"""The expected calibration error of a classifier, and the temperature that reduces it.
 
 Shapes: N inputs, K classes; logits (N, K) in nats, labels (N,) in [0, K).
 """
@@ -16,7 +16,7 @@ from .scores import log_softmax
 
 __all__ = ["Calibration", "expected_calibration_error", "fit_temperature"]
 
-# log T is looked for between these; a network that needs more is broken.
+# Bounds of the search for log T. No sound network needs a temperature outside them.
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _TOLERANCE = 1e-8
@@ -24,13 +24,13 @@ _TOLERANCE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Reliability of the predicted classes' probabilities.
+    """Compares the predicted classes' probabilities with the accuracy.
 
     Attributes:
         ece (float): expected calibration error in [0, 1] (Guo et al., ICML 2017).
-        count (ndarray): (B,) int64 inputs in each bin of confidence.
-        confidence (ndarray): (B,) their mean confidence, NaN for an empty bin.
-        accuracy (ndarray): (B,) their accuracy, NaN for an empty bin.
+        count (ndarray): (B,) int64 number of inputs in each bin of confidence.
+        confidence (ndarray): (B,) mean confidence of these inputs, NaN for an empty bin.
+        accuracy (ndarray): (B,) accuracy on these inputs, NaN for an empty bin.
     """
 
     ece: float
@@ -47,7 +47,7 @@ def expected_calibration_error(
     Args:
         confidence (ArrayLike): (N,) probability of the predicted class, in [0, 1].
         correct (ArrayLike): (N,) whether that class is right.
-        num_bins (int): B. A bin holds its upper end.
+        num_bins (int): B. The upper end of a bin belongs to it.
 
     Raises:
         ValueError: different lengths, no inputs, or a confidence outside [0, 1].
@@ -70,10 +70,13 @@ def expected_calibration_error(
             f"{confidence[outside[0]]}. Give probabilities, not logits."
         )
     edges = np.linspace(0, 1, num_bins + 1)
+    # Left-sided search, as in Guo et al.: a bin is (low, high]. The maximum puts a confidence of 0
+    # into the first one.
     bins = np.maximum(np.searchsorted(edges, confidence) - 1, 0)
     count = np.bincount(bins, minlength=num_bins)
     sums = (np.bincount(bins, values, num_bins) for values in (confidence, correct))
     means = [np.divide(s, count, out=np.full(num_bins, np.nan), where=count > 0) for s in sums]
+    # An empty bin has the weight 0, but 0 times NaN would be NaN.
     gaps = np.nan_to_num(np.abs(means[0] - means[1]))
     return Calibration(float((gaps * count).sum() / len(confidence)), count, *means)
 
@@ -81,18 +84,19 @@ def expected_calibration_error(
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature T that minimises the mean of ``-log softmax(z / T)_y``.
 
-    Fit it on validation data, never on what is reported. One number changes no ranking of classes.
+    Fit it on validation data, never on the data that you report. One temperature for all classes
+    does not change their ranking.
 
     Args:
         logits (ArrayLike): (N, K).
         labels (ArrayLike): (N,) int in [0, K).
 
     Returns:
-        float: T in [0.001, 1000]; an end of it where all inputs are right or none is better than
-        chance.
+        float: T in [0.001, 1000]. It is an end of this range if all predictions are right, or if
+            none is better than chance.
 
     Raises:
-        ValueError: shapes or labels that don't fit, or no inputs.
+        ValueError: shapes or labels do not fit, or there are no inputs.
 
     Example:
         >>> z = np.log([[0.8, 0.2]] * 5)
@@ -106,7 +110,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     def cost(log_temperature: float) -> float:
         return -float(log_softmax(logits / math.exp(log_temperature))[rows, labels].mean())
 
-    # Convex in 1 / T, so that it has one minimum in log T as well: a golden-section search.
+    # The cost is convex in 1 / T, so that it has one minimum in log T as well, and a golden-section
+    # search finds it without derivatives.
     low, high = _LOG_RANGE
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     costs = [cost(left), cost(right)]

@@ -1,4 +1,4 @@
-"""All numbers of one score on one pair of ID and OOD inputs.
+"""All metrics of one score on a set of ID and a set of OOD inputs.
 
 Shapes: N ID inputs, M OOD inputs.
 """
@@ -18,16 +18,17 @@ __all__ = ["OODResult", "evaluate_ood", "ood_table"]
 
 @dataclass(frozen=True)
 class OODResult:
-    """What `evaluate_ood` returns; shares in [0, 1]. See `logn_d2.ood.metrics` for each.
+    """The result of `evaluate_ood`; shares in [0, 1]. `logn_d2.ood.metrics` defines each metric.
 
     Attributes:
-        auroc (float): 0.5 for a guess.
+        auroc (float): area under the ROC curve; 0.5 for random scores.
         aupr_in, aupr_out (float): area under precision and recall, trapezoidal rule.
         ap_in, ap_out (float): average precision.
-        fpr95_id_pos, fpr95_ood_pos (float): under both conventions.
-        detection_error (float): of the best threshold.
+        fpr95_id_pos, fpr95_ood_pos (float): false positive rates under both conventions.
+        detection_error (float): error at the best threshold.
         num_id, num_ood (int): N and M.
-        distinct (float): share of different values among all scores; well below 1 there are ties.
+        distinct (float): share of different values among all scores; a share well below 1 means
+            many ties.
     """
 
     auroc: float
@@ -43,7 +44,7 @@ class OODResult:
     distinct: float
 
     def as_dict(self) -> dict[str, float]:
-        """Every number by its name."""
+        """The attributes as a dict."""
         return asdict(self)
 
 
@@ -86,7 +87,7 @@ def ood_table(results: Mapping[str, OODResult]) -> str:
     """A table in Markdown, in percent.
 
     Args:
-        results (Mapping): name of a row -> its numbers.
+        results (Mapping): name of a row -> its metrics.
 
     Example:
         >>> print(ood_table({"msp": evaluate_ood([1.0], [0.0])}))

@@ -1,16 +1,15 @@
-"""How well a score separates known inputs from unknown ones.
+"""Metrics of how well a score separates known inputs from unknown ones.
 
-A score is higher for inputs that look known (ID). AUROC does not depend on which side is called
-positive; the others do, and papers differ in it without saying so, so the name tells:
+A score is higher for inputs that look known (ID). All metrics but AUROC depend on the side that is
+called positive. Papers differ in this choice without stating it, so the names of the functions do:
 
 - ID positive, as LogitNorm, VOS and SIREN report: ``fpr95_id_pos`` is the share of OOD inputs that
   are accepted when 95 % of ID inputs are; ``aupr_in``.
 - OOD positive, as OpenOOD and pytorch-ood report: ``fpr95_ood_pos`` is the share of ID inputs that
   are rejected when 95 % of OOD inputs are; ``aupr_out``.
 
-Inputs with equal scores are on the same side of every threshold, and count half in AUROC. The rate
-of 95 % is the first one, from the strictest threshold on, that is not below it; nothing is
-interpolated.
+Inputs with equal scores are on the same side of every threshold, and count half in AUROC. The
+threshold for 95 % is the strictest one whose rate is at least 95 %; rates are not interpolated.
 
 Shapes: N ID inputs, M OOD inputs, U different scores. Results are in [0, 1].
 """
@@ -59,10 +58,10 @@ def fpr95_id_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.9
     Args:
         id_scores (ArrayLike): (N,), higher for inputs that look known.
         ood_scores (ArrayLike): (M,).
-        level (float): share of the ID inputs that is to be accepted, in (0, 1].
+        level (float): share of the ID inputs to accept, in (0, 1].
 
     Raises:
-        ValueError: a side is empty or holds NaN, or a level outside its range.
+        ValueError: a side is empty or holds NaN, or the level is outside its range.
 
     Example:
         >>> fpr95_id_pos([3, 2, 1], [1, 0])
@@ -77,10 +76,10 @@ def fpr95_ood_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.
     Args:
         id_scores (ArrayLike): (N,), higher for inputs that look known.
         ood_scores (ArrayLike): (M,).
-        level (float): share of the OOD inputs that is to be rejected, in (0, 1].
+        level (float): share of the OOD inputs to reject, in (0, 1].
 
     Raises:
-        ValueError: a side is empty or holds NaN, or a level outside its range.
+        ValueError: a side is empty or holds NaN, or the level is outside its range.
 
     Example:
         >>> fpr95_ood_pos([3, 2, 1], [1, 0])
@@ -92,9 +91,9 @@ def fpr95_ood_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.
 def aupr_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
     """Area under precision over recall, ID positive, by the trapezoidal rule.
 
-    It depends on the share of ID inputs, N / (N + M): compare equal shares alone. The rule
-    interpolates precision linearly, which is a little too friendly; `average_precision_in`, which
-    is what scikit-learn recommends, does not.
+    It depends on the share of ID inputs, N / (N + M), so compare only sets with equal shares. The
+    rule interpolates precision linearly, which is slightly optimistic. `average_precision_in`,
+    which scikit-learn recommends, does not interpolate.
 
     Args:
         id_scores (ArrayLike): (N,), higher for inputs that look known.
@@ -196,8 +195,10 @@ def _rejection_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.nd
 
 
 def _accepted(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) int64 numbers of ID and OOD inputs with at least each score, highest score first."""
+    """(U,) int64 numbers of ID and OOD inputs at or above each score, highest score first."""
     known, unknown = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
+    # One entry for each different score: inputs with equal scores can't be separated by a
+    # threshold, whatever their order in a sort.
     values, place = np.unique(np.concatenate([known, unknown]), return_inverse=True)
     counts = [
         np.bincount(part, minlength=len(values))[::-1].cumsum()
@@ -207,12 +208,13 @@ def _accepted(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, 
 
 
 def _rejected(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) int64 numbers of OOD and ID inputs with at most each score, lowest score first."""
+    """(U,) int64 numbers of OOD and ID inputs at or below each score, lowest score first."""
     return _accepted(-_checked(ood_scores, "OOD"), -_checked(id_scores, "ID"))
 
 
 def _precision_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision of each threshold; precision begins at 1 where recall is 0."""
+    """Recall and precision at each threshold; at recall 0 the precision is 1, as in
+    scikit-learn."""
     precision = positives / (positives + negatives)
     return _with_origin(positives) / positives[-1], np.concatenate([[1.0], precision])
 

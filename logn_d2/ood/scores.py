@@ -1,10 +1,10 @@
 """Scores of logits that are higher for inputs that look known.
 
-All are computed in float64. MSP is a logarithm: in float32 the softmax of a confident network is
-exactly 1 for thousands of inputs, and ties destroy the ranking.
+All scores are computed in float64, and MSP as a logarithm: in float32 the softmax of a confident
+network is exactly 1 for thousands of inputs, and ties destroy the ranking.
 
-Shapes: N inputs, K classes; logits (N, K) in nats. A detector's background column is taken off
-first (``logits[:, :-1]``), as VOS does.
+Shapes: N inputs, K classes; logits (N, K) in nats. Remove a detector's background column first
+(``logits[:, :-1]``), as VOS does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def log_softmax(logits: ArrayLike) -> np.ndarray:
     """(N, K) float64 logarithms of the softmax.
 
     Raises:
-        ValueError: logits of another shape, without columns, or not finite.
+        ValueError: the logits have another shape or no columns, or are not finite.
 
     Example:
         >>> log_softmax([[0.0, 0.0]]).round(4).tolist()
@@ -47,7 +47,7 @@ def msp(logits: ArrayLike) -> np.ndarray:
 
         log p - log(1 - p),   p the largest softmax probability
 
-    It ranks as p does, and still tells inputs apart where p is 1 to machine precision.
+    It has the same ranking as p, and still separates inputs whose p is 1 to machine precision.
 
     Args:
         logits (ArrayLike): (N, K).
@@ -56,7 +56,7 @@ def msp(logits: ArrayLike) -> np.ndarray:
         ndarray: (N,) log odds in nats; infinite for a single class.
 
     Raises:
-        ValueError: logits of another shape, without columns, or not finite.
+        ValueError: the logits have another shape or no columns, or are not finite.
 
     Example:
         >>> msp([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0]]).tolist()
@@ -65,6 +65,7 @@ def msp(logits: ArrayLike) -> np.ndarray:
     logits = np.sort(_checked(logits), axis=1)
     if logits.shape[1] == 1:
         return np.full(len(logits), np.inf)
+    # Without the largest logit: 1 - p as a difference would be 0 for a confident network.
     rest = logits[:, :-1]
     return logits[:, -1] - (rest[:, -1] + np.log(np.exp(rest - rest[:, -1:]).sum(axis=1)))
 
@@ -73,7 +74,7 @@ def max_logit(logits: ArrayLike) -> np.ndarray:
     """(N,) largest logit (Hendrycks et al., ICML 2022).
 
     Raises:
-        ValueError: logits of another shape, without columns, or not finite.
+        ValueError: the logits have another shape or no columns, or are not finite.
 
     Example:
         >>> max_logit([[1.0, 3.0]]).tolist()
@@ -93,7 +94,7 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
         ndarray: (N,).
 
     Raises:
-        ValueError: a temperature that is not above 0, or logits that `log_softmax` refuses.
+        ValueError: the temperature is not above 0, or `log_softmax` refuses the logits.
 
     Example:
         >>> energy([[0.0, 0.0]]).round(4).tolist()
@@ -107,10 +108,10 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
 
 
 def normalized_logits(logits: ArrayLike, tau: float = 0.04, eps: float = 1e-7) -> np.ndarray:
-    """``z / (tau (|z| + eps))``, what LogitNorm (Wei et al., ICML 2022) trains.
+    """``z / (tau (|z| + eps))``, the logits in the loss of LogitNorm (Wei et al., ICML 2022).
 
-    The paper scores raw logits. Their length is not determined by the loss: where it comes out
-    short or long, normalised ones rank better; where it tells known from unknown, worse.
+    The paper scores raw logits, whose length the loss does not determine. Normalised logits rank
+    better if the length is arbitrary, and worse if it separates known from unknown inputs.
 
     Args:
         logits (ArrayLike): (N, K).
@@ -121,7 +122,7 @@ def normalized_logits(logits: ArrayLike, tau: float = 0.04, eps: float = 1e-7) -
         ndarray: (N, K) float64.
 
     Raises:
-        ValueError: a tau that is not above 0, or logits that `log_softmax` refuses.
+        ValueError: tau is not above 0, or `log_softmax` refuses the logits.
 
     Example:
         >>> normalized_logits([[3.0, 4.0]], tau=0.5).round(4).tolist()
@@ -142,14 +143,14 @@ OOD_SCORES: Mapping[str, Callable[..., np.ndarray]] = {
 
 
 def score_logits(name: str, logits: ArrayLike) -> np.ndarray:
-    """A score by its name.
+    """Computes the score with a name.
 
     Args:
-        name (str): in `OOD_SCORES`.
+        name (str): a name in `OOD_SCORES`.
         logits (ArrayLike): (N, K).
 
     Raises:
-        KeyError: unknown name; the message lists the known ones.
+        KeyError: no score has this name; the message lists the names.
 
     Example:
         >>> score_logits("max_logit", [[1.0, 3.0]]).tolist()

@@ -1,4 +1,4 @@
-"""Common to every pass over a data set: its digest, a loader that resumes, and parts on disk."""
+"""Parts of every pass over a data set: its digest, a loader that resumes, and shards on disk."""
 
 from .resume import (
     BatchLoader,

@@ -1,4 +1,4 @@
-"""What decides a pass over a data set, and a loader that resumes an interrupted one."""
+"""The digest of a pass over a data set, and a loader that resumes an interrupted pass."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
 ]
 
 BatchLoader = Iterable[Sequence[Mapping[str, Any]]]
-"""What `inference_on_dataset` takes: batches of mapped images, with a length."""
+"""Batches of mapped images with a length, as `inference_on_dataset` takes them."""
 
 LoaderFactory = Callable[[int], BatchLoader]
-"""A function from the number of batches that are done already to a loader of the others."""
+"""A function from the number of finished batches to a loader of the remaining ones."""
 
 
 def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgNode]:
@@ -33,15 +33,16 @@ def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgN
 
     Args:
         cfg (CfgNode): a config with MODEL.LOGN.
-        collects (bool): whether the pass gathers statistics, which MODEL.LOGN.COLLECT is about.
+        collects (bool): whether the pass collects statistics, so that MODEL.LOGN.COLLECT matters.
 
     Returns:
-        dict: for `pass_digest` and the like; an older Detectron2 lacks some keys.
+        dict: settings for `pass_digest`; an older Detectron2 lacks some keys.
     """
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.LOGN
-    # Whatever weights are loaded, their digest is compared; a calibration leaves raw logits alone.
+    # The weights have a digest of their own, whatever their path, and a calibration does not change
+    # the raw logits that passes store.
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = node.STATISTICS = node.CALIBRATION = ""
     cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = node.CHECK_IMAGES = 0
     if collects:
@@ -54,8 +55,8 @@ def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgN
 def weights_digest(model: nn.Module) -> str:
     """A hash of all weights and buffers: 64 hexadecimal digits.
 
-    About a second per GiB. A change anywhere in the network changes its logits, so the
-    classifier's weights alone would not do.
+    It takes about a second per GiB. The classifier's weights alone are not enough, because a change
+    anywhere in the network changes the logits.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -69,9 +70,9 @@ def pass_digest(model: nn.Module, loader: object, settings: Mapping[str, Any]) -
     """A hash of everything that decides the result of a pass: 12 hexadecimal digits.
 
     Args:
-        model (nn.Module): its weights.
-        loader (object): the images, where it knows them (a loader of `PassDataset`).
-        settings (Mapping): what else has an influence, as far as JSON can write it.
+        model (nn.Module): the model, whose weights are hashed.
+        loader (object): the loader; its images are hashed if it is a loader of `PassDataset`.
+        settings (Mapping): other settings with an influence; JSON writes them.
     """
     digest = getattr(getattr(loader, "dataset", None), "digest", None)
     content = {
@@ -88,7 +89,8 @@ def loader_from(loader: BatchLoader | LoaderFactory, skip: int) -> BatchLoader:
 
     Args:
         loader (Iterable or Callable): a loader, whose first batches are loaded and dropped; or a
-            function from the number of batches to leave out to a loader, which saves that time.
+            function from the number of batches to leave out to a loader, which saves the time to
+            load them.
         skip (int): batches to leave out.
     """
     if not isinstance(loader, Iterable):

@@ -1,12 +1,13 @@
-"""Parts of a pass on disk, from which a killed pass resumes.
+"""Shards of a pass on disk, from which an interrupted pass resumes.
 
-Each process writes *shards*, files of some batches that are whole or not there. A name says whose
-shard it is:
+Each process writes *shards*, files with the results of some batches. A shard is complete or does
+    not exist. Its name states its pass, process and batches:
 
     {prefix}{digest}-{process}of{processes}-{first batch}-{end}{suffix}
 
-A pass of other weights, images or settings has another digest, so two passes never mix. Where the
-shards are a result to keep, a manifest (JSON) lists them as soon as all processes have finished.
+A pass with other weights, images or settings has another digest, so that two passes never mix. If
+the shards are a result to keep, a manifest (JSON) lists them as soon as all processes have
+finished.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardKind:
-    """What shards hold, in the names of files and in messages.
+    """The kind of a pass, for file names and messages.
 
     Attributes:
-        what (str): for example "sweep" or "evaluation".
-        suffix (str): of the files.
-        read (Callable): from a path to named content; raises a UserError for a damaged file.
-        manifest (str): its file name; "" where shards are removed once the result is there.
-        format (str): what the manifest calls itself.
-        version (int): of that format.
-        command (str): that makes such a folder.
-        others (tuple[str, ...]): further files without which the folder is not whole.
+        what (str): name of the pass in messages, for example "sweep" or "evaluation".
+        suffix (str): suffix of the files.
+        read (Callable): function from a path to named content; raises a UserError for a damaged
+            file.
+        manifest (str): file name of the manifest; "" if shards are removed once the result exists.
+        format (str): name of the manifest's format.
+        version (int): version of that format.
+        command (str): the command that makes such a folder.
+        others (tuple[str, ...]): further files that a complete folder has.
     """
 
     what: str
@@ -71,24 +73,24 @@ class ShardKind:
 class ShardFolder:
     """This process's shards of one pass.
 
-    Shards of other passes stay until this one has something to put in their place.
+    Shards of other passes stay until this pass writes its first shard.
 
     Args:
-        folder (PathLike): is made when it is needed.
-        kind (ShardKind): what the shards hold.
-        digest (str): of everything that decides the result.
+        folder (PathLike): the folder, which is made when it is needed.
+        kind (ShardKind): the kind of the pass.
+        digest (str): a hash of everything that decides the result.
         resume (bool): keep the shards of an interrupted pass with this digest and as many
             processes; False removes them.
-        end (int): keep only what was written before so many batches were done; None keeps all.
-        header (Mapping): what else the manifest says, as far as JSON can write it.
-        prefix (str): of the files' names.
+        end (int): keep only shards that end at or before this number of batches; None keeps all.
+        header (Mapping): further content of the manifest; JSON writes it.
+        prefix (str): prefix of the files' names.
 
     Attributes:
         paths (list[Path]): shards of this process, in order.
-        num_batches (int): that they hold; a resumed pass leaves these out.
+        num_batches (int): number of batches in them; a resumed pass leaves these out.
 
     Raises:
-        ValueError: a shard to resume from is damaged; it is named.
+        ValueError: a shard to resume from is damaged; the message names it.
     """
 
     def __init__(
@@ -125,9 +127,9 @@ class ShardFolder:
         """Writes the shard of the next batches.
 
         Args:
-            batches (int): how many, at least 1.
-            save (Callable): writes a file to a path, whole or not at all.
-            replace (bool): the file also holds all batches before, whose shards are removed.
+            batches (int): number of batches, at least 1.
+            save (Callable): writes a file to a path, completely or not at all.
+            replace (bool): the file also has all earlier batches, and their shards are removed.
         """
         assert batches > 0
         self._remove_others()
@@ -141,19 +143,19 @@ class ShardFolder:
         self.num_batches = end
 
     def finish(self) -> None:
-        """Lists the shards of all processes in the manifest, once all have come here."""
+        """Lists the shards of all processes in the manifest, once all have finished."""
         self._remove_others()
-        # Each process names its own: on a network file system a listing may lack a new file.
+        # Not from a listing of the folder, which may lack a new file on a network file system.
         parts = comm.gather([path.name for path in self.paths])
         self._write_manifest([name for part in parts for name in part])
 
     def clear(self) -> None:
-        """Removes all shards, those of other processes and passes too."""
+        """Removes all shards, also those of other processes and passes."""
         for path, _ in self._named():
             path.unlink(missing_ok=True)
 
     def _named(self) -> list[tuple[Path, re.Match[str]]]:
-        """Everything that is named like a shard, half-written files too."""
+        """All files with the name of a shard, also unfinished ones."""
         # Not by glob: brackets in a name would be read as a pattern.
         paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         matches = ((path, self._pattern.fullmatch(path.name)) for path in paths)
@@ -163,7 +165,7 @@ class ShardFolder:
         return self.folder / f"{self._stem}-{first:07d}-{end:07d}{self._kind.suffix}"
 
     def _find_own(self, resume: bool, limit: int | None) -> None:
-        """Finds this process's shards from the first batch on, and removes what does not follow."""
+        """Finds this process's shards from the first batch on; removes those after a gap."""
         if resume:
             self._rename_earlier_versions()
         own = [(path, name) for path, name in self._named() if name["stem"] == self._stem]
@@ -172,7 +174,8 @@ class ShardFolder:
             if resume and name["end"] and not name["temporary"]:
                 first, end = int(name["first"]), int(name["end"])
                 if limit is None or end <= limit:
-                    # Killed while one shard replaced another, a process leaves both.
+                    # A process that was killed while it replaced a shard leaves both; the longer
+                    # one counts.
                     following[first] = max((end, path), following.get(first, (0, path)))
         while self.num_batches in following:
             self.num_batches, path = following.pop(self.num_batches)
@@ -185,7 +188,7 @@ class ShardFolder:
             logger.info("Resuming the %s after %d batches", self._kind.what, self.num_batches)
 
     def _rename_earlier_versions(self) -> None:
-        """Gives today's names to shards that are numbered and hold their number of batches."""
+        """Gives the current names to shards of earlier versions, which were merely numbered."""
         first = 0
         for path, name in self._named():
             if name["stem"] == self._stem and not name["end"] and not name["temporary"]:
@@ -194,7 +197,7 @@ class ShardFolder:
                 first = end
 
     def _others(self) -> list[Path]:
-        """Of other digests or numbers of processes."""
+        """Shards with other digests or numbers of processes."""
         mine = (self._digest, self._world)
         return [path for path, name in self._named() if (name["digest"], name["world"]) != mine]
 
@@ -217,7 +220,7 @@ class ShardFolder:
         self._alone = True
 
     def _write_manifest(self, shards: list[str] | None) -> None:
-        """Writes the manifest; without shards, of a folder that is not whole yet."""
+        """Writes the manifest; None marks a folder whose pass has not finished."""
         kind = self._kind
         content = {"format": kind.format, "version": kind.version, **self._header}
         content |= {"digest": self._digest, "shards": shards}
@@ -228,7 +231,7 @@ class ShardFolder:
 
 
 def read_manifest(folder: str | os.PathLike[str], kind: ShardKind) -> dict[str, Any]:
-    """The content of a folder's manifest; empty where there is none, or another program's."""
+    """The content of a folder's manifest; empty if it has none, or one of another program."""
     try:
         content = json.loads(Path(folder, kind.manifest).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -244,14 +247,15 @@ def _is_finished(manifest: Mapping[str, Any]) -> bool:
 def find_shards(
     folder: str | os.PathLike[str], kind: ShardKind
 ) -> tuple[dict[str, Any], list[Path], bool]:
-    """What a pass has left in a folder.
+    """Finds the files of a pass in a folder.
 
     Returns:
         tuple: the manifest, the shards of all processes, and whether the pass has finished.
 
     Raises:
         FileNotFoundError: the folder has no manifest.
-        ValueError: it is damaged or of a newer format, or files of a finished pass are missing.
+        ValueError: the manifest is damaged or has a newer format, or files of a finished pass are
+            missing.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, kind)
@@ -284,15 +288,15 @@ def find_shards(
 
 
 def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest: str) -> None:
-    """Refuses a folder that holds the finished result of something else.
+    """Refuses a folder that has the finished result of another pass.
 
     Args:
-        folder (PathLike): where a pass is to write; None is always free.
-        kind (ShardKind): what it is to write.
-        digest (str): of the new pass.
+        folder (PathLike): the output folder of a new pass; None is always free.
+        kind (ShardKind): the kind of the new pass.
+        digest (str): the digest of the new pass.
 
     Raises:
-        ValueError: what would be lost; on every process.
+        ValueError: a result would be lost, and the message names it; on every process.
     """
     manifest = read_manifest(folder, kind) if folder is not None else {}
     if _is_finished(manifest) and manifest["digest"] != digest:
@@ -304,7 +308,7 @@ def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest
 
 
 def damaged(path: Path, what: str, error: object) -> UserError:
-    """What is wrong with a file that should be a shard, for people."""
+    """The error for a shard that can't be read."""
     return UserError(
         f"'{path}' is not a whole file of the {what} ({error}). Copy it again, or delete it and "
         "repeat the command with --resume."
@@ -315,7 +319,7 @@ _DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class _NpzFile(Mapping[str, np.ndarray]):
-    """The arrays of an npz file, each read when it is asked for."""
+    """The arrays of an npz file, each read at its first use."""
 
     def __init__(self, path: Path, what: str) -> None:
         self._error = functools.partial(damaged, path, what)
@@ -340,7 +344,7 @@ class _NpzFile(Mapping[str, np.ndarray]):
 
 
 def read_npz(path: Path, what: str = "pass") -> Mapping[str, np.ndarray]:
-    """The arrays of a file of `write_npz`, each read when it is asked for.
+    """The arrays of a file of `write_npz`, each read at its first use.
 
     Raises:
         ValueError: the file is missing, cut off or changed; the message names it.
@@ -349,6 +353,6 @@ def read_npz(path: Path, what: str = "pass") -> Mapping[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays, without pickle; whole or not at all."""
+    """Writes named arrays without pickle, completely or not at all."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
