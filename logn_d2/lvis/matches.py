@@ -235,8 +235,8 @@ def match_lvis(
         ...     ],
         ... })
         >>> matches = match_lvis(truth, Detections([7], [0], [0.9], [[0, 0, 4, 3]]))
-        >>> matches.outcome[0, 0].tolist()  # matched at thresholds up to 0.75 [1, 1, 1, 1, 1, 1, 0,
-        0, 0, 0]
+        >>> matches.outcome[0, 0].tolist()  # matched at thresholds up to 0.75
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
     """
     check_arguments(ground_truth, detections)
     if iou_type not in ("bbox", "segm"):

@@ -226,7 +226,7 @@ def test_files_that_are_no_calibration_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="calibration file"):
         AffineCalibration.load(path)
     for tensors, changes, message in (
-        (one, {"format": "logn_d2 statistics"}, "no calibration .*LogitStatistics.load"),
+        (one, {"format": "logn_d2 statistics"}, "not a calibration file .*LogitStatistics.load"),
         (one, {"version": 2}, "version 2, .* reads 1"),
         (one, {"background": None}, "lacks 'background'"),
         (one, {"background": ["last"]}, "expected one of"),

@@ -118,7 +118,7 @@ def test_a_class_without_posterior_is_shifted_as_the_average_class():
     posteriors = torch.tensor([[0.4, 0.1, 0.0, 0.5]] * 2)
     found = p2p(make_stage(posteriors=posteriors)).shift
     close(found, [-math.log(2), math.log(2), 0.0])
-    with pytest.raises(StatisticsError, match="saw no RoI"):
+    with pytest.raises(StatisticsError, match="have no RoIs"):
         p2p(make_stage(LOGITS[:0], labels=LABELS[:0]))
 
 

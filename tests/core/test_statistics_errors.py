@@ -123,8 +123,8 @@ def test_damaged_metadata(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage0__mean": torch.tensor([0, torch.nan, 0, torch.inf])}, "mean holds 2 values"),
-        ({"stage0__var": torch.tensor([0, torch.nan, 0, 0])}, "var holds 1 values"),
+        ({"stage0__mean": torch.tensor([0, torch.nan, 0, torch.inf])}, "mean has 2 values"),
+        ({"stage0__var": torch.tensor([0, torch.nan, 0, 0])}, "var has 1 values"),
         ({"stage0__var": torch.tensor([0.0, -1, 0, 0])}, "negative"),
         ({"stage0__count": torch.tensor([0, -1, 0, 0])}, "negative"),
         ({"stage0__var": torch.ones(3)}, r"one shape \(C,\), found \(4,\), \(3,\) and \(4,\)"),

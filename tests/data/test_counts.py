@@ -91,7 +91,7 @@ def test_warns_when_the_json_tells_other_counts(register, caplog, told, warns):
     with caplog.at_level(logging.WARNING, logger="logn_d2.data.counts"):
         assert class_counts("shop").image_count.tolist() == [2, 1]
     assert ("image_count differs" in caplog.text) is warns
-    assert ("class 'jar': 9 told, 1 counted" in caplog.text) is warns
+    assert ("class 'jar': 9 in the json, 1 counted" in caplog.text) is warns
 
 
 def test_empty_training_set_is_refused(register):

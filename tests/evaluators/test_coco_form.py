@@ -126,5 +126,5 @@ def test_classes_with_one_name_and_other_classes_are_refused(dataset: dict[str, 
     with pytest.raises(ValueError, match="the first is 'unicorn'"):
         COCOFormEvaluator(NAME, class_groups={"odd": ["unicorn"]})
     MetadataCatalog.get(NAME).thing_classes[1] = MetadataCatalog.get(NAME).thing_classes[0]
-    with pytest.raises(ValueError, match="1 class names that several classes have"):
+    with pytest.raises(ValueError, match="1 class names that several classes share"):
         COCOFormEvaluator(NAME)

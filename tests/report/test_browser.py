@@ -112,7 +112,7 @@ def test_a_slider_moves_the_line_and_says_where_it_is(seen: dict) -> None:
     assert seen["sliders"] == seen["pairs"] > 0
     (left, left_said), (right, right_said) = seen["slides"]
     assert "0%" in left and "80%" in right
-    assert left_said == "left 0 % Uncalibrated, the rest LogN" and "left 80 %" in right_said
+    assert left_said == "left 0 % Uncalibrated, otherwise LogN" and "left 80 %" in right_said
 
 
 def test_every_control_has_a_label_and_takes_the_focus(seen: dict) -> None:

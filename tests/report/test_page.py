@@ -200,7 +200,7 @@ def test_what_intervals_leave_out_is_told(page: Page) -> None:
 def test_statistics_of_other_classes_are_refused(report: Report) -> None:
     (each,) = report.statistics.values()
     other = LogitStatistics(each.stages, tuple(f"other {name}" for name in each.class_names))
-    with pytest.raises(ValueError, match=r"statistics of run are of 7 classes .*'other class"):
+    with pytest.raises(ValueError, match=r"statistics of run have 7 classes .*'other class"):
         dataclasses.replace(report, statistics={"run": other})
 
 

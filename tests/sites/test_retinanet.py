@@ -254,7 +254,7 @@ def test_a_detector_is_found_inside_its_wrapper_and_two_are_refused():
     attach(nn.ModuleDict({"ema": model}), calibration())
     detach(model)
     pair = nn.ModuleDict({"teacher": model, "student": retinanet(1)})
-    with pytest.raises(UserError, match="holds 2 detectors: teacher, student"):
+    with pytest.raises(UserError, match="contains 2 detectors: teacher, student"):
         attach(pair, calibration())
     assert known_site(nn.Linear(2, 2)) is None
     assert len(detections(model, inputs)) == 2
