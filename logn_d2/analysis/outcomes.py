@@ -52,9 +52,9 @@ class DetectionOutcomes:
         matches (LvisMatches): the detections, by class in descending order of score.
         kind (ndarray): (D,) int8, number in `KINDS`, or `UNLABELLED`.
         target (ndarray): (D,) int64, the object that a `Cls` or `Loc` would match once corrected;
-            -1
-            for other kinds, for objects that have a match, and for objects that a better detection
-            would match. As in tidecv, `Cls` and `Loc` also compete with each other for an object.
+            -1 for other kinds, for objects that have a match, and for objects that a better
+            detection would match. As in tidecv, `Cls` and `Loc` also compete with each other for an
+            object.
         found (ndarray): (G,) bool, objects matched by a detection.
         missed (ndarray): (G,) bool, objects that count and that neither a detection nor a corrected
             one matches.

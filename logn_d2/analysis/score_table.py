@@ -26,8 +26,7 @@ def format_table(
 
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them; or name
-            -> a list of such scores, one per run, whose mean
-            and spread are shown.
+            -> a list of such scores, one per run, whose mean and spread are shown.
         marked (Collection[str]): names that get a star.
         title (str): header of the first column.
 

@@ -204,8 +204,7 @@ def ap_against_threshold(
         thresholds (Sequence[float]): H scores.
         iou_type (str): "bbox" or "segm".
         matches (LvisMatches | None): the matches of these detections, if known. They save the
-            matching
-            and determine task, limit and groups.
+            matching and determine task, limit and groups.
         max_dets (int | None): number of best detections kept per image; negative keeps all. None
             means 300 in LVIS format and all in COCO format, whose rule has no such limit.
         frequency_groups (Sequence[str] | None): see `evaluate_lvis`.

@@ -50,8 +50,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
     Args:
         description (LogitStatistics): description of the pass, without stages (class names, data
-            sets,
-            population, estimator, momentum, ...). Without class names, classes are numbered.
+            sets, population, estimator, momentum, ...). Without class names, classes are numbered.
         partial (ShardFolder): folder for partial statistics; None saves none.
         period (int): images between two partial files.
         saved (LogitStatistics): content of a partial file from which to resume.
@@ -115,8 +114,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
         Returns:
             dict: "statistics", on every process. Moving averages can't be merged: these are those
-                of
-            process 0, as in the released code.
+            of process 0, as in the released code.
 
         Raises:
             ValueError: no process had an image.

@@ -76,19 +76,16 @@ def collect_statistics(
     """Collect the logit statistics of a detector, with forward passes only.
 
     Any Detectron2 model with box predictors is run up to their logits: no losses, no NMS, no masks,
-        no
-    gradients. docs/sites.md describes detectors without box predictors. Afterwards the model and
-    all
-    random generators are unchanged. With several processes, each visits its own share of the
-    images.
+    no gradients. docs/sites.md describes detectors without box predictors. Afterwards the model
+    and all random generators are unchanged. With several processes, each visits its own share of
+    the images.
 
     Args:
         model (nn.Module): the detector, with its weights loaded.
         loader (Iterable or Callable): batches of mapped images, with ground truth unless the
             population is "proposals", in the same order each time; see `build_statistics_loader`.
             With a function from the number of batches to skip to a loader, a resumed pass loads
-            only the
-            rest.
+            only the rest.
         class_names (Sequence[str]): K names; by default, numbers.
         datasets (Sequence[str]): names of the loader's data sets.
         population (str): "sampled", "proposals", "foreground" or "positives", or
@@ -103,8 +100,7 @@ def collect_statistics(
             classes without matched RoIs. None if unknown.
         stop_at (float): stop as soon as the standard error that the statistics contribute to the
             calibrated logits is at most this in every class and stage (see `sampling_error`: for
-            raw
-            logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of such a
+            raw logits from a class's mean to 3 standard deviations above; 0.1 is a tenth of such a
             standard deviation). 0 visits all images. Needs images in random order and the exact
             estimator.
         stop_period (int): images of all processes between two checks of that error.
@@ -167,8 +163,7 @@ def collect_from_config(
     """Collect statistics over ``cfg.DATASETS.TRAIN`` and write the statistics file.
 
     ``cfg.MODEL.LOGN.COLLECT`` has the settings. A killed pass loses at most CHECKPOINT_PERIOD
-    images of
-    each process; when resumed, it ends with the same numbers.
+    images of each process; when resumed, it ends with the same numbers.
 
     Args:
         cfg (CfgNode): the model's config.

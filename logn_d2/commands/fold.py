@@ -242,8 +242,7 @@ def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Te
     """Whether the other model has each of N detections, and the difference in score.
 
     A detection may legitimately be missing if its score is close to that of another detection of
-    its
-    class, which can suppress it, or close to the limit below which detections are dropped.
+    its class, which can suppress it, or close to the limit below which detections are dropped.
 
     Returns:
         tuple[Tensor, Tensor]: (N,) bool, and (N,) difference of scores.

@@ -43,8 +43,7 @@ class CalibrationInputs:
     Attributes:
         num_classes (int): K.
         stage (StageStatistics): statistics of this classifier, a function that returns them (called
-            only
-            if needed, because collecting takes a pass over the training set), or None.
+            only if needed, because collecting takes a pass over the training set), or None.
         counts (ClassCounts): class counts of the training set, a function that returns them (called
             only if needed, because counting LVIS takes a while), or None.
         background (str): position of the background column.

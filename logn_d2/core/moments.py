@@ -95,8 +95,7 @@ class LogitMoments:
         """(C,) float64, standard error of the mean; infinite if all images are in one group.
 
         It describes the spread over other sets of as many images, drawn as these were. Since it
-        comes
-        from 20 groups, it has itself a standard deviation of about 16 %.
+        comes from 20 groups, it has itself a standard deviation of about 16 %.
         """
         share, means, _ = self.leave_one_out()
         return jackknife_error(means, self.mean, share)

@@ -21,13 +21,11 @@ class PosteriorMoments:
     """Exact sums of posteriors, over all RoIs and over each column's negatives, and label counts.
 
     The negatives of a column are the RoIs of any other class, including background. Most RoIs are
-    negatives
-    of most columns, so only the logit moments of the few others, the column's own RoIs, are kept:
-    `StageStatistics.negatives` subtracts these from the moments of all RoIs.
+    negatives of most columns, so only the logit moments of the few others, the column's own RoIs,
+    are kept: `StageStatistics.negatives` subtracts these from the moments of all RoIs.
 
     Weights, groups of images and merging are as in `LogitMoments`, next to which this is updated.
-    Only
-    sums per group are kept; totals are computed from the 20 groups when needed.
+    Only sums per group are kept; totals are computed from the 20 groups when needed.
 
     Args:
         num_columns (int): C.

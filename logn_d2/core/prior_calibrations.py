@@ -162,8 +162,7 @@ def matching_gamma(
     """The gamma with which NorCal removes the dependence of the detector's posteriors on counts.
 
     It is the slope of the log mean posterior over negatives on log N_c (least squares over
-    classes),
-    clipped to [0, 1]. Labels are used only to identify negatives.
+    classes), clipped to [0, 1]. Labels are used only to identify negatives.
 
     Args:
         stage (StageStatistics): statistics with posteriors and labels.

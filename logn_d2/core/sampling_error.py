@@ -50,9 +50,8 @@ def sampling_error(
 
     Returns:
         Tensor: (K,) float64, in units of the calibrated logit. Infinite for classes seen in only
-            one
-        group of images, 0 for those whose logit never varies, which LogN leaves unchanged. An image
-        counts for all classes unless the population is "positives".
+        one group of images, 0 for those whose logit never varies, which LogN leaves unchanged.
+        An image counts for all classes unless the population is "positives".
 
     Raises:
         StatisticsError: moving averages, or exact statistics from a release without groups.

@@ -43,16 +43,14 @@ class LogitStatistics:
         background (str): position of the background column: "last", "first" or "none".
         datasets (tuple[str, ...]): names of the data sets of the pass.
         population (str): RoIs that count: "sampled" (as in training, ground truth added),
-            "proposals"
-            (as at test), "foreground" (matched RoIs only) or "positives" (each RoI counts only for
-            its matched class); "images" for image classifiers.
+            "proposals" (as at test), "foreground" (matched RoIs only) or "positives" (each RoI
+            counts only for its matched class); "images" for image classifiers.
         estimator (str): "exact", "ema" (as published) or "ema_debiased".
         momentum (float): of the moving average; None for exact statistics.
         sampler (str): training sampler with its settings, which sets the images' weights.
         augmented (bool): whether training augmentation was on.
         autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None if
-            an
-            older file does not record it.
+            an older file does not record it.
         activation (str): function from logits to posteriors: "softmax" or "sigmoid"; None in older
             files without posteriors.
         site (str): the class of a detector without box predictors; None for box predictors.
@@ -116,8 +114,7 @@ class LogitStatistics:
         """The largest standard error of a LogN logit, over stages and classes.
 
         See `logn_d2.core.sampling_error`: the maximum over foreground classes, for raw logits z
-        from the
-        class's mean to 3 standard deviations above.
+        from the class's mean to 3 standard deviations above.
 
         Raises:
             StatisticsError: moving averages, or statistics of a release without groups.

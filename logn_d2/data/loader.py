@@ -287,8 +287,7 @@ def _filtering_needs_masks(cfg: CfgNode) -> bool:
     """Whether the mapper may drop or change an object because of its mask.
 
     It does if a crop removes the mask, or if the resize removes the last pixel of a bitmap.
-    Polygons
-    survive every resize and flip.
+    Polygons survive every resize and flip.
     """
     crops = cfg.INPUT.CROP.ENABLED and cfg.MODEL.LOGN.COLLECT.AUGMENT
     return cfg.MODEL.MASK_ON and (crops or cfg.INPUT.MASK_FORMAT != "polygon")

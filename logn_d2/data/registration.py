@@ -161,8 +161,7 @@ def register_lvis_form(
             last two parts of ``coco_url`` are relative to it.
         metadata (mapping or None): more metadata; it takes precedence over the json's.
         check_images (int): number of images whose files must exist, from the first on; 0 checks
-            none, for
-            work with only annotations.
+            none, for work with only annotations.
         replace (bool): replace an existing registration with other paths.
         hint (str): remedy in the error message for a missing json.
 

@@ -83,8 +83,7 @@ class COCOFormEvaluator(COCOEvaluator):
         """Keep detections like `COCOEvaluator`, but sort those of each image.
 
         Among equal scores, pycocotools ranks the first highest. Here box and mask decide, so that
-        the
-        order of a model's detections has no effect.
+        the order of a model's detections has no effect.
         """
         before = len(self._predictions)
         super().process(inputs, outputs)

@@ -74,8 +74,7 @@ class BestOfEachClass(MemoryStore):
     Args:
         max_dets (int): number kept per class.
         spare (int): detections beyond K * `max_dets` that accumulate before the worst are dropped;
-            a
-            larger number takes more memory and less time.
+            a larger number takes more memory and less time.
 
     Example:
         >>> store = BestOfEachClass(max_dets=2)

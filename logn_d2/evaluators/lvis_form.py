@@ -68,8 +68,7 @@ class LVISFormEvaluator(DatasetEvaluator):
 
     Raises:
         ValueError: the metadata has no `json_file`, an unknown task, or `resume` without files;
-            later,
-            if a pass is resumed without `start`.
+            later, if a pass is resumed without `start`.
         FileNotFoundError: the json file does not exist.
     """
 

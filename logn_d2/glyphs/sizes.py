@@ -41,12 +41,10 @@ class GlyphSize:
             common (c) in at most ``common_max``, else frequent (f). LVIS uses 10 and 100; a set
             with few images needs smaller limits, or no class would be frequent.
         similarity (float): largest cosine similarity of the 16 x 16 drawings of two characters in
-            the
-            vocabulary. Lower values are easier and leave fewer characters.
+            the vocabulary. Lower values are easier and leave fewer characters.
         unlike (str or None): name of a size whose characters, and similar ones, are excluded.
         names_per_character (int): number of classes that share a character. An object carries one
-            of
-            its character's names; the others are neither present nor known to be absent.
+            of its character's names; the others are neither present nor known to be absent.
         glyph_px (tuple[float, float]): longest side of a glyph before rotation, log-uniform.
         aspect (float): largest stretch of one axis relative to the other, as a factor >= 1.
         rotation (float): largest rotation to either side.

@@ -4,10 +4,9 @@ An LVIS validation run yields millions of detections; as Python dictionaries the
 and minutes to sort. Here one object of NumPy arrays holds all of them, which are gathered, cut,
 saved and evaluated without ever becoming a list of dictionaries.
 
-Shapes: N images, D detections, K foreground classes. Boxes are
-(x, y, width, height) in pixels, the XYWH form of the LVIS result format, so that evaluations of the
-arrays and of the written json see the same floating-point numbers. Scores are the detector's own,
-larger is better.
+Shapes: N images, D detections, K foreground classes. Boxes are (x, y, width, height) in pixels, the
+XYWH form of the LVIS result format, so that evaluations of the arrays and of the written json see
+the same floating-point numbers. Scores are the detector's own, larger is better.
 """
 
 from __future__ import annotations

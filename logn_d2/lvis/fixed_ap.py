@@ -39,11 +39,9 @@ class FixedApResult:
     Args:
         result (LvisResult): fixed AP of each class and group.
         pooled (Mapping): "pooled", "pooled-r" and so on -> AP of one ranking of all classes, or of
-            the
-            classes of a group, in [0, 1]; NaN without objects.
+            the classes of a group, in [0, 1]; NaN without objects.
         short_classes (int): number of classes with fewer detections than the limit, even 0. If
-            there
-            are many because the detector itself stops earlier, fixed AP is underestimated.
+            there are many because the detector itself stops earlier, fixed AP is underestimated.
     """
 
     result: LvisResult

@@ -67,8 +67,7 @@ class LvisGroundTruth:
         not_exhaustive (ndarray): sorted keys of the pairs with unannotated objects.
         masks (RleMasks | None): G masks.
         without_mask (ndarray | None): (G,) bool, objects with only a box, whose mask is empty; None
-            if
-            there are none.
+            if there are none.
         json_file (str | None): source of the annotations.
     """
 

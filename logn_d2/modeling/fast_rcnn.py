@@ -43,8 +43,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
             see
             `logn_d2.core.build_loss`. "" or None for Detectron2's own.
         counts (ClassCounts): counts of the training set, or a function that returns them, for a
-            loss
-            given by name that needs them.
+            loss given by name that needs them.
         calibration (AffineCalibration): K classes, background last; None for none.
         weights_check (Callable): called with this predictor and the calibration before each
             calibrated output, see `WeightsGuard`; raises if the calibration belongs to other
@@ -161,8 +160,7 @@ def _matched_objects(proposals: Sequence[Instances]) -> Tensor | None:
     """Object number in the batch of each RoI, (R,).
 
     Detectron2 copies only the box of the matched object to each RoI, not its index, so objects of
-    one
-    class with identical boxes count as one.
+    one class with identical boxes count as one.
     """
     keys = []
     for index, each in enumerate(proposals):

@@ -88,8 +88,7 @@ def fold(
     Raises:
         ValueError: no calibration, or another number of them or of classes; a loss whose logits
             can't be calibrated; a classifier that does not end in a linear or cosine layer, or that
-            shares its weights with another
-            layer. The model is unchanged then.
+            shares its weights with another layer. The model is unchanged then.
         StatisticsError: the calibration in the model's config belongs to other weights.
 
     Example:

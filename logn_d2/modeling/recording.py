@@ -61,16 +61,14 @@ class LogitRecorder:
     Losses, non-maximum suppression, mask and keypoint branches are not computed. It can replace the
     model
     in `inference_on_dataset`. Each call leaves the model unchanged, even after an error: training
-    flags,
-    methods, hooks, buffers and random state.
+    flags, methods, hooks, buffers and random state.
 
     Args:
         model (nn.Module): a Detectron2 R-CNN, distributed or not.
         population (str): RoIs to record: "sampled" as in training (the region proposal network's
             training settings, ground truth added, sampled by label), or "proposals" as at test.
         seed (int): seed of the sampling. It and the ids of the images in a call determine the RoIs,
-            so
-            with one image per call neither order nor number of processes has an effect.
+            so with one image per call neither order nor number of processes has an effect.
         deltas (bool): whether the last box predictor's deltas are needed. If False, they are
             skipped
             where possible and have zero columns: with class-specific boxes for 1,203 classes, they

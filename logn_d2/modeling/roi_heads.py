@@ -62,8 +62,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
 
     Args:
         cascade_average (str): quantity averaged over stages at test: "probs" (Detectron2) or
-            "logits"
-            (the released LogN code, https://github.com/MCG-NJU/LogN).
+            "logits" (the released LogN code, https://github.com/MCG-NJU/LogN).
         **kwargs: arguments of CascadeROIHeads.
     """
 

@@ -136,8 +136,7 @@ def _above_the_best(scores: Tensor, wanted: int) -> Tensor:
     """Mark at least the ``wanted`` best scores, and every score that ties with one of them, (R, K).
 
     The ``wanted``-th largest maximum over disjoint chunks is a bound that at least ``wanted``
-    scores
-    reach, and is much faster to find than the ``wanted``-th best score.
+    scores reach, and is much faster to find than the ``wanted``-th best score.
     """
     whole = scores.shape[1] // CHUNK * CHUNK
     maxima = [scores[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=2)] if whole else []
@@ -164,10 +163,8 @@ def _class_spacing(
     """The distance by which torchvision's `batched_nms` separates classes, from *all* candidates.
 
     For few boxes it runs one NMS over boxes shifted by (largest coordinate + 1) times their class,
-    for
-    many boxes one NMS per class. The shift rounds the coordinates, so an overlap right at the
-    threshold
-    may fall on either side. Equal results need the same shift.
+    for many boxes one NMS per class. The shift rounds the coordinates, so an overlap right at the
+    threshold may fall on either side. Equal results need the same shift.
 
     Returns:
         Tensor: a scalar.
@@ -213,7 +210,6 @@ def _all_differ(ranked: Tensor) -> bool:
     """Whether no two of these scores, given in descending order, are equal.
 
     After one NMS per class, Detectron2 sorts the survivors with an unstable sort: the places of
-        equal
-    scores depend on all survivors, so all of them have to be known.
+    equal scores depend on all survivors, so all of them have to be known.
     """
     return bool((ranked[1:] < ranked[:-1]).all())

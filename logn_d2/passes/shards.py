@@ -1,7 +1,7 @@
 """Shards of a pass on disk, from which an interrupted pass resumes.
 
 Each process writes *shards*, files with the results of some batches. A shard is complete or does
-    not exist. Its name states its pass, process and batches:
+not exist. Its name states its pass, process and batches:
 
     {prefix}{digest}-{process}of{processes}-{first batch}-{end}{suffix}
 

@@ -70,8 +70,7 @@ class BeforeAfter:
 
     Args:
         model (nn.Module): a GeneralizedRCNN, a model with the same structure, or a detector listed
-            in
-            docs/sites.md, with its weights loaded.
+            in docs/sites.md, with its weights loaded.
         calibrations (Sequence[AffineCalibration]): one per box predictor (S); they are copied.
         average (str): the quantity that a cascade averages over stages, "probs" or "logits"; None
             follows the model's own heads.

@@ -31,9 +31,8 @@ def dense_site(model: nn.Module) -> LogitSite:
     """Sigmoid scores from a convolution: every anchor is a candidate, without background.
 
     The model's own matcher labels anchors; the loss ignores ambiguous ones. At test, the best of
-    each
-    level above the threshold become boxes. (FCOS multiplies scores by centerness, which is ignored
-    here.)
+    each level above the threshold become boxes. (FCOS multiplies scores by centerness, which is
+    ignored here.)
     """
     head = model.head
     return LogitSite(

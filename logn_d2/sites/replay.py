@@ -30,8 +30,7 @@ def outputs_under(
     """The model's outputs for a batch under each calibration, bit for bit as with it attached.
 
     The site's reused modules and the layers with the logits run once; everything after them runs
-    once per
-    calibration. An attached calibration is ignored.
+    once per calibration. An attached calibration is ignored.
 
     Args:
         model (nn.Module): the detector itself.

@@ -179,8 +179,7 @@ def _check_known(
     """Check that unavailable boxes can't affect the detections.
 
     Non-maximum suppression is greedy: a candidate with a lower score than all detections neither is
-    one
-    nor suppresses one.
+    one nor suppresses one.
     """
     candidates = scores > threshold
     unknown = candidates & ~known
