@@ -49,7 +49,7 @@ HEADS = ("linear", "cosine")
 SPLITS = ("train", "val", "test", "unknown")
 CALIBRATIONS = (
     *("logit_adjustment", "logn_mean", "logn_std", "logn"),
-    *("norcal(gamma=0.6)", "norcal(gamma=auto)", "p2p(alpha=1)", "auto"),
+    *("norcal(gamma=0.6)", "norcal(gamma=auto)", "p2p(alpha=1)", "p2p(alpha=0.8)"),
 )
 TAU_NORM = "tau_norm(tau=0:2:0.1, keep_bias=False)"
 UNKNOWN = {"near": "unknown", "digits": "digits_lt_test", "noise": "noise"}
@@ -111,7 +111,7 @@ TITLES = {
     "norcal(gamma=0.6)": "NorCal, gamma 0.6",
     "norcal(gamma=auto)": "NorCal, gamma by matching",
     "p2p(alpha=1)": "P2P",
-    "auto": "Auto",
+    "p2p(alpha=0.8)": "P2P, alpha 0.8",
     "tau_norm": "tau-norm",
 }
 
