@@ -193,6 +193,11 @@ def test_importing_the_package_loads_nothing_else():
     assert result.stdout.strip() == "[]", result.stderr
 
 
+def test_matplotlib_is_left_to_those_who_draw():
+    result = run_python("import sys, logn_d2.engine; print('matplotlib' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stderr
+
+
 def test_editors_see_every_exported_name():
     block = next(
         node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body

@@ -11,12 +11,11 @@ Shapes: D detections, n of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .detections import Detections
+from .masks import RleMasks
 
 __all__ = ["best_of_each", "sort_positions"]
 
@@ -24,8 +23,20 @@ __all__ = ["best_of_each", "sort_positions"]
 _OTHER = {"image_id": "category", "category": "image_id"}
 
 
+class Columns(Protocol):
+    """What the order goes by: `Detections`, which this module does not import."""
+
+    image_id: np.ndarray
+    category: np.ndarray
+    score: np.ndarray
+    box: np.ndarray
+    masks: RleMasks | None
+
+    def __len__(self) -> int: ...
+
+
 def sort_positions(
-    detections: Detections, columns: Sequence[np.ndarray], index: np.ndarray | None = None
+    detections: Columns, columns: Sequence[np.ndarray], index: np.ndarray | None = None
 ) -> np.ndarray:
     """Sort detections by some columns, then by box, then by mask.
 
@@ -63,7 +74,7 @@ def sort_positions(
 
 
 def best_of_each(
-    detections: Detections, group: str, max_dets: int, index: np.ndarray | None = None
+    detections: Columns, group: str, max_dets: int, index: np.ndarray | None = None
 ) -> np.ndarray:
     """Select the best detections of each image, or of each class over all images.
 
@@ -111,12 +122,12 @@ def _changes(columns: Sequence[np.ndarray]) -> np.ndarray:
     return changes
 
 
-def _boxes(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
-    """Columns of the boxes, (n,) each, reversed: lexsort then decides by the left edge first."""
+def _boxes(detections: Columns, index: np.ndarray) -> list[np.ndarray]:
+    """Columns to sort by, from the height to the left edge, (n,) each."""
     return list(detections.box[index].T[::-1])
 
 
-def _masks(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
+def _masks(detections: Columns, index: np.ndarray) -> list[np.ndarray]:
     """One column, the rank of each mask, (n,)."""
     if detections.masks is None:
         return [np.zeros(len(index), dtype=np.int64)]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 __all__ = ["class_color", "draw_side_by_side", "enlarged", "plain_text"]
@@ -89,7 +89,7 @@ def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) 
     colors = [class_color(index) for index in classes]
     if instances.has("pred_masks"):
         pixels = _blended(pixels, instances.pred_masks.numpy(), colors)
-    canvas = Visualizer(pixels)
+    canvas = _canvas(pixels)
     keypoints = instances.pred_keypoints if instances.has("pred_keypoints") else None
     canvas.overlay_instances(
         boxes=instances.pred_boxes,
@@ -104,7 +104,15 @@ def _draw(pixels: np.ndarray, instances: Instances, class_names: Sequence[str]) 
     return canvas.get_output().get_image()
 
 
-def _move_labels_inside(canvas: Visualizer) -> None:
+def _canvas(pixels: np.ndarray) -> Any:
+    """Detectron2's Visualizer."""
+    # It imports matplotlib, which takes a second, and which only pictures need.
+    from detectron2.utils.visualizer import Visualizer
+
+    return Visualizer(pixels)
+
+
+def _move_labels_inside(canvas: Any) -> None:
     """Labels begin at their box and would end beyond the right border, without their score."""
     axes = canvas.output.ax
     renderer = canvas.output.canvas.get_renderer()
@@ -141,7 +149,7 @@ def _name(index: int, class_names: Sequence[str]) -> str:
 
 def _caption(text: str, width: int) -> np.ndarray:
     """(caption, W, 3) black on white."""
-    canvas = Visualizer(np.full((_CAPTION_PX, width, 3), 255, dtype=np.uint8))
+    canvas = _canvas(np.full((_CAPTION_PX, width, 3), 255, dtype=np.uint8))
     canvas.output.ax.text(
         6,
         _CAPTION_PX / 2,
