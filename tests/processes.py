@@ -14,9 +14,10 @@ import runpy
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.multiprocessing
@@ -104,8 +105,21 @@ def start_two(
 
 def use_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """`logn_d2.engine.launch` forks the server too, in place of starting interpreters."""
-    forks = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
-    monkeypatch.setattr(torch.multiprocessing, "spawn", forks)
+
+    def spawn(function: Callable[..., None], args: tuple[Any, ...], nprocs: int) -> None:
+        # The server's environment is that of its start; a test may have changed this process's.
+        function = functools.partial(_in_environment, dict(os.environ), function)
+        torch.multiprocessing.start_processes(function, args, nprocs, start_method="forkserver")
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+
+
+def _in_environment(
+    environment: Mapping[str, str], function: Callable[..., None], *args: Any
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*args)
 
 
 def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:

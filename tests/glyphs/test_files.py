@@ -172,7 +172,7 @@ def test_full_disk_leaves_no_half_file_and_resumes(tiny_root, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", write_to_a_full_disk)
-        with pytest.raises(OSError, match=r"No space left on device.*goes on") as caught:
+        with pytest.raises(OSError, match=r"No space left on device.*resumes") as caught:
             draw_glyphs(tmp_path, "tiny", num_workers=1)
     assert caught.value.errno == errno.ENOSPC
     folder = tmp_path / "lt_glyphs" / "tiny"

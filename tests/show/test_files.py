@@ -138,7 +138,7 @@ def test_mistakes(
 @pytest.mark.parametrize(
     ("video", "output", "message"),
     [
-        ("none.mp4", "v.mp4", "There is no video"),
+        ("none.mp4", "v.mp4", "does not exist"),
         ("stats.safetensors", "v.mp4", "is no video that OpenCV can read"),
         ("video.mp4", "v.avi", "is not an mp4 file"),
         ("video.mp4", "video.mp4", "is the input video"),
