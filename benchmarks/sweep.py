@@ -28,14 +28,14 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
 from logn_d2 import UNCALIBRATED
-from logn_d2.core import LogitStatistics, expand_grid, stage_calibrations
+from logn_d2.core import LogitStatistics, expand_grid
 from logn_d2.data import class_counts, register_lvis_form
 from logn_d2.data.loader import build_evaluation_loader
 from logn_d2.engine import load_config
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.evaluators import LVISFormEvaluator
 from logn_d2.lvis import LvisGroundTruth
-from logn_d2.modeling import find_box_predictors
+from logn_d2.modeling.attach import calibrations_at, find_sites
 from logn_d2.sweeps import StoredOutputs, evaluate_sweep, sweep, sweep_stored
 
 CALIBRATIONS = (
@@ -60,18 +60,10 @@ class Sides:
         self._cfg, self._store = cfg, folder / "store"
         self._model = build_model(cfg).eval()
         load_weights(self._model, str(run / "model_final.pth"), cfg.OUTPUT_DIR, resume=False)
-        statistics = LogitStatistics.load(run / "logn_stats.safetensors")
-        counts = class_counts(tuple(cfg.DATASETS.TRAIN))
-        self._calibrations = {
-            text: stage_calibrations(
-                text,
-                num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-                num_stages=len(find_box_predictors(self._model)),
-                statistics=statistics,
-                counts=counts,
-            )
-            for text in CALIBRATIONS
-        }
+        known = {"statistics": LogitStatistics.load(run / "logn_stats.safetensors")}
+        known["counts"] = class_counts(tuple(cfg.DATASETS.TRAIN))
+        sites = find_sites(self._model)
+        self._calibrations = {text: calibrations_at(sites, text, **known) for text in CALIBRATIONS}
         self._truth = LvisGroundTruth.from_json(MetadataCatalog.get(DATASET).json_file)
 
     def evaluation(self) -> Metrics:

@@ -18,6 +18,7 @@ from logn_d2.engine import Trainer
 from logn_d2.engine.second_stage import get_second_stage
 from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling import calibrations_from_config
+from logn_d2.modeling.build import TrainingClassCounts
 
 from .paper_table1 import TABLE
 
@@ -231,7 +232,7 @@ def test_calibration_is_made_and_used(method, model, glyphs, tmp_path):
         assert LogitStatistics.load(path).num_classes == NUM_CLASSES
         cfg.MODEL.LOGN.STATISTICS = str(path)
     stages = 3 if "cascade" in model else 1
-    calibrations, _ = calibrations_from_config(cfg, stages)
+    calibrations, _ = calibrations_from_config(cfg, [None] * stages, TrainingClassCounts(cfg))
     assert [each.num_classes for each in calibrations] == [NUM_CLASSES] * stages
     assert not any(torch.equal(each.shift, torch.zeros(NUM_CLASSES)) for each in calibrations)
 

@@ -18,7 +18,6 @@ from ..errors import UserError
 from ..modeling.build import TrainingClassCounts, calibrations_from_config, logn_node
 from ..modeling.class_scales import add_class_scales
 from ..modeling.second_stages import get_second_stage
-from ..modeling.weights_guard import WeightsGuard, noting_reader
 from .head import ClassifierHead
 
 __all__ = ["ImageClassifier"]
@@ -143,19 +142,9 @@ def _head(cfg: CfgNode, in_features: int) -> ClassifierHead:
         counts=counts,
         dropout=node.IMAGE.DROPOUT,
     )
-    asked: set[int] = set()
-    readers = [noting_reader(asked, 0, head)]
-    (calibration,), statistics = calibrations_from_config(cfg, 1, readers, head.background)
-    if calibration is not None:
-        head._check_calibration(calibration)
-        head.calibration = calibration
-        head.weights_check = WeightsGuard(
-            calibration.name,
-            statistics,
-            counts,
-            background=head.background,
-            from_weights=bool(asked),
-        )
+    (calibration,), (guard,) = calibrations_from_config(cfg, [head], counts, head.background)
+    head._check_calibration(calibration)
+    head.calibration, head.weights_check = calibration, guard
     stage = get_second_stage(node.SECOND_STAGE)
     if stage is not None and stage.scales:
         add_class_scales(head)

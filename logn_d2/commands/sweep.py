@@ -15,13 +15,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import Tensor, nn
+from torch import nn
 
 from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
-from ..core.affine import Background
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..engine import launch, load_config, short_errors
@@ -42,11 +41,9 @@ from ..engine.statistics import without_calibration
 from ..errors import UserError
 from ..files import atomic_write
 from ..lvis.ground_truth import LvisGroundTruth
-from ..modeling.attach import find_sites
+from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import (
     check_calibratable,
-    classifier_reader,
-    predictor_fingerprint,
 )
 from ..ood import OODResult, ood_table
 from ..passes.resume import deciding_settings
@@ -135,31 +132,13 @@ def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def make_calibrations(
-    cfg: CfgNode,
-    args: argparse.Namespace,
-    fingerprints: Sequence[Tensor | None],
-    classifiers: Sequence[Callable[[], tuple[Tensor, Tensor | None]]] | None = None,
-    background: Background = "last",
+    cfg: CfgNode, args: argparse.Namespace, make: Callable[..., list[AffineCalibration]]
 ) -> dict[str, list[AffineCalibration]]:
-    """Name -> one calibration per box predictor, given the predictors' properties."""
-    num_classes, num_stages = config_site(cfg).classes_in(cfg), len(fingerprints)
+    """Name -> one calibration for each box predictor, as `calibrations_at` makes them."""
     statistics = check_statistics(cfg, args.stats) if args.stats else None
-    if statistics is not None:
-        statistics.check(num_classes=num_classes, num_stages=num_stages, fingerprints=fingerprints)
-    # Lazily, because counting LVIS's classes takes a while and most calibrations do not need it.
+    # Counting the classes of LVIS takes a while, and most calibrations do not need it.
     counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
-    return {
-        text: stage_calibrations(
-            text,
-            num_classes=num_classes,
-            num_stages=num_stages,
-            statistics=statistics,
-            counts=counts,
-            background=background,
-            classifiers=classifiers,
-        )
-        for text in args.calibrations
-    }
+    return {text: make(text, statistics=statistics, counts=counts) for text in args.calibrations}
 
 
 def load_network(
@@ -168,11 +147,8 @@ def load_network(
     """The model with its weights, where these are from, and its calibrations."""
     model = build_model(cfg)
     weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
-    sites = find_sites(model)
-    fingerprints = [predictor_fingerprint(site.classifier) for site in sites]
-    classifiers = [classifier_reader(site.classifier) for site in sites]
-    known = (fingerprints, classifiers, sites[0].background)
-    return model, weights, make_calibrations(cfg, args, *known)
+    make = functools.partial(calibrations_at, find_sites(model))
+    return model, weights, make_calibrations(cfg, args, make)
 
 
 class NetworkSweep:
@@ -220,8 +196,14 @@ class StoredSweep:
         self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
         self._overwrite = args.overwrite
         self.provenance = {**self._stored.info, "outputs": args.from_outputs}
-        known = (self._stored.fingerprints, self._stored.classifiers())
-        self._calibrations = make_calibrations(cfg, args, *known)
+        make = functools.partial(
+            stage_calibrations,
+            num_classes=self._stored.num_classes,
+            num_stages=self._stored.num_stages,
+            classifiers=self._stored.classifiers(),
+            fingerprints=self._stored.fingerprints,
+        )
+        self._calibrations = make_calibrations(cfg, args, make)
 
     def __call__(self, dataset: str, folder: str, store: str | None = None) -> SweepDetections:
         """Detections in a data set, which go to a folder."""

@@ -207,6 +207,8 @@ def stage_calibrations(
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
     background: Background = "last",
     classifiers: Sequence[Classifier] | None = None,
+    class_names: Sequence[str] | None = None,
+    fingerprints: Sequence[Tensor | None] = (),
 ) -> list[AffineCalibration]:
     """One calibration for each cascade stage (one for other heads), each from its own statistics.
 
@@ -220,6 +222,8 @@ def stage_calibrations(
         background (str): where the background column is.
         classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
             for calibrations that need them.
+        class_names, fingerprints: of the model, which the statistics are compared with; see
+            `LogitStatistics.check`.
 
     Returns:
         list[AffineCalibration]: S calibrations.
@@ -235,7 +239,12 @@ def stage_calibrations(
     """
 
     def check(found: LogitStatistics) -> LogitStatistics:
-        found.check(num_classes=num_classes, num_stages=num_stages)
+        found.check(
+            num_classes=num_classes,
+            num_stages=num_stages,
+            class_names=class_names,
+            fingerprints=fingerprints,
+        )
         if found.background != background:
             raise UserError(
                 f"The statistics have the background column '{found.background}', this head "

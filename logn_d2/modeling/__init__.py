@@ -3,7 +3,6 @@
 from .attach import Attachment, attach, calibration_of, detach
 from .box_predictors import (
     check_calibratable,
-    classifier_parameters,
     find_box_predictors,
     num_classes_of,
     predictor_fingerprint,
@@ -48,7 +47,6 @@ __all__ = [
     "calibrations_from_config",
     "check_calibratable",
     "check_pixels",
-    "classifier_parameters",
     "combine_stages",
     "detach",
     "fast_rcnn_inference_exact",

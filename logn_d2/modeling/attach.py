@@ -38,7 +38,7 @@ from .box_predictors import (
     unwrapped,
 )
 from .calibrated import CalibratedPredictor
-from .weights_guard import WeightsGuard, noting_reader
+from .weights_guard import WeightsGuard, guarded_calibrations
 
 __all__ = [
     "Attachment",
@@ -313,12 +313,13 @@ def calibrations_at(
     *,
     statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[AffineCalibration]:
     """One calibration per site, from its text form.
 
     Args:
-        sites (Sequence[Site]): S sites of a model with its weights loaded.
-        text, statistics, counts: see `stage_calibrations`.
+        sites (Sequence[Site]): S of them, of a model whose weights are loaded.
+        text, statistics, counts, class_names: see `stage_calibrations`.
 
     Raises:
         ValueError: an input of the calibration is missing or does not fit.
@@ -331,7 +332,13 @@ def calibrations_at(
         counts=counts,
         background=sites[0].background,
         classifiers=[classifier_reader(site.classifier) for site in sites],
+        class_names=class_names,
+        fingerprints=_fingerprints(sites),
     )
+
+
+def _fingerprints(sites: Sequence[Site]) -> list[Tensor | None]:
+    return [predictor_fingerprint(site.classifier) for site in sites]
 
 
 def _is_torchvision_head(module: nn.Module) -> bool:
@@ -390,8 +397,17 @@ def chosen_calibrations(
     if made:
         given = [made[0]] if isinstance(made[0], AffineCalibration) else list(made[0])
         return given, [None] * len(given)
-    found = files[0] if files else None
-    return _made(sites, found, texts[0] if texts else "", counts, strict, class_names)
+    return guarded_calibrations(
+        [site.classifier for site in sites],
+        texts[0] if texts else "logn",
+        num_classes=num_classes_of(sites[0].classifier),
+        statistics=_read(files[0]) if files else None,
+        counts=counts,
+        background=sites[0].background,
+        class_names=class_names,
+        fingerprints=_fingerprints(sites) if strict else (),
+        strict=strict,
+    )
 
 
 def _is_text(source: Source) -> bool:
@@ -407,61 +423,8 @@ def _short(source: Source) -> str:
     return repr(source) if isinstance(source, str) else type(source).__name__
 
 
-def _made(
-    sites: list[Site],
-    source: str | os.PathLike | LogitStatistics | None,
-    text: str,
-    counts: ClassCounts | Callable[[], ClassCounts] | None,
-    strict: bool,
-    class_names: Sequence[str] | None,
-) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
-    """Calibrations from checked statistics, or from class counts alone."""
-    num_classes = num_classes_of(sites[0].classifier)
-    statistics = _read(source)
-    if statistics is not None:
-        if statistics.background != sites[0].background:
-            raise UserError(
-                f"These statistics have the background column {statistics.background}, but this "
-                f"model has it {sites[0].background}. Use statistics that were collected with "
-                "this model."
-            )
-        statistics.check(
-            num_classes=num_classes,
-            num_stages=len(sites),
-            class_names=class_names,
-            fingerprints=[predictor_fingerprint(site.classifier) for site in sites]
-            if strict
-            else (),
-        )
-    asked: set[int] = set()
-    calibrations = stage_calibrations(
-        text or "logn",
-        num_classes=num_classes,
-        num_stages=len(sites),
-        statistics=statistics,
-        counts=counts,
-        background=sites[0].background,
-        classifiers=[
-            noting_reader(asked, index, site.classifier) for index, site in enumerate(sites)
-        ],
-    )
-    guards = [
-        WeightsGuard(
-            text or "logn",
-            statistics,
-            counts if index in asked else None,
-            index,
-            site.background,
-            strict,
-            from_weights=index in asked,
-        )
-        for index, site in enumerate(sites)
-    ]
-    return calibrations, guards
-
-
-def _read(source: str | os.PathLike | LogitStatistics | None) -> LogitStatistics | None:
-    if source is None or isinstance(source, LogitStatistics):
+def _read(source: str | os.PathLike | LogitStatistics) -> LogitStatistics:
+    if isinstance(source, LogitStatistics):
         return source
     if isinstance(source, (str, os.PathLike)):
         return LogitStatistics.load(PathManager.get_local_path(os.fspath(source)))

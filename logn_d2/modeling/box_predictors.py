@@ -24,7 +24,6 @@ __all__ = [
     "background_of",
     "cascade_average_of",
     "check_calibratable",
-    "classifier_parameters",
     "classifier_reader",
     "find_box_predictors",
     "has_sigmoid_scores",
@@ -136,16 +135,6 @@ def check_calibratable(model: nn.Module) -> None:
     for module in unwrapped(model).modules():
         if isinstance(module, ClassificationLoss):
             module.check_calibratable()
-
-
-def classifier_parameters(predictor: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (C, D) and bias (C,) or None of the classifier; None if there is no such layer.
-
-    Args:
-        predictor (nn.Module): its ``cls_score`` is the classifier, or ends with it.
-    """
-    layer = classifier_layer(predictor)
-    return None if layer is None else (layer.weight, getattr(layer, "bias", None))
 
 
 def classifier_reader(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, ClassCounts, LogitStatistics
 from ..core.affine import Background
-from ..core.calibration_registry import Classifier
 from ..errors import UserError
+from .weights_guard import WeightsGuard, guarded_calibrations
 
 __all__ = ["TrainingClassCounts", "calibrations_from_config", "known_class_names", "logn_node"]
 
@@ -32,21 +33,21 @@ def logn_node(cfg: CfgNode) -> CfgNode:
 
 def calibrations_from_config(
     cfg: CfgNode,
-    num_stages: int,
-    classifiers: Sequence[Classifier] | None = None,
+    predictors: Sequence[nn.Module],
+    counts: Callable[[], ClassCounts],
     background: Background = "last",
-) -> tuple[list[AffineCalibration | None], LogitStatistics | None]:
-    """The calibration of each box predictor.
+) -> tuple[list[AffineCalibration | None], list[WeightsGuard | None]]:
+    """The calibration of each box predictor, whose weights may be loaded later.
 
     Args:
-        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION select the calibration.
-        num_stages (int): S, 1 for heads without cascade.
-        classifiers (Sequence[Callable]): see `stage_calibrations`; None if there is no model yet.
-        background (str): position of the background column.
+        cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
+        predictors (Sequence[nn.Module]): S of them, 1 for heads without cascade.
+        counts (Callable): returns the class counts of the training set.
+        background (str): where the background column is.
 
     Returns:
-        tuple[list, LogitStatistics]: S calibrations, each possibly None, and their statistics, or
-        None.
+        tuple[list, list]: S calibrations and what keeps watch over their weights, each None where
+        there is none.
 
     Raises:
         FileNotFoundError: the statistics file does not exist.
@@ -54,27 +55,20 @@ def calibrations_from_config(
         ValueError: an input of the calibration is missing.
     """
     node, num_classes = logn_node(cfg), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not node.STATISTICS and not node.CALIBRATION:
+        return [None] * len(predictors), [None] * len(predictors)
     statistics = None
     if node.STATISTICS:
         statistics = LogitStatistics.load(PathManager.get_local_path(node.STATISTICS))
-        statistics.check(
-            num_classes=num_classes,
-            num_stages=num_stages,
-            class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
-        )
-    text = node.CALIBRATION or ("logn" if statistics is not None else "")
-    if not text:
-        return [None] * num_stages, None
-    calibrations = stage_calibrations(
-        text,
+    return guarded_calibrations(
+        predictors,
+        node.CALIBRATION or "logn",
         num_classes=num_classes,
-        num_stages=num_stages,
         statistics=statistics,
-        counts=TrainingClassCounts(cfg),
+        counts=counts,
         background=background,
-        classifiers=classifiers,
+        class_names=known_class_names(cfg.DATASETS.TRAIN, num_classes),
     )
-    return list(calibrations), statistics
 
 
 class TrainingClassCounts:

@@ -80,9 +80,9 @@ class LogitRecorder:
     Example:
         ::
 
-            with LogitRecorder(model, "proposals") as record:
-                for inputs in loader:
-                    logits = record(inputs).logits(stage=0, image=0)
+            record = LogitRecorder(model, "proposals")
+            for inputs in loader:
+                logits = record(inputs).logits(stage=0, image=0)
     """
 
     def __init__(
@@ -107,12 +107,6 @@ class LogitRecorder:
         self.population = population
         self.seed = seed
         self.deltas = deltas
-
-    def __enter__(self) -> LogitRecorder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to undo: each call restores the model itself."""
 
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> Recording:

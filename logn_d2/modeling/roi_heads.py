@@ -21,15 +21,13 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..core import AffineCalibration, LogitStatistics
 from ..errors import UserError
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .class_scales import add_class_scales
-from .fast_rcnn import LogNFastRCNNOutputLayers, Predictions
+from .fast_rcnn import LogNFastRCNNOutputLayers
 from .second_stages import get_second_stage
 from .stages import RecordedStage, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
-from .weights_guard import WeightsGuard, noting_reader
 
 __all__ = ["LogNCascadeROIHeads", "LogNROIHeads", "LogNRes5ROIHeads"]
 
@@ -74,7 +72,6 @@ class LogNCascadeROIHeads(CascadeROIHeads):
                 f"MODEL.LOGN.CASCADE_AVERAGE is {cascade_average!r}, expected 'probs' or 'logits'."
             )
         self.cascade_average = cascade_average
-        self._stages: list[RecordedStage] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -89,16 +86,6 @@ class LogNCascadeROIHeads(CascadeROIHeads):
         arguments["box_predictors"] = _replacements(cfg, arguments["box_predictors"])
         return arguments
 
-    def _run_stage(
-        self, features: list[Tensor], proposals: list[Instances], stage: int
-    ) -> Predictions:
-        predictions = super()._run_stage(features, proposals, stage)
-        if self._stages is not None:
-            self._stages.append(RecordedStage(self.box_predictor[stage], predictions, proposals))
-            if len(self._stages) == self.num_cascade_stages:
-                raise _AllStagesRan
-        return predictions
-
     def _forward_box(
         self,
         features: dict[str, Tensor],
@@ -107,16 +94,17 @@ class LogNCascadeROIHeads(CascadeROIHeads):
     ) -> Any:
         if self.training:
             return super()._forward_box(features, proposals, targets)
-        # Runs the parent's loop over stages up to the last logits: the rest, averaging and
-        # inference, can't be replaced from outside without copying the loop.
-        self._stages = stages = []
-        try:
-            super()._forward_box(features, proposals, targets)
-        except _AllStagesRan:
-            return self._detections(stages)
-        finally:
-            self._stages = None
-        raise RuntimeError("CascadeROIHeads no longer runs its stages through _run_stage.")
+        # The parent's loop, since what it does with the last logits can't be changed from outside.
+        maps = [features[name] for name in self.box_in_features]
+        sizes = [each.image_size for each in proposals]
+        stages: list[RecordedStage] = []
+        for index, predictor in enumerate(self.box_predictor):
+            if stages:
+                boxes = stages[-1].predictor.predict_boxes(stages[-1].predictions, proposals)
+                proposals = self._create_proposals_from_boxes(boxes, sizes)
+            predictions = self._run_stage(maps, proposals, index)
+            stages.append(RecordedStage(predictor, predictions, proposals))
+        return self._detections(stages)
 
     def _detections(self, stages: list[RecordedStage]) -> list[Instances]:
         last = stages[-1]
@@ -131,30 +119,24 @@ class LogNCascadeROIHeads(CascadeROIHeads):
         return instances
 
 
-class _AllStagesRan(Exception):
-    """Ends the parent's pass after the last stage's logits."""
-
-
 def _replacements(
     cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
 ) -> list[LogNFastRCNNOutputLayers]:
-    """Our replacement for each of Detectron2's predictors, with the same initial weights."""
-    asked: set[int] = set()
-    readers = [noting_reader(asked, index, each) for index, each in enumerate(predictors)]
-    calibrations, statistics = calibrations_from_config(cfg, len(predictors), readers)
+    """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
     counts, replacements = TrainingClassCounts(cfg), []
+    calibrations, guards = calibrations_from_config(cfg, predictors, counts)
     second_stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
     # Detectron2's predictor has already drawn its initial weights. Drawing more would change all
     # modules built later, so that the same seed would give another model than Detectron2's.
     with torch.random.fork_rng(devices=[]):
-        for stage, (predictor, calibration) in enumerate(zip(predictors, calibrations)):
+        for predictor, calibration, guard in zip(predictors, calibrations, guards):
             replacement = LogNFastRCNNOutputLayers(
                 cfg,
                 ShapeSpec(channels=predictor.cls_score.in_features),
                 box2box_transform=predictor.box2box_transform,
                 counts=counts,
                 calibration=calibration,
-                weights_check=_guard(calibration, statistics, counts, stage, stage in asked),
+                weights_check=guard,
             )
             _copy_weights(predictor, replacement)
             if second_stage is not None and second_stage.scales:
@@ -170,15 +152,3 @@ def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutp
         theirs.pop("cls_score.bias")
         theirs = {name: each for name, each in theirs.items() if each.shape == own[name].shape}
     replacement.load_state_dict({**own, **theirs})
-
-
-def _guard(
-    calibration: AffineCalibration | None,
-    statistics: LogitStatistics | None,
-    counts: TrainingClassCounts,
-    stage: int,
-    from_weights: bool,
-) -> WeightsGuard | None:
-    if calibration is None:
-        return None
-    return WeightsGuard(calibration.name, statistics, counts, stage, from_weights=from_weights)

@@ -9,7 +9,7 @@ Shapes: C logit columns, D feature channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -20,12 +20,13 @@ from ..core import (
     ClassCounts,
     LogitStatistics,
     build_calibration,
+    stage_calibrations,
 )
 from ..core.affine import Background
 from ..sites import ClassLayers
 from .box_predictors import classifier_layer, classifier_reader, predictor_fingerprint
 
-__all__ = ["WeightsGuard", "noting_reader"]
+__all__ = ["WeightsGuard", "guarded_calibrations"]
 
 
 @dataclass(eq=False)
@@ -93,8 +94,59 @@ class WeightsGuard:
         return build_calibration(self.text, inputs)
 
 
-def noting_reader(asked: set[int], stage: int, predictor: nn.Module) -> Callable:
-    """Reads weights that are not loaded yet, and notes that this stage's calibration needs them."""
+def guarded_calibrations(
+    predictors: Sequence[nn.Module | ClassLayers],
+    text: str,
+    *,
+    num_classes: int,
+    statistics: LogitStatistics | None = None,
+    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    background: Background = "last",
+    class_names: Sequence[str] | None = None,
+    fingerprints: Sequence[Tensor | None] = (),
+    strict: bool = True,
+) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
+    """One calibration for each predictor, and what keeps watch over its weights.
+
+    Args:
+        predictors (Sequence[nn.Module]): S of them, or a site's layers; their weights may be
+            loaded later.
+        text, num_classes, statistics, counts, background, class_names, fingerprints: see
+            `stage_calibrations`.
+        strict (bool): whether the statistics must be of the very weights that are used.
+
+    Raises:
+        ValueError: something that the calibration needs is missing or does not fit.
+    """
+    asked: set[int] = set()
+    calibrations = stage_calibrations(
+        text,
+        num_classes=num_classes,
+        num_stages=len(predictors),
+        statistics=statistics,
+        counts=counts,
+        background=background,
+        classifiers=[_noting_reader(asked, *each) for each in enumerate(predictors)],
+        class_names=class_names,
+        fingerprints=fingerprints,
+    )
+    guards = [
+        WeightsGuard(
+            text,
+            statistics,
+            counts if index in asked else None,
+            index,
+            background,
+            strict,
+            from_weights=index in asked,
+        )
+        for index in range(len(predictors))
+    ]
+    return calibrations, guards
+
+
+def _noting_reader(asked: set[int], stage: int, predictor: nn.Module | ClassLayers) -> Callable:
+    """Reads weights that may not be loaded yet, and notes that a calibration is made from them."""
     read = classifier_reader(predictor)
 
     def note_and_read() -> tuple[Tensor, Tensor | None]:

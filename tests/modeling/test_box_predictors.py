@@ -9,11 +9,11 @@ from torch import nn
 from logn_d2.core import classifier_fingerprint
 from logn_d2.modeling import (
     CosineLinear,
-    classifier_parameters,
     find_box_predictors,
     num_classes_of,
     predictor_fingerprint,
 )
+from logn_d2.modeling.box_predictors import classifier_layer
 
 from .small_models import NUM_CLASSES, small_model
 
@@ -51,8 +51,7 @@ def test_a_predictor_of_another_class_is_found():
     model = nn.Sequential(nn.Linear(8, 8), Own())
     (found,) = find_box_predictors(model)
     assert found is model[1]
-    weight, bias = classifier_parameters(found)
-    assert weight is found.cls_score[1].weight and bias is None
+    assert classifier_layer(found) is found.cls_score[1]
 
 
 def test_distributed_models_are_unwrapped():

@@ -206,9 +206,7 @@ def test_no_trace_is_left(name, population, training):
     model = build(name).train(training)
     model.backbone.eval()
     before = traces(model)
-    with LogitRecorder(model, population) as record:
-        record(images(2))
-        assert_untouched(model, before)
+    LogitRecorder(model, population)(images(2))
     assert_untouched(model, before)
 
 
@@ -245,13 +243,13 @@ def test_a_model_that_catches_exceptions_does_not_catch_the_end_of_the_pass():
     assert len(LogitRecorder(model)(images(1)).stages) == 1
 
 
-def test_recorders_nest_and_can_be_used_again():
+def test_recorders_are_independent_and_can_be_used_again():
     model = small_model("CascadeROIHeads")
     before = traces(model)
-    with LogitRecorder(model) as sampled, LogitRecorder(model, "proposals") as proposals:
-        first = sampled(images(1)).logits(2)
-        proposals(images(1))
-        assert torch.equal(sampled(images(1)).logits(2), first)
+    sampled, proposals = LogitRecorder(model), LogitRecorder(model, "proposals")
+    first = sampled(images(1)).logits(2)
+    proposals(images(1))
+    assert torch.equal(sampled(images(1)).logits(2), first)
     assert_untouched(model, before)
 
 
