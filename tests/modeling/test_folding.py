@@ -362,7 +362,7 @@ def test_numbers_of_stages_and_classes_must_fit():
         fold(small_model("LogNCascadeROIHeads"), random_calibration())
     with pytest.raises(ValueError, match="6 columns, but the calibration .* has 4"):
         fold(predictor(), AffineCalibration.identity(3))
-    with pytest.raises(ValueError, match="background column 'first', this head 'last'"):
+    with pytest.raises(ValueError, match="background column first, this model has it last"):
         fold(predictor(), AffineCalibration.identity(NUM_CLASSES, "first"))
 
 
