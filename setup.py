@@ -39,7 +39,7 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.10",
     packages=[*find_packages(include=["logn_d2", "logn_d2.*"]), "logn_d2.configs"],
     package_dir={"logn_d2.configs": "configs"},
     package_data={
