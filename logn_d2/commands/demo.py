@@ -277,6 +277,7 @@ def forget_loggers() -> None:
         for handler in logger.handlers[:]:
             logger.removeHandler(handler)
             handler.flush()
+        logger.propagate = True  # set up, it hands nothing on: the report would be silent
     setup_logger.cache_clear()
 
 

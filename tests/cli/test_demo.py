@@ -45,6 +45,7 @@ def test_one_command_ends_with_a_table_and_a_report(
     for command in results["provenance"]["commands"]:
         assert f"$ {command}\n" in printed
     (line,) = [line for line in printed.splitlines() if "Start inference on 16 batches" in line]
+    assert "Drawing 16 pictures" in printed  # the report tells its progress, too
     for row in results["rows"]:
         for task in ("bbox", "segm"):
             assert {"AP", "AP50", "AP75", "APr", "APc", "APf"} <= set(row[task])
