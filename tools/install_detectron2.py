@@ -177,7 +177,8 @@ get_cuda_version = get_compiler_version
 def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
-    raise NotImplementedError(
+    # As Detectron2's own stand-ins for what is not built (create_dummy_func) do.
+    raise ImportError(
         f"detectron2._C.{name} is a compiled operator (rotated boxes, deformable convolution, C++ "
         "COCO evaluation), but this is the pure-Python build of Detectron2 made by "
         "tools/install_detectron2.py. Build Detectron2 from its repository in this environment "
