@@ -30,6 +30,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from methods import METRICS, SIZES, make_pretraining, pretraining_folder, train
+from resumable import run_to_exit_status, write_markdown
 from tabulate import tabulate
 from torch import nn
 from torch.optim import Optimizer
@@ -38,7 +39,7 @@ from logn_d2 import attach
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.data import class_counts
-from logn_d2.engine import Trainer, load_config, short_errors
+from logn_d2.engine import Trainer, load_config
 from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.errors import UserError
 from logn_d2.files import atomic_write
@@ -197,10 +198,7 @@ def write(args: argparse.Namespace) -> str:
             parts += [f"## {detector}, {len(runs)} seeds", f"Loss at the end: {losses}."]
             parts += [table(runs)]
             parts += [f"`{name}` is refused: {why}" for name, why in runs[0]["refused"].items()]
-    text = "\n\n".join(parts) + "\n"
-    with atomic_write(args.output / "any_detector.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return text
+    return write_markdown(args.output / "any_detector.md", parts)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -235,13 +233,8 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--start", type=Path, help="checkpoint of the backbone (default: trained)")
     parser.add_argument("--output", type=Path, default=Path("output/any_detector"))
-    try:
-        with short_errors():
-            run(parser.parse_args())
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    args = parser.parse_args()
+    return run_to_exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 from common import machine
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
+from resumable import run_to_exit_status, write_markdown
 from tabulate import tabulate
 from torch import nn
 
@@ -37,7 +38,7 @@ from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics, expand_grid
 from logn_d2.data import class_counts
-from logn_d2.engine import Trainer, load_config, short_errors, statistics_path
+from logn_d2.engine import Trainer, load_config, statistics_path
 from logn_d2.engine.checkpoint import load_weights
 from logn_d2.engine.experiments import check_same_training, is_trained
 from logn_d2.engine.image_sweep import ImageSweep
@@ -291,10 +292,7 @@ def write(args: argparse.Namespace) -> str:
             parts += [f"{len(seconds)} trainings, {np.mean(seconds):.0f} s of CPU each."]
     if found["linear"]["softmax"]:
         parts += ["## Unknown images, linear classifier", unknown_lines(found["linear"])]
-    text = "\n\n".join(parts) + "\n"
-    with atomic_write(args.output / "classification.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return text
+    return write_markdown(args.output / "classification.md", parts)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -327,13 +325,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Runs the benchmark; the exit code is 130 when it is interrupted."""
-    try:
-        with short_errors():
-            run(parse_args())
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    args = parse_args()
+    return run_to_exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

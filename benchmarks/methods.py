@@ -34,11 +34,12 @@ from pathlib import Path
 
 from compared_methods import CROSS_ENTROPY, METHODS, SAMPLERS, SIZES
 from detectron2.config import CfgNode
+from resumable import run_to_exit_status
 from tabulate import tabulate
 
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
-from logn_d2.engine import Trainer, load_config, short_errors
+from logn_d2.engine import Trainer, load_config
 from logn_d2.engine.experiments import (
     Row,
     check_same_training,
@@ -314,15 +315,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Runs the benchmark; the exit code is 130 when it is interrupted."""
     args = parse_args()
-    try:
-        with short_errors():
-            args.output.mkdir(parents=True, exist_ok=True)
-            draw_sets(args.size)
-            run(args, lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+
+    def work() -> None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        draw_sets(args.size)
+        run(args, lambda text: print(text, flush=True))
+
+    return run_to_exit_status(work)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,11 @@ def best_f1_threshold(matches: LvisMatches) -> float:
     outcome[matches.rows] = matches.outcome[:, 0]
     num_gt = matches.num_gt()[:, 0]
     scores = []
-    for k in np.flatnonzero(num_gt):
-        mine = matches.category == k
+    classes = np.flatnonzero(num_gt)
+    # Detections are sorted by class: a comparison for each class would read all of them each time.
+    bounds = (np.searchsorted(matches.category, classes, side) for side in ("left", "right"))
+    for k, first, last in zip(classes, *bounds, strict=True):
+        mine = slice(first, last)
         hit = outcome[mine] == MATCHED
         false = (outcome[mine] != IGNORED) & ~hit & matches.counted[mine, :1]
         best = _best_of_class(hit, false, matches.score[mine], num_gt[k])

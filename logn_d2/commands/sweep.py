@@ -42,9 +42,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
-from ..modeling.box_predictors import (
-    check_calibratable,
-)
+from ..modeling.box_predictors import check_calibratable
 from ..ood import OODResult, ood_table
 from ..passes.resume import deciding_settings
 from ..report import ResultRow, Results
