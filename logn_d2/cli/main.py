@@ -6,9 +6,11 @@ answers at once; the work is in the module of the same name in `logn_d2.commands
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .. import __version__
 from ..commands import INTERRUPTED
@@ -52,13 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"logn: there is no command '{name}'. Known: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f".{name}", __package__).main(argv[1:])
+        with loggers_as_before():
+            return importlib.import_module(f".{name}", __package__).main(argv[1:])
     except KeyboardInterrupt:
         print(
             "\nInterrupted. Repeat the command, with --resume if it has that option.",
             file=sys.stderr,
         )
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def loggers_as_before() -> Iterator[None]:
+    """A command's handlers end with it: the next in this process would say everything twice."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "logn_d2")]
+    before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        # Detectron2 remembers which loggers it has set up; here nothing may import it.
+        if utilities := sys.modules.get("detectron2.utils.logger"):
+            utilities.setup_logger.cache_clear()
 
 
 def usage() -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
 from ..analysis import format_table
 from ..data import class_counts
@@ -239,10 +238,7 @@ def do(run: Run, phase: Phase, logn: Logn) -> None:
         KeyboardInterrupt: it was interrupted.
         SystemExit: it failed, and has said why.
     """
-    try:
-        status = logn(phase.command(run))
-    finally:
-        forget_loggers()
+    status = logn(phase.command(run))
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status:
@@ -268,17 +264,6 @@ def quiet_logging() -> None:
 
 def _is_more_than_info(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO
-
-
-def forget_loggers() -> None:
-    """Each command adds its own handlers; in one process, the next would say everything twice."""
-    for name in ("detectron2", "fvcore", "logn_d2"):
-        logger = logging.getLogger(name)
-        for handler in logger.handlers[:]:
-            logger.removeHandler(handler)
-            handler.flush()
-        logger.propagate = True  # set up, it hands nothing on: the report would be silent
-    setup_logger.cache_clear()
 
 
 def run(args: argparse.Namespace, logn: Logn) -> int:

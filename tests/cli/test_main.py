@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -79,3 +81,21 @@ def test_options_stand_for_config_keys(
     monkeypatch.setattr("logn_d2.commands.run.run", lambda job: jobs.append(job) or 0)
     assert main(["evaluate", "--config-file", "c.yaml", *words, "--stats", "s"]) == 0
     assert list(jobs[0].opts) == overrides and jobs[0].stats == "s"
+
+
+def test_a_second_command_says_nothing_twice(monkeypatch, capsys):
+    from detectron2.utils.logger import setup_logger
+
+    def command(argv):
+        # Each command asks for other files, and so for handlers of its own.
+        setup_logger(name="logn_d2", abbrev_name=argv[0])
+        logging.getLogger("logn_d2").warning("said by %s", argv[0])
+        return 0
+
+    stand_in = types.SimpleNamespace(main=command)
+    monkeypatch.setattr("importlib.import_module", lambda *names: stand_in)
+    logger = logging.getLogger("logn_d2")
+    before = logger.handlers[:], logger.propagate, logger.level
+    assert main(["train", "one"]) == main(["collect", "two"]) == 0
+    assert capsys.readouterr().out.count("said by two") == 1
+    assert (logger.handlers, logger.propagate, logger.level) == before
