@@ -35,7 +35,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.optim import Optimizer
 
-from logn_d2 import attach
+from logn_d2 import UNCALIBRATED, attach
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.data import class_counts
@@ -53,7 +53,7 @@ POPULATIONS = ("sampled", "proposals", "positives")
 STATISTICS_IMAGES = 400
 # What needs no statistics comes first: whether it is refused is known before any pass.
 ROWS = (
-    Row("uncalibrated"),
+    Row(UNCALIBRATED),
     *(
         Row(text, text)
         for text in (
@@ -79,7 +79,7 @@ ROWS = (
 # have the AP of another row. A RetinaNet's inference is slow with a threshold of 0.
 SAME_RANKING = {
     "norcal(gamma=0.6, centre=mean)": "norcal(gamma=0.6)",
-    "temperature(temperature=2)": "uncalibrated",
+    "temperature(temperature=2)": UNCALIBRATED,
     **{
         f"logn(std_reference=geometric), {population}": f"logn, {population}"
         for population in ("sampled", "proposals", "positives")
@@ -180,8 +180,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     body = []
     for label in (row.label for row in ROWS if all(row.label in run["scores"] for run in runs)):
         scores = [[run["scores"][label][m] for run in runs] for m in METRICS]
-        gains = [run["scores"][label]["AP"] - run["scores"]["uncalibrated"]["AP"] for run in runs]
-        gain = "" if label == "uncalibrated" else f"{mean(gains):+.1f} ({min(gains):+.1f})"
+        gains = [run["scores"][label]["AP"] - run["scores"][UNCALIBRATED]["AP"] for run in runs]
+        gain = "" if label == UNCALIBRATED else f"{mean(gains):+.1f} ({min(gains):+.1f})"
         body.append([label, *map(format_spread, scores), gain])
     head = ["calibration, statistics", *METRICS, "gain (worst seed)"]
     return tabulate(body, head, "pipe", disable_numparse=True)

@@ -27,6 +27,7 @@ from compared_methods import SIZES
 from methods import make_job, make_pretraining, train
 from tabulate import tabulate
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.core import expand_grid
 from logn_d2.engine import short_errors
 from logn_d2.engine.experiments import Row, measure, run_config
@@ -34,7 +35,7 @@ from logn_d2.files import atomic_write
 from logn_d2.glyphs import draw_glyphs
 
 METRICS = ("AP", "APr", "APc", "APf")
-PLAIN, LOGN, NORCAL, AUTO = "uncalibrated", "logn", "norcal(gamma=0.6)", "auto"
+PLAIN, LOGN, NORCAL, AUTO = UNCALIBRATED, "logn", "norcal(gamma=0.6)", "auto"
 FAMILIES = {
     PLAIN: (PLAIN,),
     LOGN: (LOGN,),
