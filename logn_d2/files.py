@@ -1,14 +1,25 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and their names."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_write"]
+__all__ = ["as_file_name", "atomic_write"]
+
+
+def as_file_name(text: str) -> str:
+    """A calibration's text as a file name, with "_" for special characters.
+
+    Example:
+        >>> as_file_name("lws(checkpoint='output/lws.pth')")
+        'lws(checkpoint=_output_lws.pth_)'
+    """
+    return re.sub(r"[^\w.=,()+-]", "_", text)
 
 
 @contextlib.contextmanager

@@ -238,7 +238,8 @@ def work(args: argparse.Namespace) -> None:
         if not comm.is_main_process():
             return
         keep_config(cfg, Path(args.output))
-        metrics = evaluate_sweep(swept, read_ground_truth(dataset, cfg.DATASETS.TRAIN))
+        truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN)
+        metrics = evaluate_sweep(swept, truth, per_class_folder=args.output)
         chooses = metrics
         if others is not None:
             chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))

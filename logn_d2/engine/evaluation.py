@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,7 +28,7 @@ from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..errors import UserError
 from ..evaluators import LVISFormEvaluator, resumable_inference, training_groups
-from ..files import atomic_write
+from ..files import as_file_name, atomic_write
 from ..lvis import Detections, LvisGroundTruth
 from ..modeling import (
     attach,
@@ -42,7 +41,7 @@ from ..modeling.build import known_class_names
 from ..modeling.calibrated import CalibratedPredictor
 from ..passes.resume import deciding_settings
 from ..sites import known_site
-from ..sweeps import SweepDetections, sweep, sweep_results
+from ..sweeps import SweepDetections, evaluate_sweep, sweep
 from .images import image_table, one_pass_for_images
 
 __all__ = [
@@ -225,15 +224,7 @@ def _one_pass(
     swept = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
     if not comm.is_main_process():
         return {}
-    results = sweep_results(swept, ground_truth, tasks)
-    for name, by_task in results.items():
-        for task, result in by_task.items():
-            file_name = _file_name(f"per_class_{task}_{name}.csv")
-            result.to_csv(os.path.join(_folder(cfg, dataset), file_name))
-    return {
-        name: {task: dict(result.as_dict()) for task, result in by_task.items()}
-        for name, by_task in results.items()
-    }
+    return evaluate_sweep(swept, ground_truth, tasks, per_class_folder=_folder(cfg, dataset))
 
 
 def _swept(
@@ -307,13 +298,8 @@ def _with_own_folder(cfg: CfgNode, dataset: str, name: str, calibrations: Calibr
     own = cfg.clone()
     own.defrost()
     if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
-        own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), _file_name(name))
+        own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), as_file_name(name))
     return own
-
-
-def _file_name(text: str) -> str:
-    """A calibration's text as a file name, with "_" for special characters."""
-    return re.sub(r"[^\w.=,()+-]", "_", text)
 
 
 def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:

@@ -17,6 +17,7 @@ from ..core import AffineCalibration, ClassCounts
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
 from ..errors import UserError
+from ..files import as_file_name
 from ..modeling.box_predictors import unwrapped
 
 __all__ = [
@@ -119,8 +120,8 @@ def write_per_class(
     """
     names = MetadataCatalog.get(dataset).thing_classes
     for name, result in results.items():
-        file_name = "".join(c if c.isalnum() or c in "_.=,()+-" else "_" for c in name)
-        result.to_csv(os.path.join(folder, f"per_class_{file_name}.csv"), names, counts)
+        path = os.path.join(folder, as_file_name(f"per_class_{name}.csv"))
+        result.to_csv(path, names, counts)
 
 
 def evaluate_stored(

@@ -6,7 +6,10 @@
   least AP for each task, in percent; ``null`` if no class has objects. For an image classifier
   ``{"calibration": name, "image": {"acc": ...}, "ood SET": {...}}``;
 - ``provenance``, optional: the origin of the figures, shown by the report;
-- ``classes`` and ``class_ap``, both optional: the classes, and the AP of each class.
+- ``classes``, optional.
+
+AP of each class is in CSV files, ``per_class_TASK_CALIBRATION.csv``; files of early releases have
+it here, as ``class_ap``, which is not read.
 
 Shapes: K foreground classes.
 """
@@ -117,14 +120,11 @@ class Results:
         rows (tuple[ResultRow, ...]): one per calibration, including the uncalibrated one.
         provenance (dict): origin of the figures.
         classes (ClassInfo): the classes, or None.
-        class_ap (dict[str, dict[str, ndarray]]): calibration -> task -> (K,) AP in percent, NaN
-            for a class without objects; empty if not known.
     """
 
     rows: tuple[ResultRow, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     classes: ClassInfo | None = None
-    class_ap: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [row.calibration for row in self.rows]
@@ -142,17 +142,6 @@ class Results:
                     f"'{row.calibration}' was evaluated for {', '.join(row.tasks)}, '{names[0]}' "
                     f"for {', '.join(self.rows[0].tasks)}. Evaluate all for the same tasks."
                 )
-        self._check_class_ap()
-
-    def _check_class_ap(self) -> None:
-        for name, tasks in self.class_ap.items():
-            for task, values in tasks.items():
-                if self.classes is None or len(values) != len(self.classes):
-                    known = "none" if self.classes is None else len(self.classes)
-                    raise UserError(
-                        f"class_ap has {len(values)} values for '{name}' ({task}), but the classes "
-                        f"are {known}. Write the results again."
-                    )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -180,11 +169,6 @@ class Results:
         }
         if self.classes is not None:
             content["classes"] = {name: getattr(self.classes, name) for name in _CLASS_FIELDS}
-            content["class_ap"] = {
-                # Full precision, which nobody reads, would double the file.
-                name: {task: np.round(values, 3) for task, values in tasks.items()}
-                for name, tasks in self.class_ap.items()
-            }
         return _plain(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -225,12 +209,8 @@ class Results:
             texts = {name: tuple(classes[name]) for name in _CLASS_FIELDS[:3]}
             counts = {name: classes[name] for name in _CLASS_FIELDS[3:]}
             classes = ClassInfo(**texts, **counts)
-        class_ap = {
-            name: {task: _numbers(values) for task, values in tasks.items()}
-            for name, tasks in content.get("class_ap", {}).items()
-        }
         rows = tuple(_read_row(index, row) for index, row in enumerate(content["rows"]))
-        return cls(rows, content.get("provenance", {}), classes, class_ap)
+        return cls(rows, content.get("provenance", {}), classes)
 
 
 def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 from ..analysis.score_table import Scores
+from ..files import as_file_name
 from ..lvis.evaluate import LvisResult, evaluate_lvis
 from ..lvis.ground_truth import LvisGroundTruth
 from .detections_folder import SweepDetections
@@ -62,9 +64,21 @@ def evaluate_sweep(
     swept: SweepDetections,
     ground_truth: LvisGroundTruth,
     tasks: Sequence[str] = ("bbox", "segm"),
+    *,
+    per_class_folder: str | os.PathLike[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Like `sweep_results`, but only figures: name -> task -> metric -> percent."""
+    """Like `sweep_results`, but only figures: name -> task -> metric -> percent.
+
+    Args:
+        swept, ground_truth, tasks: see `sweep_results`.
+        per_class_folder (PathLike): gets per_class_TASK_NAME.csv, AP of each class; None: no files.
+    """
     results = sweep_results(swept, ground_truth, tasks)
+    if per_class_folder is not None:
+        for name, by_task in results.items():
+            for task, result in by_task.items():
+                file_name = as_file_name(f"per_class_{task}_{name}.csv")
+                result.to_csv(os.path.join(per_class_folder, file_name))
     return {
         name: {task: dict(result.as_dict()) for task, result in by_task.items()}
         for name, by_task in results.items()

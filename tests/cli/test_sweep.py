@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,12 @@ def test_table_and_results_are_of_every_calibration(
     assert [row.calibration for row in results.rows] == names
     assert results.tasks == ("bbox", "segm")
     assert results.provenance["weights"] == f"{folder}/model.pth"
+    for task in results.tasks:
+        for name in names:
+            with open(folder / "one" / f"per_class_{task}_{name}.csv", newline="") as file:
+                ap = [row["AP"] for row in csv.DictReader(file)]
+            mean = np.mean([float(value) for value in ap if value])
+            np.testing.assert_allclose(mean, results.row(name).tasks[task]["AP"], atol=1e-3)
     scores = [SweepDetections.load(folder / "one" / "sweep").detections(n).score for n in names]
     assert not np.array_equal(scores[0], scores[1])
 

@@ -62,7 +62,7 @@ def make_results() -> Callable[..., Results]:
         generator = np.random.default_rng(3)
         classes, groups = _class_info(num_classes), np.array(_class_info(num_classes).groups)
         base = 12 + 10 * np.log10(classes.image_count) + generator.normal(0, 4, num_classes)
-        rows, class_ap = [], {}
+        rows = []
         for number, name in enumerate(CALIBRATIONS):
             gain = shift * math.sin(number) * np.where(groups == "r", 2.0, -0.5)
             noise = generator.normal(0, 2, num_classes) * (number > 0)
@@ -78,7 +78,6 @@ def make_results() -> Callable[..., Results]:
                 for task, values in ap.items()
             }
             rows.append(ResultRow(name, metrics))
-            class_ap[name] = ap
         provenance = {
             "seed": 0,
             "machine": {"cpu": "A & B <processor>", "cores": 2},
@@ -86,7 +85,7 @@ def make_results() -> Callable[..., Results]:
             "commit": None,
             "commands": ["make demo", "logn demo --phase report"],
         }
-        return Results(tuple(rows), provenance, classes, class_ap)
+        return Results(tuple(rows), provenance, classes)
 
     return make
 

@@ -25,9 +25,12 @@ def test_what_is_loaded_is_what_was_saved(results: Results, tmp_path: Path) -> N
     assert loaded.to_dict() == results.to_dict()
     assert loaded.row("logn").tasks["segm"]["APr"] == results.row("logn").tasks["segm"]["APr"]
     np.testing.assert_array_equal(loaded.classes.image_count, results.classes.image_count)
-    np.testing.assert_allclose(
-        loaded.class_ap["logn"]["bbox"], results.class_ap["logn"]["bbox"], atol=5e-4
-    )
+
+
+def test_files_of_early_releases_with_the_ap_of_each_class_are_read(content, tmp_path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**content, "class_ap": {"logn": {"bbox": [1.0, None]}}}))
+    assert Results.load(path).to_dict() == content
 
 
 def test_rows_have_the_promised_form(content: dict[str, Any]) -> None:
@@ -57,7 +60,6 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
         (lambda c: c["rows"][1]["bbox"].update(AP=[1]), "Expected numbers"),
         (lambda c: c["classes"].pop("groups"), "classes lacks groups"),
         (lambda c: c["classes"]["names"].pop(), "different lengths"),
-        (lambda c: c["class_ap"]["logn"]["bbox"].pop(), "39 values for 'logn'"),
     ],
 )
 def test_an_unusable_file_is_named_with_what_is_wrong(
