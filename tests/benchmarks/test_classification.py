@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from detectron2.data import DatasetCatalog
 
+from logn_d2.classification import register_images
 from logn_d2.config import config_file
 from logn_d2.core import expand_grid, parse_calibration
 from logn_d2.core.losses import build_loss_without_background
@@ -23,12 +25,16 @@ def args(tool, tmp_path):
     return tool.parse_args(["--output", str(tmp_path), "--iterations", "30"])
 
 
-def test_methods_of_a_seed_share_data_seed_and_length_and_second_stages_their_first(tool, args):
+@pytest.mark.parametrize("name", ["glyphs", "fashion", "digits"])
+def test_methods_of_a_seed_share_data_seed_and_length_and_second_stages_their_first(
+    tool, args, name
+):
+    args.set = name
     for head in tool.HEADS:
         configs = {n: tool.config_of(args, head, 7, n) for n, m in tool.METHODS.items()}
         first = configs["softmax"]
         for name, cfg in configs.items():
-            assert cfg.DATASETS.TRAIN == ("glyphs7_train",) and cfg.SEED == 7
+            assert cfg.DATASETS.TRAIN == (f"{args.set}7_train",) and cfg.SEED == 7
             assert head == cfg.MODEL.LOGN.CLASSIFIER and not cfg.MODEL.LOGN.CALIBRATION
             stage = bool(tool.METHODS[name].stage)
             assert cfg.SOLVER.MAX_ITER == (10 if stage else 30)
@@ -38,9 +44,20 @@ def test_methods_of_a_seed_share_data_seed_and_length_and_second_stages_their_fi
     assert len({cfg.OUTPUT_DIR for cfg in configs.values()}) == len(configs)
 
 
+def test_what_is_evaluated_is_registered_and_has_a_seed_where_it_depends_on_one(tool):
+    for data in tool.SETS.values():
+        for name, source in data.entries(7):
+            register_images(name, source)
+            assert "{" not in source and name in DatasetCatalog.list()
+        assert "seed=7" in dict(data.entries(7))[data.name("train", 7)]
+        assert {n for n in data.unknown.values() if n not in data.sources} <= set(
+            DatasetCatalog.list()
+        )
+
+
 def test_every_loss_and_calibration_has_a_form_for_images(tool):
     for method in tool.METHODS.values():
-        build_loss_without_background(method.loss or "cross_entropy", 60)
+        build_loss_without_background(method.loss.format(few=0.01) or "cross_entropy", 60)
         assert {parse_calibration(name)[0] for name in method.after} <= {
             *("logit_adjustment", "logn", "logn_mean", "logn_std", "norcal", "p2p", "auto")
         }

