@@ -54,6 +54,7 @@ setup(
         "numpy>=1.23",
         "fvcore>=0.1.5",
         "lvis>=0.5.3",
+        "omegaconf>=2.1",
         "opencv-python",
         "safetensors>=0.4",
         "orjson",

@@ -47,6 +47,12 @@ def add_logn_config(cfg: CN) -> None:
     node.CASCADE_AVERAGE = "probs"
     # Your data sets in LVIS or COCO format: a list of [name, json file, image folder].
     node.DATASETS = []
+    # Written by commands whose --config-file is a LazyConfig: the file, its overrides, and a digest
+    # of what they describe.
+    node.LAZY = CN()
+    node.LAZY.FILE = ""
+    node.LAZY.OVERRIDES = []
+    node.LAZY.DIGEST = ""
     # Number of images per data set whose headers are read before a training, so that a missing,
     # damaged or resized file does not end it later; 0 for none.
     node.CHECK_IMAGES = 10000

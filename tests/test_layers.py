@@ -24,9 +24,9 @@ BELOW = {
     "lvis": {"files", "frequency", "annotations"},
     "analysis": {"files", "frequency", "lvis"},
     "core": {"files", "frequency"},
-    "data": {"files", "frequency", "annotations", "core"},
+    "data": {"files", "frequency", "annotations", "core", "lazy"},
     "glyphs": {"files", "data"},
-    "modeling": {"files", "core", "data", "sites"},
+    "modeling": {"files", "core", "data", "lazy", "sites"},
     "ood": set(),
     "sites": {"core"},
     "classification": {
@@ -40,6 +40,7 @@ BELOW = {
         "ood",
         "passes",
     },  # fmt: skip
+    "lazy": {"sites"},
     "config": {"classification", "modeling"},  # only registration
     "passes": {"files", "core", "data"},
     "collection": {"files", "core", "data", "modeling", "passes", "sites"},

@@ -424,19 +424,6 @@ def test_statistics_of_other_weights(capsys, train_net, tmp_path, trained):
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
-def test_stats_with_another_head_names_both_ways_out(capsys, train_net, tmp_path, trained):
-    options = ("--stats", str(trained / "logn_stats.safetensors"), "OUTPUT_DIR", str(tmp_path))
-    head = ("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
-    text = error_of(capsys, train_net, "--eval-only", *options, *weights(trained), *head)
-    assert "LogNROIHeads" in text and "logn_d2.attach(" in text
-
-
-def test_training_with_another_head_fails_before_it_trains(capsys, train_net, tmp_path):
-    head = ("MODEL.ROI_HEADS.NAME", "StandardROIHeads")
-    text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path), *head)
-    assert "LogNROIHeads" in text
-
-
 def test_debug_variable_brings_the_traceback_back(train_net, tmp_path, monkeypatch):
     monkeypatch.setenv("LOGN_D2_DEBUG", "1")
     with pytest.raises(KeyError, match="lgon"):

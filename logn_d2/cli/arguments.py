@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
     def add_config(self, required: bool = True) -> None:
         """Add --config-file, --weights, --import, and KEY VALUE at the end."""
         self.add_argument(
-            "--config-file", required=required, metavar="FILE", help="config of the model"
+            "--config-file",
+            required=required,
+            metavar="FILE",
+            help="config of the model: YAML, or a LazyConfig (.py)",
         )
         self.add_argument(
             "--weights", metavar="FILE", default="", help="checkpoint (config key MODEL.WEIGHTS)"
@@ -42,7 +45,12 @@ class Parser(argparse.ArgumentParser):
             metavar="MODULE",
             help="module to import first, which registers your own heads or data sets; repeatable",
         )
-        self.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, at the end")
+        self.add_argument(
+            "opts",
+            nargs="*",
+            metavar="KEY VALUE",
+            help="config keys, at the end; key.of.a.lazy.config=VALUE",
+        )
 
     def add_old_spelling(self, old: str, new: str) -> None:
         """An option's former name, which works for one release, with a warning."""
@@ -100,6 +108,7 @@ def _folder(args: argparse.Namespace) -> str:
 _KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+$"
     r"|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD)$"
+    r"|\+?[a-z_]\w*(\.\w+)+="  # of a LazyConfig
 )
 
 

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor, nn
 
+from ..data.mappers import TestResize
 from ..engine import load_config, short_errors
 from ..engine.checkpoint import load_weights
 from ..engine.checks import check_classes
 from ..engine.statistics import without_calibration
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
+from ..lazy import is_lazy
 from ..modeling import (
     LogitRecorder,
     attach,
@@ -34,7 +34,7 @@ from ..modeling import (
     plain_config,
 )
 from ..modeling.attach import calibration_of
-from ..modeling.build import TrainingClassCounts, known_class_names
+from ..modeling.build import TrainingClassCounts, build_model, known_class_names
 from ..sites import SiteRecorder, config_site, known_site, site_detector
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -113,14 +113,12 @@ def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, 
         FileNotFoundError: there are no images.
     """
     files = _image_files([source] if source else cfg.DATASETS.TEST)
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    resize = TestResize(cfg)
     inputs = []
     for file in itertools.islice(files, count):
         image = read_image(file, format=cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
-        resized = resize.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        inputs.append({"image": tensor, "height": height, "width": width, "file_name": file})
+        inputs.append({"image": resize(image), "height": height, "width": width, "file_name": file})
     if not inputs:
         raise MissingFileError(
             f"There are no images in {source or 'the data sets of DATASETS.TEST'} for the "
@@ -271,10 +269,13 @@ def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(output) as temporary:
         torch.save({"model": state}, temporary)
-    cfg.MODEL.WEIGHTS = str(output)
-    with atomic_write(config_path(output)) as temporary:
-        temporary.write_text(cfg.dump())
-    print(f"Wrote {output} and {config_path(output)}.")
+    if is_lazy(cfg):
+        print(f"Wrote {output}: train.init_checkpoint of {cfg.MODEL.LOGN.LAZY.FILE}.")
+    else:
+        cfg.MODEL.WEIGHTS = str(output)
+        with atomic_write(config_path(output)) as temporary:
+            temporary.write_text(cfg.dump())
+        print(f"Wrote {output} and {config_path(output)}.")
     parts = parts_of_logn_d2(model)
     if parts:
         print(

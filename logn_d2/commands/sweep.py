@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -43,6 +42,7 @@ from ..files import atomic_write
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import check_calibratable
+from ..modeling.build import build_model
 from ..ood import OODResult, ood_table
 from ..passes.resume import deciding_settings
 from ..report import ResultRow, Results

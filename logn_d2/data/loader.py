@@ -21,13 +21,12 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
-    DatasetMapper,
     get_detection_dataset_dicts,
 )
 from detectron2.utils import comm
 
 from ..errors import UserError
-from .mappers import MAPPERS, Mapper, build_mapper
+from .mappers import MAPPERS, Mapper, build_mapper, mapper_call
 from .rng import seeded_rng
 from .samplers import ClassAwareTrainingSampler, repetitions
 
@@ -267,20 +266,20 @@ def map_record(mapper: Mapper, record: Record) -> Record | None:
 
 
 def statistics_mapper(cfg: CfgNode) -> Mapper:
-    """Detectron2's training mapper, with the test-time resize unless COLLECT.AUGMENT is set.
+    """The training mapper, with the test-time resize unless COLLECT.AUGMENT is set.
 
     Boxes and classes are as in training. Masks are dropped unless they affect which objects are
     kept, and key points always, because nothing is trained here.
     """
     if cfg.MODEL.META_ARCHITECTURE in MAPPERS:
         return build_mapper(cfg, is_train=cfg.MODEL.LOGN.COLLECT.AUGMENT)
-    arguments = DatasetMapper.from_config(cfg, is_train=True)
+    kind, arguments = mapper_call(cfg, is_train=True)
     if not cfg.MODEL.LOGN.COLLECT.AUGMENT:
-        arguments["augmentations"] = DatasetMapper.from_config(cfg, is_train=False)["augmentations"]
+        arguments["augmentations"] = mapper_call(cfg, is_train=False)[1]["augmentations"]
         arguments["recompute_boxes"] = False
     arguments["use_instance_mask"] = _filtering_needs_masks(cfg)
     arguments["use_keypoint"] = False
-    return DatasetMapper(**arguments)
+    return kind(**arguments)
 
 
 def _filtering_needs_masks(cfg: CfgNode) -> bool:

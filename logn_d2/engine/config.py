@@ -15,6 +15,7 @@ from ..config import add_logn_config
 from ..data import register_from_config
 from ..errors import UserError
 from ..glyphs import register_glyphs
+from ..lazy import fill_from_lazy, is_lazy, lazy_config, split_lazy_overrides
 
 __all__ = ["load_config"]
 
@@ -27,8 +28,10 @@ def load_config(
     Without CUDA its device is the CPU.
 
     Args:
-        config_file (PathLike): a YAML file, for example from `logn_d2.config_file`.
-        opts (Sequence[str]): KEY VALUE pairs that override it.
+        config_file (PathLike): a YAML file, for example from `logn_d2.config_file`, or a LazyConfig
+            (.py).
+        opts (Sequence[str]): KEY VALUE pairs that override it; for a LazyConfig, overrides such as
+            "train.max_iter=90", and KEY VALUE pairs of MODEL.LOGN.
         imports (Sequence[str]): modules to import first, which register the user's own heads or
             data sets; they may be in the current folder.
 
@@ -39,22 +42,23 @@ def load_config(
         ValueError: a key does not exist, or a data set is already registered with other files.
         FileNotFoundError: there is no such file.
     """
-    if os.fspath(config_file).endswith(".py"):
-        raise UserError(
-            f"{config_file} is a LazyConfig, and commands take YAML configs. docs/your_project.md "
-            "shows how to collect, attach and evaluate from Python with a LazyConfig."
-        )
     _import(imports)
     cfg = get_cfg()
     add_logn_config(cfg)
+    register_glyphs()
     try:
-        cfg.merge_from_file(os.fspath(config_file))
+        if os.fspath(config_file).endswith(".py"):
+            overrides, opts = split_lazy_overrides(opts)
+            fill_from_lazy(cfg, config_file, overrides)
+        else:
+            cfg.merge_from_file(os.fspath(config_file))
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs raises it for a key that does not exist
         raise UserError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    register_glyphs()
+    if is_lazy(cfg):
+        lazy_config(cfg)  # the config of a run may name one, which registers data sets when read
     register_from_config(cfg)
     register_image_sets(cfg)
     return cfg

@@ -38,7 +38,6 @@ from ..modeling import (
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.build import known_class_names
-from ..modeling.calibrated import CalibratedPredictor
 from ..passes.resume import deciding_settings
 from ..sites import known_site
 from ..sweeps import SweepDetections, evaluate_sweep, sweep
@@ -75,16 +74,14 @@ def calibration_name(cfg: CfgNode, has_statistics: bool) -> str:
     return "" if text == UNCALIBRATED else text
 
 
-def check_head(model: nn.Module, name: str) -> None:
-    """Checks that a model's box predictors can be calibrated from a config.
+def check_head(model: nn.Module) -> None:
+    """Checks that calibrations can be applied to a model's logits.
 
     Args:
         model (nn.Module): the detector.
-        name (str): MODEL.ROI_HEADS.NAME, for the message.
 
     Raises:
-        ValueError: the box predictors come from other code, or use a loss whose logits can't be
-            calibrated.
+        ValueError: the model has no box predictors, or a loss whose logits can't be calibrated.
     """
     if known_site(model) is not None:
         return
@@ -95,13 +92,6 @@ def check_head(model: nn.Module, name: str) -> None:
             f"{error} To train it without statistics and calibration, set "
             "MODEL.LOGN.COLLECT.ENABLED False."
         ) from error
-    if not _is_ours(model):
-        raise UserError(
-            f"MODEL.ROI_HEADS.NAME is {name}, whose box predictor can't be calibrated from a "
-            "config. Either set MODEL.ROI_HEADS.NAME to LogNROIHeads (LogNCascadeROIHeads for "
-            "CascadeROIHeads, LogNRes5ROIHeads for Res5ROIHeads; the weights stay the same), or "
-            "call logn_d2.attach(model, STATISTICS) in a script of your own."
-        )
     check_calibratable(model)
 
 
@@ -176,7 +166,7 @@ def make_calibrations(
     model, text = unwrapped(model), calibration_name(cfg, statistics is not None)
     if not text and not _takes_calibrations(model):
         return {UNCALIBRATED: ()}  # without calibration any model can be evaluated
-    check_head(model, cfg.MODEL.ROI_HEADS.NAME)
+    check_head(model)
     sites = find_sites(model)
     # Not the training set's: whoever evaluates need not have that.
     names = known_class_names(cfg.DATASETS.TEST, num_classes_of(sites[0].classifier))
@@ -334,22 +324,11 @@ def _one_pass_each(
 
 
 def _takes_calibrations(model: nn.Module) -> bool:
-    if known_site(model) is not None:
-        return True
-    return _is_ours(model) and _is_calibratable(model)
-
-
-def _is_ours(model: nn.Module) -> bool:
     try:
-        predictors = find_box_predictors(model)
-    except ValueError:  # a detector without any
+        check_head(model)
+    except ValueError:  # without box predictors, or with a loss that can't be calibrated
         return False
-    return all(isinstance(each, CalibratedPredictor) for each in predictors)
-
-
-def _is_calibratable(model: nn.Module) -> bool:
-    losses = (predictor.loss for predictor in find_box_predictors(model))
-    return all(loss is None or loss.calibratable for loss in losses)
+    return True
 
 
 def _folder(cfg: CfgNode, dataset: str) -> str:

@@ -13,6 +13,7 @@ from ..core import LogitStatistics
 from ..data import records_kept
 from ..data.loader import training_images
 from ..errors import UserError
+from ..lazy import check_lazy_training, is_lazy
 from ..modeling.build import TrainingClassCounts
 from ..sites import config_site
 from .checkpoint import load_weights
@@ -66,6 +67,8 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
+    if is_lazy(cfg):
+        check_lazy_training(cfg)
     text, site = calibration_name(cfg, node.COLLECT.ENABLED), config_site(cfg)
     num_classes = site.classes_in(cfg)
     check_calibration(text, num_classes, node.COLLECT.ENABLED, node.COLLECT, site)

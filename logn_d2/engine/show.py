@@ -8,19 +8,17 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, convert_PIL_to_numpy
-from detectron2.modeling import build_model
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 from torch import nn
 
 from ..core import AffineCalibration
 from ..data import class_counts
+from ..data.mappers import TestResize
 from ..errors import UserError
 from ..modeling import attach
-from ..modeling.build import known_class_names
+from ..modeling.build import build_model, known_class_names
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
 from ..sites import config_site
@@ -69,7 +67,7 @@ class SideBySide:
         if path and not self._class_names:
             self._class_names = check_statistics(cfg, path).class_names
         self._format = cfg.INPUT.FORMAT
-        self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        self._resize = TestResize(cfg)
         model = build_model(without_calibration(cfg)).eval()
         load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
         average = cfg.MODEL.LOGN.CASCADE_AVERAGE
@@ -87,9 +85,7 @@ class SideBySide:
         """
         canvas = enlarged(pixels)
         height, width = canvas.shape[:2]
-        seen = T.AugInput(convert_PIL_to_numpy(Image.fromarray(pixels), self._format))
-        self._resize(seen)
-        image = torch.as_tensor(seen.image.astype(np.float32).transpose(2, 0, 1))
+        image = self._resize(convert_PIL_to_numpy(Image.fromarray(pixels), self._format))
         ((before, after),) = self._compare([{"image": image, "height": height, "width": width}])
         limit = self._shown.calibrated_threshold
         rule = f"the best {len(after)}" if limit is None else f"{len(after)} above {limit:g}"

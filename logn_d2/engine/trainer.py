@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from .. import UNCALIBRATED
 from ..classification.logits import ImageEvaluator
@@ -29,9 +31,10 @@ from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
 from ..errors import UserError
 from ..evaluators import COCOFormEvaluator, LVISFormEvaluator
+from ..lazy import is_lazy, lazy_config
 from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
-from ..modeling.build import TrainingClassCounts
+from ..modeling.build import TrainingClassCounts, build_model
 from ..modeling.second_stages import get_second_stage
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
@@ -90,7 +93,7 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
             # The evaluation would find the same mistake, but only after a day of training.
-            check_head(self.model, cfg.MODEL.ROI_HEADS.NAME)
+            check_head(self.model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -98,7 +101,8 @@ class Trainer(DefaultTrainer):
 
         In a second stage, the parameters that it does not train are frozen.
         """
-        model = super().build_model(without_calibration(cfg))
+        model = build_model(without_calibration(cfg))
+        logger.info("Model:\n%s", model)
         check_loss(cfg, model)
         stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is not None:
@@ -109,8 +113,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """Detectron2's optimizer for the parameters that are trained."""
-        return super().build_optimizer(optimizer_config(cfg), model)
+        """Detectron2's optimizer for the parameters that are trained, or the LazyConfig's."""
+        if not is_lazy(cfg):
+            return super().build_optimizer(optimizer_config(cfg), model)
+        call = lazy_config(cfg).optimizer
+        call.params.model = model
+        return instantiate(call)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """Detectron2's schedule, or the LazyConfig's."""
+        if not is_lazy(cfg):
+            return super().build_lr_scheduler(cfg, optimizer)
+        config = lazy_config(cfg)
+        return LRMultiplier(optimizer, instantiate(config.lr_multiplier), config.train.max_iter)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:

@@ -24,6 +24,7 @@ from ..core import (
 )
 from ..core.losses import SoftmaxLoss
 from ..errors import UserError
+from ..lazy import is_lazy
 from ..sites import ClassLayers, LogitSite
 from .attach import (
     Site,
@@ -165,7 +166,7 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
     cfg.defrost()
     if "LOGN" not in cfg.MODEL:
         return cfg
-    if parts_of_logn_d2(model):
+    if is_lazy(cfg) or parts_of_logn_d2(model):
         if not any(isinstance(module, ClassificationLoss) for module in model.modules()):
             cfg.MODEL.LOGN.LOSS = ""
         cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""

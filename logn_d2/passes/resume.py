@@ -44,6 +44,7 @@ def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgN
     # The weights have a digest of their own, whatever their path, and a calibration does not change
     # the raw logits that passes store.
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = node.STATISTICS = node.CALIBRATION = ""
+    node.LAZY.FILE = ""  # its digest says what it describes
     cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = node.CHECK_IMAGES = 0
     if collects:
         node.COLLECT.CHECKPOINT_PERIOD = node.COLLECT.PERIODIC_IMAGES = 0

@@ -38,8 +38,3 @@ def test_a_module_that_is_not_there_is_named_and_its_own_mistakes_pass(tmp_path,
     (tmp_path / "broken_of_this_test.py").write_text("import nothing_of_this_name")
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         load_config(CONFIG, imports=["broken_of_this_test"])
-
-
-def test_a_lazy_config_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"c\.py is a LazyConfig, and commands take YAML"):
-        load_config(tmp_path / "c.py")
