@@ -20,10 +20,10 @@ from ..analysis import format_table
 from ..data import class_counts
 from ..engine import short_errors
 from ..errors import UserError
-from ..glyphs import get_size
 from ..report import ClassInfo, Results
 from . import INTERRUPTED
 from .demo_run import Run, open_run
+from .demo_words import ending, meaning, overview, roughly, says
 
 # Runs a command line, without the word `logn`, and returns its exit status.
 Logn = Callable[[list[str]], int]
@@ -41,39 +41,19 @@ CALIBRATIONS = (
 )
 # Of the data set; --seed is that of the training, so that all seeds see the same data.
 DATA_SEED = 0
-# On two cores; "lvis" on one GPU.
-ROUGHLY = {
-    "tiny": {"draw": "3 s", "train": "20 s", "collect": "3 s", "evaluate": "3 s", "report": "5 s"},
-    "demo": {
-        "draw": "20 s",
-        "train": "11 min",
-        "collect": "3 min",
-        "evaluate": "90 s",
-        "report": "1 min",
-    },
-    "lvis": {
-        "draw": "30 min",
-        "train": "hours",
-        "collect": "10 min",
-        "evaluate": "20 min",
-        "report": "minutes",
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase: its command, what it says of itself, and the file that it leaves.
+    """A phase: its command, and the file that it leaves.
 
     Attributes:
         command (Callable): the arguments of `logn`.
-        says (Callable): a line for people.
         leaves (Callable): the file.
         after (Callable): what the demo adds to that file; None for nothing.
     """
 
     command: Callable[[Run], list[str]]
-    says: Callable[[Run], str]
     leaves: Callable[[Run], Path]
     after: Callable[[Run], None] | None = None
 
@@ -165,34 +145,12 @@ def command_line(run: Run, name: str) -> str:
     return shlex.join(["logn", *PHASES[name].command(run)])
 
 
-def _draw_says(run: Run) -> str:
-    size = get_size(run.size)
-    return f"{size.train_images + size.val_images:,} images of {size.num_classes:,} classes"
-
-
-def _train_says(run: Run) -> str:
-    solver, sampler = run.cfg.SOLVER, run.cfg.DATALOADER.SAMPLER_TRAIN
-    return (
-        f"Mask R-CNN, {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, {sampler}, "
-        f"on {run.cfg.MODEL.DEVICE}"
-    )
-
-
 PHASES = {
-    "draw": Phase(draw, _draw_says, lambda run: run.checksums),
-    "train": Phase(train, _train_says, lambda run: run.weights),
-    "collect": Phase(
-        collect,
-        lambda run: "logit statistics in one pass over the training set",
-        lambda run: run.statistics,
-    ),
-    "evaluate": Phase(
-        sweep,
-        lambda run: f"{len(CALIBRATIONS)} calibrations from one pass over the validation set",
-        lambda run: run.results,
-        add_provenance,
-    ),
-    "report": Phase(report, lambda run: str(run.report), lambda run: run.report),
+    "draw": Phase(draw, lambda run: run.checksums),
+    "train": Phase(train, lambda run: run.weights),
+    "collect": Phase(collect, lambda run: run.statistics),
+    "evaluate": Phase(sweep, lambda run: run.results, add_provenance),
+    "report": Phase(report, lambda run: run.report),
 }
 
 
@@ -223,12 +181,11 @@ def run_phases(run: Run, only: str | None, logn: Logn) -> None:
         elif done and only != "report":
             say(f"{_mark(name)} done before, in {run.seconds(name):.0f} s")
         else:
-            roughly = ROUGHLY[run.size][name]
-            say(f"{_mark(name)} {PHASES[name].says(run)} (about {roughly})")
+            say(f"\n{_mark(name)} {says(run, name)} (about {roughly(run.size, [name])})")
             say(f"$ {command_line(run, name)}")
             with run.timed(name):
                 do(run, PHASES[name], logn)
-            say(f"{_mark(name)} done in {run.seconds(name):.0f} s")
+            say(f"{_mark(name)} done in {run.seconds(name):.0f} s{_next(name)}")
 
 
 def do(run: Run, phase: Phase, logn: Logn) -> None:
@@ -249,6 +206,11 @@ def do(run: Run, phase: Phase, logn: Logn) -> None:
 
 def _mark(name: str) -> str:
     return f"[{list(PHASES).index(name) + 1}/{len(PHASES)}] {name}:"
+
+
+def _next(name: str) -> str:
+    after = list(PHASES)[list(PHASES).index(name) + 1 :]
+    return f"; next: {after[0]}" if after else ""
 
 
 def say(text: str) -> None:
@@ -279,6 +241,8 @@ def run(args: argparse.Namespace, logn: Logn) -> int:
     with short_errors():
         job = open_run(args)
     quiet_logging()
+    if not is_done(job, "report"):
+        say(overview(job))
     try:
         with short_errors(str(job.output / "log.txt")):
             run_phases(job, args.phase, logn)
@@ -288,7 +252,7 @@ def run(args: argparse.Namespace, logn: Logn) -> int:
     if is_done(job, "evaluate"):
         results = Results.load(job.results)
         table = format_table({row.calibration: row.tasks for row in results.rows})
-        say(f"\n{table}\n")
+        say(f"\n{table}\n\n{meaning(results, SUBJECT)}")
     if is_done(job, "report"):
-        say(f"Report: {job.report}\nYour own data: docs/your_project.md, or logn train --help")
+        say(ending(job))
     return 0

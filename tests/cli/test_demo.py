@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from logn_d2.commands import demo, demo_run
+from logn_d2.commands import demo, demo_run, demo_words
+from logn_d2.report import ResultRow, Results
 
 from ..processes import Command
 
@@ -53,7 +54,40 @@ def test_one_command_ends_with_a_table_and_a_report(
     page = (root / "output/report.html").read_text()
     assert "Images before and after" in page and "class prior" in page
     assert "LogN against Uncalibrated, boxes: " in printed
+    assert printed.startswith("5 steps, about ") and "draw: done in" in printed
+    assert "What it means: nothing yet" in printed  # of twenty iterations
+    assert f"Seconds: draw {results['provenance']['seconds']['draw']:.0f}, train " in printed
     assert f"Report: {root / 'output/report.html'}" in printed
+
+
+def _results(**box_ap: tuple[float, float, float]) -> Results:
+    """Results of calibrations by AP, APr and APf."""
+    rows = [
+        ResultRow(name, {"bbox": dict(zip(("AP", "APr", "APf"), values, strict=True))})
+        for name, values in box_ap.items()
+    ]
+    return Results(tuple(rows))
+
+
+def test_a_sentence_says_what_the_table_means() -> None:
+    results = _results(
+        uncalibrated=(18.5, 4.8, 28.3), logn=(17.2, 8.1, 23.5), logn_mean=(20.0, 8.4, 28.4)
+    )
+    sentence = demo_words.meaning(results, "logn")
+    assert "LogN takes the box AP of rare classes from 4.8 to 8.1" in sentence
+    assert "frequent ones from 28.3 to 23.5" in sentence
+    assert "LogN, mean only is best here, from 18.5 to 20.0." in sentence
+
+
+@pytest.mark.parametrize("ap", [0.2, float("nan")])
+def test_the_sentence_claims_nothing_for_a_detector_that_finds_nothing(ap: float) -> None:
+    results = _results(uncalibrated=(ap, 0.0, 0.0), logn=(0.4, 0.9, 0.0))
+    assert "nothing yet" in demo_words.meaning(results, "logn")
+
+
+@pytest.mark.parametrize("size", ["tiny", "demo", "lvis"])
+def test_every_phase_of_every_size_says_how_long_it_takes(size: str) -> None:
+    assert set(demo_words.ROUGHLY[size]) == set(demo.PHASES)
 
 
 @pytest.mark.slow
@@ -101,7 +135,7 @@ def phases(modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPat
         def leaves(run: object) -> Path:
             return run.output / f"{name}.done"
 
-        return demo.Phase(lambda run: [name, str(leaves(run))], lambda run: name, leaves)
+        return demo.Phase(lambda run: [name, str(leaves(run))], leaves)
 
     def logn(argv: list[str]) -> int:
         notes.append(argv[0])

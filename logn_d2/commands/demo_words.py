@@ -1,0 +1,118 @@
+"""What the demo says to a newcomer: what happens, what is next, and what the table means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .. import UNCALIBRATED
+from ..glyphs import get_size
+from ..report import ResultRow, Results
+from ..report.words import display_name, format_value, join_words
+from .demo_run import Run
+
+__all__ = ["ending", "meaning", "overview", "roughly", "says"]
+
+# On two cores, in seconds; "lvis" on one GPU.
+ROUGHLY = {
+    "tiny": {"draw": 3, "train": 20, "collect": 3, "evaluate": 3, "report": 10},
+    "demo": {"draw": 20, "train": 660, "collect": 100, "evaluate": 90, "report": 60},
+    "lvis": {"draw": 1800, "train": 36000, "collect": 600, "evaluate": 1200, "report": 300},
+}
+
+
+def roughly(size: str, phases: Iterable[str]) -> str:
+    """How long phases take together, as a person says it.
+
+    Example:
+        >>> roughly("tiny", ["draw"]), roughly("demo", ["draw", "train"])
+        ('3 s', '11 min')
+    """
+    seconds = sum(ROUGHLY[size][phase] for phase in phases)
+    if seconds < 100:
+        return f"{seconds} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+def overview(run: Run) -> str:
+    """What comes, before anything is done."""
+    where = "one GPU" if run.size == "lvis" else "two cores"
+    phases = ROUGHLY[run.size]
+    return (
+        f"{len(phases)} steps, about {roughly(run.size, phases)} on {where}: "
+        f"{join_words(list(phases))}.\n"
+        "Each prints the command that it runs, which is the command for your own data as well. "
+        "Ctrl-C stops; the same command continues."
+    )
+
+
+def says(run: Run, phase: str) -> str:
+    """What happens in a phase."""
+    size, solver = get_size(run.size), run.cfg.SOLVER
+    rare = run.cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    return {
+        "draw": (
+            f"draws {size.train_images:,} training and {size.val_images:,} validation images of "
+            f"{size.num_classes} kinds of characters; as in LVIS, most kinds are in few images"
+        ),
+        "train": (
+            f"trains a Mask R-CNN to find them, {solver.MAX_ITER:,} iterations of "
+            f"{solver.IMS_PER_BATCH} images{', rare kinds more often' if rare else ''}, on "
+            f"{run.cfg.MODEL.DEVICE}; below, eta is the time left, and the losses fall"
+        ),
+        "collect": (
+            "measures how high the detector scores each kind in the training images: LogN's "
+            "statistics, without any training"
+        ),
+        "evaluate": (
+            f"finds characters in the {size.val_images:,} validation images once, and scores the "
+            "detections as they are and with every calibration"
+        ),
+        "report": "makes one page: intervals, errors, every class, pictures before and after",
+    }[phase]
+
+
+def meaning(results: Results, subject: str) -> str:
+    """What the table says of boxes, in one sentence.
+
+    Args:
+        results (Results): of a sweep, uncalibrated among them.
+        subject (str): the calibration that the sentence is about.
+    """
+    rows = {row.calibration: row for row in results.rows}
+    base, calibrated = rows[UNCALIBRATED], rows[subject]
+    best = max(results.rows, key=lambda row: _ap(row, "AP"))
+    if math.isnan(_ap(base, "AP")) or _ap(best, "AP") < 1:
+        return (
+            "What it means: nothing yet, the detector has not learnt to find anything. "
+            "`logn demo` trains one that has."
+        )
+    return (
+        f"What it means: without further training, {display_name(subject)} takes the box AP of "
+        f"rare classes {_from_to(base, calibrated, 'APr')} and that of frequent ones "
+        f"{_from_to(base, calibrated, 'APf')}; over all classes, {display_name(best.calibration)} "
+        f"is best here, {_from_to(base, best, 'AP')}."
+    )
+
+
+def _ap(row: ResultRow, metric: str) -> float:
+    return row.tasks["bbox"][metric]
+
+
+def _from_to(before: ResultRow, after: ResultRow, metric: str) -> str:
+    return f"from {format_value(_ap(before, metric))} to {format_value(_ap(after, metric))}"
+
+
+def ending(run: Run) -> str:
+    """Time of each phase, where the page is, and what to type for one's own detector."""
+    times = {phase: run.seconds(phase) for phase in ROUGHLY[run.size]}
+    each = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in times.items())
+    return (
+        f"Seconds: {each}; {sum(times.values()):.0f} in all\n"
+        f"Report: {run.report}\n"
+        "Next, your own detector, as it is:\n"
+        "$ logn collect --config-file C.yaml --weights W.pth --output stats.safetensors\n"
+        "$ logn sweep --config-file C.yaml --weights W.pth --stats stats.safetensors "
+        "--output output/sweep\n"
+        "Your own data and heads: docs/your_project.md"
+    )
