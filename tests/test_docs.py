@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
@@ -428,3 +429,14 @@ def test_links_lead_somewhere(page):
             assert target[1:] in anchors, target
         elif "://" not in target:
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_page_on_lvis_names_the_weights_that_the_zoo_has():
+    text = (ROOT / "docs" / "lvis.md").read_text()
+    named = re.findall(r"^\| `(mask_rcnn_\w+)` \| `(\S+)` \|", text, re.MULTILINE)
+    group = "LVISv0.5-InstanceSegmentation"
+    configs = (Path(model_zoo.__file__).parent / "configs" / group).glob("*.yaml")
+    assert {name for name, _ in named} == {path.stem for path in configs}
+    for name, weights in named:
+        url = model_zoo.get_checkpoint_url(f"{group}/{name}.yaml")
+        assert url.endswith(f"/{group}/{name}/{weights}")
