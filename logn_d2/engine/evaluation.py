@@ -39,7 +39,7 @@ from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.build import known_class_names
 from ..passes.resume import deciding_settings
-from ..sites import known_site
+from ..sites import known_site, site_detector
 from ..sweeps import SweepDetections, evaluate_sweep, sweep
 from .images import image_table, one_pass_for_images
 
@@ -83,7 +83,9 @@ def check_head(model: nn.Module) -> None:
     Raises:
         ValueError: the model has no box predictors, or a loss whose logits can't be calibrated.
     """
-    if known_site(model) is not None:
+    site = known_site(model)
+    if site is not None:
+        site.check_detections(site_detector(model))
         return
     try:
         find_box_predictors(model)

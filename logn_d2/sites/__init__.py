@@ -7,6 +7,7 @@ needs no registration, because `attach`, `fold` and `collect` take ``site=``.
 from . import detectron2_dense as _detectron2_dense  # noqa: F401  # only registration
 from . import torchvision_dense as _torchvision_dense  # noqa: F401  # only registration
 from .config_site import ROI_HEADS, ConfigSite, config_site, register_config_site
+from .detectron2_semantic import semantic_site
 from .hook import CHILD, CalibrationHook, attached_layers
 from .layers import ClassLayers, layer_names
 from .recorder import SiteRecorder, SiteRecording, SiteStage
@@ -37,6 +38,7 @@ __all__ = [
     "modes",
     "outputs_under",
     "register_config_site",
+    "semantic_site",
     "shadowed",
     "site_detector",
 ]

@@ -50,7 +50,8 @@ def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterat
 def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any]) -> tuple:
     """The arguments of a method that a model calls in training, where the pass ends.
 
-    Only the model itself is in training, so that its layers give the logits of test time.
+    Only the model itself and the method's owner are in training, so that all layers give the logits
+    of test time.
 
     Args:
         model (nn.Module): the detector.
@@ -67,7 +68,7 @@ def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any
         arguments.append((*args, *kwargs.values()))
         raise PassEnds
 
-    with modes(model, [model]), shadowed(owner, method, listen):
+    with modes(model, [model, owner]), shadowed(owner, method, listen):
         try:
             run()
         except PassEnds:

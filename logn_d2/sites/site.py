@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.affine import foreground_columns
+from ..errors import UserError
 from .layers import ClassLayers, check_choice
 
 __all__ = ["LogitSite", "Matcher", "Runner", "TopScores"]
@@ -80,6 +81,8 @@ class LogitSite(ClassLayers):
             candidates as at test. None for all.
         reused (Sequence[nn.Module]): what a sweep runs once for all calibrations: modules whose
             outputs no calibration changes. The fewer, the slower; the result is the same.
+        results (str): key of the model's output for an image: "instances" for detections, or
+            "sem_seg", which sweeps and evaluations do not take.
 
     Example:
         >>> layer = nn.Linear(8, 4)  # three classes, "no object" last
@@ -93,10 +96,12 @@ class LogitSite(ClassLayers):
     matched: Matcher | None = None
     chosen: Callable[[Sequence[Tensor]], Tensor] | None = None
     reused: Sequence[nn.Module] = ()
+    results: Literal["instances", "sem_seg"] = "instances"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("calls", self.calls, ("all", "last"))
+        check_choice("results", self.results, ("instances", "sem_seg"))
 
     def levels(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """(N, R, C) logits of each feature level, or of the last decoder layer alone.
@@ -110,6 +115,19 @@ class LogitSite(ClassLayers):
         # DETR stacks the decoder layers, (L, N, Q, C), in one call.
         stacked = self.axis == -1 and last.dim() == 4
         return [self.candidates(last[-1] if stacked else last)]
+
+    def check_detections(self, owner: nn.Module) -> None:
+        """Raise a UserError if the scores are not those of detections.
+
+        Args:
+            owner (nn.Module): the model, for the message.
+        """
+        if self.results != "instances":
+            raise UserError(
+                f"A {type(owner).__name__} gives {self.results!r}, but sweeps and evaluations take "
+                "detections. Call collect, attach and fold in Python, and "
+                "logn_d2.sites.outputs_under for the outputs under several calibrations."
+            )
 
     def scores(self, logits: Tensor) -> Tensor:
         """Foreground scores (..., K) of logits (..., C)."""

@@ -32,10 +32,11 @@ class SiteSweepRunner:
         site (LogitSite): its site.
 
     Raises:
-        ValueError: calibrations that do not fit the model.
+        ValueError: calibrations that do not fit the model, or a model without detections.
     """
 
     def __init__(self, model: nn.Module, calibrations: Calibrations, site: LogitSite) -> None:
+        site.check_detections(model)
         check_calibrations(calibrations, [site.num_classes])
         for stages in calibrations.values():
             stages[0].check_activation(site.activation == "sigmoid")

@@ -14,6 +14,7 @@ from logn_d2.sites import SITE_REGISTRY
 from ..load_script import ROOT
 from ..modeling.small_models import NUM_CLASSES, images
 from .small_dense import retinanet
+from .small_pixels import labelled, segmentor
 from .small_queries import CLASSES, QUERIES, small_detr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,6 +36,13 @@ def test_the_verbs_of_a_known_detector(tmp_path, monkeypatch):
     assert not torch.equal(model.head.cls_score.weight, before)
 
 
+def test_the_pixels_of_a_panoptic_model():
+    model = segmentor("PanopticFPN")
+    run(BLOCKS[1], model=model, loader=[labelled()])
+    assert calibration_of(model.sem_seg_head.predictor) is not None
+    assert calibration_of(model.roi_heads.box_predictor) is None
+
+
 def test_a_site_in_five_lines():
     model = small_detr(no_object=True)
     before = model.class_embed.bias.clone()
@@ -46,7 +54,7 @@ def test_a_site_in_five_lines():
 
     names = list(map(str, range(CLASSES)))
     loader = [images(2, size=32)]
-    found = run(BLOCKS[1], model=model, loader=loader, my_class_names=names, my_matcher=my_matcher)
+    found = run(BLOCKS[2], model=model, loader=loader, my_class_names=names, my_matcher=my_matcher)
     assert found["statistics"].num_rois == 2 * QUERIES
     assert calibration_of(model.class_embed) is None
     assert not torch.equal(model.class_embed.bias, before)
@@ -55,7 +63,7 @@ def test_a_site_in_five_lines():
 def test_a_registration():
     name = "my_project.models.MyDetector"
     try:
-        site = run(BLOCKS[2])["my_site"]
+        site = run(BLOCKS[3])["my_site"]
         assert name in SITE_REGISTRY
         model = nn.Module()
         model.class_embed, model.num_classes = nn.Linear(4, 3), 3

@@ -1,0 +1,61 @@
+"""Semantic segmentation: a class for each pixel, as in Detectron2's and its projects' heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+from .registry import SITE_REGISTRY
+from .running import check_ground_truth, heard
+from .site import LogitSite
+
+__all__ = ["semantic_site"]
+
+
+@SITE_REGISTRY.register("detectron2.modeling.meta_arch.semantic_seg.SemanticSegmentor")
+@SITE_REGISTRY.register("detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLab")
+def semantic_site(model: nn.Module) -> LogitSite:
+    """The softmax scores of `sem_seg_head`: every cell of its output is a candidate.
+
+    A calibration of each class and the bilinear interpolation that follows can change places, so
+    that pixels are calibrated as cells are. For the heads of a PanopticFPN, whose box predictors
+    are found without it, pass ``site=semantic_site(model)``.
+
+    Args:
+        model (nn.Module): has `sem_seg_head`, which ends in the convolution `predictor` and has
+            Detectron2's `losses`.
+
+    Raises:
+        UserError: the model's head is another one.
+    """
+    head = getattr(model, "sem_seg_head", None)
+    layer = getattr(head, "predictor", None)
+    if not isinstance(layer, nn.Conv2d) or not hasattr(head, "losses"):
+        raise UserError(
+            f"The pixels' classes in this {type(model).__name__} don't come from one convolution: "
+            f"its sem_seg_head is a {type(head).__name__}, expected one with the layer predictor "
+            "and the method losses, as Detectron2's SemSegFPNHead has. Describe the site instead "
+            "(site=..., docs/sites.md)."
+        )
+    return LogitSite(
+        [layer],
+        num_classes=layer.out_channels,
+        activation="softmax",
+        matched=_labels,
+        reused=[model.backbone],
+        results="sem_seg",
+    )
+
+
+def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """(R,) classes at the centres of an image's cells; negative where the loss ignores them."""
+    check_ground_truth(inputs, "sem_seg", "Map the data set with its semantic labels")
+    head = model.sem_seg_head
+    logits, targets, *_ = heard(model, head, "losses", lambda: model(list(inputs)))
+    cells = F.interpolate(targets[:, None].double(), size=logits.shape[-2:], mode="nearest-exact")
+    labels = cells.long().masked_fill_(cells == head.ignore_value, -1)
+    return list(labels.flatten(1))
