@@ -316,9 +316,10 @@ def _column(
 ) -> np.ndarray:
     """Return one field of all annotations; the box area replaces a missing area."""
     if name == "area":
-        areas = [a.get("area") for a in annotations]
-        boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
-        values = [b if a is None else a for a, b in zip(areas, boxes, strict=True)]
+        values = [annotation.get("area") for annotation in annotations]
+        if None in values:
+            boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
+            values = [b if a is None else a for a, b in zip(values, boxes, strict=True)]
     elif default is None:
         values = [annotation[name] for annotation in annotations]
     else:

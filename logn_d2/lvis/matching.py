@@ -74,11 +74,12 @@ def box_candidates(
         a detection, IoU in float64; (P,) each.
     """
     # pycocotools computes in float64; float32 overlaps would land on the other side of a threshold.
-    det_box = det_box.astype(np.float64, copy=False)
+    # (4, D) and (4, G), contiguous along boxes: numpy is slow in steps over rows of four.
+    det_box, gt_box = (np.ascontiguousarray(each.T, dtype=np.float64) for each in (det_box, gt_box))
     found = []
     for det, gt in _pairs(det_key, gt_key):
         # Few pairs reach the threshold; keeping only these bounds the memory of all later steps.
-        iou = _box_iou(det_box[det], gt_box[gt], gt_crowd[gt])
+        iou = _box_iou(det_box.take(det, axis=1), gt_box.take(gt, axis=1), gt_crowd[gt])
         near = iou >= min_iou
         found.append((det[near], gt[near], iou[near]))
     return _join(found)
@@ -136,29 +137,58 @@ def match(
     """
     # `det` is ascending, so the candidates of a detection are one slice: first index and count
     # describe it.
-    first, count = np.unique(det, return_index=True, return_counts=True)[1:]
+    first = np.flatnonzero(np.diff(det, prepend=-1))
+    count = np.diff(first, append=len(det))
     candidates = det[first]
+    gt, iou = _best_first(det, gt, iou, np.repeat(count, count) > 1)
     outcome = np.zeros((len(candidates), gt_ignored.shape[1], len(thresholds)), dtype=np.int8)
     # Area ranges and thresholds are independent matchings that differ in which objects are free, so
     # each has its own copy of this state.
     taken = np.zeros((len(gt_ignored), *outcome.shape[1:]), dtype=bool)
     # The r-th detection of a pair must wait for its r - 1 predecessors, and for no other pair.
     turn = _rank_in_group(det_key[candidates])
-    # All pairs of one turn are adjacent; within a detection the best overlap comes first and, among
-    # equal overlaps, the later object (lvis-api compares with >=, so a later equal one wins).
-    order = np.lexsort((-gt, -iou, det, np.repeat(turn, count)))
-    gt, iou = gt[order], iou[order]
-    # Stable, so that rows of a turn stay in the order of the sorted pairs above, where `det` comes
-    # second.
-    rows = np.argsort(turn, kind="stable")
-    row_end, pair_end = np.cumsum(np.bincount(turn)), np.cumsum(np.bincount(turn, weights=count))
-    row_start = pair_start = 0
-    for row_stop, pair_stop in zip(row_end.tolist(), pair_end.astype(int).tolist(), strict=True):
-        row, pair = rows[row_start:row_stop], slice(pair_start, pair_stop)
-        near = iou[pair, None] >= thresholds
-        outcome[row] = _take_turn(gt[pair], near, count[row], taken, gt_ignored, gt_crowd)
-        row_start, pair_start = row_stop, pair_stop
+    state = taken, gt_ignored, gt_crowd
+    for rows in np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1]):
+        # Most detections have one candidate, which needs no comparison of preferences.
+        single = count[rows] == 1
+        alone, others = rows[single], rows[~single]
+        pair = first[alone]
+        outcome[alone] = _take_or_leave(gt[pair], iou[pair, None] >= thresholds, *state)
+        if len(others):
+            pair = _ranges(first[others], count[others])
+            near = iou[pair, None] >= thresholds
+            outcome[others] = _take_turn(gt[pair], near, count[others], *state)
     return candidates, outcome, taken
+
+
+def _best_first(
+    det: np.ndarray, gt: np.ndarray, iou: np.ndarray, several: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objects and overlaps, (P,) each, the largest overlap of a detection first.
+
+    Among equal overlaps the later object comes first: lvis-api compares with >=, so that a later
+    equal one wins. `several` marks the pairs of detections with more than one candidate.
+    """
+    pairs = np.flatnonzero(several)
+    order = pairs[np.lexsort((-gt[pairs], -iou[pairs], det[pairs]))]
+    gt, iou = gt.copy(), iou.copy()
+    gt[pairs], iou[pairs] = gt[order], iou[order]
+    return gt, iou
+
+
+def _take_or_leave(
+    gt: np.ndarray,
+    near: np.ndarray,
+    taken: np.ndarray,
+    gt_ignored: np.ndarray,
+    gt_crowd: np.ndarray,
+) -> np.ndarray:
+    """`_take_turn` for m detections with one candidate each, (m,) objects."""
+    mine = ~taken[gt] & near[:, None, :]
+    # No two rows of a turn share an object, see `_take_turn`.
+    taken[gt] |= mine & ~gt_crowd[gt, None, None]
+    kind = np.where(gt_ignored[gt], np.int8(IGNORED), np.int8(MATCHED))
+    return kind[:, :, None] * mine
 
 
 def _take_turn(
@@ -219,10 +249,14 @@ def _pairs(det_key: np.ndarray, gt_key: np.ndarray) -> Iterator[tuple[np.ndarray
         # At least one detection per block, even if its objects alone exceed the block size.
         stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK, side="right")))
         number = count[start:stop]
-        det = np.repeat(np.arange(start, stop), number)
-        offset = np.repeat(begin[start:stop] - (ends[start:stop] - number - done), number)
-        yield rows[det], offset + np.arange(len(det))
+        yield np.repeat(rows[start:stop], number), _ranges(begin[start:stop], number)
         start = stop
+
+
+def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """All of first[0], first[0] + 1, ..., first[0] + count[0] - 1, first[1], ...; sum(count)."""
+    before = np.cumsum(count) - count
+    return np.repeat(first - before, count) + np.arange(count.sum())
 
 
 def _join(
@@ -234,30 +268,27 @@ def _join(
 
 
 def _box_iou(det: np.ndarray, gt: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of (P, 4) with (P, 4) boxes, in pycocotools' order of operations."""
+    """IoU of (4, P) with (4, P) boxes, (P,), in pycocotools' order of operations."""
     # Without the overlap in the numerator there is nothing to divide: `where` avoids 0 / 0 for
     # empty boxes.
     overlap = _box_overlap(det, gt)
-    det_area, gt_area = det[:, 2] * det[:, 3], gt[:, 2] * gt[:, 3]
+    det_area, gt_area = det[2] * det[3], gt[2] * gt[3]
     union = np.where(crowd, det_area, det_area + gt_area - overlap)
-    return np.divide(overlap, union, out=np.zeros(len(det)), where=overlap > 0)
+    return np.divide(overlap, union, out=np.zeros(len(overlap)), where=overlap > 0)
 
 
 def _box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection area of (P, 4) and (P, 4) boxes."""
-    extents = []
-    for side in (0, 1):  # numpy is slow in reductions over an axis of two
-        low = np.maximum(one[:, side], other[:, side])
-        high = np.minimum(one[:, side + 2] + one[:, side], other[:, side + 2] + other[:, side])
-        extents.append(np.maximum(high - low, 0))
-    return extents[0] * extents[1]
+    """Intersection area of (4, P) and (4, P) boxes, (P,)."""
+    low = np.maximum(one[:2], other[:2])
+    width, height = np.maximum(np.minimum(one[:2] + one[2:], other[:2] + other[2:]) - low, 0)
+    return width * height
 
 
 def _mask_iou_bound(
     det_box: np.ndarray, gt_box: np.ndarray, det_area: np.ndarray, gt_area: np.ndarray
 ) -> np.ndarray:
     """Upper bound of mask IoU, (P,): masks overlap only inside both bounding boxes."""
-    overlap = np.minimum(_box_overlap(det_box, gt_box), np.minimum(det_area, gt_area))
+    overlap = np.minimum(_box_overlap(det_box.T, gt_box.T), np.minimum(det_area, gt_area))
     return overlap / (det_area + gt_area - overlap)
 
 
