@@ -56,6 +56,7 @@ demo-classification: $(STAMP)  ## an image classifier on drawn characters; unkno
 	    --stats $(OUTPUT)/logn_stats.safetensors --output $(OUTPUT)/sweep --resume \
 	    --calibrations logn_mean logn_std logn logit_adjustment auto \
 	    --choose-on glyphs_lt_val --ood glyphs_lt_unknown noise
+	$(BIN)/logn report $(OUTPUT)/sweep --output $(OUTPUT)/report.html
 
 # One thread for each of two processes: more of either only wait for each other on two cores.
 test: export OMP_NUM_THREADS ?= 1

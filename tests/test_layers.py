@@ -47,7 +47,18 @@ BELOW = {
     "evaluators": {"files", "frequency", "lvis", "analysis", "data", "modeling", "passes"},
     "sweeps": {"files", "lvis", "analysis", "core", "data", "modeling", "ood", "passes", "sites"},
     "pictures": {"core", "modeling", "sites", "sweeps"},
-    "report": {"files", "frequency", "core", "data", "lvis", "analysis", "sweeps", "modeling"},
+    "report": {
+        "analysis",
+        "classification",
+        "files",
+        "frequency",
+        "core",
+        "data",
+        "lvis",
+        "modeling",
+        "ood",
+        "sweeps",
+    },  # fmt: skip
 }
 BELOW["engine"] = set(BELOW) - {"report"}
 BELOW["commands"] = set(BELOW)

@@ -10,6 +10,7 @@ Shapes: N images, K classes, B resamples.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,18 +38,23 @@ class ImageResult:
     """What `evaluate_images` returns; shares in [0, 1].
 
     Attributes:
-        right (ndarray): (N,) bool.
+        predicted (ndarray): (N,) int, the most probable class.
         labels (ndarray): (N,) int.
         confidence (ndarray): (N,) probability of the predicted class.
         groups (ndarray): (K,) letters "r", "c", "f" of few, medium, many; None where unknown.
         num_classes (int): K.
     """
 
-    right: np.ndarray
+    predicted: np.ndarray
     labels: np.ndarray
     confidence: np.ndarray
     groups: np.ndarray | None
     num_classes: int
+
+    @functools.cached_property
+    def right(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predicted == self.labels
 
     def per_class(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(K,) accuracy of each class, NaN for one without images.
@@ -77,6 +83,46 @@ class ImageResult:
         ece = expected_calibration_error(self.confidence, self.right).ece
         return {name: 100 * value for name, value in {**self.metrics(), "ECE": ece}.items()}
 
+    def confusion(self) -> dict[str, dict[str, float]]:
+        """Where the images of each group go: group -> group of the predicted class -> share.
+
+        Returns:
+            dict: "many", "medium", "few" -> the same names -> share of the row's images, NaN for a
+            group without images; empty where the groups are not known.
+        """
+        if self.groups is None:
+            return {}
+        true, found = self.groups[self.labels], self.groups[self.predicted]
+        return {
+            row: {
+                column: float((found[true == mine] == theirs).mean()) if mine in true else np.nan
+                for column, theirs in GROUPS.items()
+            }
+            for row, mine in GROUPS.items()
+        }
+
+    def group_accuracy(self, group: str) -> float:
+        """Share of a group's images that are right, in [0, 1]; NaN without any."""
+        mine = self.right[self.groups[self.labels] == GROUPS[group]]
+        return float(mine.mean()) if mine.size else np.nan
+
+    def resampled(self, samples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+        """Bootstrap over images; results of the same images are drawn alike with the same seed.
+
+        Args:
+            samples (int): B.
+            seed (int): of the draws.
+
+        Returns:
+            dict: name of `metrics` -> (B,) share, NaN where no image of the group is drawn.
+        """
+        rng, number = np.random.default_rng(seed), len(self.labels)
+        rows = []
+        for _ in range(samples):
+            drawn = rng.integers(number, size=number)
+            rows.append(self.metrics(np.bincount(drawn, minlength=number)))
+        return {name: np.array([row[name] for row in rows]) for name in self.metrics()}
+
     def intervals(
         self,
         other: ImageResult | None = None,
@@ -104,15 +150,9 @@ class ImageResult:
                 f"Results of {len(self.labels)} and {len(other.labels)} images, or with other "
                 "labels, can't be paired. Evaluate both on the same set."
             )
-        rng, number = np.random.default_rng(seed), len(self.labels)
-        rows = []
-        for _ in range(samples):
-            weights = np.bincount(rng.integers(number, size=number), minlength=number)
-            mine = self.metrics(weights)
-            theirs = other.metrics(weights) if other is not None else dict.fromkeys(mine, 0.0)
-            rows.append([mine[name] - theirs[name] for name in mine])
-        table, ends = np.array(rows), ((1 - level) / 2, (1 + level) / 2)
-        return {name: _ends(table[:, column], ends) for column, name in enumerate(self.metrics())}
+        mine, ends = self.resampled(samples, seed), ((1 - level) / 2, (1 + level) / 2)
+        theirs = dict.fromkeys(mine, 0.0) if other is None else other.resampled(samples, seed)
+        return {name: _ends(values - theirs[name], ends) for name, values in mine.items()}
 
     def to_csv(
         self, path: str | os.PathLike[str], names: Sequence[str], counts: ClassCounts | None
@@ -170,7 +210,7 @@ def evaluate_images(
     best = probabilities.argmax(axis=1)
     confidence = probabilities[np.arange(len(labels)), best]
     letters = None if groups is None else np.asarray(groups)
-    return ImageResult(best == labels, labels, confidence, letters, num_classes)
+    return ImageResult(best, labels, confidence, letters, num_classes)
 
 
 def class_groups(counts: ClassCounts) -> np.ndarray:

@@ -28,7 +28,15 @@ from ..files import atomic_write
 from ..passes.resume import BatchLoader
 from .accuracy import evaluate_images
 
-__all__ = ["ImageEvaluator", "LogitsCollector", "StoredLogits", "collect_logits", "scores_of"]
+__all__ = [
+    "ImageEvaluator",
+    "LogitsCollector",
+    "StoredLogits",
+    "collect_logits",
+    "load_tensors",
+    "save_tensors",
+    "scores_of",
+]
 
 _FORMAT = "logn_d2 image logits 1"
 
@@ -53,10 +61,8 @@ class StoredLogits:
         Raises:
             OSError: the folder can't be written or the disk is full.
         """
-        tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
-        with atomic_write(path) as temporary:
-            about = {"format": _FORMAT, "digest": self.digest}
-            temporary.write_bytes(safetensors.torch.save(tensors, about))
+        tensors = {"logits": self.logits, "labels": self.labels}
+        save_tensors(path, tensors, {"format": _FORMAT, "digest": self.digest})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredLogits:
@@ -66,18 +72,45 @@ class StoredLogits:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or another kind of file.
         """
-        if not Path(path).is_file():
-            raise MissingFileError(f"There are no logits at '{path}'.")
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
-            raise UserError(f"'{path}' is not a whole file of logits ({error}).") from None
-        kind = about.get("format")
-        if kind != _FORMAT or tensors.get("logits", torch.zeros(0)).dim() != 2:
-            raise UserError(f"'{path}' holds no logits of images (format: {kind!r}).")
+        tensors, about = load_tensors(path, _FORMAT, "logits")
         return cls(tensors["logits"], tensors["labels"], about.get("digest", ""))
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file with a "format" among its metadata, whole or not at all."""
+    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(content, dict(about)))
+
+
+def load_tensors(
+    path: str | os.PathLike[str], form: str, what: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads what `save_tensors` has written: tensors and metadata.
+
+    Args:
+        path (PathLike): the file.
+        form (str): the "format" that it must have.
+        what (str): of the images it holds: a tensor of this name has two dimensions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or another kind of file.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"There are no {what} at '{path}'.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"'{path}' is not a whole file of {what} ({error}).") from None
+    kind = about.get("format")
+    if kind != form or tensors.get(what, torch.zeros(0)).dim() != 2:
+        raise UserError(f"'{path}' holds no {what} of images (format: {kind!r}).")
+    return tensors, about
 
 
 class LogitsCollector(DatasetEvaluator):

@@ -264,14 +264,12 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not comm.is_main_process():
         return
     keep_config(cfg, Path(args.output))
-    metrics = {
-        name: {"image": found.as_dict()}
-        for name, found in images.results(dataset, per_class=True).items()
-    }
+    results = images.results(dataset)
+    metrics = {name: {"image": found.as_dict()} for name, found in results.items()}
     chooses = metrics
     if chosen_on:
-        results = images.results(chosen_on)
-        chooses = {name: {"image": found.as_dict()} for name, found in results.items()}
+        others = images.results(chosen_on)
+        chooses = {name: {"image": found.as_dict()} for name, found in others.items()}
         for name, found in images.temperatures(dataset, chosen_on).items():
             metrics[name]["image"].update(found)
     chosen = [best_of_grid(chooses, members, "image", "acc") for members in args.grids]
@@ -285,6 +283,7 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
         }
         print(f"\n{dataset} against {other}, in percent\n\n{ood_table(rows)}")
     say_where_chosen("accuracy", chosen, args, dataset)
+    images.write(dataset, results)
     provenance = provenance_of(dataset, args, {"weights": weights}, chosen, chosen_on or dataset)
     save(metrics, provenance, os.path.join(args.output, "results.json"))
 

@@ -31,7 +31,7 @@ from ..ood import (
     score_logits,
 )
 from ..passes.resume import deciding_settings, pass_digest
-from .images import evaluate_stored, training_counts, write_per_class
+from .images import evaluate_stored, training_counts, write_per_class, write_predictions
 
 __all__ = ["ImageSweep"]
 
@@ -61,6 +61,7 @@ class ImageSweep:
         self._cfg, self._model, self._folder = cfg, unwrapped(model).eval(), folder
         self._calibrations, self._resume = calibrations, resume
         self._kept: dict[str, StoredLogits] = {}
+        self._scored: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     def logits(self, dataset: str) -> StoredLogits | None:
         """Raw logits of a registered set, passed over once; None but on the first process."""
@@ -84,18 +85,22 @@ class ImageSweep:
         found = StoredLogits.load(path)
         return found if found.digest == digest else None
 
-    def results(self, dataset: str, *, per_class: bool = False) -> dict[str, ImageResult]:
-        """Name -> accuracies of each calibration on a set.
+    def results(self, dataset: str) -> dict[str, ImageResult]:
+        """Name -> accuracies of each calibration on a registered set."""
+        return evaluate_stored(
+            self._model, self.logits(dataset), self._calibrations, training_counts(self._cfg)
+        )
+
+    def write(self, dataset: str, results: Mapping[str, ImageResult]) -> None:
+        """Writes a CSV file of every class, and for the report predictions and scores so far.
 
         Args:
             dataset (str): registered.
-            per_class (bool): write a CSV file of every class to the folder.
+            results (Mapping): of `results`.
         """
         counts = training_counts(self._cfg)
-        found = evaluate_stored(self._model, self.logits(dataset), self._calibrations, counts)
-        if per_class:
-            write_per_class(found, dataset, counts, self._folder)
-        return found
+        write_per_class(results, dataset, counts, self._folder)
+        write_predictions(results, self._scored, dataset, counts, self._folder)
 
     def temperatures(self, dataset: str, fitted_on: str) -> dict[str, dict[str, float]]:
         """Expected calibration error with a temperature that is fitted on validation images.
@@ -131,17 +136,32 @@ class ImageSweep:
             dict: name -> score -> numbers, where a score is one of `OOD_SCORES` of the calibrated
             logits; of a classifier trained with LogitNorm also "msp, normalized".
         """
-        sides = [self.logits(each) for each in (known, unknown)]
-        return {name: self._separated(name, sides) for name in self._calibrations}
+        sides = [self._scores(each) for each in (known, unknown)]
+        return {
+            name: {
+                score: evaluate_ood(values, sides[1][name][score])
+                for score, values in sides[0][name].items()
+            }
+            for name in self._calibrations
+        }
 
-    def _separated(self, name: str, sides: Sequence[StoredLogits]) -> dict[str, OODResult]:
-        logits = [self._calibrated(name, each).cpu().numpy() for each in sides]
-        scored = {score: [score_logits(score, z) for z in logits] for score in OOD_SCORES}
+    def _scores(self, dataset: str) -> dict[str, dict[str, np.ndarray]]:
+        """Name -> score -> (N,); computed once for a set."""
+        if dataset not in self._scored:
+            stored = self.logits(dataset)
+            self._scored[dataset] = {
+                name: self._scores_with(name, stored) for name in self._calibrations
+            }
+        return self._scored[dataset]
+
+    def _scores_with(self, name: str, stored: StoredLogits) -> dict[str, np.ndarray]:
+        logits = self._calibrated(name, stored).cpu().numpy()
+        scored = {score: score_logits(score, logits) for score in OOD_SCORES}
         loss = self._model.head.loss.inner
         if isinstance(loss, LogitNorm):
-            normal = [normalized_logits(z, loss.tau, loss.eps) for z in logits]
-            scored["msp, normalized"] = [score_logits("msp", z) for z in normal]
-        return {score: evaluate_ood(*pair) for score, pair in scored.items()}
+            normal = normalized_logits(logits, loss.tau, loss.eps)
+            scored["msp, normalized"] = score_logits("msp", normal)
+        return scored
 
     def _calibrated(self, name: str, stored: StoredLogits) -> torch.Tensor:
         """(N, K) float64."""

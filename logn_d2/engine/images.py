@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from ..classification import check_splits
 from ..classification.accuracy import ImageResult, accuracy_table, class_groups, evaluate_images
 from ..classification.logits import StoredLogits, collect_logits, scores_of
+from ..classification.predictions import StoredPredictions, predictions_name
 from ..core import AffineCalibration, ClassCounts
 from ..data import class_counts
 from ..data.loader import build_evaluation_loader
@@ -29,6 +31,7 @@ __all__ = [
     "one_pass_for_images",
     "training_counts",
     "write_per_class",
+    "write_predictions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -104,6 +107,7 @@ def one_pass_for_images(
     counts = training_counts(cfg)
     results = evaluate_stored(model, stored, calibrations, counts)
     write_per_class(results, dataset, counts, folder)
+    write_predictions(results, {}, dataset, counts, folder)
     return {name: {"image": result.as_dict()} for name, result in results.items()}
 
 
@@ -122,6 +126,27 @@ def write_per_class(
     for name, result in results.items():
         path = os.path.join(folder, as_file_name(f"per_class_{name}.csv"))
         result.to_csv(path, names, counts)
+
+
+def write_predictions(
+    results: Mapping[str, ImageResult],
+    scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    dataset: str,
+    counts: ClassCounts | None,
+    folder: str,
+) -> None:
+    """Writes what `logn report` needs, predictions_SET.safetensors.
+
+    Args:
+        results (Mapping): name of a calibration -> of the data set.
+        scores (Mapping): see `StoredPredictions.gather`.
+        dataset (str): a registered set of images.
+        counts (ClassCounts): of the training set; None where it is not at hand.
+        folder (str): for the file.
+    """
+    names = MetadataCatalog.get(dataset).thing_classes
+    stored = StoredPredictions.gather(results, scores, names, counts)
+    stored.save(os.path.join(folder, predictions_name(dataset)))
 
 
 def evaluate_stored(

@@ -5,7 +5,7 @@ others. The functions work on numpy arrays, and the package imports only numpy.
 """
 
 from .confidence import Calibration, expected_calibration_error, fit_temperature
-from .evaluate import OODResult, evaluate_ood, ood_table
+from .evaluate import OODResult, evaluate_ood, ood_table, resample_ood
 from .metrics import (
     aupr_in,
     aupr_out,
@@ -15,6 +15,7 @@ from .metrics import (
     detection_error,
     fpr95_id_pos,
     fpr95_ood_pos,
+    roc_curve,
 )
 from .scores import (
     OOD_SCORES,
@@ -47,5 +48,7 @@ __all__ = [
     "msp",
     "normalized_logits",
     "ood_table",
+    "resample_ood",
+    "roc_curve",
     "score_logits",
 ]

@@ -1,6 +1,6 @@
 """All metrics of one score on a set of ID and a set of OOD inputs.
 
-Shapes: N ID inputs, M OOD inputs.
+Shapes: N ID inputs, M OOD inputs, B resamples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from . import metrics
 
-__all__ = ["OODResult", "evaluate_ood", "ood_table"]
+__all__ = ["OODResult", "evaluate_ood", "ood_table", "resample_ood"]
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,48 @@ def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
         >>> round(result.auroc, 3), result.fpr95_id_pos
         (0.833, 0.5)
     """
-    sides = np.asarray(id_scores), np.asarray(ood_scores)
-    values = {
-        "auroc": metrics.auroc(*sides),
-        "aupr_in": metrics.aupr_in(*sides),
-        "aupr_out": metrics.aupr_out(*sides),
-        "ap_in": metrics.average_precision_in(*sides),
-        "ap_out": metrics.average_precision_out(*sides),
-        "fpr95_id_pos": metrics.fpr95_id_pos(*sides),
-        "fpr95_ood_pos": metrics.fpr95_ood_pos(*sides),
-        "detection_error": metrics.detection_error(*sides),
-    }
-    together = np.concatenate(sides)
+    known, unknown = metrics.score_histograms(id_scores, ood_scores)
+    numbers = int(known.sum()), int(unknown.sum())
     return OODResult(
-        **values,
-        num_id=len(sides[0]),
-        num_ood=len(sides[1]),
-        distinct=len(np.unique(together)) / len(together),
+        **metrics.all_metrics(known, unknown),
+        num_id=numbers[0],
+        num_ood=numbers[1],
+        distinct=len(known) / sum(numbers),
     )
+
+
+def resample_ood(
+    id_scores: ArrayLike, ood_scores: ArrayLike, samples: int = 1000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Bootstrap: draws as many ID and as many OOD inputs again and again, and measures each time.
+
+    Scores of the same inputs are drawn alike with the same seed, so that differences are paired.
+
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+        samples (int): B.
+        seed (int): of the draws.
+
+    Returns:
+        dict: name, as in `OODResult`, -> (B,) metric in [0, 1].
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> resample_ood([4.0, 3.0], [1.0, 0.0], samples=3)["auroc"].tolist()
+        [1.0, 1.0, 1.0]
+    """
+    scores = np.concatenate([np.asarray(id_scores), np.asarray(ood_scores)])
+    metrics.score_histograms(id_scores, ood_scores)  # checks them
+    places = np.split(np.unique(scores, return_inverse=True)[1], [len(np.asarray(id_scores))])
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(samples):
+        drawn = [place[rng.integers(len(place), size=len(place))] for place in places]
+        counts = [np.bincount(place, minlength=len(scores)) for place in drawn]
+        rows.append(metrics.all_metrics(*counts))
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def ood_table(results: Mapping[str, OODResult]) -> str:

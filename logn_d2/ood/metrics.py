@@ -85,7 +85,7 @@ def fpr95_ood_pos(id_scores: ArrayLike, ood_scores: ArrayLike, level: float = 0.
         >>> fpr95_ood_pos([3, 2, 1], [1, 0])
         0.3333333333333333
     """
-    return _false_positives(*_rejection_curve(id_scores, ood_scores), level)
+    return _false_positives(*_rates(_rejected(*score_histograms(id_scores, ood_scores))), level)
 
 
 def aupr_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -106,7 +106,7 @@ def aupr_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
         >>> aupr_in([3, 2], [1, 0])
         1.0
     """
-    return _trapezoid(*_precision_curve(*_accepted(id_scores, ood_scores)))
+    return _trapezoid(*_precision_curve(*_accepted(*score_histograms(id_scores, ood_scores))))
 
 
 def aupr_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -116,7 +116,7 @@ def aupr_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
         >>> aupr_out([3, 2], [1, 0])
         1.0
     """
-    return _trapezoid(*_precision_curve(*_rejected(id_scores, ood_scores)))
+    return _trapezoid(*_precision_curve(*_rejected(*score_histograms(id_scores, ood_scores))))
 
 
 def average_precision_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -133,7 +133,7 @@ def average_precision_in(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
         >>> average_precision_in([3, 1], [2, 0])
         0.8333333333333333
     """
-    return _average_precision(*_accepted(id_scores, ood_scores))
+    return _average_precision(*_accepted(*score_histograms(id_scores, ood_scores)))
 
 
 def average_precision_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -143,7 +143,7 @@ def average_precision_out(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
         >>> average_precision_out([3, 1], [2, 0])
         0.8333333333333333
     """
-    return _average_precision(*_rejected(id_scores, ood_scores))
+    return _average_precision(*_rejected(*score_histograms(id_scores, ood_scores)))
 
 
 def detection_error(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
@@ -163,8 +163,7 @@ def detection_error(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
         >>> detection_error([3, 1], [2, 0])
         0.25
     """
-    ood_rate, id_rate = roc_curve(id_scores, ood_scores)
-    return float((1 - id_rate + ood_rate).min() / 2)
+    return _smallest_error(*roc_curve(id_scores, ood_scores))
 
 
 def roc_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -184,32 +183,75 @@ def roc_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, 
         >>> [rate.tolist() for rate in roc_curve([3, 1], [1])]
         [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]
     """
-    id_count, ood_count = _accepted(id_scores, ood_scores)
-    return _with_origin(ood_count) / ood_count[-1], _with_origin(id_count) / id_count[-1]
+    return _rates(_accepted(*score_histograms(id_scores, ood_scores)))
 
 
-def _rejection_curve(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of ID and of OOD inputs that are rejected, from the laxest threshold on."""
-    ood_count, id_count = _rejected(id_scores, ood_scores)
-    return _with_origin(id_count) / id_count[-1], _with_origin(ood_count) / ood_count[-1]
+def score_histograms(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of ID and of OOD inputs with each different score, lowest score first.
 
+    Inputs with equal scores can't be separated by a threshold, whatever their order in a sort.
 
-def _accepted(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) int64 numbers of ID and OOD inputs at or above each score, highest score first."""
+    Args:
+        id_scores (ArrayLike): (N,), higher for inputs that look known.
+        ood_scores (ArrayLike): (M,).
+
+    Returns:
+        tuple[ndarray, ndarray]: (U,) int64 of each side.
+
+    Raises:
+        ValueError: a side is empty or holds NaN.
+
+    Example:
+        >>> [count.tolist() for count in score_histograms([3, 1], [1])]
+        [[1, 1], [1, 0]]
+    """
     known, unknown = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
-    # One entry for each different score: inputs with equal scores can't be separated by a
-    # threshold, whatever their order in a sort.
     values, place = np.unique(np.concatenate([known, unknown]), return_inverse=True)
-    counts = [
-        np.bincount(part, minlength=len(values))[::-1].cumsum()
-        for part in (place[: len(known)], place[len(known) :])
-    ]
+    sides = place[: len(known)], place[len(known) :]
+    counts = [np.bincount(side, minlength=len(values)) for side in sides]
     return counts[0], counts[1]
 
 
-def _rejected(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) int64 numbers of OOD and ID inputs at or below each score, lowest score first."""
-    return _accepted(-_checked(ood_scores, "OOD"), -_checked(id_scores, "ID"))
+def all_metrics(id_histogram: np.ndarray, ood_histogram: np.ndarray) -> dict[str, float]:
+    """Every metric of this module, from `score_histograms`.
+
+    Args:
+        id_histogram (ndarray): (U,) at least 0, as are resampled inputs; not all 0.
+        ood_histogram (ndarray): (U,).
+
+    Returns:
+        dict: name, as in `OODResult`, -> metric in [0, 1].
+    """
+    present = (id_histogram + ood_histogram) > 0
+    known, unknown = id_histogram[present], ood_histogram[present]
+    accepted, rejected = _accepted(known, unknown), _rejected(known, unknown)
+    ood_rate, id_rate = _rates(accepted)
+    return {
+        "auroc": _trapezoid(ood_rate, id_rate),
+        "aupr_in": _trapezoid(*_precision_curve(*accepted)),
+        "aupr_out": _trapezoid(*_precision_curve(*rejected)),
+        "ap_in": _average_precision(*accepted),
+        "ap_out": _average_precision(*rejected),
+        "fpr95_id_pos": _false_positives(ood_rate, id_rate, 0.95),
+        "fpr95_ood_pos": _false_positives(*_rates(rejected), 0.95),
+        "detection_error": _smallest_error(ood_rate, id_rate),
+    }
+
+
+def _rates(counts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the negatives and of the positives beyond each threshold, the strictest first."""
+    positives, negatives = counts
+    return _with_origin(negatives) / negatives[-1], _with_origin(positives) / positives[-1]
+
+
+def _accepted(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(U,) numbers of ID and OOD inputs at or above each score, highest score first."""
+    return known[::-1].cumsum(), unknown[::-1].cumsum()
+
+
+def _rejected(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(U,) numbers of OOD and ID inputs at or below each score, lowest score first."""
+    return unknown.cumsum(), known.cumsum()
 
 
 def _precision_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,6 +270,10 @@ def _false_positives(negative_rate: np.ndarray, positive_rate: np.ndarray, level
     if not 0 < level <= 1:
         raise UserError(f"level is {level!r}, expected a share in (0, 1].")
     return float(negative_rate[np.searchsorted(positive_rate, level)])
+
+
+def _smallest_error(ood_rate: np.ndarray, id_rate: np.ndarray) -> float:
+    return float((1 - id_rate + ood_rate).min() / 2)
 
 
 def _trapezoid(x: np.ndarray, y: np.ndarray) -> float:

@@ -20,11 +20,13 @@ from logn_d2.data import class_counts
 
 from ..errors import MissingFileError, UserError
 from ..lvis.ground_truth import LvisGroundTruth
+from .compared import FEW_RESAMPLES, Settings
 from .gallery import Gallery, make_gallery
-from .numbers import FEW_RESAMPLES, Comparison, Settings, compare
+from .image_numbers import compare_images
+from .numbers import Comparison, compare
 from .page import Report
 from .results import ClassInfo
-from .runs import Run, RunFolder
+from .runs import ImageRunFolder, Run, RunFolder
 from .words import plural
 
 __all__ = ["make_report"]
@@ -91,7 +93,8 @@ def make_report(
     """Compute the content of a page about some runs.
 
     Args:
-        runs (Sequence[Run]): see `open_runs`.
+        runs (Sequence[Run]): see `open_runs`. Of image classifiers, pictures and annotations are
+            not needed.
         focus (str): name or calibration of the run that the page is about; None for the second.
         settings (Settings): None for the defaults.
         pictures (int): number of images in the gallery; 0 for none.
@@ -110,6 +113,10 @@ def make_report(
         ValueError: a run is unfinished, or its images or classes differ from the annotations.
         FileNotFoundError: the annotation file does not exist.
     """
+    if isinstance(runs[0].folder, ImageRunFolder):
+        return _image_report(
+            runs, focus, settings or Settings(), statistics, command=command, title=title
+        )
     dataset = runs[0].folder.dataset
     place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
     logger.info("Reading %s", place[0])
@@ -140,14 +147,36 @@ def make_report(
     )
 
 
+def _image_report(
+    runs: Sequence[Run],
+    focus: str | None,
+    settings: Settings,
+    statistics: Sequence[str | os.PathLike[str]],
+    **about: str,
+) -> Report:
+    """The same for image classifiers, whose predictions hold all that is needed."""
+    comparison = compare_images(runs, focus=focus, settings=settings)
+    folders = list({id(run.folder): run.folder for run in runs}.values())
+    notes = _few_resamples(settings)
+    for note in notes:
+        logger.warning("%s", note)
+    title = about.pop("title") or f"Image classifiers on {runs[0].folder.dataset}"
+    statistics = _statistics(folders) | {str(p): LogitStatistics.load(p) for p in statistics}
+    return Report(comparison, statistics=statistics, notes=notes, title=title, **about)
+
+
+def _few_resamples(settings: Settings) -> list[str]:
+    if settings.resamples >= FEW_RESAMPLES:
+        return []
+    return [
+        f"Intervals from only {plural(settings.resamples, 'resample')} are mostly noise; use 1,000 "
+        "(--resamples 1000)."
+    ]
+
+
 def _notes(comparison: Comparison) -> list[str]:
     """Reasons to doubt the page, which are logged as warnings too."""
-    notes = []
-    if comparison.settings.resamples < FEW_RESAMPLES:
-        notes.append(
-            f"Intervals from only {plural(comparison.settings.resamples, 'resample')} are mostly "
-            "noise; use 1,000 (--resamples 1000)."
-        )
+    notes = _few_resamples(comparison.settings)
     empty = [f"{number:,} for {name}" for name, number in comparison.empty_images.items() if number]
     if empty:
         notes.append(

@@ -1,4 +1,4 @@
-"""All figures of a report, computed only from detections and annotations.
+"""All figures of a report about detectors, computed only from detections and annotations.
 
 The intervals come from a bootstrap over images with the same resamples for all runs, so that the
 difference of two runs has an interval of its own (`bootstrap_difference` explains why it is
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,123 +29,36 @@ from ..analysis.thresholds import (
     ap_against_threshold,
     suggest_threshold,
 )
-from ..errors import UnknownNameError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.result import class_members
+from .compared import ComparedRuns, Settings, TaskFigures, find_focus, minus
 from .progress import Progress
 from .results import ClassInfo
 from .runs import Run
 from .shown import shown_detections
 from .words import TASKS
 
-__all__ = [
-    "FEW_RESAMPLES",
-    "FIXED",
-    "Comparison",
-    "Settings",
-    "TaskFigures",
-    "Value",
-    "compare",
-    "label_prior",
-    "spearman",
-]
+__all__ = ["FIXED", "Comparison", "compare", "label_prior", "spearman"]
 
 logger = logging.getLogger(__name__)
 
 FIXED = "AP fixed"
 """AP of the best 10,000 detections of each class, without a limit per image."""
 
-FEW_RESAMPLES = 200
-"""With fewer resamples, the ends of an interval are mostly noise."""
-
 _FIXED_PER_CLASS = 10_000
 # Thresholds of the curve of AP against the score threshold: denser where most scores are.
 _THRESHOLDS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Options of a report.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison(ComparedRuns):
+    """The content of a report about detectors.
 
     Attributes:
-        resamples (int): number of bootstrap resamples.
-        seed (int): seed of the bootstrap.
-        max_dets (int | None): number of detections that count per image; negative for all, None for
-            300 in LVIS format and all in COCO format. Fixed AP keeps all.
-        score_threshold (float): threshold at which the baseline's detections are shown.
-        level (float): share of the resamples in an interval.
-        groups (Sequence[str] | None): (K,) group of each class, overriding the annotations.
-        class_groups (Mapping): further groups: name -> class names or category ids.
-    """
-
-    resamples: int = 1000
-    seed: int = 0
-    max_dets: int | None = None
-    score_threshold: float = 0.5
-    level: float = 0.95
-    groups: Sequence[str] | None = None
-    class_groups: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure, or a difference of two, in percent with its interval; NaN if undefined.
-
-    Attributes:
-        value (float): the figure on the original images.
-        low, high (float): ends of the interval.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 if the interval is above or below 0 in the digits shown, else 0."""
-        value, low, high = (round(each, 1) for each in (self.value, self.low, self.high))
-        return int(value > 0 and low > 0) - int(value < 0 and high < 0)
-
-
-@dataclass(frozen=True, eq=False)
-class TaskFigures:
-    """The figures of a run for boxes or masks.
-
-    Attributes:
-        own (BootstrapResult): figures of the run: those of `LvisResult.metrics`, and `FIXED` where
-            it differs from AP.
-        change (BootstrapResult): the run minus the baseline; zeros for the baseline.
-        class_ap (ndarray): (K,) percent, NaN for a class without objects.
-    """
-
-    own: BootstrapResult
-    change: BootstrapResult
-    class_ap: np.ndarray
-
-    def value(self, metric: str) -> Value:
-        """A figure of the run."""
-        return _value(self.own, metric)
-
-    def difference(self, metric: str) -> Value:
-        """The run minus the baseline."""
-        return _value(self.change, metric)
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """The content of a report.
-
-    Attributes:
-        runs (tuple[Run, ...]): the first is the baseline.
-        focus (Run): the run that figures and pictures show beside the baseline.
         truth (LvisGroundTruth): the annotations.
-        classes (ClassInfo): K classes with their counts in training.
-        settings (Settings): options of the report.
-        figures (Mapping): (run's name, task) -> its figures, for the tasks that all runs have.
         errors (Mapping): (run's name, task) -> TIDE, for baseline and focus.
-        quality (Mapping): run's name -> reliability of box scores.
         thresholds (Mapping): run's name -> suggestions, for all runs but the baseline.
         curves (Mapping): run's name -> box AP against score threshold, for baseline and focus.
         shown (Mapping): run's name -> the detections that pictures show, for baseline and focus.
@@ -154,14 +66,8 @@ class Comparison:
         empty_images (Mapping): run's name -> number of images without detections.
     """
 
-    runs: tuple[Run, ...]
-    focus: Run
     truth: LvisGroundTruth
-    classes: ClassInfo
-    settings: Settings
-    figures: Mapping[tuple[str, str], TaskFigures]
     errors: Mapping[tuple[str, str], ErrorAnalysis] = field(default_factory=dict)
-    quality: Mapping[str, CalibrationQuality] = field(default_factory=dict)
     thresholds: Mapping[str, Sequence[ThresholdSuggestion]] = field(default_factory=dict)
     curves: Mapping[str, ThresholdCurve] = field(default_factory=dict)
     shown: Mapping[str, Detections] = field(default_factory=dict)
@@ -169,19 +75,9 @@ class Comparison:
     empty_images: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def baseline(self) -> Run:
-        """The run with which the others are compared."""
-        return self.runs[0]
-
-    @property
-    def pair(self) -> tuple[Run, Run]:
-        """Baseline and focus."""
-        return self.baseline, self.focus
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks for which all runs are evaluated, boxes first."""
-        return tuple(task for task in TASKS if (self.baseline.name, task) in self.figures)
+    def num_images(self) -> int:
+        """Evaluated images."""
+        return self.truth.num_images
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -203,17 +99,6 @@ class Comparison:
         """Metrics in the tables."""
         fixed = (FIXED,) if self.has_fixed else ()
         return ("AP", "AP50", "AP75", *self.metrics[1:], "AR", *fixed)
-
-    @property
-    def level(self) -> str:
-        """Share of the resamples in an interval, in percent."""
-        return f"{100 * self.settings.level:g}\u00a0%"
-
-    def best(self, metric: str, task: str) -> float:
-        """The highest figure of all runs, rounded as shown; NaN if all are equal."""
-        values = [self.figures[run.name, task].value(metric).value for run in self.runs]
-        known = {round(value, 1) for value in values if not math.isnan(value)}
-        return max(known) if len(known) > 1 else math.nan
 
 
 @dataclass(eq=False)
@@ -252,7 +137,7 @@ def compare(
     """
     settings = settings or Settings()
     settings = replace(settings, max_dets=truth.limit(settings.max_dets))
-    pair = (runs[0], _find_focus(runs, focus))
+    pair = (runs[0], find_focus(runs, focus))
     tasks = _common_tasks(runs, truth)
     # Detections are read twice rather than kept for all runs. Knowing the largest image first saves
     # the bootstrap of fixed AP, which takes as long as that of AP, where both would be equal.
@@ -276,7 +161,7 @@ def compare(
         settings=settings,
         figures={
             (name, task): TaskFigures(
-                own, _minus(own, first.own[task]), 100 * own.per_class_estimate
+                own, minus(own, first.own[task]), 100 * own.per_class_estimate
             )
             for name, each in found.items()
             for task, own in each.own.items()
@@ -381,18 +266,6 @@ class _Analyst:
         return bootstrap_lvis(matches, **options)
 
 
-def _find_focus(runs: Sequence[Run], focus: str | None) -> Run:
-    if focus is None:
-        return runs[1]
-    for run in runs[1:]:
-        if focus in (run.name, run.calibration):
-            return run
-    known = ", ".join(run.calibration for run in runs[1:])
-    raise UnknownNameError(
-        f"No run besides the baseline is called '{focus}'. The others are: {known}."
-    )
-
-
 def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
     masks = truth.masks is not None and all(run.has_masks for run in runs)
     return list(TASKS) if masks else ["bbox"]
@@ -401,26 +274,6 @@ def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
 def _most(detections: Detections) -> int:
     """Largest number of detections in an image."""
     return int(np.unique(detections.image_id, return_counts=True)[1].max(initial=0))
-
-
-def _minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
-    """The result of `bootstrap_difference`, from existing resamples with the same draws."""
-    return replace(
-        second,
-        estimate=OrderedDict((n, second.estimate[n] - first.estimate[n]) for n in first.estimate),
-        samples=OrderedDict((n, second.samples[n] - first.samples[n]) for n in first.samples),
-        per_class_estimate=second.per_class_estimate - first.per_class_estimate,
-        per_class_samples=second.per_class_samples - first.per_class_samples,
-        bounds=(-1.0, 1.0),
-    )
-
-
-def _value(figures: BootstrapResult, metric: str) -> Value:
-    if metric not in figures.estimate:
-        return Value(math.nan)
-    single = replace(figures, samples={metric: figures.samples[metric]})
-    low, high = single.intervals[metric]
-    return Value(100 * figures.estimate[metric], 100 * low, 100 * high)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

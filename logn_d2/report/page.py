@@ -18,26 +18,24 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-
-from logn_d2.core.affine import foreground_columns
 
 from ..analysis.errors import ERROR_TYPES
 from ..core import LogitStatistics
 from ..errors import UserError
 from ..files import atomic_write
 from . import figures, words
+from .compared import ComparedRuns
+from .drawings import Drawings, draw
 from .gallery import Gallery
-from .numbers import Comparison, label_prior, spearman
+from .image_numbers import OOD_METRICS
 from .runs import RunFolder
 from .summary import summarise
 
 __all__ = ["Report", "build_report", "write_report"]
 
-_POSITIVES = "positives"
 # Thresholds whose AP the alternative text of the figure lists.
 _READ_OUT = (0, 0.05, 0.5)
-_TITLES = {
+_DETECTOR_TITLES = {
     "results": "Results",
     "images": "Images before and after",
     "scores": "Scores and thresholds",
@@ -48,6 +46,15 @@ _TITLES = {
     "classes": "All classes",
     "provenance": "Provenance",
 }
+_IMAGE_TITLES = {
+    "accuracy": "Accuracy",
+    "confusion": "Confusion between groups",
+    "confidence": "Confidence",
+    "unknown": "Unknown images",
+    "logits": "Logits versus training images",
+    "classes": "All classes",
+    "provenance": "Provenance",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,7 @@ class Report:
     """The content of a page; parts that are None or empty are left out.
 
     Attributes:
-        comparison (Comparison): all figures.
+        comparison (ComparedRuns): all figures.
         statistics (Mapping[str, LogitStatistics]): name of a run's folder -> statistics of its raw
             logits.
         gallery (Gallery): images of baseline and focus.
@@ -64,7 +71,7 @@ class Report:
         title (str): title of the page.
     """
 
-    comparison: Comparison
+    comparison: ComparedRuns
     statistics: Mapping[str, LogitStatistics] = field(default_factory=dict)
     gallery: Gallery | None = None
     notes: Sequence[str] = ()
@@ -104,7 +111,7 @@ def write_report(
         report (Report): its content.
         figure_folder (PathLike): folder for all figures as SVG and PNG; None writes none.
     """
-    drawn = _Figures(report)
+    drawn = _drawn(report)
     text = _render(report, drawn)
     if figure_folder is not None:
         Path(figure_folder).mkdir(parents=True, exist_ok=True)
@@ -117,16 +124,22 @@ def write_report(
 
 def build_report(report: Report) -> str:
     """Return the page as text; see `write_report`."""
-    return _render(report, _Figures(report))
+    return _render(report, _drawn(report))
 
 
-def _render(report: Report, drawn: _Figures) -> str:
+def _drawn(report: Report) -> Drawings:
+    return draw(report.comparison, report.statistics, report.studies)
+
+
+def _render(report: Report, drawn: Drawings) -> str:
     comparison = report.comparison
+    titles = _IMAGE_TITLES if comparison.of_images else _DETECTOR_TITLES
     found = {
         "images": report.gallery is not None,
         "logits": bool(drawn.stages),
         "prior": drawn.prior is not None,
         "statistics": bool(report.studies),
+        "unknown": comparison.of_images and bool(comparison.unknown),
     }
     environment = _environment()
     return environment.get_template("page.html.j2").render(
@@ -134,7 +147,7 @@ def _render(report: Report, drawn: _Figures) -> str:
         comparison=comparison,
         classes=comparison.classes,
         sentences=[*summarise(comparison), *report.notes],
-        sections={name: title for name, title in _TITLES.items() if found.get(name, True)},
+        sections={name: title for name, title in titles.items() if found.get(name, True)},
         drawings={n: figures.svg_data_uri(each) for n, each in drawn.figures.items()},
         logits={"stages": drawn.stages, "populations": drawn.populations},
         prior=drawn.prior,
@@ -166,6 +179,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(
         ERROR_TYPES=ERROR_TYPES,
+        OOD_METRICS=OOD_METRICS,
+        SCORES=words.SCORES,
         READ_OUT=_READ_OUT,
         TASKS=words.TASKS,
         count=Counter,
@@ -192,17 +207,19 @@ class _Column:
 
 
 def _class_columns(
-    comparison: Comparison, raw_logits: tuple[np.ndarray, np.ndarray] | None
+    comparison: ComparedRuns, raw_logits: tuple[np.ndarray, np.ndarray] | None
 ) -> list[_Column]:
-    """Counts, logits, AP of baseline and focus and their difference, then AP of other runs."""
+    """Counts, logits, AP of baseline and focus and their difference, then AP of other runs.
+
+    Of image classifiers accuracy in place of AP.
+    """
     classes = comparison.classes
-    columns = [
-        _Column("Images", classes.image_count, 0),
-        _Column("Objects", classes.instance_count, 0),
-    ]
+    columns = [_Column("Images", classes.image_count, 0)]
+    if not comparison.of_images:
+        columns.append(_Column("Objects", classes.instance_count, 0))
     if raw_logits is not None:
         columns += [_Column("Logit mean", raw_logits[0], 2), _Column("Logit std", raw_logits[1], 2)]
-    titles = {"bbox": "Box AP", "segm": "Mask AP"}
+    titles = {"bbox": "Box AP", "segm": "Mask AP", "image": "Accuracy"}
     for task in comparison.tasks:
         before, after = (comparison.figures[run.name, task].class_ap for run in comparison.pair)
         columns += [
@@ -216,136 +233,3 @@ def _class_columns(
         for run in comparison.runs
         if run not in comparison.pair
     ]
-
-
-class _Figures:
-    """The figures of a page by name, and the numbers that appear only in captions.
-
-    Attributes:
-        figures (dict[str, Figure]): file name without suffix -> figure.
-        stages (list[dict]): one figure of logits for each run's statistics and stage.
-        populations (dict[str, float]): population of RoIs -> rank correlation of its mean logits.
-        prior (dict): content of the section "prior"; None without statistics.
-        raw_logits (tuple | None): mean and standard deviation, (K,) each.
-    """
-
-    def __init__(self, report: Report) -> None:
-        self.figures: dict[str, Figure] = {}
-        self.stages: list[dict[str, Any]] = []
-        self.populations: dict[str, float] = {}
-        self.prior: dict[str, Any] | None = None
-        self.raw_logits: tuple[np.ndarray, np.ndarray] | None = None
-        self._report, self._classes = report, report.comparison.classes
-        for task in report.comparison.tasks:
-            self._draw_results(report.comparison, task)
-        self._draw_scores(report.comparison)
-        calibrating = {
-            n: each for n, each in report.statistics.items() if each.population != _POSITIVES
-        }
-        if calibrating:
-            self.raw_logits = _foreground(next(iter(calibrating.values())))[0]
-            self._draw_logits(calibrating)
-            self._draw_prior()
-        self._draw_populations()
-        for number, study in enumerate(report.studies, start=1):
-            self.figures[f"statistics_images_{number}"] = figures.images_figure(study)
-
-    def _draw_results(self, comparison: Comparison, task: str) -> None:
-        what = words.TASKS[task]
-        own = {run.name: comparison.figures[run.name, task].own for run in comparison.pair}
-        self.figures[f"ap_{what}"] = figures.interval_figure(
-            {name: each.estimate for name, each in own.items()},
-            comparison.metrics,
-            {name: each.intervals for name, each in own.items()},
-            level=comparison.settings.level,
-            what=f"AP of {what}",
-        )
-        changes = {
-            run.name: {
-                m: comparison.figures[run.name, task].difference(m) for m in comparison.metrics
-            }
-            for run in comparison.runs[1:]
-        }
-        self.figures[f"changes_{what}"] = figures.change_figure(changes, what)
-        analyses = {run.name: comparison.errors[run.name, task] for run in comparison.pair}
-        self.figures[f"errors_{what}"] = figures.error_figure(analyses, comparison.groups)
-
-    def _draw_scores(self, comparison: Comparison) -> None:
-        qualities = {run.name: comparison.quality[run.name] for run in comparison.pair}
-        self.figures["thresholds"] = figures.threshold_figure(comparison.curves, comparison.metrics)
-        self.figures["reliability"] = figures.reliability_figure(qualities, comparison.groups)
-        self.figures["scores"] = figures.score_figure(qualities)
-
-    def _draw_logits(self, statistics: Mapping[str, LogitStatistics]) -> None:
-        images = self._classes.image_count
-        for folder, each in statistics.items():
-            stages = _foreground(each)
-            for index, (mean, std) in enumerate(stages):
-                name = f"logits_{len(self.stages) + 1}"
-                which = f"{folder}. " if len(self._report.statistics) > 1 else ""
-                which += f"Cascade stage {index + 1}. " if len(stages) > 1 else ""
-                self.figures[name] = figures.logit_figure(mean, std, self._classes)
-                rho = {"rho_mean": spearman(images, mean), "rho_std": spearman(images, std)}
-                self.stages.append({"name": name, "which": which, "statistics": each, **rho})
-
-    def _draw_populations(self) -> None:
-        """Draw logits over different RoIs, if there are statistics of several populations."""
-        every = self._report.statistics.values()
-        found = {each.population: each for each in reversed(list(every))}
-        if len(found) < 2:
-            return
-        values, images = {}, self._classes.image_count
-        for name, each in reversed(found.items()):
-            # A class without RoIs has no logits.
-            seen = _counts(each) > 0
-            values[name] = tuple(np.where(seen, v, np.nan) for v in _foreground(each)[0])
-            known = np.isfinite(values[name][0])
-            self.populations[name] = spearman(images[known], values[name][0][known])
-        self.figures["populations"] = figures.population_figure(values, images)
-
-    def _draw_prior(self) -> None:
-        """Draw the model's label prior, the labels, and the labels that training samples."""
-        classes, every = self._classes, self._report.statistics.values()
-        prior = label_prior(self.raw_logits[0])
-        own = next((each for each in every if _drawn_labels(each) is not None), None)
-        sampled, foreground = (None, None) if own is None else _drawn_labels(own)
-        self.figures["prior"] = figures.prior_figure(prior, classes, foreground, sampled)
-        rare = classes.is_rare
-        self.prior = {
-            "labels": _share(classes.instance_count, rare),
-            "sampled": None if sampled is None else _share(sampled, rare),
-            "sampler": None if own is None else own.sampler,
-            "model": _share(prior, rare),
-            "rho": spearman(classes.instance_count, prior),
-        }
-
-
-def _drawn_labels(statistics: LogitStatistics) -> tuple[np.ndarray, float | None] | None:
-    """RoIs of each class, (K,), and the share of foreground among all; None if not gathered."""
-    if statistics.population == _POSITIVES:
-        return _counts(statistics), None
-    posteriors = statistics.stages[0].posteriors
-    if posteriors is None or not posteriors.labelled:
-        return None
-    labels = posteriors.label_count.cpu().numpy()
-    foreground = labels[foreground_columns(statistics.background)]
-    if statistics.background == "none":
-        return foreground, None
-    return foreground, float(foreground.sum() / max(labels.sum(), 1))
-
-
-def _share(values: np.ndarray, chosen: np.ndarray) -> float:
-    return float(values[chosen].sum() / (values.sum() or 1))
-
-
-def _foreground(statistics: LogitStatistics) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation of the foreground logits of each stage, (K,) each."""
-    columns = foreground_columns(statistics.background)
-    return [
-        (stage.mean[columns].numpy(), stage.std[columns].numpy()) for stage in statistics.stages
-    ]
-
-
-def _counts(statistics: LogitStatistics) -> np.ndarray:
-    """RoIs of each class in the first stage, (K,)."""
-    return statistics.stages[0].count[foreground_columns(statistics.background)].numpy()

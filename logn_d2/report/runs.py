@@ -1,4 +1,4 @@
-"""The files of a run: detections of each calibration, statistics, provenance.
+"""The files of a run: detections or predictions of each calibration, statistics, provenance.
 
 A run is a calibration in a folder that `logn train`, `logn evaluate`, `logn sweep` or `logn demo`
 has written; its text form is ``FOLDER:CALIBRATION``, or ``FOLDER`` for all its calibrations.
@@ -7,6 +7,7 @@ has written; its text form is ``FOLDER:CALIBRATION``, or ``FOLDER`` for all its 
 from __future__ import annotations
 
 import functools
+import glob
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from detectron2.config import CfgNode
 from logn_d2.core import LogitStatistics
 
 from .. import UNCALIBRATED
+from ..classification.predictions import StoredPredictions, predictions_name
 from ..errors import MissingFileError, UnknownNameError, UserError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
@@ -29,7 +31,7 @@ from ..sweeps.detections_folder import SweepDetections
 from .results import Results
 from .words import display_name
 
-__all__ = ["Run", "RunFolder", "open_runs", "split_run"]
+__all__ = ["ImageRunFolder", "Run", "RunFolder", "open_runs", "split_run"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
@@ -76,26 +78,30 @@ class RunFolder:
             ValueError: detections of several data sets, or of an unknown one.
         """
         path = Path(path)
-        folder = _find_detections(path, dataset)
+        source = cls._find(path, dataset)
         config = _read_config(path)
-        results = _find_results(folder, path)
-        name = dataset or _dataset_name(folder, config, results)
+        results = _find_results(source, path)
+        name = dataset or cls._dataset_of(source, config, results)
         if name is None:
             raise UserError(
                 f"'{path}' does not name the data set of its detections: there is neither a "
                 f"results.json that names it nor a config.yaml. Give --dataset NAME."
             )
         trained_on = tuple(config.get("DATASETS", {}).get("TRAIN", ()) or train_sets)
-        return cls(path, folder, name, trained_on, results, config)
+        return cls(path, source, name, trained_on, results, config)
+
+    @staticmethod
+    def _find(path: Path, dataset: str | None) -> Path:
+        return _find_detections(path, dataset)
+
+    @staticmethod
+    def _dataset_of(source: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
+        return _dataset_name(source, config, results)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
         """Calibrations with detections: first uncalibrated, then LogN, then the others."""
-        if self._sweep is None:
-            return (UNCALIBRATED,)
-        names = self._sweep.names
-        first = [name for name in _FIRST if name in names]
-        return (*first, *(name for name in names if name not in first))
+        return (UNCALIBRATED,) if self._sweep is None else _in_order(self._sweep.names)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -129,14 +135,22 @@ class RunFolder:
         Raises:
             KeyError: the run has no such calibration; the message lists the existing ones.
         """
+        self.check_has(calibration)
+        if self._sweep is None:
+            return Detections.load(self.source / _DETECTIONS)
+        return self._sweep.detections(calibration)
+
+    def check_has(self, calibration: str) -> None:
+        """Refuse a calibration that the run does not have.
+
+        Raises:
+            KeyError: the message lists the existing ones.
+        """
         if calibration not in self.calibrations:
             known = ", ".join(self.calibrations)
             raise UnknownNameError(
                 f"'{self.path}' has no calibration '{calibration}'. It has: {known}."
             )
-        if self._sweep is None:
-            return Detections.load(self.source / _DETECTIONS)
-        return self._sweep.detections(calibration)
 
     def has_masks(self, calibration: str) -> bool:
         """Whether all masks that an evaluation needs are stored."""
@@ -186,6 +200,35 @@ class RunFolder:
         return SweepDetections.load(self.source) if found else None
 
 
+class ImageRunFolder(RunFolder):
+    """A folder with the predictions of an image classifier; `source` is their file."""
+
+    @staticmethod
+    def _find(path: Path, dataset: str | None) -> Path:
+        found = _predictions_in(path, dataset)
+        if len(found) > 1:
+            listed = ", ".join(str(each.relative_to(path)) for each in found)
+            raise UserError(
+                f"'{path}' has predictions on several sets: {listed}. Choose with --dataset NAME."
+            )
+        return found[0]
+
+    @staticmethod
+    def _dataset_of(source: Path, config: Mapping[str, Any], results: Results | None) -> str:
+        before, after = predictions_name("/").split("/")
+        return source.name.removeprefix(before).removesuffix(after)
+
+    @functools.cached_property
+    def predictions(self) -> StoredPredictions:
+        """Of all calibrations."""
+        return StoredPredictions.load(self.source)
+
+    @property
+    def calibrations(self) -> tuple[str, ...]:
+        """Calibrations with predictions: first uncalibrated, then LogN, then the others."""
+        return _in_order(self.predictions.calibrations)
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One of the runs that a report compares.
@@ -233,10 +276,10 @@ def open_runs(
     for text in texts:
         path, calibration = split_run(text)
         key = os.path.realpath(path)
-        folder = folders.setdefault(key, RunFolder.open(path, dataset, train_sets))
+        kind = ImageRunFolder if _predictions_in(Path(path), dataset) else RunFolder
+        folder = folders.setdefault(key, kind.open(path, dataset, train_sets))
         for name in (calibration,) if calibration else folder.calibrations:
-            if name not in folder.calibrations:
-                folder.detections(name)  # raises the error that lists them
+            folder.check_has(name)
             found[key, name] = folder
     _check_same_data(list(found.values()))
     if len(found) < 2:
@@ -295,8 +338,9 @@ def _find_detections(path: Path, dataset: str | None) -> Path:
     found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
     if not found:
         raise MissingFileError(
-            f"'{path}' has no detections (sweep/{_SWEEP} or inference/.../{_DETECTIONS}). Make "
-            "them with logn evaluate, logn sweep or logn demo."
+            f"'{path}' has no detections (sweep/{_SWEEP} or inference/.../{_DETECTIONS}), nor "
+            f"predictions of an image classifier ({predictions_name('SET')}). Make them with logn "
+            "evaluate, logn sweep or logn demo."
         )
     if len(found) > 1 and dataset is None:
         listed = ", ".join(str(place.relative_to(path)) for place in found)
@@ -304,6 +348,18 @@ def _find_detections(path: Path, dataset: str | None) -> Path:
             f"'{path}' has several folders of detections: {listed}. Choose with --dataset NAME."
         )
     return found[-1]
+
+
+def _predictions_in(path: Path, dataset: str | None) -> list[Path]:
+    """Files of predictions of an image classifier."""
+    name = predictions_name("*" if dataset is None else glob.escape(dataset))
+    return sorted([*path.glob(name), *path.glob(f"inference/*/{name}")])
+
+
+def _in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """First uncalibrated, then LogN, then the others."""
+    first = [name for name in _FIRST if name in names]
+    return (*first, *(name for name in names if name not in first))
 
 
 def _find_results(*places: Path) -> Results | None:

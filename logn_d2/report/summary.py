@@ -1,11 +1,12 @@
-"""Findings of a report as sentences, each derived only from a `Comparison`."""
+"""Findings of a report as sentences, each derived only from what was compared."""
 
 from __future__ import annotations
 
 import math
 
-from .numbers import Comparison, Value
-from .words import TASKS, format_change, format_interval, join_words, plural
+from .compared import ComparedRuns, Value
+from .image_numbers import ImageComparison
+from .words import MEASURES, format_change, format_interval, format_value, join_words, plural
 
 __all__ = ["headline", "summarise"]
 
@@ -13,18 +14,18 @@ _PARTS = {"logn_mean": "mean", "logn_std": "std", "logn_beta": "beta"}
 _WHOLE = "logn"
 
 
-def headline(comparison: Comparison) -> str:
+def headline(comparison: ComparedRuns) -> str:
     """The result in one sentence: "LogN against Uncalibrated, boxes: APr +4.1 [2.9, 5.2], ..."."""
     task = comparison.tasks[0]
     figures = comparison.figures[comparison.focus.name, task]
     said = [_said(metric, figures.difference(metric)) for metric in _rare_and_all(comparison)]
     return (
-        f"{comparison.focus.name} against {comparison.baseline.name}, {TASKS[task]}: "
+        f"{comparison.focus.name} against {comparison.baseline.name}, {MEASURES[task]}: "
         f"{', '.join(part for part in said if part) or 'nothing to measure'}."
     )
 
 
-def summarise(comparison: Comparison) -> list[str]:
+def summarise(comparison: ComparedRuns) -> list[str]:
     """Sentences about the run in focus.
 
     Returns:
@@ -36,13 +37,14 @@ def summarise(comparison: Comparison) -> list[str]:
         *(_other_task(comparison, task) for task in comparison.tasks[1:]),
         _parts(comparison),
         *_better(comparison),
+        *(_unknown(comparison) if isinstance(comparison, ImageComparison) else ()),
         _certainty(comparison),
     ]
     return [sentence for sentence in sentences if sentence]
 
 
-def _rare_and_all(comparison: Comparison) -> tuple[str, str]:
-    """AP of the classes with the fewest training images, and AP."""
+def _rare_and_all(comparison: ComparedRuns) -> tuple[str, str]:
+    """The metric of the classes with the fewest training images, and that of all."""
     return comparison.metrics[1], comparison.metrics[0]
 
 
@@ -53,7 +55,12 @@ def _said(metric: str, change: Value) -> str:
     return f"{metric} {format_change(change.value)} {interval}".rstrip()
 
 
-def _verdict(comparison: Comparison) -> str:
+def _name(metric: str) -> str:
+    """A metric in a sentence: AP as it is, a group's accuracy by its group."""
+    return metric if metric.startswith("AP") else f"accuracy ({metric})"
+
+
+def _verdict(comparison: ComparedRuns) -> str:
     """Metrics that rise or fall by more than the sampling error, and those that do not."""
     figures = comparison.figures[comparison.focus.name, comparison.tasks[0]]
     signs = {
@@ -78,29 +85,29 @@ def _verdict(comparison: Comparison) -> str:
     return text
 
 
-def _other_task(comparison: Comparison, task: str) -> str:
+def _other_task(comparison: ComparedRuns, task: str) -> str:
     figures = comparison.figures[comparison.focus.name, task]
     said = [_said(metric, figures.difference(metric)) for metric in comparison.metrics]
     said = [part for part in said if part]
-    return f"For {TASKS[task]}: {', '.join(said)}." if said else ""
+    return f"For {MEASURES[task]}: {', '.join(said)}." if said else ""
 
 
-def _parts(comparison: Comparison) -> str:
-    """Change of AP by each of LogN's three parts, applied alone."""
-    focus, task = comparison.focus, comparison.tasks[0]
+def _parts(comparison: ComparedRuns) -> str:
+    """Change by each of LogN's parts, applied alone."""
+    focus, task, metric = comparison.focus, comparison.tasks[0], comparison.metrics[0]
     gains = {
-        _PARTS[run.calibration]: comparison.figures[run.name, task].difference("AP").value
+        _PARTS[run.calibration]: comparison.figures[run.name, task].difference(metric).value
         for run in comparison.runs[1:]
         if run.calibration in _PARTS and run.folder is focus.folder
     }
     known = [f"{n} {format_change(gains[n])}" for n in _PARTS.values() if n in gains]
     if focus.calibration != _WHOLE or len(known) < 2:
         return ""
-    return f"Applied alone, LogN's parts change AP by: {', '.join(known)}."
+    return f"Applied alone, LogN's parts change {_name(metric)} by: {', '.join(known)}."
 
 
-def _better(comparison: Comparison) -> list[str]:
-    """Other runs with a higher AP, or AP of rare classes, in the digits shown."""
+def _better(comparison: ComparedRuns) -> list[str]:
+    """Other runs that are better for all classes, or for rare ones, in the digits shown."""
     said, task = [], comparison.tasks[0]
     for metric in reversed(_rare_and_all(comparison)):
         reached = {
@@ -114,16 +121,30 @@ def _better(comparison: Comparison) -> list[str]:
         than = f"{comparison.focus.name} ({own:.1f})"
         if better:
             listed = join_words([f"{name} ({reached[name]:.1f})" for name in better])
-            said.append(f"Higher {metric} than {than}: {listed}.")
+            said.append(f"Higher {_name(metric)} than {than}: {listed}.")
         else:
-            said.append(f"No run in this comparison has a higher {metric} than {than}.")
+            said.append(f"No run in this comparison has a higher {_name(metric)} than {than}.")
     return said
 
 
-def _certainty(comparison: Comparison) -> str:
+def _unknown(comparison: ImageComparison) -> list[str]:
+    """How well MSP of the run in focus tells unknown images apart."""
+    said, focus = [], comparison.focus.name
+    for each in comparison.unknown:
+        of_focus = each.figures[focus, "msp"]
+        change = _said("", of_focus.difference("auroc")).strip()
+        said.append(
+            f"Against the images of {each.dataset} MSP of {focus} has an AUROC of "
+            f"{format_value(of_focus.value('auroc').value)} %, {change} against "
+            f"{comparison.baseline.name}."
+        )
+    return said
+
+
+def _certainty(comparison: ComparedRuns) -> str:
     return (
         f"In brackets: {comparison.level} intervals from {comparison.settings.resamples:,} "
-        f"bootstrap resamples of the {plural(comparison.truth.num_images, 'validation image')}; "
+        f"bootstrap resamples of the {plural(comparison.num_images, 'validation image')}; "
         "all runs share the resamples. They cover only the choice of images: another training can "
         "change the figures by more."
     )

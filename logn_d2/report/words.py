@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from .. import UNCALIBRATED
 
 __all__ = [
+    "MEASURES",
+    "SCORES",
     "TASKS",
     "display_name",
     "format_change",
@@ -21,6 +23,15 @@ __all__ = [
 ]
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
+MEASURES = {**TASKS, "image": "accuracy"}
+"""What is measured in a task: AP of the former, of image classifiers accuracy."""
+SCORES = {
+    "msp": "MSP",
+    "max_logit": "largest logit",
+    "energy": "energy",
+    "msp, normalized": "MSP, normalised",
+}
+"""Names of OOD scores; others keep theirs."""
 _NAMES = {
     UNCALIBRATED: "Uncalibrated",
     "logn": "LogN",

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from logn_d2.classification import register_images
 from logn_d2.classification.logits import StoredLogits
+from logn_d2.classification.predictions import StoredPredictions, predictions_name
 from logn_d2.cli import main
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
@@ -145,6 +146,19 @@ def test_unknown_images_are_told_by_the_scores_of_calibrated_logits(folder, swep
             for metric in ("fpr95_id_pos", "fpr95_ood_pos", "aupr_in", "aupr_out"):
                 assert 0 <= found[f"{score} {metric}"] <= 100
         assert (found["msp num_id"], found["msp num_ood"]) == (32, 11)
+
+
+def test_the_report_is_made_of_what_the_sweep_has_written(folder, swept, capsys):
+    page = folder / "report.html"
+    assert main(["report", f"{folder}/all", "--output", str(page), "--resamples", "9"]) == 0
+    predictions = StoredPredictions.load(folder / "all" / predictions_name("sw_test"))
+    assert predictions.calibrations == tuple(NAMES) and list(predictions.image_count) == [*COUNTS]
+    for name, logits in by_hand(folder, stored(folder, "sw_test").logits).items():
+        assert np.array_equal(predictions.result(name).predicted, logits.argmax(1))
+        found = predictions.scores_of("sw_test", name)["energy"]
+        np.testing.assert_allclose(found, logits.logsumexp(1), rtol=1e-6)
+    assert f"{swept.row('logn').tasks['image']['acc']:.1f}" in page.read_text()
+    assert "LogN against Uncalibrated, accuracy" in capsys.readouterr().out
 
 
 def test_logits_that_are_there_are_taken_again_unless_the_weights_are_others(

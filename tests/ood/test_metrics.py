@@ -9,7 +9,7 @@ from pytorch_ood.metrics import functional as theirs
 from sklearn import metrics as sk
 
 from logn_d2.errors import UserError
-from logn_d2.ood import evaluate_ood, metrics, ood_table
+from logn_d2.ood import evaluate_ood, metrics, ood_table, resample_ood
 
 TIGHT = {"rtol": 0, "atol": 1e-12}
 
@@ -110,6 +110,20 @@ def test_an_empty_side_and_nan_are_refused(metric):
         function([1.0, 2.0, np.nan], [1.0])
     with pytest.raises(UserError, match=r"shape \(1, 1\)"):
         function([[1.0]], [1.0])
+
+
+def test_resamples_are_evaluations_of_what_is_drawn():
+    rng = np.random.default_rng(3)
+    known, unknown = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 25).round(1)
+    found, draws = resample_ood(known, unknown, samples=5, seed=8), np.random.default_rng(8)
+    for index in range(5):
+        sides = [side[draws.integers(len(side), size=len(side))] for side in (known, unknown)]
+        expected = evaluate_ood(*sides).as_dict()
+        for name, values in found.items():
+            assert values[index] == pytest.approx(expected[name], abs=1e-12)
+    assert set(found) | {"num_id", "num_ood", "distinct"} == set(expected)
+    with pytest.raises(UserError, match="OOD scores have shape"):
+        resample_ood([1.0], [])
 
 
 @pytest.mark.parametrize("level", [0, 1.5, np.nan])

@@ -26,7 +26,7 @@ from logn_d2.report import (
     make_report,
     open_runs,
 )
-from logn_d2.report.numbers import TaskFigures
+from logn_d2.report.compared import TaskFigures
 from logn_d2.report.words import display_name
 from logn_d2.sweeps.detections_folder import ImageDetections, SweepWriter
 
@@ -173,7 +173,7 @@ def figures_comparison(
         {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
     )
     classes = ClassInfo(("a",), ("a",), ("r",), np.ones(1), np.ones(1))
-    return Comparison(runs, runs[1], truth, classes, Settings(), made)
+    return Comparison(runs, runs[1], classes, Settings(), made, truth=truth)
 
 
 def _less(figures: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:

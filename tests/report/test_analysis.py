@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from logn_d2.core import LogitMoments, LogitStatistics, PosteriorMoments, StageStatistics
+from logn_d2.report.drawings import _drawn_labels
 from logn_d2.report.numbers import label_prior, spearman
-from logn_d2.report.page import _drawn_labels
 
 
 def test_spearman_equals_the_classic_formula_without_ties() -> None:

@@ -12,8 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from logn_d2.report import ClassInfo, Results
+from logn_d2.report.compared import Value
 from logn_d2.report.figures import change_figure, logit_figure, prior_figure, svg_data_uri
-from logn_d2.report.numbers import Value, label_prior
+from logn_d2.report.numbers import label_prior
 
 METRICS = ("AP", "APr", "APc", "APf")
 

@@ -19,7 +19,8 @@ from logn_d2.report import (
     figures,
     write_report,
 )
-from logn_d2.report.page import _class_columns, _environment, _Figures
+from logn_d2.report.drawings import draw
+from logn_d2.report.page import _class_columns, _environment
 
 from .read_page import Page
 from .small_runs import RESAMPLES
@@ -130,7 +131,7 @@ def test_lvis_vocabulary_and_eight_runs_stay_below_ten_megabytes(report: Report)
 def test_cascade_has_a_figure_for_each_stage(report: Report) -> None:
     (name, each), *_ = report.statistics.items()
     cascade = {name: dataclasses.replace(each, stages=each.stages * 3)}
-    drawn = _Figures(dataclasses.replace(report, statistics=cascade))
+    drawn = draw(report.comparison, cascade)
     assert [each["name"] for each in drawn.stages] == ["logits_1", "logits_2", "logits_3"]
     for number, each in enumerate(drawn.stages, start=1):
         assert f"Cascade stage {number}" in each["which"] and each["name"] in drawn.figures
@@ -154,7 +155,7 @@ def test_positives_are_drawn_beside_the_rois_that_calibrate(report: Report) -> N
     count = torch.arange(len(each.class_names) + 1)  # none of the first class
     stage = dataclasses.replace(each.stages[0], count=count)
     own = dataclasses.replace(each, stages=(stage,), population="positives", sampler="Repeating")
-    drawn = _Figures(dataclasses.replace(report, statistics={"own": own, name: each}))
+    drawn = draw(report.comparison, {"own": own, name: each})
     assert [each["name"] for each in drawn.stages] == ["logits_1"]
     assert list(drawn.populations) == ["positives", "sampled"]
     lines = drawn.figures["populations"].axes[0].lines

@@ -20,9 +20,9 @@ from logn_d2.report import (
     make_report,
     open_runs,
 )
+from logn_d2.report.compared import Value
 from logn_d2.report.figures import change_figure, svg_data_uri
 from logn_d2.report.figures.style import readable
-from logn_d2.report.numbers import Value
 
 from .read_page import Page
 from .small_runs import SmallRuns, make_small_runs

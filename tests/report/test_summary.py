@@ -8,7 +8,7 @@ import re
 import pytest
 
 from logn_d2.report import Comparison, headline, summarise
-from logn_d2.report.numbers import Value
+from logn_d2.report.compared import Value
 from logn_d2.report.words import display_name, format_change, format_interval
 
 from .small_runs import figures_comparison

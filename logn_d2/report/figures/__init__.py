@@ -10,6 +10,7 @@ from .scores import score_figure
 from .statistics_images import images_figure
 from .style import save_figure, svg_data_uri
 from .thresholds import threshold_figure
+from .unknown import unknown_figure
 
 __all__ = [
     "change_figure",
@@ -24,4 +25,5 @@ __all__ = [
     "score_figure",
     "svg_data_uri",
     "threshold_figure",
+    "unknown_figure",
 ]

@@ -1,4 +1,4 @@
-"""How each run changes the AP of each group of classes, with intervals."""
+"""How each run changes the figure of each group of classes, with intervals."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..numbers import Value
+from ..compared import Value
 from ..words import group_title
 from .style import INK, group_styles, name_ticks, new_figure, title
 
 __all__ = ["change_figure"]
 
 
-def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "boxes") -> Figure:
-    """How each run changes the AP of each group, with intervals.
+def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "AP of boxes") -> Figure:
+    """How each run changes the figure of each group, with intervals.
 
     Args:
-        changes (Mapping): run -> metric -> difference in points, AP first, then AP of groups; the
-            first run is drawn on top.
-        what (str): of what the AP is.
+        changes (Mapping): run -> metric -> difference in points, that of all classes first, then
+            those of groups; the first run is drawn on top.
+        what (str): what is measured.
     """
     metrics = list(next(iter(changes.values())))
     styles = {metrics[0]: (INK, "D"), **group_styles(metrics[1:])}
@@ -42,6 +42,7 @@ def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "boxes
         name_ticks(axis.yaxis, rows, list(changes))
         axis.set_ylim(len(changes) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        title(axis, metric, group_title(metric.removeprefix("AP")))
-    figure.supxlabel(f"change of AP of {what}, in points", fontsize=9.5, color=INK)
+        name = group_title(metric.removeprefix("AP"))
+        title(axis, metric, name if name != metric else "")
+    figure.supxlabel(f"change of {what}, in points", fontsize=9.5, color=INK)
     return figure

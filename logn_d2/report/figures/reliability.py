@@ -16,7 +16,9 @@ __all__ = ["reliability_figure"]
 
 
 def reliability_figure(
-    qualities: Mapping[str, CalibrationQuality], groups: Sequence[str] | None = None
+    qualities: Mapping[str, CalibrationQuality],
+    groups: Sequence[str] | None = None,
+    what: str = "precision",
 ) -> Figure:
     """Precision of the detections against their score, for each group: on the diagonal is right.
 
@@ -24,6 +26,7 @@ def reliability_figure(
         qualities (Mapping): name of a calibration -> its quality, the uncalibrated one first; up
             to four of one data set. Empty bins have no point.
         groups (Sequence[str] | None): in the order of the axes; None for all that there are.
+        what (str): what the share of right ones is called.
 
     Returns:
         Figure: all classes, then each group that has labelled detections.
@@ -48,7 +51,7 @@ def reliability_figure(
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("score")
         title(axis, group_title(group), f"ECE {' → '.join(errors)}")
-    axes[0].set_ylabel("precision")
+    axes[0].set_ylabel(what)
     legend(axes[0])
     return figure
 

@@ -1,0 +1,181 @@
+"""What each calibration predicts for each image of a set: a small file that reports are made from.
+
+Shapes: N images (of unknown sets their number), C calibrations, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import UnknownNameError
+from ..frequency import ClassCounts
+from .accuracy import GROUPS, ImageResult, class_groups
+from .logits import load_tensors, save_tensors
+
+__all__ = ["StoredPredictions", "predictions_name"]
+
+_FORMAT = "logn_d2 image predictions 1"
+
+
+def predictions_name(dataset: str) -> str:
+    """Name of the file of a data set."""
+    return f"predictions_{dataset}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPredictions:
+    """Predictions for one set of images, and scores of unknown images beside it.
+
+    Attributes:
+        calibrations (tuple[str, ...]): C names.
+        labels (ndarray): (N,) int64.
+        predicted (ndarray): (C, N) int64, the most probable class.
+        confidence (ndarray): (C, N) float64, its probability.
+        scores (Mapping): this set and each of unknown images -> name of an OOD score -> (C, N)
+            float64, NaN for a calibration without it; empty where no unknown images were asked for.
+        class_names (tuple[str, ...]): K names of the classifier's classes.
+        image_count (ndarray): (K,) training images; None where the training set is not at hand.
+        groups (ndarray): (K,) letters of `class_groups`; None likewise.
+    """
+
+    calibrations: tuple[str, ...]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scores: Mapping[str, Mapping[str, np.ndarray]]
+    class_names: tuple[str, ...]
+    image_count: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @classmethod
+    def gather(
+        cls,
+        results: Mapping[str, ImageResult],
+        scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+        class_names: Sequence[str],
+        counts: ClassCounts | None,
+    ) -> StoredPredictions:
+        """Puts together what was computed.
+
+        Args:
+            results (Mapping): name of a calibration -> its predictions.
+            scores (Mapping): data set -> name of a calibration -> name of a score -> (N,) scores.
+            class_names (Sequence[str]): K names.
+            counts (ClassCounts): of the training set; None where it is not at hand.
+        """
+        first, every = next(iter(results.values())), list(results.values())
+        return cls(
+            tuple(results),
+            np.asarray(first.labels, dtype=np.int64),
+            np.stack([each.predicted for each in every]).astype(np.int64),
+            np.stack([each.confidence for each in every]),
+            {dataset: _stacked(found, tuple(results)) for dataset, found in scores.items()},
+            tuple(class_names),
+            None if counts is None else np.asarray(counts.image_count, dtype=np.int64),
+            None if counts is None else class_groups(counts),
+        )
+
+    def result(self, calibration: str) -> ImageResult:
+        """Accuracies with a calibration.
+
+        Raises:
+            KeyError: there is none of this name; the message lists them.
+        """
+        row = self._row(calibration)
+        num_classes = len(self.class_names)
+        return ImageResult(
+            self.predicted[row], self.labels, self.confidence[row], self.groups, num_classes
+        )
+
+    def scores_of(self, dataset: str, calibration: str) -> dict[str, np.ndarray]:
+        """Name -> (N,) scores of a set's images, for those scores that the calibration has."""
+        row = self._row(calibration)
+        found = {name: values[row] for name, values in self.scores[dataset].items()}
+        return {name: values for name, values in found.items() if not np.isnan(values).all()}
+
+    def _row(self, calibration: str) -> int:
+        if calibration not in self.calibrations:
+            raise UnknownNameError(
+                f"There are no predictions with '{calibration}'. There are: "
+                f"{', '.join(self.calibrations)}."
+            )
+        return self.calibrations.index(calibration)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            OSError: the folder can't be written or the disk is full.
+        """
+        arrays = {
+            "labels": self.labels,
+            "predictions": self.predicted,
+            "confidence": self.confidence,
+            # JSON, because names of sets and scores may hold any character.
+            **{
+                json.dumps([dataset, name]): values
+                for dataset, found in self.scores.items()
+                for name, values in found.items()
+            },
+        }
+        about = {
+            "calibrations": self.calibrations,
+            "classes": self.class_names,
+            "scores": [name for name in arrays if name.startswith("[")],
+        }
+        if self.image_count is not None:
+            arrays["image_count"] = self.image_count
+            about["groups"] = tuple(map(str, self.groups))
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        texts = {name: json.dumps(values) for name, values in about.items()}
+        save_tensors(path, tensors, {"format": _FORMAT, **texts})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StoredPredictions:
+        """Reads what `save` has written.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or another kind of file.
+        """
+        tensors, about = load_tensors(path, _FORMAT, "predictions")
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        groups = json.loads(about["groups"]) if "groups" in about else None
+        scores: dict[str, dict[str, np.ndarray]] = {}
+        # safetensors sorts its tensors; the order of the scores is that of the metadata.
+        for name in json.loads(about["scores"]):
+            dataset, score = json.loads(name)
+            scores.setdefault(dataset, {})[score] = arrays[name]
+        return cls(
+            tuple(json.loads(about["calibrations"])),
+            arrays["labels"],
+            arrays["predictions"],
+            arrays["confidence"],
+            scores,
+            tuple(json.loads(about["classes"])),
+            arrays.get("image_count"),
+            None if groups is None else np.array(groups),
+        )
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """(K,) "many", "medium", "few" of each class; () where the groups are not known."""
+        words = {letter: name for name, letter in GROUPS.items()}
+        return () if self.groups is None else tuple(words.get(g, str(g)) for g in self.groups)
+
+
+def _stacked(
+    found: Mapping[str, Mapping[str, np.ndarray]], calibrations: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Name of a score -> (C, N)."""
+    known = {name: values for scores in found.values() for name, values in scores.items()}
+    return {
+        name: np.stack([found[c].get(name, np.full_like(values, np.nan)) for c in calibrations])
+        for name, values in known.items()
+    }
