@@ -39,6 +39,7 @@ from torch import nn
 
 from logn_d2 import UNCALIBRATED
 from logn_d2.analysis import format_spread
+from logn_d2.classification.odin import NOISE
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics, expand_grid
 from logn_d2.data import class_counts
@@ -178,7 +179,8 @@ def measure(cfg: CfgNode, method: Method, data: ImageSet, seed: int) -> dict[str
         chosen = max(grid, key=lambda name: on_val[name].metrics()["acc"])
         found["rows"]["tau_norm"], found["tau_norm"] = rows[chosen], chosen
     if method.unknown:
-        alone = ImageSweep(cfg, model, {UNCALIBRATED: ()}, cfg.OUTPUT_DIR, resume=True)
+        options = {"resume": True, "odin_noise": NOISE}
+        alone = ImageSweep(cfg, model, {UNCALIBRATED: ()}, cfg.OUTPUT_DIR, **options)
         found["ood"] = {
             where: separation(alone, test, data.name(name, seed) if name in data.sources else name)
             for where, name in data.unknown.items()

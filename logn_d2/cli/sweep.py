@@ -68,6 +68,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="registered sets of images that show none of the classes",
     )
     parser.add_argument(
+        "--odin",
+        nargs="?",
+        type=float,
+        const=0.0014,
+        metavar="NOISE",
+        help="image classifiers with --ood: ODIN's score too, one pass more over each set "
+        "(default: 0.0014 of the range of pixels)",
+    )
+    parser.add_argument(
         "--ood-threshold",
         type=float,
         metavar="SCORE",

@@ -87,6 +87,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     if classifies_images(cfg):
         site = ConfigSite(background="none")
         check_for_images(cfg, args)
+    elif args.odin is not None:
+        raise UserError(
+            f"--odin changes images by the gradient of an image classifier; this is a "
+            f"{cfg.MODEL.META_ARCHITECTURE}. Leave it out."
+        )
     elif args.ood:
         check_for_unknown_objects(cfg, args)
     elif site is not ROI_HEADS and (args.save_outputs or args.from_outputs):
@@ -118,6 +123,11 @@ def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(
             "A sweep of an image classifier always keeps the logits, in the folder of --output, "
             "and takes them again with --resume. Leave out --save-outputs and --from-outputs."
+        )
+    if args.odin is not None and not (args.ood and 0 <= args.odin <= 1):
+        raise UserError(
+            f"--odin is {args.odin}, expected a share of the range of pixels in [0, 1], and sets "
+            "of unknown images with --ood."
         )
     check_datasets(args.ood)
     others = [args.choose_on] if args.choose_on else []
@@ -258,9 +268,13 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     model, weights, calibrations = load_network(cfg, args)
     if len(calibrations) > 1:
         check_calibratable(model)
-    images = ImageSweep(cfg, model, calibrations, args.output, resume=args.resume)
+    images = ImageSweep(
+        cfg, model, calibrations, args.output, resume=args.resume, odin_noise=args.odin
+    )
     for name in filter(None, (dataset, chosen_on, *args.ood)):
         images.logits(name)  # by all processes
+    for name in (dataset, *args.ood) if args.ood else ():
+        images.collect_scores(name)
     if not comm.is_main_process():
         return
     keep_config(cfg, Path(args.output))

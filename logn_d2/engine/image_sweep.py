@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from .. import UNCALIBRATED
 from ..classification.accuracy import ImageResult
 from ..classification.logits import StoredLogits, collect_logits, scores_of
+from ..classification.odin import ODINInputs
 from ..core import AffineCalibration
 from ..core.losses import LogitNorm
 from ..data.loader import build_evaluation_loader
@@ -47,6 +50,8 @@ class ImageSweep:
         calibrations (Mapping): name -> a list of one, or of none.
         folder (str): gets each set's logits, "logits_SET.safetensors".
         resume (bool): take logits that are there, if they are of the same weights and images.
+        odin_noise (float): of ODIN's score of the uncalibrated logits (`ODINInputs`), for unknown
+            images; None leaves it out, as it takes a pass more over each set.
     """
 
     def __init__(
@@ -57,27 +62,46 @@ class ImageSweep:
         folder: str,
         *,
         resume: bool = False,
+        odin_noise: float | None = None,
     ) -> None:
         self._cfg, self._model, self._folder = cfg, unwrapped(model).eval(), folder
         self._calibrations, self._resume = calibrations, resume
+        self._odin = None if odin_noise is None else ODINInputs(self._model, noise=odin_noise)
         self._kept: dict[str, StoredLogits] = {}
         self._scored: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     def logits(self, dataset: str) -> StoredLogits | None:
         """Raw logits of a registered set, passed over once; None but on the first process."""
-        path = os.path.join(self._folder, f"logits_{dataset}.safetensors")
-        if dataset not in self._kept:
+        return self._passed("logits", dataset, self._model, deciding_settings(self._cfg))
+
+    def collect_scores(self, dataset: str) -> None:
+        """What the scores of a set need besides its logits, by all processes."""
+        if self._odin is not None:
+            self._odin_logits(dataset)
+
+    def _odin_logits(self, dataset: str) -> StoredLogits | None:
+        """Raw logits of the images that ODIN changes."""
+        about = {"noise": self._odin.noise, "temperature": self._odin.temperature}
+        settings = {**deciding_settings(self._cfg), "odin": about}
+        return self._passed("odin_logits", dataset, self._odin, settings)
+
+    def _passed(
+        self, kind: str, dataset: str, model: nn.Module, settings: Mapping[str, Any]
+    ) -> StoredLogits | None:
+        name = f"{kind}_{dataset}.safetensors"
+        if name not in self._kept:
+            path = os.path.join(self._folder, name)
             loader = build_evaluation_loader(self._cfg, dataset)
-            digest = pass_digest(self._model, loader, deciding_settings(self._cfg))
+            digest = pass_digest(self._model, loader, settings)
             found = self._stored(path, digest)
             # Every process must take the same way, also where they see a file at different times.
             if not all(comm.all_gather(found is not None)):
-                found = collect_logits(self._model, loader)
+                found = collect_logits(model, loader)
                 if found is not None:
                     found = StoredLogits(found.logits, found.labels, digest)
                     found.save(path)
-            self._kept[dataset] = found
-        return self._kept[dataset] if comm.is_main_process() else None
+            self._kept[name] = found
+        return self._kept[name] if comm.is_main_process() else None
 
     def _stored(self, path: str, digest: str) -> StoredLogits | None:
         if not (self._resume and os.path.isfile(path)):
@@ -134,7 +158,8 @@ class ImageSweep:
 
         Returns:
             dict: name -> score -> numbers, where a score is one of `OOD_SCORES` of the calibrated
-            logits; of a classifier trained with LogitNorm also "msp, normalized".
+            logits; of a classifier trained with LogitNorm also "msp, normalized"; without a
+            calibration "odin" where it was asked for.
         """
         sides = [self._scores(each) for each in (known, unknown)]
         return {
@@ -152,6 +177,10 @@ class ImageSweep:
             self._scored[dataset] = {
                 name: self._scores_with(name, stored) for name in self._calibrations
             }
+            if self._odin is not None and UNCALIBRATED in self._calibrations:
+                changed = self._odin_logits(dataset).logits.double().numpy()
+                odin = score_logits("msp", changed / self._odin.temperature)
+                self._scored[dataset][UNCALIBRATED]["odin"] = odin
         return self._scored[dataset]
 
     def _scores_with(self, name: str, stored: StoredLogits) -> dict[str, np.ndarray]:

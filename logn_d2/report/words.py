@@ -30,6 +30,7 @@ SCORES = {
     "max_logit": "largest logit",
     "energy": "energy",
     "msp, normalized": "MSP, normalised",
+    "odin": "ODIN",
 }
 """Names of OOD scores; others keep theirs."""
 _NAMES = {

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from logn_d2.classification import register_images
 from logn_d2.classification.logits import StoredLogits
+from logn_d2.classification.odin import ODINInputs
 from logn_d2.classification.predictions import StoredPredictions, predictions_name
 from logn_d2.cli import main
 from logn_d2.config import config_file
@@ -220,9 +221,28 @@ def test_logit_norm_is_scored_normalised_as_well(tool, folder):
         sweep(tool, folder, "norm", config="logit_norm.yaml")
 
 
+def test_odin_is_scored_without_a_calibration_where_it_is_asked_for(tool, folder):
+    more = (*with_statistics(folder), "--ood", "sw_unknown", "--odin", "0.02")
+    assert sweep(tool, folder, "odin", *more, names=("logn",)) == 0
+    results, areas = Results.load(folder / "odin" / "results.json"), []
+    model = small_model()
+    model.load_state_dict(torch.load(folder / "model.pth", weights_only=True)["model"])
+    for name in ("sw_test", "sw_unknown"):
+        pixels = [torch.from_numpy(r["image_array"])[None] for r in DatasetCatalog.get(name)]
+        changed = ODINInputs(model.eval(), noise=0.02)([{"image": each} for each in pixels])
+        logits = torch.stack([each["logits"] for each in changed]).double()
+        areas.append((logits / 1000).softmax(1).amax(1).detach())
+    truth = np.repeat([1, 0], [len(each) for each in areas])
+    found = results.row("uncalibrated").tasks["ood sw_unknown"]
+    assert found["odin auroc"] == pytest.approx(100 * roc_auc_score(truth, torch.cat(areas)))
+    assert "odin auroc" not in results.row("logn").tasks["ood sw_unknown"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--odin",), "--odin is 0.0014, expected"),
+        (("--ood", "sw_unknown", "--odin", "-1"), "--odin is -1.0, expected"),
         (("--save-outputs", "store"), "always keeps the logits"),
         (("--choose-on", "sw_test"), "'sw_test' is what is evaluated"),
         (("--ood", "sw_test"), "'sw_test' is what is evaluated"),
