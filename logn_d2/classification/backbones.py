@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
 from ..errors import UserError
 from ..modeling.build import logn_node
@@ -36,16 +37,19 @@ class TorchvisionFeatures(Backbone):
     Args:
         network (str): of torchvision's, such as "resnext50_32x4d", or "efficientnet_lite0".
         weights (str): see `load_network_weights`; "" draws them at random.
+        small_stem (bool): for a ResNet on images of 32 pixels: its first layer sees 3 x 3 pixels
+            at stride 1, and no pooling follows (He et al., CVPR 2016, for CIFAR).
 
     Attributes:
         convention (PixelConvention): what its weights expect of pixels, or None.
 
     Raises:
         KeyError: there is no such network; the message lists them.
-        ValueError: the network has auxiliary classifiers, or ends in another layer than a Linear.
+        ValueError: the network has auxiliary classifiers, or ends in another layer than a Linear; a
+            small stem of no ResNet, or with weights for the large one.
     """
 
-    def __init__(self, network: str, weights: str = "") -> None:
+    def __init__(self, network: str, weights: str = "", small_stem: bool = False) -> None:
         super().__init__()
         if network in _WITH_AUXILIARY:
             raise UserError(
@@ -53,6 +57,8 @@ class TorchvisionFeatures(Backbone):
                 "Choose another network, such as resnet50."
             )
         self.body = build_network(network)
+        if small_stem:
+            _make_stem_small(self.body, network, weights)
         self.convention: PixelConvention | None = None
         if weights:
             self.convention = load_network_weights(self.body, network, weights)
@@ -112,7 +118,8 @@ class MLPBackbone(Backbone):
 def build_torchvision_features(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionFeatures:
     """MODEL.LOGN.BACKBONE says which network, and which weights where MODEL.WEIGHTS is ""."""
     node = logn_node(cfg).BACKBONE
-    backbone = TorchvisionFeatures(node.NETWORK, "" if cfg.MODEL.WEIGHTS else node.WEIGHTS)
+    weights = "" if cfg.MODEL.WEIGHTS else node.WEIGHTS
+    backbone = TorchvisionFeatures(node.NETWORK, weights, node.SMALL_STEM)
     if backbone.convention is not None:
         pixels = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
         check_pixels(backbone.convention, *pixels)
@@ -124,6 +131,18 @@ def build_mlp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MLPBackbone:
     """For images of MODEL.LOGN.IMAGE.SIZE pixels, with MODEL.LOGN.IMAGE.HIDDEN units."""
     node = logn_node(cfg).IMAGE
     return MLPBackbone(input_shape.channels, node.SIZE, node.HIDDEN)
+
+
+def _make_stem_small(body: nn.Module, name: str, weights: str) -> None:
+    """Replaces a ResNet's first convolution and pooling, with torchvision's own initialisation."""
+    if not isinstance(body, ResNet) or weights:
+        raise UserError(
+            f"MODEL.LOGN.BACKBONE.SMALL_STEM is for a ResNet that is trained from scratch, found "
+            f"{name} with the weights '{weights}'. Set NETWORK to resnet18 and WEIGHTS to ''."
+        )
+    body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+    body.maxpool = nn.Identity()
 
 
 def _cut_last_layer(body: nn.Module, name: str) -> int:

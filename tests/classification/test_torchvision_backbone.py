@@ -1,7 +1,11 @@
 """Networks of torchvision as backbones of the image classifier."""
 
+import pytest
 import torch
 from detectron2.modeling import build_model
+
+from logn_d2.classification.backbones import TorchvisionFeatures
+from logn_d2.errors import UserError
 
 from .small import K, images, small_config
 
@@ -23,3 +27,16 @@ def test_an_image_classifier_takes_a_network_of_torchvision():
     trained = {name for name, p in model.backbone.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert all(each["scores"].shape == (K,) for each in model.eval()(images(channels=3)))
+
+
+def test_a_small_stem_keeps_all_pixels_and_is_for_resnets_alone():
+    backbone = TorchvisionFeatures("resnet18", small_stem=True).eval()
+    body = backbone.body
+    with torch.no_grad():
+        first = body.maxpool(body.relu(body.bn1(body.conv1(torch.zeros(1, 3, 32, 32)))))
+        assert first.shape == (1, 64, 32, 32)
+        assert body.layer4(body.layer3(body.layer2(body.layer1(first)))).shape == (1, 512, 4, 4)
+        assert backbone(torch.zeros(2, 3, 32, 32))["pooled"].shape == (2, 512, 1, 1)
+    for network, weights in (("mobilenet_v3_small", ""), ("resnet18", "x.pth")):
+        with pytest.raises(UserError, match="SMALL_STEM is for a ResNet"):
+            TorchvisionFeatures(network, weights, small_stem=True)
