@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from ..errors import UserError
 from ..lvis.matches import LvisMatches
@@ -87,7 +88,11 @@ class BootstrapResult:
         """Lower and upper end over (B, ...) values, (2, ...)."""
         ends = _percentiles(values, self.level)
         if self.method == "centred":
+            # The shift keeps the width of the interval. Reflecting the ends at the estimate would
+            # remove the bias too, but swap the longer and the shorter side of a skewed
+            # distribution.
             ends = ends + (estimate - _mean(values))
+        # Shifting may push an end outside the possible range.
         return np.clip(ends, *self.bounds)
 
     @property
@@ -113,8 +118,6 @@ class BootstrapResult:
 
     def table(self) -> str:
         """Return `rows` as a Markdown table, without the groups' figures by area."""
-        from tabulate import tabulate
-
         rows = [row for row in self.rows() if "/" not in row["figure"]]
         return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
 
@@ -205,6 +208,7 @@ def _bootstrap(
         )
     if method not in ("centred", "percentile"):
         raise UserError(f'method is {method!r}, expected "centred" or "percentile".')
+    # One generator for both runs: each draw weighs the images of both, which pairs them.
     rng = np.random.default_rng(seed)
     # The estimate uses the original images, not the mean over resamples, which is biased upwards.
     estimate, per_class = _difference([_figures(run.result()) for run in runs])
@@ -255,6 +259,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """Mean of (B, ...) values over the first axis without NaN; NaN if all are NaN."""
     number = np.count_nonzero(~np.isnan(values), axis=0)
     # np.nanmean would warn about columns without values, which are ordinary here.
+    # float64, because AP per class is stored as float32, whose running sum over a thousand
+    # resamples would lose the digits that the shift needs.
     total = np.nansum(values, axis=0, dtype=np.float64)
     return np.where(number, total / np.maximum(number, 1), np.nan)
 
@@ -263,6 +269,7 @@ def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
     """Lower and upper end over (B, ...) values without NaN, (2, ...)."""
     share = np.array([(1 - level) / 2, (1 + level) / 2])
     columns = values.reshape(len(values), -1)
+    # np.nanquantile warns about columns without values.
     known = ~np.isnan(columns).all(axis=0)
     ends = np.full((2, columns.shape[1]), np.nan)
     ends[:, known] = np.nanquantile(columns[:, known], share, axis=0)
@@ -278,6 +285,8 @@ def _check_same(first: LvisMatches, second: LvisMatches) -> None:
         )
     same_truth = np.array_equal(first.image_ids, second.image_ids) and all(
         np.array_equal(getattr(first, name), getattr(second, name))
+        # Equal ids and names do not suffice: the runs may have been matched with two versions of a
+        # file, or as boxes and as masks, where objects without a mask are missing.
         for name in ("gt_image", "gt_category", "gt_counted")
     )
     if not same_truth:
@@ -286,6 +295,7 @@ def _check_same(first: LvisMatches, second: LvisMatches) -> None:
             f"{len(first.gt_image)} objects against {len(second.image_ids)} and "
             f"{len(second.gt_image)}, or others). Match both with the same ground truth."
         )
+    # The figures of the two runs are subtracted by name, so the names must agree.
     names = [list(run.members) for run in (first, second)]
     if names[0] != names[1]:
         raise UserError(

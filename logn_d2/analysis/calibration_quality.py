@@ -72,6 +72,9 @@ class CalibrationQuality:
                 right or wrong).
             group (str): of `members`.
         """
+        # Classes are added before anything is divided, so that a group's figures are those of its
+        # detections pooled; a mean over classes would mostly show the noise of classes with few
+        # detections.
         count, hits, background = (
             column[self.members[group]].sum(axis=0)
             for column in (self.count, self.hits, self.background)
@@ -83,7 +86,10 @@ class CalibrationQuality:
         """Confidence and precision of each bin, (B,) each in [0, 1]; NaN for empty bins."""
         count = self.histogram("count", group)
         sums = self.score_sum[self.members[group]].sum(axis=0), self.histogram("hits", group)
+        # NaN and not 0: an empty bin has no precision, and a figure must not show one.
         empty = np.full(len(count), np.nan)
+        # The mean score of a bin, not its centre: scores crowd near 0, far from the centre of the
+        # first bin.
         confidence, precision = (
             np.divide(each, count, out=empty.copy(), where=count > 0) for each in sums
         )
@@ -120,6 +126,8 @@ class CalibrationQuality:
         columns = {"low": self.edges[:-1], "high": self.edges[1:], **columns}
         columns |= {"confidence": confidence, "precision": precision}
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        # Dividing by NaN gives NaN without a warning, which is the result for a group without
+        # detections.
         number = total["count"] or math.nan
         return {
             "labelled": total["count"],
@@ -135,6 +143,7 @@ class CalibrationQuality:
     def _mean(self, values: np.ndarray, group: str) -> float:
         """Mean of (B,) values over the detections in the bins."""
         count = self.histogram("count", group)
+        # The NaN of an empty bin has weight 0, but 0 * NaN would still be NaN.
         return float((np.nan_to_num(values) * count).sum() / (count.sum() or math.nan))
 
 
@@ -219,6 +228,8 @@ def calibration_quality(
 
     count = total(labelled)
     limit = matches.max_dets
+    # `matches` lacks the detections that the federated rule dropped, so those left out are counted
+    # from the detections themselves, under the same limit.
     kept = detections.top_per_image_mask(limit) & (detections.score >= min_score)
     return CalibrationQuality(
         iou_type=matches.iou_type,

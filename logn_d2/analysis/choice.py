@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from tabulate import tabulate
 
 from ..errors import UnknownNameError, UserError
 from ..lvis.matches import LvisMatches
@@ -56,8 +57,6 @@ class Choice:
 
     def table(self) -> str:
         """Return the candidates chosen by at least one half, in Markdown, most frequent first."""
-        from tabulate import tabulate
-
         rows = [[name, f"{100 * share:.0f} %"] for name, share in self.share.items()]
         return tabulate(rows, ["chosen", "of the halves"], "pipe", colalign=("left", "right"))
 
@@ -130,6 +129,8 @@ def choose(
     once = np.array([run.result().metrics[metric] for run in candidates.values()])
     # Multinomial counts are the multiplicities of a draw with replacement.
     draws = rng.multinomial(number, np.full(number, 1 / number), resamples)
+    # Divisions of the original images estimate the change; bootstrap draws, each with a division of
+    # its own, estimate its spread. One array: a single pass over the candidates serves both.
     weights = np.concatenate([np.ones((divisions, number), dtype=np.int64), draws])
     changes, chosen = _cross_fit(candidates, baseline, metric, rng, weights, progress)
     change, chosen = changes[:divisions], chosen[:, :divisions]
@@ -139,7 +140,10 @@ def choose(
         # Draws in which a half has no object of the metric's classes are NaN and are left out.
         low, high = np.nanquantile(changes[divisions:], ends)
     counts = Counter(names[index] for index in chosen.ravel())
+    # A division that leaves one half without objects of a rare class has no AP there; the others
+    # estimate the change.
     mean = float(np.nanmean(change))
+    # argmax takes the first of equal candidates, so the order of the table decides ties.
     best = int(np.nanargmax(once))
     return Choice(
         name=names[best],
@@ -171,6 +175,8 @@ def _cross_fit(
     first = rng.permuted(np.tile(np.arange(number) < number // 2, (len(weights), 1)), axis=1)
     halves = [weights * first, weights * ~first]
     # (2, M, B): the metric of every candidate on each half.
+    # Only one metric is stored: the full results of all candidates and draws, at K classes each,
+    # would not fit into memory at LVIS's size.
     figures = np.empty((2, len(candidates), len(weights)))
     for m, run in enumerate(progress(candidates.values())):
         for half, images in enumerate(halves):
@@ -189,6 +195,7 @@ def _cross_fit(
         figures[other][chosen[half], draw] - figures[other][base]
         for half, other in ((0, 1), (1, 0))
     ]
+    # The mean over both halves uses every image once for scoring.
     return np.mean(gains, axis=0), chosen
 
 

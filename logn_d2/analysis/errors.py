@@ -69,10 +69,13 @@ class ErrorAnalysis:
 
     def gain(self, error: str, group: str = "all") -> float:
         """Gain in AP of a group if a kind of error were corrected; NaN without objects."""
+        # Class by class before the mean: a class without objects is NaN in both and drops out of
+        # both.
         return self._mean(self.mended[error] - self.ap, group)
 
     def not_found(self, group: str = "all") -> int:
         """Count the classes of a group that have objects but no true positive."""
+        # `FN` counts every object that no detection matched, so the rest was found.
         found = self.num_gt - self.count["FN"]
         return int(np.count_nonzero((found == 0) & (self.num_gt > 0) & self._is_member(group)))
 
@@ -104,6 +107,7 @@ class ErrorAnalysis:
 
     def _mean(self, values: np.ndarray, group: str) -> float:
         values = values[self.members[group]]
+        # np.nanmean would warn about groups without objects, which are ordinary in small data sets.
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else math.nan
 
@@ -204,6 +208,8 @@ def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.nda
     matches, hit = outcomes.matches, outcomes.is_kind("TP")
     kept, category = outcomes.kind != UNLABELLED, matches.category
     to_find = matches.gt_counted[:, 0]
+    # An object that is not counted shortens the recall axis, which is how TIDE removes a miss: it
+    # can't add a detection, whose score nobody knows.
     if without == "Miss":
         left = to_find & ~outcomes.missed
     elif without == "FN":
@@ -211,14 +217,18 @@ def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.nda
     else:
         left = to_find
     if without == "FP":
+        # Recall depends on the true positives alone, so only precision changes.
         kept = hit
     elif without in KINDS:
         error = outcomes.is_kind(without)
+        # Without a target, the object has a match already or goes to a better detection: a second
+        # match would be a duplicate, so the detection is left out instead.
         mended = error & (outcomes.target >= 0)
         kept, hit = kept & (mended | ~error), hit | mended
         category = category.copy()
         # A corrected `Cls` moves into the ranking of the object's class.
         category[mended] = matches.gt_category[outcomes.target[mended]]
+    # Ranked anew, but not matched anew: TIDE corrects labels, not boxes.
     ap = _ranked_ap(matches, np.flatnonzero(kept), category, hit, left)
     # Without any found object, these corrections leave no object to count: AP stays 0, not NaN.
     nothing_left = np.isnan(ap) & (_objects_per_class(outcomes, to_find) > 0)
@@ -246,6 +256,8 @@ def _ranked_ap(
     columns = (matches.image, -matches.score, category)
     order = kept[np.lexsort([column[kept] for column in columns])]
     rows = np.flatnonzero(hit[order])
+    # `replace` keeps images, classes and groups, and the result is computed by the very code of
+    # `evaluate_lvis`, so that both define AP alike.
     ranked = replace(
         matches,
         **{name: getattr(matches, name)[order] for name in ("index", "image", "score")},
@@ -261,11 +273,13 @@ def _ranked_ap(
 
 def _class_count(outcomes: DetectionOutcomes, error: str) -> np.ndarray:
     """Number of errors in each class, (K,) int64."""
+    # `Miss` and `FN` count objects, all other kinds count detections by their own class.
     if error == "Miss":
         return _objects_per_class(outcomes, outcomes.missed)
     if error == "FN":
         return _objects_per_class(outcomes, outcomes.matches.gt_counted[:, 0] & ~outcomes.found)
     if error == "FP":
+        # Unlabelled detections are no errors: nobody knows whether they are right.
         chosen = (outcomes.kind != UNLABELLED) & ~outcomes.is_kind("TP")
     else:
         chosen = outcomes.is_kind(error)

@@ -139,13 +139,20 @@ def label_detections(
             frequency_groups=frequency_groups,
             class_groups=class_groups,
         )
+    # For masks, objects without one do not exist; `matches` numbers the remaining ones.
     ground_truth = ground_truth.for_task(matches.iou_type)
+    # `members` would overwrite one of the two without a word.
     if "all" in group_members(matches.groups, matches.class_groups):
         raise UserError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)
+    # Unlabelled until shown to be a false positive: this also covers detections of ignored objects
+    # and those that the federated rule spares.
     kind = np.where(outcome == MATCHED, _TP, UNLABELLED).astype(np.int8)
+    # Column 0 is the area range "all", the only one with labels.
     false = np.flatnonzero((outcome == 0) & matches.counted[:, 0])
     objects = np.flatnonzero(matches.gt_counted[:, 0])
+    # Across classes, which `match_lvis` never compares, and therefore only for false positives:
+    # pairs over all classes are the largest arrays of the analysis.
     pairs = _pairs(ground_truth, detections, matches, false, objects, background_iou)
     kind[false], nearest = _error_kinds(
         matches.category[false], ground_truth.category, *pairs, foreground_iou, background_iou
@@ -153,6 +160,8 @@ def label_detections(
     target = np.full(len(matches), -1)
     target[false] = _claims(nearest, found, matches.score[false])
     missed = matches.gt_counted[:, 0] & ~found
+    # TIDE charges such an object to the `Cls` or `Loc` that would match it, and only the rest to
+    # `Miss`.
     missed[target[target >= 0]] = False
     return DetectionOutcomes(
         *(matches, kind, target, found, missed),
@@ -171,6 +180,8 @@ def _match(
 
     `matches` does not say which objects were matched, and covers only LVIS's thresholds.
     """
+    # All objects take part, also those to be ignored: a detection that matches one must not count
+    # as false.
     everything = np.arange(len(matches)), np.arange(len(ground_truth))
     pairs = _pairs(
         ground_truth, detections, matches, *everything, foreground_iou, of_one_class=True
@@ -180,6 +191,7 @@ def _match(
     rows, reached, taken = match(*pairs, keys, ~to_find, ground_truth.crowd, thresholds)
     outcome = np.zeros(len(matches), dtype=np.int8)
     outcome[rows] = reached[:, 0, 0]
+    # A matched object that is ignored is not found: it does not count towards recall.
     return outcome, taken[:, 0, 0] & to_find[:, 0]
 
 
@@ -199,6 +211,7 @@ def _pairs(
     """
     det_key, gt_key = matches.image[rows], ground_truth.image[objects]
     if of_one_class:
+        # Image and class in one int64, which the search for pairs compares in a single step.
         det_key = det_key * ground_truth.num_classes + matches.category[rows]
         gt_key = gt_key * ground_truth.num_classes + ground_truth.category[objects]
     index, gt_crowd = matches.index[rows], ground_truth.crowd[objects]
@@ -206,10 +219,12 @@ def _pairs(
         boxes = detections.box[index], ground_truth.box[objects]
         found = box_candidates(det_key, boxes[0], gt_key, boxes[1], gt_crowd, min_iou)
     else:
+        # Detections without masks are refused earlier unless there are none at all.
         masks = detections.masks or RleMasks.from_dicts([])
         masks = masks.take(index), ground_truth.masks.take(objects)
         found = mask_candidates(det_key, masks[0], gt_key, masks[1], gt_crowd, min_iou)
     det, gt, iou = found
+    # The search numbers the given objects; callers need positions among all of them.
     return det, objects[gt], iou
 
 
@@ -233,6 +248,8 @@ def _error_kinds(
         foreground_iou (float): see `label_detections`.
         background_iou (float): see `label_detections`.
     """
+    # The nearest object of the own class and the nearest of the others are kept apart: the kinds
+    # depend on both.
     same = category[det] == gt_category[gt]
     own, own_object = _nearest(len(category), det[same], gt[same], iou[same])
     other, other_object = _nearest(len(category), det[~same], gt[~same], iou[~same])
