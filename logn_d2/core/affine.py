@@ -89,8 +89,10 @@ class AffineCalibration(nn.Module):
         softmax_only: bool = False,
     ) -> None:
         super().__init__()
+        # Called only for its check of the name.
         foreground_columns(background)
         # Checked after rounding to float32, in which a float64 value may become 0 or infinite.
+        # float32 is the precision of the logits; formulas in float64 are rounded here, once.
         scale, shift = scale.detach().float(), shift.detach().float()
         _check_vectors(scale, shift)
         self.background = background
@@ -144,6 +146,8 @@ class AffineCalibration(nn.Module):
             "format": FORMAT, "version": VERSION, "background": self.background, "name": self.name,
             "softmax_only": self.softmax_only,
         }  # fmt: skip
+        # safetensors allows only strings as metadata; JSON keeps booleans and numbers apart from
+        # text.
         metadata = {name: json.dumps(value) for name, value in fields.items()}
         with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -171,6 +175,7 @@ class AffineCalibration(nn.Module):
                 background=fields["background"],
                 name=str(fields["name"]),
                 persistent=persistent,
+                # Files written before the field existed lack it.
                 softmax_only=bool(fields.get("softmax_only", False)),
             )
         except KeyError as error:
@@ -197,6 +202,7 @@ class AffineCalibration(nn.Module):
 
     def digest(self) -> str:
         """A hash of all values that determine the calibrated logits: 16 hexadecimal digits."""
+        # The name is left out: two names of the same numbers give the same detections.
         digest = hashlib.sha256(f"{self.background} {len(self.column_scale)}".encode())
         for column in (self.column_scale, self.column_shift):
             digest.update(column.detach().float().cpu().contiguous().numpy().tobytes())
@@ -236,6 +242,8 @@ class AffineCalibration(nn.Module):
                 f"{self.background}), but these logits have {logits.shape[-1]}. Use statistics of "
                 "this head, or build the calibration with the right background=."
             )
+        # The buffers are float32, so that half-precision logits are promoted: their 10 bits could
+        # not resolve the shifts.
         return torch.addcmul(self.column_shift, logits, self.column_scale)
 
     def extra_repr(self) -> str:
@@ -282,6 +290,8 @@ def _check_vectors(scale: Tensor, shift: Tensor) -> None:
         )
     bad = ~(scale.isfinite() & (scale > 0) & shift.isfinite())
     if bad.any():
+        # A negative scale would reverse the ranking of a class, and 0 would give all its RoIs one
+        # score.
         index = int(bad.nonzero()[0])
         raise UserError(
             f"{int(bad.sum())} of {len(scale)} classes have a scale that is not positive, or a "

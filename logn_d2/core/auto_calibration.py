@@ -16,7 +16,7 @@ def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCa
 
     pi is the mean posterior over all RoIs of the statistics pass: the detector's own prior. The
     shifts are centred because the share of background among sampled RoIs is the sampler's, and says
-    nothing of the images. There is no constant to choose. docs/when_logn_helps.md has its
+    nothing about the images. There is no constant to choose. docs/when_logn_helps.md has its
     results, and those of the rules that were tried before.
 
     Args:

@@ -1,4 +1,4 @@
-"""Statistics out of a checkpoint that was trained with the released LogN code.
+"""Statistics from a checkpoint that was trained with the released LogN code.
 
 That code (https://github.com/MCG-NJU/LogN, on MMDetection 2) puts a ``BatchNorm1d(K + 1)`` behind
 the classifier; its buffers are the statistics. In a checkpoint they are
@@ -52,7 +52,7 @@ def load_batch_norm(
 
     Raises:
         FileNotFoundError: there is no such file.
-        StatisticsError: it can't be read in this way, or has no such statistics.
+        StatisticsError: it can't be read safely, or has no such statistics.
 
     Example:
         >>> load_batch_norm("epoch_1.pth").save("logn_stats.safetensors")  # doctest: +SKIP
@@ -61,6 +61,8 @@ def load_batch_norm(
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint at '{path}'.")
     try:
+        # MMDetection also writes its optimiser and its config; the safe loader refuses the
+        # checkpoint if these hold objects.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
         raise StatisticsError(
@@ -91,14 +93,13 @@ def import_batch_norm(
 
     What to know about these numbers:
 
-    - After n batches a share (1 - momentum)^n of the start values, mean 0 and variance 1, is still
-      in them. ``debias`` takes it out, which is right only for buffers that started there and had
-      one momentum all the time: a checkpoint of the released fine-tuning, from a training without
-      the layer.
-    - They are of one process's images, and without the variance between images.
+    - After n batches a share (1 - momentum)^n of the start values, mean 0 and variance 1, remains.
+      ``debias`` removes it, which is right only for buffers that started there and had one momentum
+      all the time: a checkpoint of the released fine-tuning, from a training without the layer.
+    - They cover one process's images and lack the variance between images.
     - *The background's mean is not to be trusted*: the released code sets it to zero in the buffer
-      itself each time that it evaluates. An exact zero is taken as unknown (count 0); one that
-      moved on from zero can't be told. LogN makes no use of it.
+      itself at each evaluation. An exact zero counts as unknown (count 0); a mean that has moved
+      away from zero since can't be recognised. LogN does not use it.
     - The layer counts batches; images and RoIs follow from the settings of the training.
 
     Args:
@@ -108,7 +109,7 @@ def import_batch_norm(
             config has none.
         debias (bool): remove the share of the start values.
         images_per_batch (int): of one process; 1 in the released fine-tuning configs.
-        rois_per_image (int): that are sampled; 512 in the released configs.
+        rois_per_image (int): sampled RoIs; 512 in the released configs.
         datasets (Sequence[str]): what was passed over, for the record.
 
     Returns:
@@ -166,10 +167,13 @@ def _stage_prefixes(state_dict: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             continue
         norm = name.removesuffix(".running_mean")
         head = norm.rpartition(".")[0]
+        # Without the classifier (a file of buffers alone) the name must do; with it, the width
+        # tells this layer from normalisations of features.
         weight = state_dict.get(f"{head}.fc_cls.weight")
         if weight is None or len(weight) == len(tensor):
             found.setdefault(match["head"], {})[int(match["stage"] or 0)] = (head, norm)
     if not found:
+        # Three names are enough to see which kind of model it is; a backbone has fifty.
         others = [name for name in state_dict if name.endswith("running_mean")][:3]
         raise StatisticsError(
             "The checkpoint has no statistics of logits: there is no buffer such as "
@@ -208,10 +212,15 @@ def _stage(
 ) -> StageStatistics:
     steps = _number_of_batches(state_dict, norm)
     mean = state_dict[f"{norm}.running_mean"].double()
+    # The layer counts batches only. The number matters for `usable` alone, which asks for two
+    # logits.
     count = torch.full_like(mean, steps * rois_per_batch, dtype=torch.int64)
+    # The released code zeroes the background's mean in evaluation: count 0 marks it as unknown, so
+    # that beta=background refuses it.
     count[-1] *= int(mean[-1] != 0)
     state = {"mean": mean, "var": state_dict[f"{norm}.running_var"].double(), "count": count}
     averages = EmaLogitMoments.from_state_dict({**state, "steps": torch.tensor(steps)}, momentum)
+    # The same formula as for averages of our own, so that both give the same numbers.
     moments = averages.debiased() if debias else (averages.mean, averages.var)
     weight = state_dict.get(f"{head}.fc_cls.weight")
     if weight is not None:

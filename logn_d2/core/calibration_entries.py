@@ -1,4 +1,4 @@
-"""The calibrations that the registry knows: what each takes from `CalibrationInputs`.
+"""The registered calibrations, each with its inputs from `CalibrationInputs`.
 
 Shapes: K foreground classes.
 """
@@ -68,6 +68,7 @@ def _norcal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
     image_count = inputs.image_count()
     if options.get("gamma") == "auto":
         gamma = matching_gamma(inputs.statistics(), image_count, background=inputs.background)
+        # Tables and files show the text gamma=auto, so the log has the value.
         logger.info("norcal(gamma=auto), stage %d: gamma is %.3f", inputs.stage_index, gamma)
         options["gamma"] = gamma
     return norcal(image_count, background=inputs.background, **options)
@@ -112,6 +113,7 @@ def _tau_norm(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
 def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
     _, bias = inputs.parameters()
     scales = learned_scales(checkpoint)
+    # Compared before use: factors of another model would broadcast or fail far from the cause.
     columns = inputs.num_classes + (inputs.background != "none")
     if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
         raise UserError(
@@ -130,13 +132,13 @@ def _groups(
     common_max: int | None = None,
     **choices: str,
 ) -> AffineCalibration:
-    """Another calibration for each frequency group; a group that is not named stays as it is.
+    """A calibration for each frequency group; unnamed groups keep their raw logits.
 
-    The groups are those of the data set, so that they are the ones of APr, APc and APf; LVIS's
-    (at most 10 and 100 images) where it has none, and others where limits are given.
+    The groups are the data set's own, those of APr, APc and APf. A data set without groups gets
+    LVIS's (at most 10 and 100 images); given limits override both.
 
-    Each one is made for all classes, so that LogN's beta is the usual one; its group's share of
-    the vectors is then taken.
+    Each calibration is built for all classes, so that LogN's beta and centred shifts are the usual
+    ones; each group then takes the values of its classes.
     """
     if not choices or not set(choices) <= set(_GROUPS):
         raise UserError(
@@ -148,19 +150,24 @@ def _groups(
             check_number(name, limit, "[0, inf]")
     image_count, groups = inputs.image_count(), inputs.groups()
     if groups is None or rare_max is not None or common_max is not None:
+        # Given limits replace the data set's own groups, also where it has letters.
         groups = frequency_groups(
             image_count,
             10 if rare_max is None else rare_max,
             100 if common_max is None else common_max,
         )
+    # Unnamed groups keep their raw logits.
     identity = AffineCalibration.identity(inputs.num_classes)
     scale, shift, softmax_only = identity.scale, identity.shift, False
     for name, text in choices.items():
         if text != "none":
+            # Made for all classes first: centred shifts and beta depend on every class, not only on
+            # the members of a group.
             chosen = build_calibration(str(text), inputs)
             members = torch.from_numpy(groups == _GROUPS[name])
             scale = torch.where(members, chosen.scale, scale)
             shift = torch.where(members, chosen.shift, shift)
+            # A single group whose method has no form for sigmoid scores rules out heads with them.
             softmax_only |= chosen.softmax_only
     return AffineCalibration(scale, shift, background=inputs.background, softmax_only=softmax_only)
 

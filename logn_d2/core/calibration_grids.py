@@ -17,22 +17,22 @@ MAX_GRID = 1000
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'"
-# What is quoted is found first, so that no range is seen in it.
+# Quoted text is matched first, so that a range inside it stays text.
 _RANGE = re.compile(rf"{_QUOTED}|({_NUMBER})\s*:\s*({_NUMBER})\s*:\s*({_NUMBER})")
 
 
 def expand_grid(text: str) -> tuple[str, ...]:
-    """The calibrations that a text stands for.
+    """Expand a text into the calibrations that it stands for.
 
     An option can be a list, ``[0.2, 0.4]``, or a range ``start:stop:step`` that contains its stop.
-    Several of them, also in the calibrations of groups, are multiplied; the first varies slowest.
+    Several of them, also inside groups(...), give all combinations; the first varies slowest.
 
     Args:
-        text (str): as `parse_calibration` takes it, or with lists and ranges for values.
+        text (str): as for `parse_calibration`, or with lists and ranges as values.
 
     Returns:
-        tuple[str, ...]: texts that `parse_calibration` takes; the given text alone, as it is, if
-        there is no list or range in it.
+        tuple[str, ...]: texts for `parse_calibration`; only the given text, unchanged, if it
+        contains no list or range.
 
     Raises:
         ValueError: an empty list or range, or more than `MAX_GRID` calibrations.
@@ -43,11 +43,14 @@ def expand_grid(text: str) -> tuple[str, ...]:
         >>> expand_grid("logn(beta=[min, mean], std_power=[1, 2])")[1:3]
         ('logn(beta=min, std_power=2)', 'logn(beta=mean, std_power=1)')
     """
+    # Lazily, one beyond the limit: the product of a few ranges may have billions of members.
     found = list(itertools.islice(_expanded(_RANGE.sub(_listed, text), text), MAX_GRID + 1))
     if len(found) > MAX_GRID:
         raise UserError(
             f"The grid {text!r} stands for more than {MAX_GRID} calibrations. Take larger steps."
         )
+    # A value that two lists share would otherwise be evaluated twice; the order of the text is
+    # kept.
     return tuple(dict.fromkeys(found))
 
 
@@ -58,6 +61,7 @@ def _expanded(spelled: str, text: str) -> Iterator[str]:
     except SyntaxError:
         yield text  # parse_calibration says what is wrong with it
         return
+    # Breadth first, so that outer options vary slowest, as in nested loops.
     keywords = (node for node in ast.walk(tree) if isinstance(node, ast.keyword))
     first = next((each for each in keywords if isinstance(each.value, ast.List)), None)
     if first is None:
@@ -67,6 +71,7 @@ def _expanded(spelled: str, text: str) -> Iterator[str]:
     if not values:
         raise UserError(f"The grid {text!r} has an empty list of values for {first.arg}.")
     for value in values:
+        # The tree is changed in place and unparsed before the next value replaces this one.
         first.value = value
         chosen = ast.unparse(tree.body)
         yield from _expanded(chosen, chosen)

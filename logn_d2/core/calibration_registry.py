@@ -82,6 +82,7 @@ class CalibrationInputs:
 
     def groups(self) -> np.ndarray | None:
         """(K,) letters of the data set's own groups, or None."""
+        # Unlike `class_counts`, no error: a data set without groups of its own is ordinary.
         counts = self.counts() if callable(self.counts) else self.counts
         return None if counts is None else counts.groups
 
@@ -154,7 +155,9 @@ def parse_calibration(text: str) -> tuple[str, dict[str, Any]]:
             f"{text!r} is a grid of {len(grid)} calibrations, but one is needed here, for example "
             f"{grid[0]}. A sweep (`logn sweep`) compares all of a grid."
         )
+    # A grid of one, such as [0.6], is that calibration.
     name, options = parse_call(grid[0], "calibration", "norcal(gamma=0.6)")
+    # Only for its error: an unknown name should stop a command before it loads a model.
     CALIBRATION_REGISTRY.get(name)
     return name, options
 
@@ -181,9 +184,12 @@ def build_calibration(text: str, inputs: CalibrationInputs) -> AffineCalibration
     try:
         calibration = CALIBRATION_REGISTRY.get(name)(inputs, **options)
     except TypeError as error:
+        # A TypeError out of the body of a registered function is a bug, and keeps its traceback.
         if not _is_of_the_call(error):
             raise
         raise UserError(f"The calibration {text!r} has wrong options: {error}.") from None
+    # The complete text, not the registry's name: two options of one method must differ in tables
+    # and file names.
     calibration.name = text
     return calibration
 
@@ -219,7 +225,7 @@ def stage_calibrations(
         statistics (LogitStatistics): S stages, or a function that returns them, called only where
             they are needed; None for calibrations that need none.
         counts (ClassCounts): of the training set, or a function that returns them, or None.
-        background (str): where the background column is.
+        background (str): position of the background column.
         classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
             for calibrations that need them.
         class_names, fingerprints: of the model, which the statistics are compared with; see
@@ -230,7 +236,7 @@ def stage_calibrations(
 
     Raises:
         KeyError: unknown name.
-        ValueError: something that the calibration needs is missing or does not fit.
+        ValueError: an input of the calibration is missing or does not fit the model.
 
     Example:
         >>> calibrations = stage_calibrations("uncalibrated", num_classes=3, num_stages=2)
@@ -252,8 +258,11 @@ def stage_calibrations(
             )
         return found
 
+    # Statistics that are there are checked in any case, also where the calibration makes no use of
+    # them: the wrong file is a mistake either way.
     if statistics is not None and not callable(statistics):
         check(statistics)
+    # Read and checked at the first use only, and once for all stages.
     read = functools.cache(lambda: check(statistics()) if callable(statistics) else statistics)
     if callable(counts):
         counts = functools.cache(counts)  # count once, not once a stage
@@ -263,6 +272,7 @@ def stage_calibrations(
             text,
             CalibrationInputs(
                 num_classes,
+                # Default arguments bind the index of this stage; a closure would see the last one.
                 (lambda index=index: read().stages[index]) if known else None,
                 counts,
                 background,

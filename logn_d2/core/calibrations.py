@@ -84,12 +84,14 @@ def logn(
     sigma = stage.var.double()[foreground].sqrt() ** std_power / _reference(
         std_reference, std_power, stage, foreground
     )
+    # A variance of 0 would give an infinite scale, which `AffineCalibration` refuses.
     sigma = torch.where(usable, sigma, 1.0) if use_std else torch.ones_like(mean)
     # Only beta ignores unlabelled classes; their own logits are still standardised.
     counts = usable if unlabelled is None else usable & ~unlabelled
     # The background's mean comes from all RoIs: it has no negatives in the sense of a class.
     beta = _beta(beta, mean[counts], whole, background)
     offset = beta - mean if use_mean else torch.full_like(mean, beta)
+    # With scale 1 and shift 0, an unusable class keeps its raw logits.
     shift = torch.where(usable, offset / sigma, 0.0)
     return AffineCalibration(1 / sigma, shift, background=background, name="logn")
 
@@ -151,16 +153,20 @@ def tau_norm(
     check_number("tau", tau, "(-inf, inf)")
     check_bool("keep_bias", keep_bias)
     foreground = foreground_columns(background)
+    # A zero row has norm 0 and an infinite scale, which `AffineCalibration` refuses with its class.
     scale = weight.detach().cpu().double().norm(dim=1)[foreground] ** -tau
     shift = torch.zeros_like(scale)
     if bias is not None:
         bias = bias.detach().cpu().double()[foreground]
+        # The map acts on w x + b: scaling it scales the bias as well, and the shift puts back (or
+        # takes off) what the formula wants.
         shift = bias * (1 - scale) if keep_bias else -scale * bias
     return AffineCalibration(scale, shift, background=background, name="tau_norm")
 
 
 def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: Background) -> float:
     """beta of Eq. 2 by its rule, from the means of the classes that count; 0 for none."""
+    # True is an int in Python, but no constant that anybody would mean.
     if isinstance(rule, (int, float)) and not isinstance(rule, bool):
         return float(rule)
     rules = ("min", "max", "mean", "background", "none")
@@ -169,6 +175,7 @@ def _beta(rule: str | float, mean: Tensor, stage: StageStatistics, background: B
     if rule == "none" or background == "none" or len(mean) == 0:
         return 0.0
     if rule == "background":
+        # Count 0 marks a mean that was never measured, such as that of an imported checkpoint.
         index = -1 if background == "last" else 0
         if stage.count[index] == 0:
             raise UserError(
@@ -188,4 +195,5 @@ def _reference(
     var = stage.var.double()[foreground][stage.usable[foreground]]
     if rule == "none" or len(var) == 0:
         return 1.0
+    # The mean of logs of the variance: half of it is that of sigma.
     return (var.log().mean() * std_power / 2).exp()

@@ -1,4 +1,4 @@
-"""The little language in which configs and command lines name a method with its options."""
+"""The small language of configs and command lines: the name of a method with its options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["check_bool", "check_number", "check_options", "parse_call"]
 
 
 def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]:
-    """Reads a name, or a call with keywords.
+    """Parse a name, or a call with keywords.
 
     Args:
         text (str): for example "logn" or "norcal(gamma=0.6)" or "logn(beta=mean, std_power=2)".
-        kind (str): what it names, for the error message, for example "calibration".
-        example (str): of the form, for the error message.
+        kind (str): kind of method, for the error message, for example "calibration".
+        example (str): an example for the error message.
 
     Returns:
         tuple[str, dict]: the name, and the options; a bare word is a string, a call its text.
@@ -32,12 +32,16 @@ def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]
         ('logn', {'beta': 'mean', 'std_power': 2})
     """
     try:
+        # Python's own grammar, but nothing is evaluated: names stay text, and values must be
+        # literals.
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call):
             return _name_and_options(node)
         raise UserError("neither a name nor a call")
+    # literal_eval raises ValueError for anything but a literal, and deeply nested text overflows
+    # the parser.
     except (RecursionError, SyntaxError, TypeError, ValueError):
         raise UserError(
             f"Can't read the {kind} {text!r}. Write a name or a call with keywords, for example "
@@ -46,11 +50,11 @@ def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]
 
 
 def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -> None:
-    """Checks that a registered function or class has the options that are given.
+    """Check that a registered function or class has the given options.
 
     Args:
-        text (str): what was written, for the error message.
-        kind (str): what it names, for example "loss".
+        text (str): the whole text, for the error message.
+        kind (str): kind of method, for example "loss".
         entry (Callable): its keyword-only arguments are the options.
         given (Iterable[str]): names of options.
 
@@ -63,6 +67,8 @@ def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -
         >>> check_options("focal(gamma=1)", "loss", focal, ["gamma"])
     """
     parameters = inspect.signature(entry).parameters.values()
+    # Positional arguments, such as the number of classes, come from the program and not from the
+    # text.
     known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -73,7 +79,7 @@ def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Checks an option that is either on or off; a bare word such as ``no`` is a string, and true.
+    """Check an option that is on or off; a bare word such as ``no`` is a string, and would be true.
 
     Args:
         name (str): of the option, for the error message.
@@ -90,12 +96,12 @@ def check_bool(name: str, value: Any) -> None:
 
 
 def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -> None:
-    """Checks a value that a person has written.
+    """Check a number from a config or command line.
 
     Args:
         name (str): of the option, for the error message.
         value (Any): what was given for it.
-        interval (str): where it must be, for example "[0, 1)"; square brackets contain their end.
+        interval (str): allowed values, for example "[0, 1)"; a square bracket includes its end.
         whole (bool): whether it must be an integer.
 
     Raises:
@@ -105,9 +111,11 @@ def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -
         >>> check_number("momentum", 0.9, "[0, 1)")
     """
     low, high = map(float, interval[1:-1].split(","))
+    # numpy's numbers register with these abstract types; True would pass as 1.
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if (
         not is_number
+        # NaN fails every comparison, and so this one.
         or not low <= value <= high
         or (value == low and interval[0] == "(")
         or (value == high and interval[-1] == ")")
@@ -121,6 +129,7 @@ def _name_and_options(node: ast.Call) -> tuple[str, dict[str, Any]]:
         raise UserError("another call")
     options = {}
     for keyword in node.keywords:
+        # `**` has no name. Python itself refuses a repeated keyword only when it compiles.
         if keyword.arg is None or keyword.arg in options:
             raise UserError("**, or a keyword twice")
         options[keyword.arg] = _value(keyword.value)
@@ -132,6 +141,7 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Call):
+        # Parsed only to refuse what could not be read later, when the inner method is made.
         _name_and_options(node)
         return ast.unparse(node)
     return ast.literal_eval(node)

@@ -1,4 +1,4 @@
-"""Mean and variance of each class's logit as the released LogN code gathers them.
+"""Mean and variance of each class's logit as the released LogN code computes them.
 
 Shapes: R RoIs in a batch, C logit columns. Logits are in nats.
 """
@@ -18,21 +18,21 @@ __all__ = ["EmaLogitMoments"]
 
 
 class EmaLogitMoments:
-    """Moving-average mean and variance, as the released LogN code gathers them.
+    """Moving averages of mean and variance, as in the released LogN code.
 
     The released code puts a ``BatchNorm1d(affine=False)`` behind the classifier, in training mode:
     the averages start at mean 0 and variance 1, and each batch of two or more RoIs moves them by
 
         mean <- (1 - m) mean + m * batch mean,    var <- (1 - m) var + m * unbiased batch variance.
 
-    After T batches a share (1 - m)^T of the start value is still in them, and the variance
-    *between* images is missing. :meth:`debiased` removes the first. Use :class:`LogitMoments`
-    unless the published numbers are to be reproduced.
+    After T batches a share (1 - m)^T of the start values remains, and the variance *between* images
+    is missing. :meth:`debiased` corrects only the first. Use :class:`LogitMoments` except to
+    reproduce published numbers.
 
     Args:
         num_columns (int): C.
         momentum (float): m in (0, 1]; 5e-5 in the released fine-tuning configs.
-        device (torch.device or str): where the state lives.
+        device (torch.device or str): device of the state.
 
     Raises:
         ValueError: a momentum outside (0, 1].
@@ -69,7 +69,7 @@ class EmaLogitMoments:
 
     @torch.no_grad()
     def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
-        """Moves the averages by one batch; batches of fewer than two RoIs are left out.
+        """Update the averages with one batch; batches of fewer than two RoIs are ignored.
 
         Args:
             logits (Tensor): (R, C).
@@ -82,15 +82,21 @@ class EmaLogitMoments:
         check_columns(logits, self.num_columns)
         if mask is not None:
             raise UserError("Moving averages take every RoI: use the exact estimator with a mask.")
+        # BatchNorm1d raises an error for a single value in training mode; there is no unbiased
+        # variance of one RoI.
         if len(logits) < 2:
             return
+        # In float64 and in blocks, as the exact estimator: only the rule of averaging differs from
+        # it.
         found = (
             batch_moments(part.to(self.mean.device, torch.float64)) for (part,) in blocks(logits)
         )
         weighted = ((count.double(), *others) for count, *others in found)
         _, mean, sum_square = functools.reduce(combined, weighted)
+        # Before any state changes, so that a caller may drop the batch and go on.
         check_finite(mean)
         var = sum_square / (len(logits) - 1)
+        # New tensors, so that statistics taken earlier keep their values.
         self.mean = self.mean + self.momentum * (mean - self.mean)
         self.var = self.var + self.momentum * (var - self.var)
         self.steps = self.steps + 1
@@ -104,6 +110,7 @@ class EmaLogitMoments:
         """
         if self.steps == 0:
             raise UserError("No batch was seen, so there is nothing to correct.")
+        # The share of the start values, 0 for the mean and 1 for the variance.
         left = (1 - self.momentum) ** int(self.steps)
         # A class whose logit never varies may come out below 0 by rounding.
         return self.mean / (1 - left), ((self.var - left) / (1 - left)).clamp(min=0)

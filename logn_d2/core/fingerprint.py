@@ -1,4 +1,4 @@
-"""Whether two classifiers have the same weights, told from one number a class.
+"""Fingerprints of classifiers: one number per class, equal if the weights are equal.
 
 Shapes: C logit columns, D feature channels.
 """
@@ -18,7 +18,7 @@ COLUMN_TOLERANCE = 0.1
 
 
 def classifier_fingerprint(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One number a class that tells whether two classifiers are the same.
+    """Compute one number per class that tells whether two classifiers are the same.
 
     A fixed projection of each weight row, plus the bias. Unlike a hash it survives a cast to half
     precision, and it shows *which* classes differ.
@@ -35,14 +35,18 @@ def classifier_fingerprint(weight: Tensor, bias: Tensor | None = None) -> Tensor
         >>> [round(value, 4) for value in classifier_fingerprint(weight).tolist()]
         [0.5403, -0.8323]
     """
+    # On the CPU and in float64, so that the number is the same wherever the model runs. A
+    # convolution's kernel is one row.
     weight = weight.detach().cpu().double().flatten(1)
+    # Any fixed direction does. Cosines need no random generator, whose stream could change between
+    # releases, and no row is likely to be orthogonal to them.
     direction = torch.arange(1, weight.shape[1] + 1, dtype=torch.float64).cos()
     projection = weight @ direction
     return projection if bias is None else projection + bias.detach().cpu().double()
 
 
 def fingerprint_differences(expected: Tensor, found: Tensor) -> Tensor:
-    """Which columns make two classifiers different ones.
+    """Find the columns in which two classifiers differ.
 
     The decision is taken over all columns together: rounding to half precision shifts each column
     in proportion to its own norm, and the norms of a long-tailed classifier differ a lot.
@@ -62,8 +66,10 @@ def fingerprint_differences(expected: Tensor, found: Tensor) -> Tensor:
     if expected.shape != found.shape:
         return torch.ones_like(expected, dtype=torch.bool)
     distance = (expected - found).abs()
+    # One scale for all columns: a single projection may be near 0 by chance, and relative to it
+    # rounding would look large.
     scale = expected.square().mean().sqrt()
-    # Both written so that NaN differs.
+    # Both comparisons are written so that NaN differs.
     same = distance.square().mean().sqrt() <= RMS_TOLERANCE * scale
     same &= (distance <= COLUMN_TOLERANCE * scale).all()
     return (

@@ -1,4 +1,4 @@
-"""An `AffineCalibration` folded into the classifier in front of it: no work left at inference.
+"""Folding an `AffineCalibration` into the classifier in front of it: no cost at inference.
 
 Shapes: K foreground classes, C logit columns (K + 1 with a background column), D feature channels.
 """
@@ -21,7 +21,7 @@ def fold_linear(
 
         W'_c = scale_c W_c,     b'_c = scale_c b_c + shift_c,     background as it is
 
-    Computed in float64 and rounded once. A cosine classifier has no use for the length of W_c: see
+    Computed in float64 and rounded once. A cosine classifier ignores the length of W_c: see
     `fold_cosine`.
 
     Args:
@@ -43,6 +43,7 @@ def fold_linear(
     """
     _check_columns(len(weight), calibration)
     scale, shift = _columns(calibration, weight.device)
+    # The reshape lets the same line fold a convolution of shape (C, D, h, w).
     folded = weight.detach().double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
     return folded.to(weight.dtype), _fold_bias(bias, scale, shift).to(weight.dtype)
 
@@ -80,8 +81,10 @@ def fold_cosine(
         >>> gain.tolist(), bias.tolist()
         ([10.0, 20.0], [1.0, 3.0])
     """
+    # A bias of another length would broadcast if it had length 1.
     for found in {num_columns, num_columns if bias is None else len(bias)}:
         _check_columns(found, calibration)
+    # Without a bias there is nothing of the layer whose type and device could be taken.
     like = calibration.column_scale if bias is None else bias
     scale, shift = _columns(calibration, like.device)
     gain = temperature * scale

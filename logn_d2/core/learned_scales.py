@@ -1,4 +1,4 @@
-"""The class scales that LWS (learnable weight scaling) has learnt, read from its checkpoint.
+"""The class scales of LWS (learnable weight scaling), read from its checkpoint.
 
 Shapes: K foreground classes, C logit columns (K + 1 with a background column).
 """
@@ -19,12 +19,12 @@ from .affine import AffineCalibration, Background, foreground_columns
 __all__ = ["SCALE_KEY", "learned_scales", "lws"]
 
 # The classifier's learnt factor for each column, in a detector's state dict. Not its "gain", which
-# a folded calibration has left there.
+# comes from a folded calibration.
 SCALE_KEY = "cls_score.class_scale"
 
 
 def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
-    """The factors of each box predictor's columns.
+    """Read the factors of each box predictor's columns.
 
     Args:
         path (PathLike): a checkpoint of Detectron2; nothing but tensors and plain values is
@@ -42,6 +42,7 @@ def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
         torch.Size([1204])
     """
     path = os.path.abspath(path)
+    # Time and size are part of the cache's key, so that a checkpoint trained again is read again.
     found = os.stat(path)
     return list(_scales(path, found.st_mtime_ns, found.st_size))
 
@@ -49,13 +50,15 @@ def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
 @lru_cache(maxsize=8)  # each stage of a cascade asks, and each calibration of a sweep
 def _scales(path: str, changed: int, size: int) -> tuple[Tensor, ...]:
     try:
-        # Mapped: of a large file, only what is looked at is read.
+        # Mapped, so that only the needed parts of a large file are read. torch can't map the format
+        # before 1.6, which is no zip file.
         mapped = zipfile.is_zipfile(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"The checkpoint {path} can't be read ({error}).") from error
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
     # One predictor, or box_predictor.0 to .2 of a cascade.
+    # Clones, so that the cache does not keep the file mapped.
     scales = tuple(state[name].clone() for name in sorted(state) if name.endswith(SCALE_KEY))
     if not scales:
         raise UserError(
@@ -86,5 +89,7 @@ def lws(
     scale = scale.detach().cpu().double()[foreground]
     shift = torch.zeros_like(scale)
     if bias is not None:
+        # The learnt factor scales the weights alone; the map would scale the bias too, which this
+        # undoes.
         shift = bias.detach().cpu().double()[foreground] * (1 - scale)
     return AffineCalibration(scale, shift, background=background, name="lws")

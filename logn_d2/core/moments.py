@@ -72,6 +72,8 @@ class LogitMoments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, num_columns, dtype=torch.float64, device=device)
 
+        # Numbers of logits decide what is usable and stay exact as integers; weights need not be
+        # integers.
         self.count = zeros().long()
         self.weight = zeros()
         self.mean = zeros()
@@ -108,6 +110,7 @@ class LogitMoments:
             mean and variance without the group. NaN if the state is from an early release.
         """
         left, mean, square = separated(self._totals(), self._groups())
+        # A column without any logit has share 0 in all groups, which makes its error infinite.
         total = torch.where(self.weight > 0, self.weight, 1.0)
         return self.group_weight / total, mean, variance(square, left)
 
@@ -140,6 +143,7 @@ class LogitMoments:
                 f"Expected a mask of the logits' shape {tuple(logits.shape)}, found "
                 f"{tuple(mask.shape)}."
             )
+        # NaN fails the comparison too.
         if not 0 < weight < math.inf:
             raise UserError(f"The weight of an image is {weight}, expected a number above 0.")
         if len(logits) == 0:
@@ -148,7 +152,9 @@ class LogitMoments:
             logits.to(self.mean.device, torch.float64),
             None if mask is None else mask.to(self.mean.device),
         )
+        # Before any state changes, so that a caller may drop the image and go on.
         check_finite(mean)
+        # w copies of an image have the same mean, and w times its weight and squares.
         added = (count.double() * float(weight), mean, sum_square * float(weight))
         group = image_group(image, logits)
         # New tensors rather than in-place updates: state dicts and statistics taken earlier keep
@@ -192,6 +198,7 @@ class LogitMoments:
         parts = list(parts)
         if not parts:
             raise UserError("There are no moments to merge: expected at least one object.")
+        # A fresh object, because `merge` changes its left side: the parts may still be in use.
         total = cls(parts[0].num_columns, parts[0].mean.device)
         for part in parts:
             total.merge(part)
@@ -199,6 +206,7 @@ class LogitMoments:
 
     def to(self, device: torch.device | str) -> LogitMoments:
         """These moments on another device; this object itself if it is there already."""
+        # A merge of many parts would otherwise copy each of them.
         if self.mean.device == torch.device(device):
             return self
         return self.from_state_dict({k: v.to(device) for k, v in self.state_dict().items()})
@@ -253,13 +261,19 @@ def jackknife_error(replicates: Tensor, whole: Tensor, share: Tensor) -> Tensor:
     shape = (len(share), *[1] * (replicates.dim() - 2), share.shape[1])
     share = share.reshape(shape)
     has_part = (share > 0) & (share < 1)
+    # Groups without weight, and a group that has all of it, say nothing about the spread. `where`
+    # evaluates both sides, so the clamp keeps 1 / 0 out of them.
     odds = torch.where(has_part, (1 - share) / share.clamp(min=torch.finfo(share.dtype).tiny), 1.0)
     difference = whole - replicates
     common = ((1 - share) * difference).sum(dim=0)
     square = torch.where(has_part, (odds * difference - common).square() / odds, 0.0).sum(dim=0)
     groups = has_part.sum(dim=0)
     error = (square / groups.clamp(min=1)).sqrt()
+    # One group is no sample of groups: the spread is unknown, and infinity keeps a pass from
+    # stopping on it.
     error = torch.where(groups > 1, error, torch.inf)
+    # NaN shares mark files of early releases; comparisons with NaN above are False, so it has to be
+    # put back.
     return torch.where(share.isnan().any(dim=0), torch.nan, error)
 
 
@@ -278,6 +292,7 @@ def separated(whole: Moments, part: Moments) -> Moments:
     """Moments of a set of RoIs without some of its RoIs: the inverse of `combined`."""
     (weight, mean, square), (taken, part_mean, part_square) = whole, part
     left = weight - taken
+    # Rounding of weights may leave a little less than 0 for a part that is the whole.
     rest = mean - (part_mean - mean) * (taken / torch.where(left > 0, left, 1.0))
     # Rounding may leave a value slightly below zero.
     between = (part_mean - rest) * (part_mean - mean) * taken
@@ -286,6 +301,8 @@ def separated(whole: Moments, part: Moments) -> Moments:
 
 def variance(sum_square: Tensor, weight: Tensor) -> Tensor:
     """Unbiased variance of weighted copies; 0 for a weight of at most one."""
+    # Weights are frequencies (w copies), hence weight - 1. The clamp also serves fractional weights
+    # below 2.
     return sum_square / (weight - 1).clamp(min=1)
 
 
@@ -297,6 +314,8 @@ def image_group(image: Hashable | None, logits: Tensor) -> int:
         logits (Tensor): (R, C) logits of its RoIs, R > 0; the first row replaces a missing id.
     """
     if image is None:
+        # float64, so that the same logits give the same group from a model in half precision and
+        # from its stored outputs.
         image = logits[0].double().cpu().numpy().tobytes()
     name = image if isinstance(image, bytes) else str(image).encode()
     # Python's own hash differs between processes, and a random choice between passes; CRC-32 is
@@ -321,6 +340,8 @@ def batch_moments(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
         count = torch.full_like(mean, len(logits), dtype=torch.int64)
         return count, mean, (logits - mean).square_().sum(dim=0)
     count = mask.sum(dim=0)
+    # `where` and not a product: entries that don't count may be infinite, and infinity times 0 is
+    # NaN.
     mean = torch.where(mask, logits, 0.0).sum(dim=0) / count.clamp(min=1)
     return count, mean, torch.where(mask, logits - mean, 0.0).square_().sum(dim=0)
 
@@ -338,7 +359,9 @@ def blocks(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
         tuple: the rows of each, in order; one tuple where R is 0.
     """
     first = tensors[0]
+    # At least one row, however wide.
     rows = max(_BLOCK // max(first.shape[1], 1), 1)
+    # One block even of no rows, so that a reduction over blocks always has a start.
     for start in range(0, max(len(first), 1), rows):
         yield tuple(None if each is None else each[start : start + rows] for each in tensors)
 

@@ -107,11 +107,15 @@ class PosteriorMoments:
         posteriors = posteriors.to(device, torch.float64)
         self.roi_count[group] += len(logits)
         self.roi_weight[group] += weight * len(logits)
+        # Sticky: sums over negatives that miss some images would be of another set than the sums
+        # over all.
         self.labelled = self.labelled and labels is not None
         if not self.labelled:
             self.posterior_sum[group] += weight * posteriors.sum(dim=0)
             return
         labels = labels.to(device)
+        # Without a background column, the label K of background is no column, and the RoI is a
+        # negative of all.
         rows = ((labels >= 0) & (labels < self.num_columns)).nonzero().flatten()
         # One (row, column) pair per labelled RoI: its own column, which is no negative there.
         own = (rows, labels[rows])
@@ -120,21 +124,25 @@ class PosteriorMoments:
         # would leave few correct digits.
         negative = posteriors.index_put(own, posteriors.new_zeros(())).sum(dim=0)
         self.negative_posterior_sum[group] += weight * negative
+        # The sum over all RoIs from its two parts, which saves a second pass over (R, C).
         added = self._total(own[1], posteriors[own])
         self.posterior_sum[group] += weight * (negative + added)
 
     def _add_own(self, group: int, columns: Tensor, logits: Tensor, weight: float) -> None:
         count = torch.bincount(columns, minlength=self.num_columns)
+        # Two passes, as in `batch_moments`: sums of squares alone would cancel.
         mean = self._total(columns, logits) / count.clamp(min=1)
         square = self._total(columns, (logits - mean[columns]).square())
         rows = (self.own_weight[group], self.own_mean[group], self.own_sum_square[group])
         found = combined(rows, (count.double() * weight, mean, square * weight))
         for row, value in zip(rows, found, strict=True):
+            # The rows are views of this group's sums, so that only these are written.
             row.copy_(value)
         self.label_count += count
 
     def _total(self, columns: Tensor, values: Tensor) -> Tensor:
         """Sum of the values in each column, (C,)."""
+        # Sparse: one entry per RoI instead of an (R, C) mask.
         return self.roi_weight.new_zeros(self.num_columns).index_add_(0, columns, values)
 
     def mean(self, source: str) -> Tensor:
@@ -168,7 +176,10 @@ class PosteriorMoments:
         left = self.from_state_dict(self.state_dict())
         weight = self.own_weight.sum(dim=0)
         share = self.own_weight[group] / torch.where(weight > 0, weight, 1.0)
+        # Label counts are not kept per group, since only this estimate of an error needs them.
         left.label_count = (self.label_count * (1 - share)).round().long()
+        # A group with weight 0 takes no part in any total, so zeroing it is the subtraction,
+        # without its rounding.
         for name in {*self.NAMES} - {"label_count"}:
             getattr(left, name)[group] = 0
         return left
@@ -190,6 +201,7 @@ class PosteriorMoments:
             (each.own_weight, each.own_mean, each.own_sum_square) for each in (self, other)
         )
         self.own_weight, self.own_mean, self.own_sum_square = combined(mine, theirs)
+        # All other sums simply add up; means do not.
         for name in {*self.NAMES} - {"own_weight", "own_mean", "own_sum_square"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
@@ -220,6 +232,8 @@ class PosteriorMoments:
                 raise UserError(
                     f"{name} has the shape {tuple(found.shape)}, expected {tuple(own.shape)}."
                 )
+            # A flipped bit of a file is found here if it gives nonsense; only means of logits may
+            # be negative.
             if not found.isfinite().all() or (name != "own_mean" and (found < 0).any()):
                 raise UserError(f"{name} has a value that is negative or not finite.")
             setattr(moments, name, found.to(own.dtype).clone())

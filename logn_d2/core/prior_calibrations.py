@@ -46,9 +46,8 @@ def prior_shift(
         log_prior (Tensor): (K,) float64, log of each class's count, share or mean score.
         strength (float): strength of the correction; 0 leaves only the offset.
         centre (str): choice of m. "none": 0, the prior's own scale. "mean": the mean of log_prior,
-            so
-            that the shifts without the offset sum to 0. "mass": log of the mean of prior, which is
-            0 for a class with the average share of the foreground.
+            so that the shifts without the offset sum to 0. "mass": log of the mean of prior, which
+            is 0 for a class with the average share of the foreground.
         offset (float): common shift of all foreground logits, in nats; negative values favour the
             background, so that z_c - z_bg matters more in the ranking than the competition between
             classes.
@@ -64,6 +63,7 @@ def prior_shift(
         tensor([0.4472, 2.2361])
     """
     check_number("offset", offset, "(-inf, inf)")
+    # All three are cheap; a table of them also lists the names for the error.
     middles = {"none": 0.0, "mean": log_prior.mean(), "mass": log_prior.exp().mean().log()}
     if centre not in middles:
         raise UserError(f"centre is {centre!r}, expected one of {', '.join(middles)}.")
@@ -101,6 +101,8 @@ def norcal(
         tensor([[0.1000, 0.5000, 1.0000]])
     """
     check_number("gamma", gamma, "(-inf, inf)")
+    # Dividing a softmax's score by N^gamma and normalising again, background included, as NorCal
+    # does, is a shift of the logit.
     shift = prior_shift(positive_counts(image_count).log(), gamma, centre=centre, offset=offset)
     return _shifted(shift, background, "norcal")
 
@@ -186,12 +188,17 @@ def matching_gamma(
         >>> round(matching_gamma(stage, [80, 20]), 6)  # twice the score at four times the count
         0.5
     """
+    # Over negatives, because the posterior of a class on its own objects depends on what it has
+    # learnt, not only on its prior.
     log_prior = _log_prior(stage, "negatives", background)
     log_count = positive_counts(image_count).log()
     deviation = log_count - log_count.mean()
     square = deviation.square().sum()
+    # The slope through equal counts is undefined, and no correction is needed.
     if square == 0:
         return 0.0
+    # Below 0 rare classes would be favoured already; above 1 the correction would exceed the full
+    # prior.
     return float(((deviation * log_prior).sum() / square).clamp(0, 1))
 
 
@@ -202,8 +209,11 @@ def _log_prior(stage: StageStatistics, source: str, background: Background) -> T
     foreground = foreground_columns(background)
     if source == "labels":
         weight = stage.label_weight()
+        # Divided by all RoIs, background included, as posteriors are; the slice comes after it.
         return (weight.clamp(min=1) / weight.sum().clamp(min=1))[foreground].log()
     log_prior = stage.mean_posterior(source)[foreground].log()
+    # A mean posterior of 0 has a log of minus infinity, and would be lifted above all other
+    # classes.
     known = log_prior[log_prior.isfinite()]
     if len(known) == 0:
         raise StatisticsError("The statistics have no RoIs, so no class has a mean posterior.")
@@ -252,8 +262,10 @@ def fracal(
     total = counts.num_images if counts.num_records is None else counts.num_records
     if count == "instance":
         total = float(number.sum())
+    # log10(x) = gamma log(x): FRACAL's frequency part in the terms of `prior_shift`.
     gamma = 1 / math.log(10)
     shift = prior_shift(number.log(), gamma, offset=gamma * math.log(total / len(number)))
+    # With lam=0 the fractal dimensions are not needed: computing them takes a pass over all boxes.
     if lam != 0:
         shift = shift - lam * torch.as_tensor(_fractal_dimensions(counts)).double().log()
     return AffineCalibration(

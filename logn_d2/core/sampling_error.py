@@ -69,6 +69,7 @@ def sampling_error(
             "Moving averages have no standard error. Collect with the exact estimator "
             "(MODEL.LOGN.COLLECT.ESTIMATOR exact)."
         )
+    # Files of early releases have no groups; their shares are NaN.
     shares = stage.moments.leave_one_out()[0]
     if shares.isnan().any():
         raise StatisticsError(
@@ -77,8 +78,12 @@ def sampling_error(
         )
     columns = foreground_columns(background)
     std = stage.var.sqrt()
+    # At the same raw logits for all replicates: the spread wanted is that of the map, not of its
+    # input.
     logits = torch.stack([stage.mean + d * std for d in DEVIATIONS])
     replicates = torch.stack([
+        # The map is rounded to float32 when it is made; applying it in float64 keeps the logits'
+        # own rounding out of small differences.
         calibration(left, background=background).double()(logits) for left in stage.leave_one_out()
     ])  # fmt: skip
     whole = calibration(stage, background=background).double()(logits)

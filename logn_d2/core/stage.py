@@ -37,8 +37,7 @@ class StageStatistics:
         moments (LogitMoments): the exact state, mergeable; None for moving averages.
         fingerprint (Tensor): (C,) float64 of `classifier_fingerprint`; None if unknown.
         posteriors (PosteriorMoments): sums over the same RoIs, if every RoI counts for every
-            column;
-            None for moving averages, and in files of releases without them.
+            column; None for moving averages, and in files of releases without them.
 
     Raises:
         StatisticsError: tensors of different shapes, or values impossible for logits.
@@ -129,8 +128,11 @@ class StageStatistics:
         """
         posteriors = self._gathered(labels=True)
         total = posteriors.roi_weight.sum()
+        # The sum of squares out of the variance: `variance` divided by weight - 1. Every RoI counts
+        # for every column where there are posteriors, so all columns have one weight.
         whole = (total.expand_as(self.var), self.mean, self.var * (total - 1).clamp(min=1))
         weight, mean, square = separated(whole, posteriors.own())
+        # Integer counts decide whether there are negatives; a difference of weights is rounded.
         count = (self.count - posteriors.label_count).clamp(min=0)
         var = torch.where(count > 1, variance(square, weight), 0.0)
         return StageStatistics(
@@ -140,6 +142,7 @@ class StageStatistics:
     def leave_one_out(self) -> Iterator[StageStatistics]:
         """Yield these exact statistics without one of the groups of images, for each group."""
         for group, (share, mean, var) in enumerate(zip(*self.moments.leave_one_out(), strict=True)):
+            # Counts are not kept per group; only `usable` reads this one.
             count = (self.count * (1 - share)).round().long()
             posteriors = self.posteriors and self.posteriors.without_group(group)
             yield StageStatistics(mean, var, count, posteriors=posteriors)
@@ -150,7 +153,9 @@ class StageStatistics:
         if self.posteriors is not None and other.posteriors is not None:
             posteriors = self.posteriors.to("cpu").merge(other.posteriors)
         return self.from_moments(
+            # A new object: `merge` would change the moments of this frozen one.
             LogitMoments.merged([self.moments, other.moments]),
+            # The check for other weights must survive a merge with a file that has no fingerprint.
             other.fingerprint if self.fingerprint is None else self.fingerprint,
             posteriors,
         )
@@ -195,6 +200,7 @@ class StageStatistics:
         """
         start = f"{prefix}."
         named = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        # Moving averages have no sums of squares, which also tells the two kinds of file apart.
         moments = LogitMoments.from_state_dict(named) if "sum_square" in named else None
         has_posteriors = any(name in named for name in PosteriorMoments.NAMES)
         posteriors = PosteriorMoments.from_state_dict(named) if has_posteriors else None

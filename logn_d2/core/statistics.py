@@ -125,6 +125,7 @@ class LogitStatistics:
     def with_reached(self) -> LogitStatistics:
         """These statistics, with `reached` set from the sampling error."""
         reached = self.sampling_error() <= self.stop_at if self.stop_at > 0 else None
+        # A pass that met its target may have stopped early, so it does not count as complete.
         return replace(self, reached=reached, complete=self.complete and not reached)
 
     def unlabelled(self, stage: int = 0) -> Tensor | None:
@@ -133,6 +134,7 @@ class LogitStatistics:
         None if unknown: the pass collected no labels, or did not visit all images.
         """
         posteriors = self.stages[stage].posteriors
+        # After part of the images, a class without a label may just not have come yet.
         if not self.complete or posteriors is None or not posteriors.labelled:
             return None
         return posteriors.label_count[foreground_columns(self.background)] == 0
@@ -235,6 +237,7 @@ class LogitStatistics:
             )
         if class_names is not None:
             _check_class_names(class_names, self.class_names, source)
+        # Not strict: without known fingerprints there is nothing to compare.
         for index, (stage, found) in enumerate(zip(self.stages, fingerprints)):
             _check_fingerprint(index, stage.fingerprint, found)
         self._check_usable(source)
@@ -245,6 +248,8 @@ class LogitStatistics:
         known = [each for each in found if each is not None]
         if not known or getattr(self, "_told_unlabelled", False):
             return
+        # Once per object: an evaluation checks the same statistics for each calibration and stage.
+        # The dataclass is frozen, and this mark is no part of its value.
         object.__setattr__(self, "_told_unlabelled", True)
         classes = torch.stack(known).any(dim=0).nonzero().flatten().tolist()
         if classes:
@@ -275,6 +280,8 @@ class LogitStatistics:
         """
         for name in _SAME_WHEN_MERGED:
             mine, theirs = getattr(self, name), getattr(other, name)
+            # None in a file from before the field existed may stand for either value, so it does
+            # not differ.
             if mine != theirs and not (name in _ADDED_LATER and None in (mine, theirs)):
                 raise StatisticsError(
                     f"Passes with different {name} can't be merged: {shortened(mine)} and "
@@ -287,6 +294,7 @@ class LogitStatistics:
         pairs = list(zip(self.stages, other.stages, strict=True))
         for index, (mine, theirs) in enumerate(pairs):
             _check_fingerprint(index, mine.fingerprint, theirs.fingerprint)
+        # After the checks above, whose messages are closer to the cause.
         if any(stage.moments is None for stage in (*self.stages, *other.stages)):
             raise StatisticsError(
                 "Moving averages depend on the order of images and can't be merged. Collect with "

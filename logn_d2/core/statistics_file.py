@@ -72,12 +72,14 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"'{path}' has format version {decoded['version']}, this logn_d2 reads up to "
             f"{VERSION}. Update logn_d2."
         )
+    # A field of early releases: statistics of transformed logits do not fit raw ones.
     if decoded.get("logits", "raw") != "raw":
         raise StatisticsError(
             f"'{path}' contains statistics of logits that are not raw "
             f"({shortened(decoded['logits'])}). Collect them again from this model's own logits."
         )
     written = decoded.pop(_CHECKSUM, None)  # older files have none
+    # The checksum can't contain itself.
     metadata.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(tensors, metadata):
         raise StatisticsError(
@@ -98,6 +100,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
         digest.update(f"{name}={value};".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}{tuple(tensor.shape)};".encode())
+        # As bytes: numpy knows no bfloat16, and NaN must equal itself.
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

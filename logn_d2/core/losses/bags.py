@@ -25,9 +25,9 @@ class BalancedGroupSoftmax(ClassificationLoss):
     """Classes compete only with classes of about as many training instances.
 
     One softmax decides background against foreground, and each group has a softmax over its classes
-    and "others". An RoI is "others" in the groups that its class is not in. Of those, a group's
-    loss has at most ``others_ratio`` for each member, drawn at random, and none in a batch without
-    members. Each group's loss is a mean over its RoIs; they are added.
+    and "others". An RoI is "others" in the groups that its class is not in. Each group keeps at
+    most ``others_ratio`` random "others" per member RoI; a group without members in the batch
+    contributes nothing. Each group's loss is a mean over its RoIs, and these means are added.
 
     Columns are in the official order: background, foreground, then for each group "others" and its
     classes in their order.
@@ -35,12 +35,12 @@ class BalancedGroupSoftmax(ClassificationLoss):
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
-        edges (Sequence[int]): instances that divide the groups; a class with as many as an edge is
-            in the group above it.
+        edges (Sequence[int]): numbers of instances that separate the groups; a class with exactly
+            that many is in the group above.
         others_ratio (float): see above.
 
     Attributes:
-        generator (torch.Generator): of the drawing; None for PyTorch's own.
+        generator (torch.Generator): source of the random "others"; None for PyTorch's default.
 
     Example:
         >>> import numpy as np
@@ -88,15 +88,19 @@ class BalancedGroupSoftmax(ClassificationLoss):
         background, foreground = logits[:, :2].softmax(dim=1).split(1, dim=1)
         parts = list(self._parts(logits))
         scores = [part.softmax(dim=1)[:, 1:] * foreground for part, _, _ in parts]
+        # Groups are ordered by frequency, scores by class: argsort inverts the permutation.
         place = torch.cat([classes for _, classes, _ in parts]).argsort()
         return torch.cat([torch.cat(scores, dim=1)[:, place], background], dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
         foreground = is_foreground(targets, self.num_classes)
         total = F.cross_entropy(logits[:, :2], foreground.long(), reduction="sum")
+        # The sum of an empty batch is 0 with a graph; "mean" would be NaN.
         total = total / max(len(targets), 1)
         for part, _, place in self._parts(logits):
             labels = place[targets]
+            # Nearly all RoIs are "others" of a rare group; without a limit, it would learn only to
+            # say so.
             chosen = self._choose(labels > 0)
             losses = F.cross_entropy(part[chosen], labels[chosen], reduction="sum")
             total = total + losses / max(len(chosen), 1)
@@ -113,7 +117,7 @@ class BalancedGroupSoftmax(ClassificationLoss):
     def _placed_groups(self) -> list[tuple[Tensor, Tensor]]:
         """Each group's classes, and (K + 1,) the place of each label in it, 0 where it is not."""
         count = self.counts.of("instance")
-        # Dividing waits for the GPU, and need not do so in each step.
+        # `nonzero` waits for the GPU, so the groups are computed once and not at each step.
         key = self.counts.version, count.device
         if self._divided is None or self._divided[0] != key:
             self._divided = key, self._divide(count)
@@ -121,10 +125,13 @@ class BalancedGroupSoftmax(ClassificationLoss):
 
     def _divide(self, count: Tensor) -> list[tuple[Tensor, Tensor]]:
         edges = torch.tensor(self.edges, dtype=count.dtype, device=count.device)
+        # `right` puts a count that equals an edge into the group above, as in the source: [10,
+        # 100).
         group = torch.bucketize(count, edges, right=True)
         divided = []
         for index in range(len(self.edges) + 1):
             classes = (group == index).nonzero().flatten()
+            # 0 is "others", also for background, the last label.
             place = count.new_zeros(self.num_classes + 1, dtype=torch.int64)
             place[classes] = torch.arange(1, len(classes) + 1, device=count.device)
             divided.append((classes, place))

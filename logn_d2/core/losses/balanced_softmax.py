@@ -29,7 +29,7 @@ class BalancedSoftmax(SoftmaxLoss):
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
-        count (str): what pi counts, "image" or "instance".
+        count (str): unit of the counts in pi, "image" or "instance".
         tau (float): strength.
 
     Example:
@@ -67,7 +67,7 @@ class BalancedSoftmax(SoftmaxLoss):
 
 @LOSS_REGISTRY.register("balanced_sigmoid")
 class BalancedSigmoid(CountedSigmoidLoss):
-    """Balanced softmax for detectors, which is one of sigmoids.
+    """Balanced softmax for detectors, whose scores are sigmoids.
 
     Sigmoid cross-entropy of ``z_c - log((1 - f_c) / f_c)`` for foreground RoIs, and of z itself for
     background RoIs; f_c is the share of the annotated training images that show the class. From the
@@ -76,7 +76,7 @@ class BalancedSigmoid(CountedSigmoidLoss):
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
-        prior (float): probability that each class starts from.
+        prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.
 
     Example:
@@ -93,5 +93,6 @@ class BalancedSigmoid(CountedSigmoidLoss):
         # At 0 and at 1 the offset would be infinite.
         frequency = self.counts.image_frequency(margin=0.5)
         foreground = is_foreground(targets, self.num_classes)
+        # -log((1 - f) / f) in the source is the logit of f.
         offset = torch.where(foreground[:, None], frequency.logit().to(logits), 0.0)
         return binary_cross_entropy(logits + offset, positives)

@@ -1,4 +1,4 @@
-"""What a classification loss of a box head is, and the two families that most of them belong to.
+"""The interface of classification losses, and the two families that most of them belong to.
 
 Shapes: R RoIs, K foreground classes, C classifier outputs. Logits are in nats, labels in [0, K]
 with K for background, probabilities in [0, 1].
@@ -37,9 +37,9 @@ IMPOSSIBLE = -1e4
 class ClassificationLoss(nn.Module, ABC):
     """A training loss of R x C logits, and the scores that go with it at test.
 
-    A subclass says how many outputs its classifier has, what each RoI costs and what the scores
-    are. What it learns from the data is in buffers, which a checkpoint holds; they change in
-    training mode only, and are the same on every process.
+    A subclass defines the number of its classifier's outputs, the cost of each RoI and the scores.
+    State learned from the data is in buffers, which checkpoints contain; it changes only in
+    training mode and is the same on every process.
 
     Args:
         num_classes (int): K.
@@ -47,12 +47,12 @@ class ClassificationLoss(nn.Module, ABC):
     Attributes:
         needs_counts (bool): whether the constructor takes the `ClassCounts` of the training set as
             ``counts``.
-        needs_objects (bool): whether `forward` makes use of ``objects``.
-        absent (tuple[float, ...]): values of the columns after the K classes with which background
-            is out of the question, for `LossWithoutBackground`; None where that does not exist.
+        needs_objects (bool): whether `forward` uses ``objects``.
+        absent (tuple[float, ...]): values of the columns after the K classes that rule out
+            background, for `LossWithoutBackground`; None if there are none.
         background_is_class (bool): whether background is one more class to this loss, so that K
             classes without background are K - 1 with it.
-        initial_bias (float): what the classifier's biases start from.
+        initial_bias (float): initial value of the classifier's biases.
 
     Example:
         >>> class Halved(SoftmaxLoss):
@@ -73,6 +73,7 @@ class ClassificationLoss(nn.Module, ABC):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        # Checked here once for all losses, since no subclass works with less.
         check_number("num_classes", num_classes, "[1, inf)", whole=True)
         self.num_classes = num_classes
 
@@ -82,13 +83,13 @@ class ClassificationLoss(nn.Module, ABC):
         """C, the number of outputs that the classifier has."""
 
     def forward(self, logits: Tensor, targets: Tensor, objects: Tensor | None = None) -> Tensor:
-        """The loss of a batch, in at least float32, whatever autocast says.
+        """Compute the loss of a batch, in at least float32 even under autocast.
 
         Args:
             logits (Tensor): (R, C) of any floating type; R may be 0.
             targets (Tensor): (R,) int64 labels.
-            objects (Tensor): (R,) int64, which object of the batch each RoI is matched to; the
-                values at background RoIs don't matter. Only losses that ``needs_objects`` look.
+            objects (Tensor): (R,) int64, the object of the batch that each RoI is matched to;
+                ignored at background RoIs. Only losses with ``needs_objects`` use it.
 
         Returns:
             Tensor: a scalar; 0, with a gradient of zeros, where there are no RoIs.
@@ -114,15 +115,15 @@ class ClassificationLoss(nn.Module, ABC):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(R, K + 1) what `scores` computes."""
+        """The scores of logits in at least float32, (R, K + 1)."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
-        """What `forward` computes."""
+        """The loss of logits in at least float32; see `forward`."""
 
     @property
     def calibratable(self) -> bool:
-        """Whether a calibration of the foreground logits, background last, makes sense."""
+        """Whether the foreground logits (background last) can be calibrated."""
         return self._inside_another or not self._calibration_obstacle()
 
     def check_calibratable(self) -> None:
@@ -152,14 +153,16 @@ class ClassificationLoss(nn.Module, ABC):
 
 
 class RoIWiseLoss(ClassificationLoss):
-    """Each RoI has a cost of its own, and the loss is the mean over all R RoIs."""
+    """The loss is the mean of one cost per RoI."""
 
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
+        # A sum, not a mean: that of no RoIs is 0 and keeps the graph, which processes without RoIs
+        # need for their share of the all-reduce.
         return self.roi_losses(logits, targets).sum() / max(len(logits), 1)
 
     @abstractmethod
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(R,) what each RoI costs, or anything else whose sum, divided by R, is the loss."""
+        """Cost of each RoI, (R,), or any values whose sum divided by R is the loss."""
 
 
 class SoftmaxLoss(RoIWiseLoss):
@@ -184,7 +187,7 @@ class SoftmaxLoss(RoIWiseLoss):
         return F.cross_entropy(self.training_logits(logits), targets, reduction="none")
 
     def training_logits(self, logits: Tensor) -> Tensor:
-        """(R, K + 1) what the cross-entropy is taken of, as most of these methods differ in it."""
+        """Logits of the cross-entropy, (R, K + 1); most softmax methods differ only here."""
         return logits
 
     def _calibration_obstacle(self) -> str:
@@ -196,10 +199,10 @@ class SigmoidLoss(RoIWiseLoss):
 
     Args:
         num_classes (int): K.
-        prior (float): probability that each class starts from, through the classifier's bias.
-        unused_column (bool): K + 1 outputs of which the last takes no part, as Detectron2's sigmoid
-            heads have. Weights, statistics and calibrations then go with those of softmax heads.
-            False for K outputs, as the methods' own repositories have.
+        prior (float): initial probability of each class, set by the classifier's bias.
+        unused_column (bool): keep an unused background output, as Detectron2's sigmoid heads do, so
+            that weights, statistics and calibrations have the same shape as a softmax head's. False
+            for K outputs, as in the methods' own repositories.
 
     Example:
         >>> class Plain(SigmoidLoss):
@@ -210,7 +213,7 @@ class SigmoidLoss(RoIWiseLoss):
         (1, [[0.5, 0.0]])
     """
 
-    absent = (0.0,)  # the unused column has no say
+    absent = (0.0,)  # the unused column takes no part in the loss
 
     def __init__(self, num_classes: int, *, prior: float, unused_column: bool = True) -> None:
         super().__init__(num_classes)
@@ -233,11 +236,12 @@ class SigmoidLoss(RoIWiseLoss):
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(R,) sum over the classes of `entries`."""
         positives = one_hot(targets, self.num_classes)
+        # The slice gives the unused column a gradient of 0.
         return self.entries(logits[:, : self.num_classes], positives, targets).sum(dim=1)
 
     @abstractmethod
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
-        """What each RoI costs for each class.
+        """Cost of each RoI for each class.
 
         Args:
             logits (Tensor): (R, K) of the foreground classes.
@@ -269,9 +273,12 @@ def log_odds(prior: float) -> float:
 
 def one_hot(targets: Tensor, num_columns: int) -> Tensor:
     """(R, num_columns) bool: true at the label; nowhere if the label is no column."""
+    # A comparison and not F.one_hot, which refuses labels beyond the columns: background of a
+    # sigmoid head.
     return targets[:, None] == torch.arange(num_columns, device=targets.device)
 
 
 def wide(logits: Tensor) -> Tensor:
     """At least float32."""
+    # float64 stays as it is, for gradient checks.
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,4 +1,4 @@
-"""Class counts of the training set inside a loss, so that a checkpoint holds them.
+"""Class counts of the training set inside a loss, stored in its checkpoints.
 
 Shapes: K foreground classes.
 """
@@ -28,12 +28,12 @@ def check_counted(counted: str) -> None:
 
 
 class CountBuffers(nn.Module):
-    """Image and instance counts as buffers; what a checkpoint says replaces what was given.
+    """Image and instance counts as buffers; counts in a checkpoint replace the given ones.
 
     Args:
         num_classes (int): K.
-        source (ClassCounts): the counts; or a function that returns them, called when they are
-            needed and no checkpoint has brought them; or None.
+        source (ClassCounts): the counts; a function that returns them, called on first use if no
+            checkpoint has provided them; or None.
 
     Attributes:
         version (int): rises whenever the counts may have changed.
@@ -49,6 +49,7 @@ class CountBuffers(nn.Module):
     def __init__(self, num_classes: int, source: CountsSource) -> None:
         super().__init__()
         for name in ("image_count", "instance_count"):
+            # int64 buffers: `.half()` converts floating buffers, and fp16 ends at 65,504.
             self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("num_images", torch.zeros((), dtype=torch.int64))
         self._source = source
@@ -61,7 +62,7 @@ class CountBuffers(nn.Module):
         """(K,) float64 numbers of training "image"s or "instance"s, at least 1.
 
         Raises:
-            ValueError: they are not known, or another word.
+            ValueError: unknown counts, or another word.
         """
         check_counted(counted)
         self._ensure_known()
@@ -73,20 +74,21 @@ class CountBuffers(nn.Module):
         """(K,) float64 share of the annotated training images that show the class.
 
         Args:
-            margin (float): images by which it keeps away from 0 and from 1.
+            margin (float): smallest distance from 0 and from 1, in images.
 
         Raises:
             ValueError: the counts are not known.
         """
         self._ensure_known()
+        # Away from 0 here and from 1 below: at either, the logit is infinite.
         count = self.image_count.double().clamp(min=margin)
         return torch.minimum(count, self.num_images.double() - margin) / self.num_images
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Counts anew when the counts are next needed, whatever a checkpoint says.
+        """Discard the counts, also those of a checkpoint: the next use counts again.
 
-        Nothing is forgotten without a source of other counts.
+        Without a source of other counts, nothing changes.
         """
         if self._source is None:
             return
@@ -130,7 +132,7 @@ class CountedSigmoidLoss(SigmoidLoss):
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
-        prior (float): probability that each class starts from.
+        prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.
     """
 

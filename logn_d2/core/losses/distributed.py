@@ -16,6 +16,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
+    # all_reduce works in place.
     total = tensor.clone()
     dist.all_reduce(total)
     return total

@@ -19,7 +19,7 @@ __all__ = ["EffectiveClassMargins"]
 
 @LOSS_REGISTRY.register("ecm")
 class EffectiveClassMargins(OneVsAllLoss):
-    """Weighted sigmoid cross-entropy of logits that a margin moves as the counts say.
+    """Weighted sigmoid cross-entropy of logits shifted by a margin that depends on the counts.
 
     With n_c the class's training images, n_bg a multiple of their sum, N the sum of all these and
     ``a_c = (N - n_c) / n_c``:
@@ -27,9 +27,9 @@ class EffectiveClassMargins(OneVsAllLoss):
         L = (1 / R) sum_i sum_c w_c BCE(2 z_ic + log(n_c / (N - n_c)) / 4, 1[y_i = c]),
         w_c = a_c log((1 + a_c) / a_c)
 
-    over all K + 1 columns. The factor and the margin are of training alone: scores are
+    over all K + 1 columns. The factor and the margin apply only in training: scores are
     ``sigmoid(z_c) (1 - sigmoid(z_bg))``. The authors' code reaches these values by surrogate
-    scores; theirs has the background's multiple of LVIS v1.
+    scores, with the background's multiple for LVIS v1.
 
     Args:
         num_classes (int): K.
@@ -60,10 +60,13 @@ class EffectiveClassMargins(OneVsAllLoss):
         self.background_share = background_share
 
     def margins(self) -> tuple[Tensor, Tensor]:
-        """(K + 1,) float64 each: what is added to twice the logits, and the weights."""
+        """The shifts of the doubled logits, and the weights, (K + 1,) float64 each."""
         count = self.counts.of("image")
+        # Background has no images to count, so it gets a multiple of the sum over the classes.
         count = torch.cat([count, self.background_share * count.sum()[None]])
         ratio = (count.sum() - count) / count
+        # log1p, because a rare class has a ratio a of up to 1e6, for which log((1 + a) / a) loses
+        # digits.
         return -ratio.log() / 4, ratio * (1 / ratio).log1p()
 
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class EqualizationLoss(CountedSigmoidLoss):
         num_classes (int): K.
         counts (ClassCounts): of the training set.
         threshold (float): lambda, a share of images: 0.0011 for LVIS v1, 0.00177 for LVIS v0.5.
-        prior (float): probability that each class starts from.
+        prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.
 
     Example:
@@ -56,5 +56,7 @@ class EqualizationLoss(CountedSigmoidLoss):
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
         rare = self.counts.image_frequency() < self.threshold
         foreground = is_foreground(targets, self.num_classes)
+        # Background RoIs still push rare classes down: without any negatives their scores would
+        # only rise.
         spared = foreground[:, None] & rare & ~positives
         return binary_cross_entropy(logits, positives).masked_fill(spared, 0.0)

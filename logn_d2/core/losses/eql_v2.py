@@ -34,8 +34,8 @@ class EqualizationLossV2(OneVsAllLoss):
         num_classes (int): K.
         gamma (float): steepness of phi.
         mu (float): the ratio at which phi is 1/2.
-        alpha (float): how much more positives may weigh.
-        prior (float): probability that each column starts from.
+        alpha (float): largest additional weight of positives.
+        prior (float): initial probability of each column.
 
     Attributes:
         positive_gradient (Tensor): (K,) float64 buffer.
@@ -81,6 +81,8 @@ class EqualizationLossV2(OneVsAllLoss):
 
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         positives = one_hot(targets, self.num_outputs)
+        # Before accumulation, so that this step is weighed by the gradients of earlier ones, as in
+        # the source.
         weights = torch.where(positives, *self._weights(logits))
         if self.training:
             self._accumulate(logits.detach(), positives, weights)
@@ -99,6 +101,8 @@ class EqualizationLossV2(OneVsAllLoss):
         gradient = weights * torch.where(positives, -logits, logits).sigmoid()
         of_positives = torch.where(positives, gradient, 0.0).sum(dim=0)
         sums = torch.stack([of_positives, torch.where(positives, 0.0, gradient).sum(dim=0)])
+        # float64: the sums grow over the whole training, and late steps would be rounded away in
+        # float32.
         positive, negative = sum_over_processes(sums[:, :-1].double())
         self.positive_gradient += positive
         self.negative_gradient += negative

@@ -1,7 +1,7 @@
 """Federated loss: binary cross-entropy of some classes only (Zhou et al., arXiv 2103.07461).
 
-LVIS says of few classes that an image does not have them; negatives of the others may be wrong, and
-there are more of them than a rare class can bear.
+For each image, LVIS verifies the absence of only a few classes. Negatives of all others may be
+wrong, and they far outnumber the positives of a rare class.
 
 Shapes: R RoIs, K foreground classes; logits (R, K + 1), of which the last column is not used.
 """
@@ -21,22 +21,22 @@ __all__ = ["FederatedLoss"]
 
 @LOSS_REGISTRY.register("federated")
 class FederatedLoss(CountedSigmoidLoss):
-    """Binary cross-entropy over the batch's own classes and some that are drawn, divided by R.
+    """Binary cross-entropy over the classes of the batch and some random ones, divided by R.
 
-    Each step has its own classes: the labels of the batch, background among them, filled up to
-    ``classes`` with others drawn without replacement, with probabilities proportional to
-    ``image_count ** power``. As Detectron2's USE_FED_LOSS.
+    Each step uses the labels of the batch, background included, and fills them up to ``classes``
+    with others, drawn without replacement. A class's probability is proportional to
+    ``image_count ** power``, as in Detectron2's USE_FED_LOSS.
 
     Args:
         num_classes (int): K.
         counts (ClassCounts): of the training set.
-        classes (int): how many a step has; more where the batch has more labels.
-        power (float): of the counts.
-        prior (float): probability that each class starts from; 0.5 is a bias of 0.
+        classes (int): number of classes per step; more if the batch has more labels.
+        power (float): exponent of the counts.
+        prior (float): initial probability of each class; 0.5 is a bias of 0.
         unused_column (bool): see `SigmoidLoss`.
 
     Attributes:
-        generator (torch.Generator): of the drawing; None for PyTorch's own.
+        generator (torch.Generator): source of the random classes; None for PyTorch's default.
 
     Example:
         >>> import numpy as np
@@ -70,7 +70,7 @@ class FederatedLoss(CountedSigmoidLoss):
         self.generator: torch.Generator | None = None
 
     def class_weights(self) -> Tensor:
-        """(K,) float32 what a class's probability to be drawn is proportional to."""
+        """Unnormalised probability of drawing each class, (K,) float32."""
         return (self.counts.of("image") ** self.power).float()
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
@@ -81,6 +81,7 @@ class FederatedLoss(CountedSigmoidLoss):
         labels = targets.unique()
         selected = torch.zeros(self.num_classes + 1, dtype=torch.bool, device=targets.device)
         selected[labels] = True
+        # Classes of the batch are in already; drawing them again would shorten the list.
         weights = self.class_weights().masked_fill(selected[:-1], 0.0)
         # torch.multinomial would fill up with classes of weight 0, or fail.
         missing = min(self.classes - len(labels), int(weights.count_nonzero()))

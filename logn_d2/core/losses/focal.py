@@ -22,10 +22,10 @@ class FocalLoss(SigmoidLoss):
 
     Args:
         num_classes (int): K.
-        gamma (float): how much less easy examples weigh; 0 for none.
+        gamma (float): strength of the down-weighting of easy examples; 0 for none.
         alpha (float): weight of positives, 1 - alpha that of negatives; below 0 for neither.
         divide_by (str): "rois" for R, as two-stage detectors do, or "positives", as dense ones do.
-        prior (float): probability that each class starts from (the paper's pi).
+        prior (float): initial probability of each class (the paper's pi).
         unused_column (bool): see `SigmoidLoss`.
 
     Raises:
@@ -59,11 +59,14 @@ class FocalLoss(SigmoidLoss):
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None) -> Tensor:
         if self.divide_by == "rois":
             return super().loss(logits, targets, objects)
+        # Nearly all anchors of a dense detector are background; dividing by their number would
+        # leave next to nothing of the loss.
         positives = is_foreground(targets, self.num_classes).sum().clamp(min=1)
         return self.roi_losses(logits, targets).sum() / positives
 
     def entries(self, logits: Tensor, positives: Tensor, targets: Tensor) -> Tensor:
         signed = torch.where(positives, -logits, logits)
+        # -log p_t for both signs in one stable function.
         cross_entropy = F.softplus(signed)
         # (1 - p_t)^gamma by its logarithm: a power of 0 has no gradient for gamma < 1.
         entries = (self.gamma * (signed - cross_entropy)).exp() * cross_entropy

@@ -1,4 +1,4 @@
-"""LogN's inverse in training (Zhao et al., IJCV 2024, Eq. 3): test with the logits as they are.
+"""LogN's inverse in training (Zhao et al., IJCV 2024, Eq. 3), with raw logits at test.
 
 Shapes: R RoIs, K foreground classes; logits (R, K + 1), background last.
 """
@@ -20,15 +20,15 @@ __all__ = ["InverseLogN"]
 class InverseLogN(SoftmaxLoss):
     """Cross-entropy of ``sigma_c z_c + mu_c - beta``, with moving averages of the logits.
 
-    Logits that LogN would correct are what is trained, so that z needs no correction at test. Mean
-    mu and standard deviation sigma are moving averages over batches, of all processes, and take the
-    batch in before its loss; no gradient goes through them. They start at 0 and 1, where the loss
+    The loss sees logits that LogN would map back to z, so z needs no correction at test. Mean mu
+    and standard deviation sigma are moving averages over the batches of all processes, updated with
+    a batch before its loss; no gradient flows through them. They start at 0 and 1, where the loss
     is plain cross-entropy. The momentum is our choice: the paper does not give one.
 
     Args:
         num_classes (int): K.
-        columns (str): "foreground" leaves background as it is, "all" treats it as a class.
-        beta (str): what is taken off the foreground: "none" for 0, or "min", the smallest mean of a
+        columns (str): "foreground" leaves background unchanged, "all" treats it as a class.
+        beta (str): subtracted from the foreground: "none" for 0, or "min", the smallest mean of a
             class. As we read the paper, the first helps and the second hurts.
         momentum (float): of the moving averages, in (0, 1].
 
@@ -68,6 +68,7 @@ class InverseLogN(SoftmaxLoss):
         self.columns = columns
         self.beta = beta
         self.momentum = momentum
+        # float64: with a momentum of 1e-4, float32 would round small steps to nothing.
         self.register_buffer("mean", torch.zeros(num_classes + 1, dtype=torch.float64))
         self.register_buffer("var", torch.ones(num_classes + 1, dtype=torch.float64))
 
@@ -77,6 +78,8 @@ class InverseLogN(SoftmaxLoss):
         return super().roi_losses(logits, targets)
 
     def training_logits(self, logits: Tensor) -> Tensor:
+        # The clamp is that of the released LogN code. A clone, because the next lines write into
+        # it.
         scale, shift = self.var.clamp(min=1e-11).sqrt(), self.mean.clone()
         if self.beta == "min":
             shift[:-1] -= self.mean[:-1].min()
@@ -89,6 +92,8 @@ class InverseLogN(SoftmaxLoss):
         logits = logits.double()
         total = logits.sum(dim=0)
         number = torch.full_like(total, len(logits))
+        # Mean first, then squares about it: two small reductions instead of a cancelling
+        # difference.
         total, number = sum_over_processes(torch.stack([total, number]))
         if number[0] < 2:  # no variance
             return

@@ -87,7 +87,9 @@ class EquilibriumLoss(SoftmaxLoss):
             _, objects = objects[foreground].unique(return_inverse=True)
             num_objects = int(objects.max()) + 1 if len(objects) else 0
             number = torch.bincount(objects, minlength=num_objects)
+            # An object with many RoIs, a large one, would otherwise outweigh the others.
             scores = scores.new_zeros(num_objects).index_add(0, objects, scores) / number
+            # All RoIs of an object have its label, so whichever is copied last is right.
             labels = labels.new_zeros(num_objects).index_copy(0, objects, labels)
         sums = scores.new_zeros(self.num_classes).index_add(0, labels, scores)
         return torch.stack([sums, torch.bincount(labels, minlength=self.num_classes).double()])

@@ -25,12 +25,12 @@ class LogitNorm(SoftmaxLoss):
 
     Args:
         num_classes (int): K.
-        tau (float): temperature; the largest possible probability depends on it, and for 1,203
-            classes 0.2 is too much.
+        tau (float): temperature; it limits the largest possible probability, and 0.2 is too large
+            for 1,203 classes.
         eps (float): added to the length.
-        test_scores (str): "normalized", the distribution that is trained, or "raw", the softmax of
-            z, as the paper does at test. Average precision compares scores across images, where
-            the length of raw logits is arbitrary.
+        test_scores (str): "normalized", the trained distribution, or "raw", the softmax of z, as
+            the paper does at test. Average precision compares scores across images, where the
+            length of raw logits is arbitrary.
 
     Raises:
         ValueError: another word, or a value outside its range.

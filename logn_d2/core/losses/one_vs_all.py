@@ -14,7 +14,7 @@ __all__ = ["OneVsAllLoss"]
 
 
 class OneVsAllLoss(RoIWiseLoss):
-    """K + 1 outputs, the last one a detector of background that has a say in every score.
+    """K + 1 outputs, the last one a detector of background that affects every score.
 
     Example:
         >>> class Free(OneVsAllLoss):

@@ -1,4 +1,4 @@
-"""Losses by name, as a config or a command line gives them.
+"""Losses by name, for configs and command lines.
 
 Shapes: K foreground classes.
 """
@@ -22,7 +22,7 @@ LOSS_REGISTRY: Registry = Registry("loss")
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, Any]]:
-    """Reads a loss as people write it: a name, or a call with keywords.
+    """Parse the text of a loss: a name, or a call with keywords.
 
     Args:
         text (str): for example "focal" or "seesaw(p=0.8, q=2.0)".
@@ -51,17 +51,17 @@ def build_loss(
     num_classes: int,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
 ) -> ClassificationLoss:
-    """Builds a loss from its written form.
+    """Build a loss from its text.
 
     Args:
         text (str): see `parse_loss`.
         num_classes (int): K.
-        counts (ClassCounts): of the training set, for losses that need them; or a function that
-            returns them, which is called in the first training step; or None for a model that is
-            only tested, whose checkpoint has them.
+        counts (ClassCounts): of the training set, for losses that need them; a function that
+            returns them, called in the first training step; or None for a model that is only tested
+            and whose checkpoint contains them.
 
     Returns:
-        ClassificationLoss: a new one; stages of a cascade need one each.
+        ClassificationLoss: a new object; each cascade stage needs its own.
 
     Raises:
         KeyError: unknown name; the message lists the known ones.

@@ -75,6 +75,7 @@ class SeesawLoss(RoIWiseLoss):
     def roi_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.training:
             counts = torch.bincount(targets, minlength=self.num_classes + 1)
+            # Counted before use, so that no class of the batch has a count of 0.
             self.roi_count += sum_over_processes(counts)
         classes, objectness = self._split(logits)
         foreground = is_foreground(targets, self.num_classes)
@@ -82,14 +83,17 @@ class SeesawLoss(RoIWiseLoss):
         labels = targets[foreground]
         adjusted = classes[foreground] + self._log_weights(classes[foreground].detach(), labels)
         of_classes = F.cross_entropy(adjusted, labels, reduction="none")
+        # Both parts are divided by R, so they can share one vector over RoIs.
         return losses.index_add(0, foreground.nonzero().flatten(), of_classes)
 
     def _log_weights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(F, K) ``log S`` of each competitor; 0 at the true class."""
+        # In logarithms, because log S is added to the logits: powers and products become sums.
         log_count = self.roi_count[:-1].clamp(min=1).to(logits).log()
         mitigation = (log_count - log_count[labels][:, None]).clamp(max=0)
         log_scores = logits.log_softmax(dim=1)
         own = log_scores.gather(1, labels[:, None]).clamp(min=math.log(self.eps))
+        # The clamp is max(1, .) of the formula, in logarithms.
         compensation = (log_scores - own).clamp(min=0)
         return self.p * mitigation + self.q * compensation
 

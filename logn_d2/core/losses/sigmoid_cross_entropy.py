@@ -25,8 +25,8 @@ class SigmoidCrossEntropy(SigmoidLoss):
 
     Args:
         num_classes (int): K.
-        prior (float): probability that each class starts from; Detectron2 has 0.5, a bias of 0,
-            with which the first loss is K ln 2.
+        prior (float): initial probability of each class; Detectron2's is 0.5, a bias of 0, with
+            which the first loss is K ln 2.
         unused_column (bool): see `SigmoidLoss`.
 
     Example:

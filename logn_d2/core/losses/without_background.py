@@ -1,7 +1,7 @@
-"""Losses of classifiers whose inputs are all of some class: images, and not regions of them.
+"""Losses of classifiers without background, whose inputs all belong to a class: whole images.
 
 Each loss of the registry is written for K classes and background. Its form for K classes alone is
-the same code, with background out of the question.
+the same code, with background ruled out.
 
 Shapes: R inputs, K classes; logits (R, K), labels in [0, K).
 """
@@ -22,7 +22,7 @@ __all__ = ["LossWithoutBackground", "build_loss_without_background"]
 
 
 class LossWithoutBackground(ClassificationLoss):
-    """A loss of K classes, made of one that knows background too.
+    """A loss of K classes made from a loss with background.
 
     Where background is one more class to the loss, the last of the K takes its place. Elsewhere the
     logits get constant columns (`ClassificationLoss.absent`) with which the probability of
@@ -45,6 +45,7 @@ class LossWithoutBackground(ClassificationLoss):
         super().__init__(loss.num_classes + loss.background_is_class)
         _check_form(type(loss), type(loss).__name__)
         self.inner = loss
+        # The inner loss answers for its own columns; this one, which has no background, for both.
         loss._inside_another = not loss.background_is_class
         self.initial_bias = loss.initial_bias
 
@@ -55,6 +56,7 @@ class LossWithoutBackground(ClassificationLoss):
 
     def loss(self, logits: Tensor, targets: Tensor, objects: Tensor | None = None) -> Tensor:
         """The mean over the inputs; 0, with a gradient of zeros, where there are none."""
+        # `loss`, not the call: the outer call has checked and widened the logits already.
         return self.inner.loss(self._with_absent(logits), targets, None)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ class LossWithoutBackground(ClassificationLoss):
         return torch.cat([logits, columns], dim=1)
 
     def _calibration_obstacle(self) -> str:
-        # With background out of the question, products and second softmaxes are gone.
+        # Without background, no product of sigmoids and no second softmax remains.
         return self.inner._calibration_obstacle() if self.inner.background_is_class else ""
 
 
@@ -78,7 +80,7 @@ def build_loss_without_background(
     num_classes: int,
     counts: ClassCounts | Callable[[], ClassCounts] | None = None,
 ) -> LossWithoutBackground:
-    """Builds a loss of K outputs from its written form.
+    """Build a loss of K outputs from its text.
 
     Args:
         text (str): see `parse_loss`.
@@ -110,8 +112,8 @@ def _check_form(entry: type[ClassificationLoss], name: str) -> None:
     if not _has_form(entry):
         known = ", ".join(sorted(n for n in LOSS_REGISTRY if _has_form(LOSS_REGISTRY.get(n))))
         raise UserError(
-            f"The loss '{name}' has no form without background, so that it can't train an image "
-            f"classifier. Those that can: {known}."
+            f"The loss '{name}' has no form without background and can't train an image "
+            f"classifier. Losses that can: {known}."
         )
 
 
