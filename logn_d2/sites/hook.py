@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration
 from .layers import ClassLayers
+from .running import forget_compiled
 
 __all__ = ["CHILD", "CalibrationHook", "attached_layers", "paused"]
 
@@ -45,6 +46,7 @@ class CalibrationHook:
         classifier.owner.add_module(CHILD, calibration)
         for layer in classifier.layers:
             layer.register_forward_hook(hook)
+        forget_compiled()
 
     def release(self) -> None:
         """Remove the calibration."""
@@ -53,6 +55,7 @@ class CalibrationHook:
             hooks = layer._forward_hooks
             for key in [k for k, hook in hooks.items() if isinstance(hook, CalibrationHook)]:
                 del hooks[key]
+        forget_compiled()
 
     @property
     def calibration(self) -> AffineCalibration:

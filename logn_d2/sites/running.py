@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UserError
 
-__all__ = ["PassEnds", "check_ground_truth", "heard", "modes", "shadowed"]
+__all__ = ["PassEnds", "check_ground_truth", "forget_compiled", "heard", "modes", "shadowed"]
 
 
 class PassEnds(BaseException):
@@ -35,16 +37,37 @@ def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]
 
 @contextmanager
 def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
-    """Set evaluation mode everywhere except in these modules (not their children)."""
+    """Set evaluation mode everywhere except in these modules (not their children).
+
+    Compiled modules run as they were written, because they would not see a pass's hooks.
+    """
     before = [(module, module.training) for module in model.modules()]
     in_training = {id(module) for module in training}
     try:
         for module, _ in before:
             module.training = id(module) in in_training
-        yield
+        with _eager():
+            yield
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def forget_compiled() -> None:
+    """Have compiled modules compiled anew: they do not see that hooks have changed."""
+    if _may_be_compiled():
+        torch.compiler.reset()
+
+
+def _eager() -> AbstractContextManager:
+    if _may_be_compiled() and hasattr(torch.compiler, "set_stance"):  # since PyTorch 2.6
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def _may_be_compiled() -> bool:
+    """Whether torch.compile was called; importing its code only for this would take seconds."""
+    return "torch._dynamo" in sys.modules
 
 
 def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any]) -> tuple:
