@@ -259,7 +259,7 @@ def work(args: argparse.Namespace) -> None:
         print(format_table(metrics, chosen))
         say_where_chosen("box AP", chosen, args, dataset)
         if args.ood:
-            compare_unknown_objects(cfg, args, find.calibrations)
+            compare_unknown_objects(cfg, args, find.calibrations, swept)
 
 
 def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:

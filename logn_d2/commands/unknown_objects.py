@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,17 @@ from ..engine.evaluation import read_ground_truth
 from ..errors import UserError
 from ..files import atomic_write
 from ..ood import ood_table
+from ..report.progress import Progress
 from ..sites import ROI_HEADS, config_site
-from ..sweeps import StoredOutputs, UnknownObjectsResult, evaluate_unknown_objects
+from ..sweeps import (
+    StoredOutputs,
+    SweepDetections,
+    UnknownObjectsResult,
+    evaluate_unknown_objects,
+    find_known_objects,
+)
+
+logger = logging.getLogger("logn_d2.sweep")
 
 __all__ = ["check_for_unknown_objects", "compare_unknown_objects", "known_store", "unknown_store"]
 
@@ -62,6 +72,7 @@ def compare_unknown_objects(
     cfg: CfgNode,
     args: argparse.Namespace,
     calibrations: Mapping[str, Sequence[AffineCalibration]],
+    swept: SweepDetections,
     say: Callable[[str], None] = print,
 ) -> None:
     """Prints a table for each set and writes ``unknown_SET.json``, in percent.
@@ -70,21 +81,32 @@ def compare_unknown_objects(
         cfg (CfgNode): of the detector.
         args (Namespace): of the command line.
         calibrations (Mapping): name -> one for each stage; each has a threshold of its own.
+        swept (SweepDetections): detections with each in the known images.
         say (Callable): takes each table.
     """
     dataset = cfg.DATASETS.TEST[0]
     known, truth = StoredOutputs.load(known_store(args)), read_ground_truth(dataset)
-    for name in args.ood:
-        unknown = StoredOutputs.load(unknown_store(args, name))
-        results = {
-            text: evaluate_unknown_objects(
-                *(known, unknown, truth, read_ground_truth(name, masks=False)),
-                calibrations=stages,
-                average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
-                threshold=args.ood_threshold,
+    others = {
+        name: (StoredOutputs.load(unknown_store(args, name)), read_ground_truth(name, masks=False))
+        for name in args.ood
+    }
+    progress = Progress(logger, len(calibrations) * (1 + len(others)))
+    found: dict[str, dict[str, UnknownObjectsResult]] = {name: {} for name in others}
+    for text, stages in calibrations.items():
+        options = {"calibrations": stages, "average": cfg.MODEL.LOGN.CASCADE_AVERAGE}
+        progress.step(f"{text}: known objects of {dataset}")
+        mine = find_known_objects(
+            *(known, truth),
+            threshold=args.ood_threshold,
+            detections=swept.detections(text),
+            **options,
+        )
+        for name, (unknown, unknown_truth) in others.items():
+            progress.step(f"{text}: unknown objects of {name}")
+            found[name][text] = evaluate_unknown_objects(
+                *(known, unknown, truth, unknown_truth), known_objects=mine, **options
             )
-            for text, stages in calibrations.items()
-        }
+    for name, results in found.items():
         say(f"\n{dataset} against {name}, in percent\n\n{as_text(results)}")
         content = {text: in_percent(result) for text, result in results.items()}
         with atomic_write(os.path.join(args.output, f"unknown_{name}.json")) as temporary:

@@ -8,18 +8,22 @@ from .results import best_of_grid, evaluate_sweep, sweep_results
 from .run import sweep
 from .stored_outputs import StoredOutputs, sweep_stored
 from .unknown_objects import (
+    KnownObjects,
     UnknownObjectsResult,
     evaluate_unknown_objects,
+    find_known_objects,
     without_known_classes,
 )
 
 __all__ = [
+    "KnownObjects",
     "StoredOutputs",
     "SweepDetections",
     "UnknownObjectsResult",
     "best_of_grid",
     "evaluate_sweep",
     "evaluate_unknown_objects",
+    "find_known_objects",
     "sweep",
     "sweep_results",
     "sweep_stored",

@@ -37,8 +37,10 @@ from .union import check_average, scaled
 
 __all__ = [
     "BoxLogits",
+    "KnownObjects",
     "UnknownObjectsResult",
     "evaluate_unknown_objects",
+    "find_known_objects",
     "sure_boxes",
     "without_known_classes",
 ]
@@ -65,6 +67,25 @@ class BoxLogits:
     def image_share(self) -> float:
         """Share of the images that have a box, in [0, 1]."""
         return len(np.unique(self.detections.image_id)) / max(self.num_images, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownObjects:
+    """What `find_known_objects` returns.
+
+    Attributes:
+        threshold (float): a box counts from this score on.
+        scores (Mapping): score of `OOD_SCORES` -> (D,) of the boxes that count.
+        boxes (int): D.
+        image_share (float): share of the images that have one, in [0, 1].
+        ap (float): box AP of the known classes, of all detections.
+    """
+
+    threshold: float
+    scores: Mapping[str, np.ndarray]
+    boxes: int
+    image_share: float
+    ap: float
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ def evaluate_unknown_objects(
     calibrations: Sequence[AffineCalibration] | None = None,
     average: str = "probs",
     threshold: float | None = None,
+    known_objects: KnownObjects | None = None,
 ) -> UnknownObjectsResult:
     """Measures how well a detector's logits tell unknown objects from known ones; no network.
 
@@ -119,6 +141,8 @@ def evaluate_unknown_objects(
         average (str): what a cascade averages over stages: "probs" or "logits".
         threshold (float): on the largest probability of a known class, in [0, 1]; None for the best
             F1 on the known images (`best_f1_threshold`).
+        known_objects (KnownObjects): of `known` with these calibrations, for several sets of
+            unknown images; None finds them, and only then `threshold` counts.
 
     Raises:
         ValueError: the stores are of models of different classes or of other images, or one has no
@@ -130,35 +154,87 @@ def evaluate_unknown_objects(
         >>> evaluate_unknown_objects(known, unknown, truth).scores["energy"].auroc  # doctest: +SKIP
     """
     _check_pair(known, unknown)
-    known.check(ground_truth)
-    if calibrations is None:
-        calibrations = [AffineCalibration.identity(known.num_classes)] * known.num_stages
-    swept = sweep_stored(known, {_NAME: calibrations}, average=average, ground_truth=ground_truth)
-    matches = match_lvis(ground_truth, swept.detections(_NAME))
-    if threshold is None:
-        threshold = best_f1_threshold(matches)
-    sides = [sure_boxes(each, calibrations, threshold, average) for each in (known, unknown)]
-    for name, side in zip(("known", "unknown"), sides, strict=True):
-        if not len(side.logits):
-            raise UserError(
-                f"None of the {side.num_images} {name} images has a box with a score of "
-                f"{threshold:.4f} or more, so that there is nothing to tell apart. Give a lower "
-                "threshold, or look at the weights."
-            )
-    scored = {name: [score_logits(name, each.logits) for each in sides] for name in OOD_SCORES}
+    options = {"calibrations": calibrations, "average": average}
+    side = known_objects or find_known_objects(known, ground_truth, threshold=threshold, **options)
+    stages = _stages(known, calibrations)
+    other = _sure_boxes("unknown", unknown, stages, side.threshold, average)
+    scored = {name: score_logits(name, other.logits) for name in OOD_SCORES}
     found = UnknownObjectsResult(
-        threshold=threshold,
-        scores={name: evaluate_ood(*pair) for name, pair in scored.items()},
-        known_boxes=len(sides[0].logits),
-        unknown_boxes=len(sides[1].logits),
-        known_images=sides[0].image_share,
-        unknown_images=sides[1].image_share,
-        known_ap=matches.result().metrics["AP"],
+        threshold=side.threshold,
+        scores={name: evaluate_ood(side.scores[name], scored[name]) for name in OOD_SCORES},
+        known_boxes=side.boxes,
+        unknown_boxes=len(other.logits),
+        known_images=side.image_share,
+        unknown_images=other.image_share,
+        known_ap=side.ap,
     )
     if unknown_ground_truth is None or not len(unknown_ground_truth):
         return found
-    ranked = {name: -pair[1] for name, pair in scored.items()}
-    return replace(found, **_of_objects(sides[1].detections, unknown_ground_truth, ranked))
+    ranked = {name: -values for name, values in scored.items()}
+    return replace(found, **_of_objects(other.detections, unknown_ground_truth, ranked))
+
+
+def find_known_objects(
+    known: StoredOutputs,
+    ground_truth: LvisGroundTruth,
+    *,
+    calibrations: Sequence[AffineCalibration] | None = None,
+    average: str = "probs",
+    threshold: float | None = None,
+    detections: Detections | None = None,
+) -> KnownObjects:
+    """What `evaluate_unknown_objects` needs of the known images, for any number of unknown ones.
+
+    Args:
+        known, ground_truth, calibrations, average, threshold: as there.
+        detections (Detections): of a sweep over the known images with these calibrations; None
+            makes them of the stored outputs.
+
+    Raises:
+        ValueError: the store is of other images, or has no box above the threshold.
+    """
+    known.check(ground_truth)
+    calibrations = _stages(known, calibrations)
+    if detections is None:
+        options = {"average": average, "ground_truth": ground_truth}
+        detections = sweep_stored(known, {_NAME: calibrations}, **options).detections(_NAME)
+    matches = match_lvis(ground_truth, detections)
+    if threshold is None:
+        threshold = best_f1_threshold(matches)
+    boxes = _sure_boxes("known", known, calibrations, threshold, average)
+    return KnownObjects(
+        threshold=threshold,
+        scores={name: score_logits(name, boxes.logits) for name in OOD_SCORES},
+        boxes=len(boxes.logits),
+        image_share=boxes.image_share,
+        ap=matches.result().metrics["AP"],
+    )
+
+
+def _stages(
+    known: StoredOutputs, calibrations: Sequence[AffineCalibration] | None
+) -> Sequence[AffineCalibration]:
+    if calibrations is not None:
+        return calibrations
+    return [AffineCalibration.identity(known.num_classes)] * known.num_stages
+
+
+def _sure_boxes(
+    name: str,
+    stored: StoredOutputs,
+    calibrations: Sequence[AffineCalibration],
+    threshold: float,
+    average: str,
+) -> BoxLogits:
+    """`sure_boxes`, at least one."""
+    found = sure_boxes(stored, calibrations, threshold, average)
+    if not len(found.logits):
+        raise UserError(
+            f"None of the {found.num_images} {name} images has a box with a score of "
+            f"{threshold:.4f} or more, so that there is nothing to tell apart. Give a lower "
+            "threshold, or look at the weights."
+        )
+    return found
 
 
 @torch.no_grad()

@@ -317,6 +317,8 @@ def test_unknown_objects_are_compared_under_every_calibration(
     assert tool.run(tool.parse_args(given)) == 0
     output = capsys.readouterr().out
     assert f"{NAME} against {OTHERS}, in percent" in output
+    log = (folder / "ood" / "log.txt").read_text()
+    assert f"auto: unknown objects of {OTHERS}" in log and "norcal(gamma=0.6): known objects" in log
     found = json.loads((folder / "ood" / f"unknown_{OTHERS}.json").read_text())
     names = ["uncalibrated", "logn", "norcal(gamma=0.6)", "auto"]
     assert list(found) == names

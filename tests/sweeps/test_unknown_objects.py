@@ -18,6 +18,7 @@ from logn_d2.sweeps import (
     StoredOutputs,
     evaluate_sweep,
     evaluate_unknown_objects,
+    find_known_objects,
     sweep,
     sweep_stored,
 )
@@ -174,6 +175,21 @@ def test_the_threshold_is_the_one_of_the_best_f1(stores, truths):
     assert result.threshold == expected
     kept = sure_boxes(known, identity, expected)
     assert result.known_boxes == len(kept.logits)
+
+
+def test_known_images_are_swept_once_for_any_number_of_unknown_ones(stores, truths, monkeypatch):
+    known, unknown = stores[STANDARD]
+    chosen, threshold = drawn(known), middle(known)
+    options = {"calibrations": chosen, "threshold": threshold}
+    expected = evaluate_unknown_objects(known, unknown, *truths, **options).as_dict()
+    swept = sweep_stored(known, {"c": chosen}, ground_truth=truths[0])
+    monkeypatch.delattr("logn_d2.sweeps.unknown_objects.sweep_stored")
+    found = find_known_objects(known, truths[0], detections=swept.detections("c"), **options)
+    for _ in range(2):
+        again = evaluate_unknown_objects(
+            known, unknown, *truths, calibrations=chosen, known_objects=found
+        )
+        np.testing.assert_equal(again.as_dict(), expected)
 
 
 def test_what_can_not_be_compared_is_refused(stores, truths, models, tmp_path):
