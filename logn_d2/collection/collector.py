@@ -51,7 +51,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
     Args:
         description (LogitStatistics): description of the pass, without stages (class names, data
             sets, population, estimator, momentum, ...). Without class names, classes are numbered.
-        partial (ShardFolder): folder for partial statistics; None saves none.
+        partial (ShardFolder): folder of the partial statistics; None saves none.
         period (int): images between two partial files.
         saved (LogitStatistics): content of a partial file from which to resume.
 
@@ -80,6 +80,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self._posteriors: list[PosteriorMoments | None] = []
         self._fingerprints: list[Tensor | None] = []
         self.num_images = self.num_rois = self.num_batches = self._images_on_disk = 0
+        # `inference_on_dataset` resets an evaluator before a pass, so a resumed one is restored
+        # here.
         if self._saved is not None:
             self._restore(self._saved)
 
@@ -95,6 +97,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
         Raises:
             NonFiniteLogitsError: an image has NaN or infinite logits; it is named.
         """
+        # From stages of a batch to images with all their stages: an image is the unit of weights
+        # and groups.
         images = zip(*map(self._per_image, outputs.stages), strict=True)
         if not self._moments:
             self._start(outputs)
@@ -106,6 +110,8 @@ class LogitStatisticsCollector(DatasetEvaluator):
         self.num_batches += 1
         if self._partial is not None and self.num_images - self._images_on_disk >= self._period:
             batches = self.num_batches - self._partial.num_batches
+            # One file with everything so far: the state is small and does not grow with the number
+            # of images.
             self._partial.write(batches, self._statistics(partial=True).save, replace=True)
             self._images_on_disk = self.num_images
 
@@ -119,12 +125,14 @@ class LogitStatisticsCollector(DatasetEvaluator):
         Raises:
             ValueError: no process had an image.
         """
+        # A process without images has no statistics: with a few images, some processes stay idle.
         parts = [part for part in comm.all_gather(self.own_statistics()) if part is not None]
         if not parts:
             raise UserError(
                 "There was no image, so there are no statistics. Is the data loader empty?"
             )
         if self._description.estimator == "exact":
+            # In the order of ranks on every process, so that all round alike.
             return {"statistics": functools.reduce(LogitStatistics.merge, parts).with_reached()}
         if len(parts) > 1 and comm.is_main_process():
             logger.warning(
@@ -140,6 +148,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
 
     def remove_partial_files(self) -> None:
         """Remove the partial files of all processes; call it after the result is saved."""
+        # Process 0 removes the files of all processes, so all must be done with theirs.
         comm.synchronize()
         if self._partial is not None and comm.is_main_process():
             self._partial.clear()
@@ -158,6 +167,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
                 "the model was trained on."
             )
         names = names or tuple(map(str, range(num_classes)))
+        # Read while a pass runs: the caller may have entered autocast around it.
         autocast = _autocast(logits.device.type)
         self._description = replace(
             description,
@@ -197,12 +207,16 @@ class LogitStatisticsCollector(DatasetEvaluator):
         moments = self._moments[stage]
         try:
             if not isinstance(moments, LogitMoments):
+                # Moving averages take an image as a batch, as the released code does with one image
+                # per process.
                 moments.update(logits)
                 return
             of_image = {
                 "weight": image.get("statistics_weight", 1.0),
                 "image": _name(image, logits),
             }
+            # In blocks, because a dense detector's float64 copy of an image's logits may take
+            # gigabytes.
             for part in blocks(logits, labels):
                 self._add(moments, self._posteriors[stage], *part, of_image)
         except NonFiniteLogitsError as error:
@@ -226,10 +240,13 @@ class LogitStatisticsCollector(DatasetEvaluator):
         mask = None
         if self._description.population == "positives":
             columns = torch.arange(logits.shape[1], device=logits.device)
+            # Compared column by column: labels outside the columns count nowhere.
             mask = labels.to(logits.device)[:, None] == columns
         moments.update(logits, mask, **of_image)
         if posteriors is not None:
             sigmoid = self._description.activation == "sigmoid"
+            # From float64 logits: posteriors of rare classes are tiny, and float32 would round
+            # their sums.
             scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
             posteriors.update(logits, scores, labels, **of_image)
 
@@ -242,6 +259,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
         provenance = dict(self._description.provenance)
         if partial:
             steps = [int(m.steps) for m in self._moments if isinstance(m, EmaLogitMoments)]
+            # What a resumed pass needs and a finished file does not have.
             provenance = {"batches": self.num_batches, "steps": steps}
         return replace(
             self._description,
@@ -259,8 +277,10 @@ class LogitStatisticsCollector(DatasetEvaluator):
         raw: bool,
     ) -> StageStatistics:
         if isinstance(moments, LogitMoments):
+            # On the CPU, so that statistics of all processes and devices can be merged.
             return StageStatistics.from_moments(moments.to("cpu"), fingerprint, posteriors)
         mean, var = moments.mean, moments.var
+        # A partial file has the raw averages, because the next steps start from these.
         if self._description.estimator == "ema_debiased" and not raw and moments.steps > 0:
             mean, var = moments.debiased()
         return StageStatistics(mean.cpu(), var.cpu(), moments.count.cpu(), fingerprint=fingerprint)
@@ -268,6 +288,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
     def _restore(self, saved: LogitStatistics) -> None:
         """Invert ``_statistics(partial=True)``."""
         known = ("class_names", "autocast", "activation", "background", "site")
+        # What the first output of the interrupted pass has shown; `_start` is not called again.
         self._description = replace(
             self._description, **{name: getattr(saved, name) for name in known}
         )
@@ -310,6 +331,7 @@ def _select(
         background (str): position of the background column.
     """
     if population == "foreground":
+        # By columns and not by `labels < K`: with the background first, label 0 is background.
         columns = torch.arange(logits.shape[1], device=labels.device)
         chosen = torch.isin(labels, columns[foreground_columns(background)])
         return logits[chosen], labels[chosen]

@@ -89,8 +89,7 @@ def collect_statistics(
         class_names (Sequence[str]): K names; by default, numbers.
         datasets (Sequence[str]): names of the loader's data sets.
         population (str): "sampled", "proposals", "foreground" or "positives", or
-            "images" for an image classifier; see
-            `LogitStatistics`.
+            "images" for an image classifier; see `LogitStatistics`.
         estimator (str): "exact", "ema" or "ema_debiased".
         momentum (float): momentum of the moving averages.
         seed (int): seed of the sampling of RoIs.
@@ -190,6 +189,7 @@ def collect_from_config(
         momentum=None if collect.ESTIMATOR == "exact" else collect.MOMENTUM,
         sampler=described_sampler(cfg) if collect.REPEAT else "TrainingSampler",
         augmented=collect.AUGMENT,
+        # A limit of 0, or one beyond the data set, leaves no image out.
         complete=not 0 < collect.MAX_IMAGES < len(dataset),
         stop_at=collect.STOP_AT,
         provenance={
@@ -208,9 +208,12 @@ def collect_from_config(
         checkpoint=output,
         period=collect.CHECKPOINT_PERIOD,
         resume=resume,
+        # The whole model and input configs: a pass with another image size must not resume this
+        # one.
         settings=deciding_settings(cfg, collects=True),
     )
     if comm.is_main_process():
+        # Before the partial files go: a full disk must not cost the pass.
         statistics.save(output)
         logger.info("Wrote the statistics to %s", Path(output))
     collector.remove_partial_files()
@@ -232,17 +235,22 @@ def _run_pass(
 ) -> tuple[LogitStatistics, LogitStatisticsCollector]:
     """The pass itself; the caller removes partial files after saving the result."""
     _check_population(model, description.population)
+    # Samplers and augmentation draw numbers; a training that collects now and then must go on as if
+    # it had not.
     with preserved_rng():
         first = loader_from(loader, 0)
         partial = None
         if checkpoint is not None:
+            # Without the notes, which differ between machines and commands but not the result.
             described = {**vars(replace(description, provenance={})), "seed": seed, **settings}
             described["stop_period"] = stop_period
             if site is not None:
                 described["layers"] = layer_names(model, site)
             digest, output = pass_digest(model, first, described), Path(checkpoint)
+            # Named after the future file, so that two passes into one folder stay apart.
             prefix = f"{output.stem}.partial-"
             partial = ShardFolder(output.parent, _PARTIAL, digest, resume=resume, prefix=prefix)
+        # The last file contains all earlier batches.
         saved = LogitStatistics.load(partial.paths[-1]) if partial and partial.paths else None
         collector = LogitStatisticsCollector(
             description, partial=partial, period=period, saved=saved
@@ -250,7 +258,9 @@ def _run_pass(
         batches = collector.num_batches
         rest = loader_from(loader, batches) if batches else first
         if description.stop_at > 0:
+            # The loader ends the pass, since `inference_on_dataset` has no other way to stop.
             rest = StoppingLoader(rest, collector, description.stop_at, stop_period)
+        # "foreground" and "positives" are parts of the sampled RoIs, which the collector selects.
         as_at_test = description.population in ("proposals", "images")
         population = "proposals" if as_at_test else "sampled"
         images_before, start = collector.num_images, time.perf_counter()
@@ -271,6 +281,7 @@ def _check_class_names(
             f"class_names is the text {class_names!r}; expected a sequence of names, such as "
             '["bolt", "nut"].'
         )
+    # All stages have the same classes, so the first one tells.
     num_classes = num_classes_of(find_sites(model, site)[0].classifier)
     if class_names and num_classes is not None and len(class_names) != num_classes:
         raise UserError(
@@ -321,6 +332,7 @@ def _repeats_sampled_anew(
 
 
 def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -> None:
+    # Rates add up over processes; times do not.
     rate = sum(comm.all_gather(num_images / max(seconds, 1e-9)))
     logger.info(
         "Statistics (%s, %s) of %d images, %d RoIs, %d classes: %.2f images/s on %d processes",

@@ -72,6 +72,7 @@ class COCOFormEvaluator(COCOEvaluator):
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
         ids = range(len(self._names))
         if mapping is not None and self._names:
+            # In the order of the class indices, in which `class_members` expects the ids.
             ids = sorted(mapping, key=mapping.get)
         members = class_members(class_groups or {}, self._names, list(ids))
         check_groups(self._groups, len(self._names), members)
@@ -85,6 +86,7 @@ class COCOFormEvaluator(COCOEvaluator):
         Among equal scores, pycocotools ranks the first highest. Here box and mask decide, so that
         the order of a model's detections has no effect.
         """
+        # Only the predictions of this batch: the parent appends to one list.
         before = len(self._predictions)
         super().process(inputs, outputs)
         for prediction in self._predictions[before:]:
@@ -95,6 +97,7 @@ class COCOFormEvaluator(COCOEvaluator):
         results = super().evaluate(*args, **kwargs)
         if not comm.is_main_process():
             return results
+        # Keypoints have no classes to group.
         for task in {"bbox", "segm"} & set(results or {}):
             ap = self._class_ap(results[task])
             results[task].update(
@@ -108,6 +111,7 @@ class COCOFormEvaluator(COCOEvaluator):
         """AP of each class in percent, (K,)."""
         if len(self._names) == 1:  # Detectron2 lists no classes if there is only one
             return np.array([metrics["AP"]])
+        # By name, which is all that Detectron2 keeps; hence unique names.
         return np.array([metrics.get(f"AP-{name}", np.nan) for name in self._names])
 
     def _write(self, task: str, ap: np.ndarray) -> None:
@@ -141,6 +145,7 @@ def training_groups(train_datasets: str | Sequence[str]) -> np.ndarray:
 def _rank(result: Mapping[str, Any]) -> tuple:
     """Sort key of the results of an image, see `Detections.canonical`."""
     mask = result.get("segmentation", {}).get("counts", "")
+    # A total order: with ties left, AP would depend on the order of a batch.
     return result["category_id"], -result["score"], result["bbox"], mask
 
 

@@ -51,6 +51,7 @@ class MemoryStore:
     num_batches = 0
 
     def __init__(self) -> None:
+        # A dict as an ordered set: ids keep the order of the pass.
         self._seen: dict[int | str, None] = {}
         self._parts: list[Detections] = []
 
@@ -95,6 +96,8 @@ class BestOfEachClass(MemoryStore):
     def add(self, image_ids: ImageIds, detections: Detections) -> None:
         """See `DetectionStore`."""
         detections = _new_images(image_ids, detections, self._seen)
+        # Once a class is full, nearly all of its new detections are dropped here, before they take
+        # memory.
         detections = detections.take(self._may_be_kept(detections))
         self._parts.append(detections)
         self._waiting += len(detections)
@@ -112,6 +115,8 @@ class BestOfEachClass(MemoryStore):
             max(detections.category.max(initial=-1) + 1, len(self._worst_kept)), -np.inf
         )
         worst[: len(self._worst_kept)] = self._worst_kept
+        # Equal scores stay: among these, image and box decide. NaN stays too, and is reported
+        # later.
         return ~(detections.score < worst[detections.category])
 
     def _drop_worst(self) -> None:
@@ -120,6 +125,8 @@ class BestOfEachClass(MemoryStore):
         self._parts, self._waiting = [kept], 0
         full = np.bincount(kept.category, minlength=1) >= self._max_dets
         self._worst_kept = np.full(len(full), np.inf)
+        # fmin ignores NaN; with minimum, a single NaN would keep every later detection of its
+        # class.
         np.fmin.at(self._worst_kept, kept.category, kept.score)
         self._worst_kept[~full] = -np.inf
 
@@ -158,6 +165,7 @@ class ShardStore:
 
     def add(self, image_ids: ImageIds, detections: Detections) -> None:
         """See `DetectionStore`."""
+        # Before `_new_images`, which marks them as seen.
         self._pending_images += [each for each in image_ids if each not in self._seen]
         self._pending.append(_new_images(image_ids, detections, self._seen))
         self._pending_batches += 1
@@ -166,6 +174,7 @@ class ShardStore:
 
     def flush(self) -> None:
         """Write the detections added since the last shard."""
+        # Batches and not detections: images without any must not be processed again.
         if not self._pending_batches:
             return
         arrays = Detections.concatenate(self._pending).to_arrays()
@@ -186,6 +195,7 @@ class ShardStore:
         """Remove the shards of all processes, and the folder if nothing else is in it."""
         self._shards.clear()
         folder = self._shards.folder
+        # There is no folder if no shard was written.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -109,6 +109,7 @@ class LVISFormEvaluator(DatasetEvaluator):
                 "resume=True needs output_dir, where an interrupted pass has left its detections, "
                 "and excludes max_dets_per_class, which keeps them in memory."
             )
+        # The digest comes with `start`: the evaluator does not know weights and images.
         self._shards = dict(resume=resume, shard_size=shard_size, digest="")
         self._store: DetectionStore | None = None
 
@@ -145,6 +146,7 @@ class LVISFormEvaluator(DatasetEvaluator):
                     "resumable_inference(model, loader, evaluator), or evaluator.start(digest) "
                     "with a digest of weights, images and settings."
                 )
+            # Without resuming, nothing has to tell this pass from others.
             self._shards["digest"] = "pass"
         return ShardStore(os.path.join(self._output_dir, "shards"), **self._shards)
 
@@ -189,15 +191,19 @@ class LVISFormEvaluator(DatasetEvaluator):
         ground_truth = LvisGroundTruth.from_json(
             self._json_file, masks=self._tasks is None or "segm" in self._tasks
         )
+        # Before anything is written, so that files on disk are in the json's numbering.
         detections = _to_json_classes(detections, self._metadata, ground_truth)
         self._write_detections(detections, ground_truth)
         results: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
         if len(ground_truth):
             _warn_if_incomplete(detections, seen, ground_truth)
+            # Boxes first: if masks can't be evaluated, their figures are in the log already.
             for task in self._tasks or _possible_tasks(detections, ground_truth):
                 results[task] = self._evaluate_task(task, detections, ground_truth)
         else:
             logger.info("%s has no annotations: nothing to evaluate.", self._json_file)
+        # The last step: until the results exist, the shards are what a repeated command starts
+        # from.
         self._opened().clear()
         return results
 
@@ -222,9 +228,11 @@ class LVISFormEvaluator(DatasetEvaluator):
     def _gather(self) -> tuple[Detections, np.ndarray] | None:
         """Detections and image ids of all processes; None except in the first."""
         detections, seen = self._opened().load()
+        # Arrays, because pickling one object for each detection would take most of the time.
         mine = (detections.to_arrays(), seen)
         if not self._distributed:
             return _merge([mine])
+        # As Detectron2's evaluators do: slow processes are waited for here, not inside gather.
         comm.synchronize()
         parts = comm.gather(mine, dst=0)
         return _merge(parts) if comm.is_main_process() else None
@@ -327,6 +335,8 @@ def _to_json_classes(
             f"{ground_truth.json_file}, the first is {unknown[0]}. Metadata and json are of "
             "different vocabularies: register the data set with its own json."
         )
+    # A table from class indices of the model to those of the json; -1 marks indices without a
+    # class.
     index = np.full(max(mapping.values()) + 1, -1)
     index[list(mapping.values())] = np.searchsorted(ground_truth.category_ids, list(mapping))
     wrong = np.flatnonzero((detections.category < 0) | (detections.category >= len(index)))
@@ -336,6 +346,7 @@ def _to_json_classes(
             f"{detections.category[wrong[0]]}, expected 0 to {len(index) - 1}. The model has more "
             "classes than the data set; set MODEL.ROI_HEADS.NUM_CLASSES to the data set's."
         )
+    # The usual case, without a copy of millions of detections.
     if np.array_equal(index, np.arange(len(index))):
         return detections
     return dataclasses.replace(detections, category=index[detections.category])
@@ -344,7 +355,7 @@ def _to_json_classes(
 def _warn_if_incomplete(
     detections: Detections, seen: np.ndarray, ground_truth: LvisGroundTruth
 ) -> None:
-    """Say so where a low AP has a plain reason."""
+    """Warn if a low AP has a simple reason."""
     missing = np.setdiff1d(ground_truth.image_ids, seen)
     if len(missing):
         logger.warning(

@@ -26,13 +26,14 @@ def resumable_inference(
     """Run `inference_on_dataset` without the batches that an interrupted pass has done.
 
     Args:
-        model (nn.Module): the detector, weights loaded. With other weights the pass begins anew.
+        model (nn.Module): the detector, with its weights loaded. With other weights the pass starts
+            from the beginning.
         loader (Iterable or Callable): batches in the same order each time; or a function from the
-            number of batches to leave out to a loader, see `build_evaluation_loader`, which saves
+            number of batches to skip to a loader, see `build_evaluation_loader`, which saves
             loading them.
         evaluator (LVISFormEvaluator): with `output_dir`, and `resume=True` to resume.
-        settings (Mapping): what else decides the detections, such as thresholds.
-        resume (bool | None): continue an interrupted pass; None as the evaluator was told.
+        settings (Mapping): other settings that determine the detections, such as thresholds.
+        resume (bool | None): resume an interrupted pass; None follows the evaluator's own setting.
 
     Returns:
         dict: the evaluator's results.
@@ -43,7 +44,8 @@ def resumable_inference(
         >>> results = resumable_inference(model, loader, evaluator)  # doctest: +SKIP
     """
     whole = loader_from(loader, 0)
-    # How images are shared out decides which of them a process has.
+    # The number of processes determines which images a process has.
     decisive = {"processes": comm.get_world_size(), **(settings or {})}
+    # Before inference, which calls `reset`: that must find the digest already.
     done = evaluator.start(pass_digest(model, whole, decisive), resume)
     return inference_on_dataset(model, loader_from(loader, done) if done else whole, evaluator)

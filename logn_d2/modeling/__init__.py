@@ -1,4 +1,4 @@
-"""What knows Detectron2's models: predictor, RoI heads, recording and attaching."""
+"""Detectron2's models: predictors, RoI heads, recording, attaching and folding."""
 
 from .attach import Attachment, attach, calibration_of, detach
 from .box_predictors import (

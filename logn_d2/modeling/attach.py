@@ -81,9 +81,8 @@ def attach(
     Args:
         model (nn.Module): a detector, distributed or not.
         source: a statistics file or its content, for LogN; a calibration such as
-            "norcal(gamma=0.6)" or
-            "logn(beta=mean)"; or an AffineCalibration, or a list of them, one per box predictor
-            (S).
+            "norcal(gamma=0.6)" or "logn(beta=mean)"; or an AffineCalibration, or a list of them,
+            one per box predictor (S).
         calibration: a calibration, if ``source`` is a statistics file or omitted.
         statistics: a statistics file or its content, if ``source`` is a calibration.
         counts (ClassCounts): counts of the training set, for calibrations that need them.
@@ -98,8 +97,7 @@ def attach(
     Raises:
         FileNotFoundError: the statistics file does not exist.
         ValueError: the model has no box predictor or already has a calibration, or this one does
-            not
-            fit: other classes, stages, class names or weights, or a loss whose logits can't be
+            not fit: other classes, stages, class names or weights, or a loss whose logits can't be
             calibrated. The model is unchanged then.
 
     Example:
@@ -118,6 +116,7 @@ def attach(
     """
     sites = find_sites(model, site)
     check_calibratable(model)
+    # Two calibrations at one place would be applied one after the other.
     present = next(filter(None, (calibration_of(site.owner) for site in sites)), None)
     if present is not None and not replace:
         raise UserError(
@@ -133,6 +132,7 @@ def attach(
         strict=strict,
         class_names=class_names,
     )
+    # All checks come before the first change, so that an error leaves the model as it was.
     _check_fit(sites, calibrations)
     # Copies, because the caller's calibrations may be attached to another model, on another device.
     calibrations = [copy.deepcopy(each) for each in calibrations]
@@ -154,6 +154,7 @@ def detach(model: nn.Module) -> None:
     Raises:
         ValueError: the model has no calibration.
     """
+    # All sites first: `any` over a generator would stop at the first calibration.
     released = [release(site.owner) for site in find_sites(model)]
     if not any(released):
         raise UserError("This model has no calibration attached; there is nothing to detach.")
@@ -172,6 +173,7 @@ class Attachment:
         self.model = model
         self.calibrations = calibrations
         first = calibrations[0]
+        # A class counts as uncalibrated only if no stage changes it.
         identical = [(each.scale == 1) & (each.shift == 0) for each in calibrations]
         raw = int(torch.stack(identical).all(dim=0).sum())
         self.summary = (
@@ -185,6 +187,7 @@ class Attachment:
     def detach(self) -> None:
         """Remove these calibrations if they are still attached; later ones stay."""
         for site in find_sites(self.model):
+            # By identity: an equal calibration that was attached later belongs to somebody else.
             if any(calibration_of(site.owner) is each for each in self.calibrations):
                 release(site.owner)
 
@@ -216,6 +219,7 @@ def check_weights(owner: nn.Module) -> None:
     else:
         covering = (each for each in owner.__dict__.values() if isinstance(each, _CalibratedMethod))
         guards = [each.guard for each in covering]
+    # torchvision's scores are made by the heads, and the weights are in their predictor.
     classifier = owner.box_predictor if _is_torchvision_head(owner) else owner
     for guard in guards:
         if guard is not None:
@@ -231,6 +235,7 @@ def release(predictor: nn.Module) -> bool:
     if isinstance(predictor, CalibratedPredictor):
         predictor.calibration = predictor.weights_check = None
         return True
+    # All layers of a site share one hook, and releasing it removes it everywhere.
     for hook in _hooks(predictor):
         hook.release()
         return True
@@ -238,6 +243,7 @@ def release(predictor: nn.Module) -> bool:
     for name, value in list(predictor.__dict__.items()):
         if isinstance(value, _CalibratedMethod):
             del predictor.__dict__[name]
+            # What was there before, such as another project's override, comes back.
             if value.covered is not None:
                 predictor.__dict__[name] = value.covered
     return True
@@ -271,13 +277,17 @@ class _CalibratedMethod:
         self.covered: Callable | None = owner.__dict__.get(name)
 
     def __call__(self, predictions: Any, *args: Any, **kwargs: Any) -> Any:
+        # Weights may have been loaded since the last call; without a change this is a comparison of
+        # counters.
         check_weights(self.owner)
         calibration = getattr(self.owner, CHILD)
+        # torchvision passes the logits alone, Detectron2 logits and deltas.
         if isinstance(predictions, Tensor):
             predictions = calibration(predictions)
         else:
             logits, *others = predictions
             predictions = (calibration(logits), *others)
+        # From the class, because the attribute of the instance is this object.
         method = self.covered or partial(getattr(type(self.owner), self.name), self.owner)
         return method(predictions, *args, **kwargs)
 
@@ -383,6 +393,7 @@ def chosen_calibrations(
     texts = [each for each in wanted if _is_text(each)]
     made = [each for each in wanted if isinstance(each, AffineCalibration) or _is_list(each)]
     files = [each for each in (*wanted, statistics) if each is not None]
+    # By identity: comparing statistics or calibrations with == would compare tensors.
     files = [each for each in files if not any(each is other for other in (*texts, *made))]
     if len(texts) > 1 or len(made) > 1 or len(files) > 1 or (made and (texts or files)):
         raise UserError(
@@ -396,6 +407,8 @@ def chosen_calibrations(
         )
     if made:
         given = [made[0]] if isinstance(made[0], AffineCalibration) else list(made[0])
+        # A calibration given as an object is the caller's own: nobody can tell which weights it
+        # belongs to.
         return given, [None] * len(given)
     return guarded_calibrations(
         [site.classifier for site in sites],
@@ -414,7 +427,9 @@ def _is_text(source: Source) -> bool:
     """Whether this is the text of a calibration, and not a file."""
     return (
         isinstance(source, str)
+        # A path has a dot or a slash, which no name of a calibration has.
         and re.fullmatch(r"\s*\w+\s*(\(.*\)\s*)?", source, re.DOTALL) is not None
+        # A file named like a calibration is a file: whoever made it meant it.
         and not os.path.exists(source)
     )
 
@@ -427,6 +442,7 @@ def _read(source: str | os.PathLike | LogitStatistics) -> LogitStatistics:
     if isinstance(source, LogitStatistics):
         return source
     if isinstance(source, (str, os.PathLike)):
+        # Paths as in the rest of Detectron2, remote ones included.
         return LogitStatistics.load(PathManager.get_local_path(os.fspath(source)))
     raise UserError(
         f"Can't attach a {type(source).__name__}. Give the path of a statistics file, a "
@@ -461,6 +477,7 @@ def _cover(site: Site, calibration: AffineCalibration, guard: WeightsGuard | Non
     if isinstance(site.classifier, ClassLayers):
         CalibrationHook.attach(site.classifier, calibration, guard)
         return
+    # The module moves in place; `attach` has made a copy.
     calibration.to(next(owner.parameters()).device)
     if isinstance(owner, CalibratedPredictor):
         owner.calibration, owner.weights_check = calibration, guard

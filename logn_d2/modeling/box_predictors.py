@@ -46,6 +46,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         ValueError: the wrapper has several detectors, such as a teacher and a student.
     """
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    # Unwrapped first, because detectors without RoI heads may be inside as well.
     while isinstance(model, wrappers):
         model = model.module
     if "roi_heads" in model._modules:
@@ -56,6 +57,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             f"This {type(model).__name__} contains {len(inside)} detectors: {', '.join(inside)}. "
             f"Pass one of them, for example model.{next(iter(inside))}."
         )
+    # No detector inside: a part of one, or a detector without RoI heads.
     return next(iter(inside.values()), model)
 
 
@@ -98,9 +100,11 @@ def cascade_average_of(model: nn.Module) -> str:
 def num_classes_of(predictor: nn.Module | ClassLayers) -> int | None:
     """K, without background; None if unknown."""
     num_classes = getattr(predictor, "num_classes", None)
+    # Not the number of outputs, since a loss may have more of them.
     if isinstance(num_classes, int):
         return num_classes
     weight = getattr(getattr(predictor, "cls_score", None), "weight", None)
+    # torchvision's predictors have no number of classes, but always a background column.
     return len(weight) - 1 if isinstance(weight, Tensor) else None
 
 
@@ -113,6 +117,7 @@ def has_sigmoid_scores(predictor: nn.Module | ClassLayers) -> bool:
     if isinstance(predictor, ClassLayers):
         return predictor.activation == "sigmoid"
     loss = getattr(predictor, "loss", None)
+    # The losses whose classes do not compete; an image classifier wraps its loss.
     if isinstance(getattr(loss, "inner", loss), (EqualizationLossV2, SigmoidLoss)):
         return True
     return bool(getattr(predictor, "use_sigmoid_ce", False))  # Detectron2 after 0.6
@@ -162,6 +167,7 @@ def classifier_reader(
             )
         weight, factors = layer.weight, getattr(layer, "factors", None)
         if isinstance(layer, CosineLinear):
+            # The layer normalises its rows, so their lengths have no effect on the logits.
             weight = F.normalize(weight)
         return weight if factors is None else weight * factors[:, None], layer.bias
 
@@ -189,6 +195,7 @@ def classifier_layer(predictor: nn.Module) -> nn.Module | None:
     if not isinstance(classifier, nn.Module):
         return None
     columns = num_classes_of(predictor) + (background_of(predictor) != "none")
+    # From the end: the last layer of that width is the one with the logits.
     for layer in reversed(list(classifier.modules())):
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() >= 2 and len(weight) == columns:
@@ -197,5 +204,6 @@ def classifier_layer(predictor: nn.Module) -> nn.Module | None:
 
 
 def _is_box_predictor(module: nn.Module) -> bool:
+    # By methods and not by class, so that heads that copy Detectron2's interface are found too.
     methods = (getattr(module, name, None) for name in ("predict_probs", "losses"))
     return all(callable(method) for method in methods) and num_classes_of(module) is not None

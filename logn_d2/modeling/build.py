@@ -59,11 +59,11 @@ def calibrations_from_config(
         cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION decide.
         predictors (Sequence[nn.Module]): S of them, 1 for heads without cascade.
         counts (Callable): returns the class counts of the training set.
-        background (str): where the background column is.
+        background (str): position of the background column.
 
     Returns:
-        tuple[list, list]: S calibrations and what keeps watch over their weights, each None where
-        there is none.
+        tuple[list, list]: S calibrations and the guards of their weights; each is None without a
+        calibration.
 
     Raises:
         FileNotFoundError: the statistics file does not exist.
@@ -75,6 +75,7 @@ def calibrations_from_config(
         return [None] * len(predictors), [None] * len(predictors)
     statistics = None
     if node.STATISTICS:
+        # Once for all stages.
         statistics = LogitStatistics.load(PathManager.get_local_path(node.STATISTICS))
     return guarded_calibrations(
         predictors,
@@ -106,16 +107,17 @@ class TrainingClassCounts:
 
 
 def known_class_names(datasets: tuple[str, ...], num_classes: int) -> list[str] | None:
-    """Class names of the first data set, where they are registered already and are K.
+    """Class names of the first data set, if they are registered and their number is K.
 
     Args:
         datasets (tuple[str, ...]): registered names.
-        num_classes (int): K of the model; a data set with another number says nothing about it.
+        num_classes (int): K of the model; a data set with another number is ignored.
     """
+    # `MetadataCatalog.get` would create an entry for an unknown name.
     if not datasets or datasets[0] not in MetadataCatalog.list():
         return None
     try:
         names = MetadataCatalog.get(datasets[0]).get("thing_classes", None)
-    except FileNotFoundError:  # a model can be used where its training set is not
+    except FileNotFoundError:  # a model can be used without its training set
         return None
     return list(names) if names is not None and len(names) == num_classes else None

@@ -1,4 +1,4 @@
-"""What our predictors have in common: a choice of classifier and loss, and calibrated logits.
+"""The common part of our predictors: a choice of classifier and loss, and calibrated logits.
 
 Shapes: R inputs (regions or images), K foreground classes, C classifier outputs.
 """
@@ -19,14 +19,15 @@ __all__ = ["CalibratedPredictor"]
 
 
 class CalibratedPredictor:
-    """A part of a predictor, beside an nn.Module with ``num_classes`` and a linear ``cls_score``.
+    """A mixin for an nn.Module with ``num_classes`` and a linear ``cls_score``.
 
     Attributes:
-        background (str): where the background column is: "last", "first" or "none".
+        background (str): position of the background column: "last", "first" or "none".
         loss (ClassificationLoss): None for the module's own.
         calibration (AffineCalibration): None for none.
         weights_check (Callable): called with the predictor and its calibration before each
-            calibrated output, see `WeightsGuard`; raises if the calibration is of other weights.
+            calibrated output, see `WeightsGuard`; raises if the calibration belongs to other
+            weights.
     """
 
     background: Background = "last"
@@ -43,19 +44,20 @@ class CalibratedPredictor:
         calibration: AffineCalibration | None,
         weights_check: Callable[[nn.Module, AffineCalibration], None] | None,
     ) -> None:
-        """The constructor's part of it; see `LogNFastRCNNOutputLayers` for the arguments."""
+        """The mixin's part of the constructor; see `LogNFastRCNNOutputLayers` for the arguments."""
         if classifier not in ("linear", "cosine"):
             raise UserError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
+        # Before anything is built, so that the message names the loss and not a shape.
         self._check_loss(loss)
         self.register_module("loss", loss)
         self._build_classifier(classifier, temperature)
         self._check_calibration(calibration)
-        # Registered also where there is none, so that it can come and go without a trace.
+        # Registered even if None, so that attaching and detaching leave no trace.
         self.register_module("calibration", calibration)
         self.weights_check = weights_check
 
     def calibrated(self, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The predictions with calibrated logits; the same ones where there is no calibration.
+        """The predictions with calibrated logits; unchanged without a calibration.
 
         Args:
             predictions (tuple[Tensor, ...]): logits (R, C) first.
@@ -68,7 +70,7 @@ class CalibratedPredictor:
         return (self.calibration(logits), *others)
 
     def _build_classifier(self, classifier: str, temperature: float) -> None:
-        """Replaces the linear layer where another kind or number of outputs is needed."""
+        """Replace the linear layer if another kind or number of outputs is needed."""
         linear = self.cls_score
         outputs = linear.out_features if self.loss is None else self.loss.num_outputs
         if classifier == "cosine":
@@ -77,6 +79,8 @@ class CalibratedPredictor:
             self.cls_score = nn.Linear(linear.in_features, outputs)
             nn.init.normal_(self.cls_score.weight, std=0.01)  # as Detectron2
         if self.loss is not None:
+            # Sigmoid losses start from rare positives: with a bias of 0 the first loss would be K
+            # ln 2.
             nn.init.constant_(self.cls_score.bias, self.loss.initial_bias)
 
     def _check_loss(self, loss: ClassificationLoss | None) -> None:

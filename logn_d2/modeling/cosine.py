@@ -1,8 +1,8 @@
 """Cosine classifier and cosine mask predictor: logits are scaled cosine similarities.
 
 They are NormedLinear and NormedConv2d of MMDetection (https://github.com/open-mmlab/mmdetection),
-which Seesaw loss and LogN train with. A linear classifier gives frequent classes longer weight
-vectors; here every class has length one.
+as used with Seesaw loss and LogN. A linear classifier gives frequent classes longer weight vectors;
+here every class has length one.
 
 Shapes: N images, R RoIs, D feature channels, C outputs. Logits are in nats.
 """
@@ -31,15 +31,15 @@ WEIGHT_STD = 0.01
 class CosineLinear(nn.Linear):
     """``z_c = T <w_c / |w_c|, x / |x|> + b_c``, with `EPSILON` added to both norms.
 
-    ``gain`` is one factor for each output and takes the place of the weight's length, which has no
-    effect here: a calibration's scale can be folded into it. It is None, and not in the state dict,
-    until it is given or a checkpoint that has it is loaded.
+    ``gain`` is one factor per output. It replaces the length of the weight, which has no effect
+    here: a calibration's scale can be folded into it. It is None, and not in the state dict, until
+    it is set or loaded from a checkpoint.
 
     Args:
         in_features (int): D.
         out_features (int): C.
         temperature (float): T; the paper uses 20.
-        bias (bool): whether there is b.
+        bias (bool): whether the layer has b.
         gain (Tensor): (C,) positive, or None.
 
     Example:
@@ -64,6 +64,7 @@ class CosineLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.temperature = temperature
         self.register_buffer("gain", gain)
+        # Registered as None, so that the state dict has no such key until it exists.
         self.register_parameter("class_scale", None)
         _initialize(self)
 
@@ -75,11 +76,13 @@ class CosineLinear(nn.Linear):
             factors = self.factors
             if factors is not None:
                 weight = weight * factors[:, None]
+            # The temperature goes to the features, as in MMDetection: another order would round
+            # differently.
             return F.linear(_normalized(x, dim=-1) * self.temperature, weight, _wide(self.bias))
 
     @property
     def factors(self) -> Tensor | None:
-        """(C,) what each column's weights are multiplied by; None for 1."""
+        """Factor of each column's weights, (C,); None for 1."""
         if self.gain is None or self.class_scale is None:
             return self.class_scale if self.gain is None else self.gain
         return self.gain * self.class_scale
@@ -90,8 +93,9 @@ class CosineLinear(nn.Linear):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         gain = state_dict.get(f"{prefix}gain")
         if gain is None and f"{prefix}weight" in state_dict:
-            self.gain = None  # it belongs to the weights that are replaced now
+            self.gain = None  # it belongs to the weights that are being replaced
         elif gain is not None and self.gain is None:
+            # A buffer that is None is not loaded, so it must exist first.
             self.gain = torch.ones_like(gain, device=self.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -146,6 +150,7 @@ class CosineMaskHead(MaskRCNNConvUpsampleHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, num_classes=num_classes, conv_dims=conv_dims, **kwargs)
+        # Replaces the parent's predictor under its name, so that checkpoints keep their keys.
         self.predictor = CosineConv2d(conv_dims[-1], num_classes, temperature)
 
     @classmethod

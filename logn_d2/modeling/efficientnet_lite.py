@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in torchvision's parts, so that its Apache-2.0 weights load from a package.
+"""EfficientNet-Lite0 built from torchvision's parts, whose Apache-2.0 weights come in a package.
 
 Lite is EfficientNet-B0 without squeeze and excitation, with ReLU6 for SiLU (Liu et al.,
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite). The weights come
@@ -43,9 +43,12 @@ def efficientnet_lite0(num_classes: int = 1000) -> EfficientNet:
         [MBConvConfig(*stage) for stage in _STAGES],
         dropout=0.2,
         num_classes=num_classes,
+        # TensorFlow's constants, with which the weights were trained; its momentum 0.99 is 0.01
+        # here.
         norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01),
         last_channel=1280,
     )
+    # A list, because children are replaced on the way.
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.SiLU):
@@ -76,6 +79,7 @@ class _SamePaddedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """See `torch.nn.Conv2d`."""
+        # "SAME" for stride 2 and even sides: kernel - stride in total, the odd pixel at the end.
         total = self.kernel_size[0] - 2
         before, after = total // 2, total - total // 2
         return super().forward(nn.functional.pad(input, (before, after, before, after)))
@@ -90,7 +94,7 @@ def lite_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state (Mapping[str, Tensor]): of the package.
 
     Raises:
-        UserError: it is another network's.
+        UserError: the weights belong to another network.
     """
     ours = efficientnet_lite0().state_dict()
     if len(state) != len(ours):

@@ -97,6 +97,8 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
         """
         if self.loss is None:
             return super().losses(predictions, proposals)
+        # Detached below: the parent's classification loss is not used, and would keep a second
+        # graph.
         logits, *others = predictions
         # The parent logs accuracies from K + 1 columns of scores; its own loss is overwritten
         # below.
@@ -112,6 +114,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
         """Class probabilities of the given logits: the loss's scores, or the parent's."""
         if self.loss is None:
             return super().predict_probs(predictions, proposals)
+        # As the parent: one tensor for each image.
         return self.loss.scores(predictions[0]).split([len(each) for each in proposals])
 
     def predict_probs(
@@ -164,7 +167,10 @@ def _matched_objects(proposals: Sequence[Instances]) -> Tensor | None:
     """
     keys = []
     for index, each in enumerate(proposals):
+        # Without objects in an image, RoIs have no gt_boxes. All are background then, and their
+        # numbers are not used.
         boxes = each.gt_boxes if each.has("gt_boxes") else each.proposal_boxes
         image = boxes.tensor.new_full((len(each), 1), index)
+        # Image, class and box in one row, for a single `unique` over the batch.
         keys.append(torch.cat([image, each.gt_classes[:, None].to(image), boxes.tensor], dim=1))
     return torch.cat(keys).unique(dim=0, return_inverse=True)[1] if keys else None

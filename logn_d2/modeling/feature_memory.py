@@ -1,7 +1,7 @@
 """Memory-augmented feature sampling of LOCE (Feng, Zhong, Huang, ICCV 2021).
 
-Features of objects seen before are kept for each class, and a few join every batch of the box head,
-those of badly scored classes more often (https://github.com/fcjian/LOCE).
+Features of earlier objects are kept for each class, and a few of them join every batch of the box
+head, more often for classes with low scores (https://github.com/fcjian/LOCE).
 
 Shapes: N images, R RoIs, B objects, M remembered RoIs, K foreground classes; pooled features
 (R, D, H, W).
@@ -30,8 +30,8 @@ __all__ = ["FeatureMemory", "LogNMemoryROIHeads", "MemorySample", "jitter_boxes"
 _ROIS_OF_OBJECT = 16
 # Each coordinate of a jittered box moves by up to this part of the box's width or height.
 _JITTER = 1 / 6
-# Remembered boxes are kept in the frame of their object, which has this size: regression targets
-# depend on nothing else.
+# Remembered boxes are stored relative to their object, whose frame has this size: regression
+# targets depend on nothing else.
 _FRAME = 100.0
 
 
@@ -62,14 +62,14 @@ class MemorySample:
 
 
 class FeatureMemory:
-    """The last RoIs of each class, kept on the CPU; each process has its own, no checkpoint has it.
+    """The last RoIs of each class, on the CPU; each process has its own memory, and no checkpoint.
 
     Args:
         num_classes (int): K.
-        capacity (int): RoIs of a class; older ones are forgotten. In float32, LVIS v1 with 80 RoIs
-            of 256 x 7 x 7 fills 4.8 GB.
-        generator (torch.Generator): of the drawing and of the jitter of boxes; None for PyTorch's
-            own.
+        capacity (int): RoIs per class; older ones are dropped. In float32, LVIS v1 with 80 RoIs of
+            256 x 7 x 7 fills 4.8 GB.
+        generator (torch.Generator): source of the draws and of the jitter of boxes; None for
+            PyTorch's default.
     """
 
     def __init__(
@@ -84,11 +84,12 @@ class FeatureMemory:
 
     @property
     def objects_per_class(self) -> int:
-        """How many objects fill the memory of their class."""
+        """Number of objects that fill the memory of their class."""
         return self.capacity // _ROIS_OF_OBJECT
 
     def add(self, sample: MemorySample) -> None:
-        """Remembers RoIs, of each class at most the first ``capacity``."""
+        """Remember RoIs, at most the first ``capacity`` of each class."""
+        # On the CPU: on a GPU the memory of LVIS would take most of a card.
         features, boxes = sample.features.detach().cpu(), sample.boxes.detach().cpu()
         labels = sample.labels.cpu()
         for label in labels.unique().tolist():
@@ -97,21 +98,23 @@ class FeatureMemory:
                 self._rois[label].append((features[index].clone(), boxes[index].clone()))
 
     def draw(self, mean_score: Tensor, classes: int = 8, samples: int = 4) -> MemorySample | None:
-        """Draws classes in inverse proportion to their score, and RoIs of each, with replacement.
+        """Draw classes in inverse proportion to their score, and RoIs of each, with replacement.
 
         Args:
-            mean_score (Tensor): (K,) how well each class is scored, in [0, 1].
-            classes (int): draws of a class; one that nothing is remembered of is left out.
+            mean_score (Tensor): (K,) mean score of each class on its objects, in [0, 1].
+            classes (int): number of draws of a class; classes without remembered RoIs are left out.
             samples (int): RoIs for each of them.
 
         Returns:
             MemorySample: on the CPU, up to classes * samples RoIs; None if there are none.
         """
+        # The constant keeps a class with score 0 from an infinite weight.
         weight = 1 / (mean_score.detach().cpu().double() + 1e-7)
         drawn = torch.multinomial(weight, classes, replacement=True, generator=self.generator)
         rois, labels = [], []
         for label in drawn.tolist():
             known = self._rois[label]
+            # The draw of a class without remembered RoIs is not repeated.
             if known:
                 picks = torch.randint(len(known), (samples,), generator=self.generator)
                 rois += [known[pick] for pick in picks.tolist()]
@@ -127,12 +130,14 @@ def jitter_boxes(boxes: Tensor, amounts: Tensor, image_size: tuple[int, int]) ->
 
     Args:
         boxes (Tensor): (B, 4) x0, y0, x1, y1 in pixels.
-        amounts (Tensor): (16, 4) in [0, 1], how far of a sixth of the box each coordinate moves.
-        image_size (tuple[int, int]): height and width, at which boxes end.
+        amounts (Tensor): (16, 4) in [0, 1], shift of each coordinate relative to a sixth of the
+            box.
+        image_size (tuple[int, int]): height and width, to which boxes are clipped.
 
     Returns:
         Tensor: (B, 16, 4).
     """
+    # 2^4 combinations of signs are the 16 RoIs of an object.
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4).to(boxes)
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     moved = boxes[:, None] + signs * amounts.to(boxes) * _JITTER * size[:, None]
@@ -142,17 +147,17 @@ def jitter_boxes(boxes: Tensor, amounts: Tensor, image_size: tuple[int, int]) ->
 
 @ROI_HEADS_REGISTRY.register()
 class LogNMemoryROIHeads(LogNROIHeads):
-    """LogNROIHeads whose box head trains on remembered features too, with weight 1.
+    """LogNROIHeads whose box head also trains on remembered features, with weight 1.
 
-    Classes are drawn by the mean scores of the loss "loce", and equally often with other losses.
-    Gradients of remembered features reach the box head and predictor alone. At test, and in a
+    Classes are drawn by the mean scores of the loss "loce", and uniformly with other losses.
+    Gradients of remembered features reach only the box head and predictor. At test, and in a
     statistics pass, these are LogNROIHeads.
 
-    The memory fills as training goes; that of a second stage is full when it begins (see
+    The memory fills during training; in a second stage it is full from the start (see
     `logn_d2.engine.hooks.FillMemoryHook`).
 
     Args:
-        memory (FeatureMemory): where features are kept.
+        memory (FeatureMemory): the memory of features.
         memory_classes (int): classes drawn for each batch.
         memory_samples (int): RoIs for each of them.
         **kwargs: of StandardROIHeads.
@@ -186,7 +191,8 @@ class LogNMemoryROIHeads(LogNROIHeads):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """The parent's; what the objects are is noted for the memory."""
+        """Like the parent's method; the objects are noted for the memory."""
+        # `_forward_box` gets no targets, so they are kept from the step before it.
         self._objects = targets
         return super().label_and_sample_proposals(proposals, targets)
 
@@ -203,6 +209,7 @@ class LogNMemoryROIHeads(LogNROIHeads):
         drawn = MemorySample(*(each.to(device) for each in vars(drawn).values()))
 
         def pool(maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
+            # The last "image" has the remembered RoIs, whose features are pooled already.
             pooled = pooler(maps, boxes[:-1])
             return torch.cat([pooled, drawn.features.to(pooled)])
 
@@ -213,12 +220,15 @@ class LogNMemoryROIHeads(LogNROIHeads):
     def _remember(self, maps: list[Tensor], objects: list[Instances]) -> None:
         boxes, labels, relative = [], [], []
         for each in objects:
+            # An empty box has no size to divide by below.
             kept = each.gt_boxes.nonempty()
             around, classes = each.gt_boxes.tensor[kept], each.gt_classes[kept]
             amounts = torch.rand(_ROIS_OF_OBJECT, 4, generator=self.memory.generator)
             jittered = jitter_boxes(around, amounts, each.image_size)
             size = (around[:, 2:] - around[:, :2]).repeat(1, 2)
             corner = around[:, :2].repeat(1, 2)
+            # In the frame of the object: targets of the regression depend on the two boxes'
+            # relation alone, so size and place of the image are not needed.
             relative.append(((jittered - corner[:, None]) / size[:, None] * _FRAME).flatten(0, 1))
             labels.append(classes.repeat_interleave(_ROIS_OF_OBJECT))
             boxes.append(Boxes(jittered.flatten(0, 1)))
@@ -227,6 +237,6 @@ class LogNMemoryROIHeads(LogNROIHeads):
             self.memory.add(MemorySample(features, torch.cat(labels), torch.cat(relative)))
 
     def _mean_score(self) -> Tensor:
-        """(K,) of the loss, or the same for all."""
+        """Mean scores of the loss, or equal scores without them, (K,)."""
         scores = getattr(getattr(self.box_predictor, "loss", None), "mean_score", None)
         return torch.ones(self.num_classes) if scores is None else scores[: self.num_classes]

@@ -115,16 +115,19 @@ def fold(
     for site, calibration in zip(sites, calibrations):
         calibration.check_activation(has_sigmoid_scores(site.classifier))
     layers = [_last_layers(site.classifier) for site in sites]
+    # A tied layer would be folded twice, or fold somebody else's outputs.
     for index, each in enumerate(layers):
         _check_weights_not_shared(model, each, index)
     # All are computed before any is changed, so that an error leaves the model unchanged.
     folded = [_all_folded(site.classifier, each) for site, each in zip(sites, calibrations)]
     for pair in zip(itertools.chain(*layers), itertools.chain(*folded)):
         _assign(*pair)
+    # Read before the release, after which the model's own calibrations are gone.
     name = calibrations[0].name
     for site in sites:
         release(site.owner)
         if isinstance(site.classifier, nn.Module):
+            # The scales are 1 by now; without them the state dict has Detectron2's keys.
             merge_class_scales(site.classifier)
         _release_loss(site.owner)
     logger.info("Folded %s: %d classes, %d stages", name, calibrations[0].num_classes, len(sites))
@@ -132,7 +135,7 @@ def fold(
 
 
 def parts_of_logn_d2(model: nn.Module) -> list[str]:
-    """What a folded model still needs logn_d2 for; empty if plain Detectron2 can run it.
+    """The parts of a folded model that still need logn_d2; empty if plain Detectron2 can run it.
 
     Args:
         model (nn.Module): a folded detector.
@@ -146,21 +149,22 @@ def parts_of_logn_d2(model: nn.Module) -> list[str]:
         for module in unwrapped(model).modules()
         if type(module) not in _SAME_AS_DETECTRON2 and _is_ours(module)
     }
+    # Detectron2's cascade averages probabilities.
     if any(getattr(module, "cascade_average", "") == "logits" for module in model.modules()):
         parts.add("CASCADE_AVERAGE logits")
     return sorted(parts)
 
 
 def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
-    """The config of a folded model: without calibration, and without logn_d2 where that can be.
+    """The config of a folded model: without calibration, and without logn_d2 if possible.
 
     Args:
         cfg (CfgNode): the config that the model was built from.
         model (nn.Module): the model, folded.
 
     Returns:
-        CfgNode: a changed copy. Where `parts_of_logn_d2` names nothing, it has Detectron2's own
-        RoI heads and no MODEL.LOGN.
+        CfgNode: a changed copy. If `parts_of_logn_d2` is empty, it has Detectron2's own RoI heads
+            and no MODEL.LOGN.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -170,10 +174,11 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
         if not any(isinstance(module, ClassificationLoss) for module in model.modules()):
             cfg.MODEL.LOGN.LOSS = ""
         cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
-        cfg.MODEL.LOGN.SECOND_STAGE = ""  # scales that it learnt are in the weights now
+        cfg.MODEL.LOGN.SECOND_STAGE = ""  # its trained scales are in the weights now
         return cfg
     twins = {heads.__name__: twin for heads, twin in _TWINS.items()}
     cfg.MODEL.ROI_HEADS.NAME = twins.get(cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    # Detectron2's own config does not know the node and would refuse the file.
     del cfg.MODEL["LOGN"]
     return cfg
 
@@ -183,7 +188,7 @@ def _carried(site: Site) -> AffineCalibration:
         raise UserError(
             "This model carries no calibration to fold. Attach one first, or give it to fold()."
         )
-    check_weights(site.owner)  # else looked at before the first calibrated output
+    check_weights(site.owner)  # otherwise first checked at a calibrated output
     return calibration_of(site.owner)
 
 
@@ -211,9 +216,10 @@ def _one_for_each(
 def _last_layer(predictor: nn.Module) -> nn.Linear:
     """The layer whose outputs are the logits."""
     layer = getattr(predictor, "cls_score", None)
+    # Some projects put a projection in front of the classifier.
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
-    # A subclass may do anything with the weights; what counts is that it does what Linear does.
+    # A subclass may use its weights in any way; only Linear's own forward can be folded.
     linear = getattr(type(layer), "forward", None) is nn.Linear.forward
     known = linear or isinstance(layer, (CosineLinear, ScaledLinear))
     if not known or "weight" not in layer._parameters:
@@ -235,13 +241,14 @@ def _last_layers(classifier: nn.Module | ClassLayers) -> list[nn.Module]:
 def _all_folded(
     classifier: nn.Module | ClassLayers, calibration: AffineCalibration
 ) -> list[dict[str, Tensor]]:
-    """For each of these layers, new values of those parameters and buffers that change."""
+    """New values of the parameters and buffers that change, for each of these layers."""
     if isinstance(classifier, ClassLayers):
         return classifier.folded(calibration)
     return [_folded(_last_layer(classifier), calibration)]
 
 
 def _check_weights_not_shared(model: nn.Module, layers: Sequence[nn.Module], index: int) -> None:
+    # By identity and not by name: tied weights have two names.
     own = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
     everywhere = unwrapped(model).named_parameters(remove_duplicate=False)
     names = [name for name, parameter in everywhere if id(parameter) in own]
@@ -253,21 +260,25 @@ def _check_weights_not_shared(model: nn.Module, layers: Sequence[nn.Module], ind
 
 
 def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tensor]:
-    """New values of those parameters and buffers that change."""
+    """New values of the parameters and buffers that change."""
     if isinstance(layer, CosineLinear):
         # The layer multiplies by its own temperature; its gain holds scales alone.
         gain, bias = fold_cosine(1.0, layer.bias, calibration, layer.out_features)
         if layer.factors is not None:
+            # float64 and one rounding, as in `fold_linear`. The layer's own factors come before the
+            # calibration.
             gain = (gain.double() * layer.factors.double()).to(gain.dtype)
         folded = {"gain": gain.to(layer.weight.device), "bias": bias.to(layer.weight.device)}
         scaled = layer.class_scale is not None
     else:
         scaled = isinstance(layer, ScaledLinear)
+        # The scale is set to 1 below, so it goes into the weights first.
         weight = layer.weight * layer.class_scale[:, None] if scaled else layer.weight
         weight, bias = fold_linear(weight, layer.bias, calibration)
         folded = {"weight": weight, "bias": bias}
     if scaled:
         folded["class_scale"] = torch.ones_like(layer.class_scale)
+    # A scale of 1 / sigma may push half-precision weights beyond 65,504.
     if not all(tensor.isfinite().all() for tensor in folded.values()):
         raise UserError(
             f"Folding '{calibration.name}' gives weights that are not finite in "
@@ -280,6 +291,7 @@ def _folded(layer: nn.Linear, calibration: AffineCalibration) -> dict[str, Tenso
 def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         if name in layer._buffers:
+            # The gain is a buffer that may be None until now, so it can't be copied into.
             layer._buffers[name] = value
         elif layer._parameters[name] is None:  # a layer without bias has one from now on
             setattr(layer, name, nn.Parameter(value))
@@ -288,8 +300,9 @@ def _assign(layer: nn.Linear, values: dict[str, Tensor]) -> None:
 
 
 def _release_loss(predictor: nn.Module) -> None:
-    """Removes a loss that has done its work: one whose scores are those of plain Detectron2."""
+    """Drop the training loss if its scores equal those of plain Detectron2."""
     loss = getattr(predictor, "loss", None)
+    # Without the loss, the predictor is Detectron2's in outputs and state dict.
     if isinstance(loss, SoftmaxLoss) and _scores_as_softmax(type(loss)):
         predictor.loss = None
 
@@ -300,4 +313,5 @@ def _scores_as_softmax(kind: type[SoftmaxLoss]) -> bool:
 
 def _is_ours(module: nn.Module) -> bool:
     package = __name__.partition(".")[0]
+    # Subclasses of ours in other projects need logn_d2 as well.
     return any(each.__module__.partition(".")[0] == package for each in type(module).__mro__)

@@ -95,6 +95,8 @@ class LogitRecorder:
     ) -> None:
         if population not in ("sampled", "proposals"):
             raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
+        # The inner model: a wrapper's forward may synchronise processes, which may have different
+        # numbers of images here.
         self.model = unwrapped(model)
         self.predictors = find_box_predictors(self.model)
         if population == "sampled" and hasattr(
@@ -129,6 +131,7 @@ class LogitRecorder:
                 "with ground truth (DatasetMapper with is_train=True), or use the population "
                 "'proposals'."
             )
+        # A panoptic model computes its semantic loss before the RoI heads run.
         if sampled and hasattr(self.model, "sem_seg_head"):
             if any("sem_seg" not in each for each in batched_inputs):
                 raise UserError(
@@ -140,6 +143,8 @@ class LogitRecorder:
         with ExitStack() as stack:
             stack.enter_context(modes(self.model, self._training()))
             stack.enter_context(_seeded(self._call_seed(batched_inputs), self._device()))
+            # RoI heads in training mode log to the current storage, which a statistics pass lacks,
+            # or which is the training's own.
             stack.enter_context(EventStorage())
             stack.enter_context(_given_features(self.model, recording))
             self._listen(stack, recording)
@@ -147,6 +152,7 @@ class LogitRecorder:
                 self.model(batched_inputs)
             except PassEnds:
                 pass
+        # A head that skips a predictor would shift the stages without an error.
         if len(recording.stages) < len(self.predictors):
             raise RuntimeError(
                 f"The model has {len(self.predictors)} box predictors, but only "
@@ -159,7 +165,10 @@ class LogitRecorder:
 
     def _call_seed(self, batched_inputs: list[dict[str, Any]]) -> int:
         names = [str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs]
+        # From the ids and not from a counter: the RoIs of an image do not depend on the images
+        # before it.
         digest = hashlib.sha256("\n".join([str(self.seed), *names]).encode()).digest()
+        # 56 bits, well inside the range of manual_seed.
         return int.from_bytes(digest[:7], "big")
 
     def _training(self) -> list[nn.Module | None]:
@@ -170,6 +179,7 @@ class LogitRecorder:
         if self.population != "sampled":
             return []
         names = ("proposal_generator", "roi_heads")
+        # The model itself too, because its own forward decides between training and inference.
         return [self.model, *(getattr(self.model, name, None) for name in names)]
 
     def _listen(self, stack: ExitStack, recording: Recording) -> None:
@@ -192,9 +202,11 @@ class LogitRecorder:
         method = getattr(predictor, name)
 
         def listen(predictions: Any, proposals: Any, *args: Any, **kwargs: Any) -> Any:
+            # At test, both methods call this listener; the first call has everything.
             if all(stage.predictor is not predictor for stage in recording.stages):
                 recording.stages.append(RecordedStage(predictor, predictions, proposals))
             if len(recording.stages) == len(self.predictors):
+                # In the order of the model, whatever the order of the calls.
                 recording.stages.sort(key=lambda stage: self.predictors.index(stage.predictor))
                 raise PassEnds
             # A cascade's next stage needs this stage's boxes, but nothing needs its losses.
@@ -229,6 +241,7 @@ def recorder_for(
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the CPU and the model's device for the context, and restore their state afterwards."""
+    # Forking the state of all GPUs would take time and memory on each of them.
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         # torch.manual_seed would also seed all other devices, whose state is not restored.
@@ -247,6 +260,7 @@ def _given_features(model: nn.Module, recording: Recording) -> Iterator[None]:
         return
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        # Detectron2 passes them by position; subclasses may not.
         recording.features = kwargs["features"] if "features" in kwargs else args[1]
 
     handle = roi_heads.register_forward_pre_hook(note, with_kwargs=True)
@@ -258,12 +272,14 @@ def _given_features(model: nn.Module, recording: Recording) -> Iterator[None]:
 
 def _spare_deltas(stack: ExitStack, predictor: nn.Module) -> None:
     """Skip the layer of box deltas in predictors that only return its output."""
+    # Only where the forward is known: another one may compute more with the deltas.
     if getattr(type(predictor), "forward", None) is FastRCNNOutputLayers.forward:
         stack.enter_context(shadowed(predictor.bbox_pred, "forward", lambda x: x[:, :0]))
 
 
 def _spare_proposal_losses(stack: ExitStack, proposal_generator: nn.Module | None) -> None:
     """Skip matching of anchors and the proposal losses, if nothing else depends on them."""
+    # Only where the forward is known: elsewhere, labels or losses may feed something else.
     if getattr(type(proposal_generator), "forward", None) is not RPN.forward:
         return
     stack.enter_context(

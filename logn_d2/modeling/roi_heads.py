@@ -93,6 +93,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
         targets: list[Instances] | None = None,
     ) -> Any:
         if self.training:
+            # Losses of a cascade are the parent's: each stage has its own.
             return super()._forward_box(features, proposals, targets)
         # The parent's loop, since what it does with the last logits can't be changed from outside.
         maps = [features[name] for name in self.box_in_features]
@@ -101,6 +102,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
         for index, predictor in enumerate(self.box_predictor):
             if stages:
                 boxes = stages[-1].predictor.predict_boxes(stages[-1].predictions, proposals)
+                # Each stage refines the boxes of the stage before.
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
             predictions = self._run_stage(maps, proposals, index)
             stages.append(RecordedStage(predictor, predictions, proposals))
@@ -123,6 +125,7 @@ def _replacements(
     cfg: CfgNode, predictors: Sequence[FastRCNNOutputLayers]
 ) -> list[LogNFastRCNNOutputLayers]:
     """Our predictor for each of Detectron2's, built alike and with the same initial weights."""
+    # One object for all stages, which counts the training set once.
     counts, replacements = TrainingClassCounts(cfg), []
     calibrations, guards = calibrations_from_config(cfg, predictors, counts)
     second_stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
@@ -150,5 +153,6 @@ def _copy_weights(predictor: FastRCNNOutputLayers, replacement: LogNFastRCNNOutp
     own, theirs = replacement.state_dict(), predictor.state_dict()
     if replacement.loss is not None:
         theirs.pop("cls_score.bias")
+        # A loss with other outputs has its own classifier; the layer of deltas is common to both.
         theirs = {name: each for name, each in theirs.items() if each.shape == own[name].shape}
     replacement.load_state_dict({**own, **theirs})

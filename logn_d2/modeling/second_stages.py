@@ -1,6 +1,6 @@
-"""The second stages of decoupled training: which part of a trained detector each of them trains.
+"""The second stages of decoupled training, each of which trains a part of a trained detector.
 
-Kang et al. (ICLR 2020) retrain the classifier alone, from a detector that was trained as usual.
+Kang et al. (ICLR 2020) retrain only the classifier of a detector that was trained as usual.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __all__ = ["SECOND_STAGES", "SecondStage", "get_second_stage"]
 
 @dataclass(frozen=True)
 class SecondStage:
-    """One way to train a detector on.
+    """A second stage: the trained parts of a detector.
 
     Attributes:
-        trained (tuple[str, ...]): parts of the model that are trained, as parts of their
-            parameters' names; everything else is frozen.
-        renewed (bool): whether the classifier begins anew.
-        scales (bool): whether all that is trained are factors of the foreground classes.
+        trained (tuple[str, ...]): trained parts of the model, as parts of parameter names;
+            everything else is frozen.
+        renewed (bool): whether the classifier is initialised again.
+        scales (bool): whether only factors of the foreground classes are trained.
     """
 
     trained: tuple[str, ...]
@@ -30,6 +30,7 @@ class SecondStage:
 
     def trains(self, name: str) -> bool:
         """Whether a parameter or module with this name is trained."""
+        # Whole parts of the name, between dots: "cls_score" is no part of "my_cls_score".
         return any(f".{part}." in f".{name}." for part in self.trained)
 
 
@@ -43,7 +44,7 @@ SECOND_STAGES: Mapping[str, SecondStage] = {
     # As LOCE.
     "heads": SecondStage(("cls_score", "bbox_pred", "proposal_generator", "mask_head")),
 }
-"""Value of MODEL.LOGN.SECOND_STAGE -> what it means."""
+"""Value of MODEL.LOGN.SECOND_STAGE -> the second stage."""
 
 
 def get_second_stage(name: str) -> SecondStage | None:

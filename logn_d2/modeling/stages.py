@@ -1,4 +1,4 @@
-"""What one box predictor said, and how the stages of a cascade are combined.
+"""The outputs of a box predictor, and the combination of a cascade's stages.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S stages.
 """
@@ -24,7 +24,7 @@ class RecordedStage:
     """Outputs of one box predictor.
 
     Attributes:
-        predictor (nn.Module): which one.
+        predictor (nn.Module): the box predictor.
         predictions (tuple[Tensor, Tensor]): its raw logits (R, K + 1) and box deltas.
         proposals (list[Instances]): N images, Ri RoIs each, in the order of the logits.
     """
@@ -45,12 +45,12 @@ class RecordedStage:
 
     @property
     def labels(self) -> list[Tensor | None]:
-        """N tensors (Ri,) of classes, K for background; None where RoIs are not matched."""
+        """N tensors (Ri,) of classes, K for background; None if the RoIs are not matched."""
         return [getattr(proposals, "gt_classes", None) for proposals in self.proposals]
 
     @property
     def background(self) -> Background:
-        """Where the background column is."""
+        """Position of the background column."""
         return background_of(self.predictor)
 
     @property
@@ -60,11 +60,11 @@ class RecordedStage:
 
     @property
     def has_sigmoid_scores(self) -> bool:
-        """Whether scores are sigmoids of the logits, and not their softmax."""
+        """Whether scores are sigmoids of the logits instead of their softmax."""
         return has_sigmoid_scores(self.predictor)
 
     def fingerprint(self) -> Tensor | None:
-        """(C,) of the classifier's weights; None where they can't be told."""
+        """Fingerprint of the classifier's weights, (C,); None if they can't be identified."""
         return predictor_fingerprint(self.predictor)
 
 
@@ -85,10 +85,11 @@ def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> l
     weight = 1.0 / len(stages)
     if average == "probs":
         probs = [s.predictor.predict_probs(s.predictions, s.proposals) for s in stages]
-        # Bit for bit what CascadeROIHeads does: a sum from 0 on, times 1 / S.
+        # The operations of CascadeROIHeads, bit for bit: a sum from 0 on, times 1 / S.
         return [sum(of_image) * weight for of_image in zip(*probs)]
     if average != "logits":
         raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
+    # Detectron2's predictors have no calibrated logits apart from their probabilities.
     plain = next((s.predictor for s in stages if not hasattr(s.predictor, "calibrated")), None)
     if plain is not None:
         raise UserError(
@@ -96,6 +97,8 @@ def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> l
             "LogNFastRCNNOutputLayers (MODEL.ROI_HEADS.NAME LogNCascadeROIHeads). Set "
             "MODEL.LOGN.CASCADE_AVERAGE to probs, or use these heads."
         )
+    # Each stage is calibrated with its own statistics before the mean: their logits differ in
+    # scale.
     logits = sum(s.predictor.calibrated(s.predictions)[0] for s in stages) * weight
     last = stages[-1]
     return list(last.predictor.uncalibrated_probs((logits, *last.predictions[1:]), last.proposals))

@@ -95,6 +95,7 @@ def _inference_of_image(
     if 0 < total * 4 <= moving_limit(boxes.device.type):
         few = candidates.nonzero(as_tuple=True)
         spacing = _class_spacing(boxes, *few, image_shape)
+    # Below 0 every survivor is wanted, so there is nothing to save.
     wanted = total if topk < 0 else max(CANDIDATES_PER_DETECTION * topk, MIN_CANDIDATES)
     while True:
         everything = wanted * GROWTH >= total
@@ -143,6 +144,7 @@ def _above_the_best(scores: Tensor, wanted: int) -> Tensor:
     maxima.append(scores[:, whole:])
     heads = torch.cat(maxima, dim=1).flatten()
     if len(heads) < wanted:
+        # Too few chunks for a bound: exact, and cheap for so few scores.
         heads = scores.flatten()
     return scores >= heads.topk(wanted, sorted=False).values.min()
 

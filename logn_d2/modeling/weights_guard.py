@@ -1,7 +1,8 @@
-"""What belongs to a classifier's weights, and is looked at again when these change.
+"""Guards that check a calibration again when the classifier's weights change.
 
-Statistics are of one set of weights, and some calibrations (tau_norm) are made from them. A model
-may be given other weights at any time: by a checkpoint, an optimizer, or an initialization.
+Statistics belong to one set of weights, and some calibrations (tau_norm) are computed from the
+weights. A model may get other weights at any time, from a checkpoint, an optimizer or an
+initialization.
 
 Shapes: C logit columns, D feature channels.
 """
@@ -31,19 +32,19 @@ __all__ = ["WeightsGuard", "guarded_calibrations"]
 
 @dataclass(eq=False)
 class WeightsGuard:
-    """Checks a calibration, or makes it anew, as soon as the classifier has other weights.
+    """Checks a calibration, or computes it again, as soon as the classifier has other weights.
 
-    Changes are seen in the tensors' version counters, which costs nothing between changes. What
-    bypasses these (``parameter.data.copy_``) is not seen.
+    Changes show in the tensors' version counters, which cost nothing to compare. Writing that
+    bypasses these (``parameter.data.copy_``) goes unnoticed.
 
     Attributes:
         text (str): the calibration; see `parse_calibration`.
-        statistics (LogitStatistics): that it is made from, or None.
+        statistics (LogitStatistics): those of the calibration, or None.
         counts (ClassCounts): of the training set, or a function that returns them, or None.
-        stage (int): which cascade stage this is.
-        background (str): where the background column is.
-        strict (bool): whether the statistics must be of these very weights.
-        from_weights (bool): whether the calibration is made from the weights.
+        stage (int): index of the cascade stage.
+        background (str): position of the background column.
+        strict (bool): whether the statistics must belong to exactly these weights.
+        from_weights (bool): whether the calibration is computed from the weights.
     """
 
     text: str
@@ -59,25 +60,29 @@ class WeightsGuard:
         """Call it before each use of the calibration.
 
         Args:
-            predictor (nn.Module): with the classifier; or a site's layers.
-            calibration (AffineCalibration): changed in place where it is made from the weights.
+            predictor (nn.Module): the module with the classifier, or a site's layers.
+            calibration (AffineCalibration): changed in place if it is computed from the weights.
 
         Raises:
-            StatisticsError: the statistics are of other weights.
+            StatisticsError: the statistics belong to other weights.
         """
         state = _state(predictor)
+        # The usual case, in each batch.
         if state == self._seen:
             return
         if self.statistics is not None and self.strict:
             self.statistics.check(
                 num_classes=calibration.num_classes,
+                # This guard knows one stage only, so the number of stages is not compared again.
                 num_stages=len(self.statistics.stages),
                 fingerprints=[*[None] * self.stage, predictor_fingerprint(predictor)],
             )
         if self.from_weights:
             made = self._made(predictor, calibration.num_classes)
+            # In place: the calibration is a submodule that others may hold a reference to.
             calibration.column_scale.copy_(made.column_scale)
             calibration.column_shift.copy_(made.column_shift)
+        # Last, so that a failed check is repeated at the next use.
         self._seen = state
 
     def _made(self, predictor: nn.Module, num_classes: int) -> AffineCalibration:
@@ -106,18 +111,20 @@ def guarded_calibrations(
     fingerprints: Sequence[Tensor | None] = (),
     strict: bool = True,
 ) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
-    """One calibration for each predictor, and what keeps watch over its weights.
+    """One calibration for each predictor, and the guard of its weights.
 
     Args:
         predictors (Sequence[nn.Module]): S of them, or a site's layers; their weights may be
             loaded later.
         text, num_classes, statistics, counts, background, class_names, fingerprints: see
             `stage_calibrations`.
-        strict (bool): whether the statistics must be of the very weights that are used.
+        strict (bool): whether the statistics must belong to exactly the weights in use.
 
     Raises:
-        ValueError: something that the calibration needs is missing or does not fit.
+        ValueError: an input of the calibration is missing or does not fit the model.
     """
+    # Whether a calibration uses weights is seen by whether it asks for them, so that registered
+    # calibrations of others need no flag.
     asked: set[int] = set()
     calibrations = stage_calibrations(
         text,
@@ -134,6 +141,7 @@ def guarded_calibrations(
         WeightsGuard(
             text,
             statistics,
+            # Counts are kept only for making the calibration again.
             counts if index in asked else None,
             index,
             background,
@@ -146,7 +154,7 @@ def guarded_calibrations(
 
 
 def _noting_reader(asked: set[int], stage: int, predictor: nn.Module | ClassLayers) -> Callable:
-    """Reads weights that may not be loaded yet, and notes that a calibration is made from them."""
+    """A reader of weights that may be loaded later; it notes that a calibration depends on them."""
     read = classifier_reader(predictor)
 
     def note_and_read() -> tuple[Tensor, Tensor | None]:
@@ -157,12 +165,14 @@ def _noting_reader(asked: set[int], stage: int, predictor: nn.Module | ClassLaye
 
 
 def _state(predictor: nn.Module | ClassLayers) -> tuple:
-    """Differs whenever a tensor of the classifier was replaced or written to."""
+    """A value that differs whenever a tensor of the classifier was replaced or written to."""
     if isinstance(predictor, ClassLayers):
         tensors = predictor.tensors()
     else:
         layer = classifier_layer(predictor)
         tensors = [] if layer is None else [*layer.parameters(), *layer.buffers()]
+    # The id finds replaced tensors, the address `.to()` and `.data =`, the counter writing in
+    # place.
     return tuple((id(each), each.data_ptr(), _version(each)) for each in tensors)
 
 

@@ -44,9 +44,11 @@ def deciding_settings(cfg: CfgNode, *, collects: bool = False) -> dict[str, CfgN
     # The weights have a digest of their own, whatever their path, and a calibration does not change
     # the raw logits that passes store.
     cfg.MODEL.WEIGHTS = cfg.MODEL.DEVICE = node.STATISTICS = node.CALIBRATION = ""
-    node.LAZY.FILE = ""  # its digest says what it describes
+    node.LAZY.FILE = ""  # its digest identifies its content
+    # Settings without an influence on the result may change when a pass resumes.
     cfg.DATALOADER.NUM_WORKERS = node.VIS_IMAGES = node.CHECK_IMAGES = 0
     if collects:
+        # How often files are written, and how many images a training collects now and then.
         node.COLLECT.CHECKPOINT_PERIOD = node.COLLECT.PERIODIC_IMAGES = 0
     else:
         del node["COLLECT"]
@@ -60,20 +62,22 @@ def weights_digest(model: nn.Module) -> str:
     anywhere in the network changes the logits.
     """
     digest = hashlib.sha256()
+    # Sorted, so that the order in which modules were registered does not matter.
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes: numpy knows no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def pass_digest(model: nn.Module, loader: object, settings: Mapping[str, Any]) -> str:
-    """A hash of everything that decides the result of a pass: 12 hexadecimal digits.
+    """A hash of everything that determines the result of a pass: 12 hexadecimal digits.
 
     Args:
         model (nn.Module): the model, whose weights are hashed.
         loader (object): the loader; its images are hashed if it is a loader of `PassDataset`.
-        settings (Mapping): other settings with an influence; JSON writes them.
+        settings (Mapping): other settings that affect the result, JSON-serialisable.
     """
     digest = getattr(getattr(loader, "dataset", None), "digest", None)
     content = {
@@ -81,6 +85,7 @@ def pass_digest(model: nn.Module, loader: object, settings: Mapping[str, Any]) -
         "images": digest() if callable(digest) else None,
         "settings": settings,
     }
+    # `default=str` writes config nodes and paths.
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -90,10 +95,10 @@ def loader_from(loader: BatchLoader | LoaderFactory, skip: int) -> BatchLoader:
 
     Args:
         loader (Iterable or Callable): a loader, whose first batches are loaded and dropped; or a
-            function from the number of batches to leave out to a loader, which saves the time to
-            load them.
-        skip (int): batches to leave out.
+            function from the number of batches to skip to a loader, which saves loading them.
+        skip (int): number of batches to skip.
     """
+    # Not `callable`: a loader of a class with `__call__` is a loader all the same.
     if not isinstance(loader, Iterable):
         return loader(skip)
     return _SkippingLoader(loader, skip) if skip else loader

@@ -76,18 +76,18 @@ class ShardFolder:
     Shards of other passes stay until this pass writes its first shard.
 
     Args:
-        folder (PathLike): the folder, which is made when it is needed.
+        folder (PathLike): the folder, created when needed.
         kind (ShardKind): the kind of the pass.
-        digest (str): a hash of everything that decides the result.
+        digest (str): a hash of everything that determines the result.
         resume (bool): keep the shards of an interrupted pass with this digest and as many
             processes; False removes them.
         end (int): keep only shards that end at or before this number of batches; None keeps all.
-        header (Mapping): further content of the manifest; JSON writes it.
+        header (Mapping): further content of the manifest, JSON-serialisable.
         prefix (str): prefix of the files' names.
 
     Attributes:
         paths (list[Path]): shards of this process, in order.
-        num_batches (int): number of batches in them; a resumed pass leaves these out.
+        num_batches (int): number of batches in them; a resumed pass skips these.
 
     Raises:
         ValueError: a shard to resume from is damaged; the message names it.
@@ -114,17 +114,21 @@ class ShardFolder:
         self._stem = f"{prefix}{digest}-{comm.get_rank()}{self._world}"
         self._pattern = re.compile(
             rf"\.?(?P<stem>{re.escape(prefix)}(?P<digest>\w+)-\d+(?P<world>of\d+))"
+            # Also matches temporary files of a killed process, which nobody else would remove, and
+            # the merely numbered files of early versions.
             rf"(-(?P<first>\d+))?(-(?P<end>\d+))?{re.escape(kind.suffix)}(?P<temporary>\..*\.tmp)?"
         )
         self._alone = False  # whether other passes' shards have been removed
         if kind.manifest:
+            # Unfinished from the start: a result that is being replaced must not pass for whole in
+            # between.
             self._write_manifest(None)
         self._find_own(resume, end)
         if resume and not self.paths:
             self._tell_what_there_is()
 
     def write(self, batches: int, save: Callable[[Path], None], *, replace: bool = False) -> None:
-        """Writes the shard of the next batches.
+        """Write the shard of the next batches.
 
         Args:
             batches (int): number of batches, at least 1.
@@ -132,10 +136,14 @@ class ShardFolder:
             replace (bool): the file also has all earlier batches, and their shards are removed.
         """
         assert batches > 0
+        # Only now, when there is something new: a command with a typing error must not cost an
+        # earlier pass.
         self._remove_others()
         earlier = self.paths if replace else []
         end = self.num_batches + batches
         path = self._path(0 if replace else self.num_batches, end)
+        # Earlier shards are removed after the new one exists, so that a kill in between loses
+        # nothing.
         save(path)
         for each in earlier:
             each.unlink(missing_ok=True)
@@ -143,14 +151,14 @@ class ShardFolder:
         self.num_batches = end
 
     def finish(self) -> None:
-        """Lists the shards of all processes in the manifest, once all have finished."""
+        """List the shards of all processes in the manifest, once all have finished."""
         self._remove_others()
         # Not from a listing of the folder, which may lack a new file on a network file system.
         parts = comm.gather([path.name for path in self.paths])
         self._write_manifest([name for part in parts for name in part])
 
     def clear(self) -> None:
-        """Removes all shards, also those of other processes and passes."""
+        """Remove all shards, also those of other processes and passes."""
         for path, _ in self._named():
             path.unlink(missing_ok=True)
 
@@ -165,7 +173,7 @@ class ShardFolder:
         return self.folder / f"{self._stem}-{first:07d}-{end:07d}{self._kind.suffix}"
 
     def _find_own(self, resume: bool, limit: int | None) -> None:
-        """Finds this process's shards from the first batch on; removes those after a gap."""
+        """Find this process's shards from the first batch on, and remove those after a gap."""
         if resume:
             self._rename_earlier_versions()
         own = [(path, name) for path, name in self._named() if name["stem"] == self._stem]
@@ -177,8 +185,11 @@ class ShardFolder:
                     # A process that was killed while it replaced a shard leaves both; the longer
                     # one counts.
                     following[first] = max((end, path), following.get(first, (0, path)))
+        # A chain from batch 0: what lies behind a gap can't be used, since a loader can skip only a
+        # beginning.
         while self.num_batches in following:
             self.num_batches, path = following.pop(self.num_batches)
+            # Read once to find damage before hours of work depend on it.
             self._kind.read(path)
             self.paths.append(path)
         for path, _ in own:
@@ -188,7 +199,7 @@ class ShardFolder:
             logger.info("Resuming the %s after %d batches", self._kind.what, self.num_batches)
 
     def _rename_earlier_versions(self) -> None:
-        """Gives the current names to shards of earlier versions, which were merely numbered."""
+        """Rename shards of earlier versions, which were merely numbered."""
         first = 0
         for path, name in self._named():
             if name["stem"] == self._stem and not name["end"] and not name["temporary"]:
@@ -207,26 +218,29 @@ class ShardFolder:
             logger.info("There is no %s to resume in %s", self._kind.what, self.folder)
             return
         logger.warning(
-            "The %s starts anew: %s is of other weights, images, settings or calibrations, or "
-            "another number of processes. It is removed with the first new file; to resume that "
-            "one, end this command and repeat the earlier one.",
+            "The %s starts from the beginning: %s belongs to other weights, images, settings or "
+            "calibrations, or to another number of processes, and the first new file replaces it. "
+            "To resume it instead, end this command and repeat the earlier one.",
             *(self._kind.what, others[0]),
         )
 
     def _remove_others(self) -> None:
+        # Files of other numbers of processes belong to no rank of this pass, so one process removes
+        # them all.
         if not self._alone and comm.is_main_process():
             for path in self._others():
                 path.unlink(missing_ok=True)
         self._alone = True
 
     def _write_manifest(self, shards: list[str] | None) -> None:
-        """Writes the manifest; None marks a folder whose pass has not finished."""
+        """Write the manifest; None marks a folder whose pass has not finished."""
         kind = self._kind
         content = {"format": kind.format, "version": kind.version, **self._header}
         content |= {"digest": self._digest, "shards": shards}
         if comm.is_main_process():
             with atomic_write(self.folder / kind.manifest) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        # No process may read or write shards before the manifest says what the folder is.
         comm.synchronize()
 
 
@@ -241,13 +255,14 @@ def read_manifest(folder: str | os.PathLike[str], kind: ShardKind) -> dict[str, 
 
 
 def _is_finished(manifest: Mapping[str, Any]) -> bool:
+    # Early versions had a flag instead of the list.
     return manifest.get("finished", manifest.get("shards") is not None)
 
 
 def find_shards(
     folder: str | os.PathLike[str], kind: ShardKind
 ) -> tuple[dict[str, Any], list[Path], bool]:
-    """Finds the files of a pass in a folder.
+    """Find the files of a pass in a folder.
 
     Returns:
         tuple: the manifest, the shards of all processes, and whether the pass has finished.
@@ -276,6 +291,7 @@ def find_shards(
     names = manifest.get("shards", manifest.get("chunks"))
     if not finished or names is None:  # earlier versions had no list
         return manifest, sorted(folder.glob(f"{digest}-*{kind.suffix}")), finished
+    # Only the names: the folder may have been copied, and a manifest must not point outside of it.
     files = [folder / Path(name).name for name in names]
     expected = [*files, *(folder / name for name in kind.others)]
     missing = [path.name for path in expected if not path.is_file()]
@@ -288,7 +304,7 @@ def find_shards(
 
 
 def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest: str) -> None:
-    """Refuses a folder that has the finished result of another pass.
+    """Refuse a folder that has the finished result of another pass.
 
     Args:
         folder (PathLike): the output folder of a new pass; None is always free.
@@ -300,9 +316,10 @@ def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest
     """
     manifest = read_manifest(folder, kind) if folder is not None else {}
     if _is_finished(manifest) and manifest["digest"] != digest:
+        # The notes of its maker, or else the calibrations, tell the user which result it is.
         held = manifest.get("info") or ", ".join(manifest.get("names", ()))
         raise UserError(
-            f"'{folder}' holds a finished {kind.what} of other weights, images, calibrations or "
+            f"'{folder}' contains a finished {kind.what} of other weights, images, calibrations or "
             f"settings ({held}). Choose another folder, or replace it with --overwrite."
         )
 
@@ -310,11 +327,12 @@ def refuse_others(folder: str | os.PathLike[str] | None, kind: ShardKind, digest
 def damaged(path: Path, what: str, error: object) -> UserError:
     """The error for a shard that can't be read."""
     return UserError(
-        f"'{path}' is not a whole file of the {what} ({error}). Copy it again, or delete it and "
+        f"'{path}' is not a complete file of the {what} ({error}). Copy it again, or delete it and "
         "repeat the command with --resume."
     )
 
 
+# Whatever numpy and zipfile raise for a file that was cut off or changed.
 _DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -335,6 +353,7 @@ class _NpzFile(Mapping[str, np.ndarray]):
         return len(self._file.files)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        # np.load's own KeyError would be caught below and called damage.
         if name not in self._file.files:
             raise KeyError(name)
         try:
@@ -347,12 +366,13 @@ def read_npz(path: Path, what: str = "pass") -> Mapping[str, np.ndarray]:
     """The arrays of a file of `write_npz`, each read at its first use.
 
     Raises:
-        ValueError: the file is missing, cut off or changed; the message names it.
+        ValueError: the file is missing, truncated or changed; the message names it.
     """
     return _NpzFile(path, what)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays without pickle, completely or not at all."""
+    """Write named arrays without pickle, completely or not at all."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        # Into an open file, because numpy appends .npz to a name, also to a temporary one.
         np.savez(file, **arrays)

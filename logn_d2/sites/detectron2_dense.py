@@ -48,5 +48,6 @@ def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Sequence[T
     check_ground_truth(
         inputs, "instances", "Map the data set with ground truth (DatasetMapper, is_train=True)"
     )
+    # The arguments that RetinaNet and FCOS have in common come first; newer releases append others.
     anchors, logits, labels, *others = heard(model, model, "losses", lambda: model(list(inputs)))
     return labels

@@ -56,6 +56,9 @@ def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tenso
     check_ground_truth(inputs, "sem_seg", "Map the data set with its semantic labels")
     head = model.sem_seg_head
     logits, targets, *_ = heard(model, head, "losses", lambda: model(list(inputs)))
+    # "nearest-exact" takes the pixel at the centre of a cell; "nearest" would take its corner. In
+    # float64, since it has no integer form.
     cells = F.interpolate(targets[:, None].double(), size=logits.shape[-2:], mode="nearest-exact")
+    # The ignored value, 255 by default, could be a class where there are more than 255.
     labels = cells.long().masked_fill_(cells == head.ignore_value, -1)
     return list(labels.flatten(1))

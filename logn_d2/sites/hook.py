@@ -44,12 +44,14 @@ class CalibrationHook:
         calibration.to(next(classifier.owner.parameters()).device)
         # The mode of the layer decides whether it is calibrated; the calibration has no mode.
         classifier.owner.add_module(CHILD, calibration)
+        # One hook object for all layers, so that one guard checks the weights.
         for layer in classifier.layers:
             layer.register_forward_hook(hook)
         forget_compiled()
 
     def release(self) -> None:
         """Remove the calibration."""
+        # Through the dictionaries, because a copied model has no handles of its hooks.
         del self.classifier.owner._modules[CHILD]
         for layer in self.classifier.layers:
             hooks = layer._forward_hooks
@@ -60,6 +62,7 @@ class CalibrationHook:
     @property
     def calibration(self) -> AffineCalibration:
         """The applied calibration."""
+        # Read from the module each time: `.to()` and copies replace what a reference would hold.
         return self.classifier.owner._modules[CHILD]
 
     def check(self) -> None:
@@ -68,6 +71,7 @@ class CalibrationHook:
             self.guard(self.classifier, self.calibration)
 
     def __call__(self, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        # A loss trains raw logits; None leaves the output as it is.
         if layer.training or self.is_paused:
             return None
         self.check()

@@ -47,6 +47,7 @@ class ClassLayers:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def __post_init__(self) -> None:
+        # Called only for its check of the name.
         foreground_columns(self.background)
         check_choice("activation", self.activation, ("sigmoid", "softmax"))
         if not self.layers or self.axis not in (1, -1):
@@ -57,6 +58,7 @@ class ClassLayers:
         for layer in self.layers:
             weight = getattr(layer, "weight", None)
             outputs = len(weight) if isinstance(weight, Tensor) else 0
+            # A multiple, because a convolution has the columns of each anchor.
             if outputs == 0 or outputs % self.num_columns:
                 raise UserError(
                     f"A {type(layer).__name__} has {outputs} outputs, expected a multiple of "
@@ -85,12 +87,15 @@ class ClassLayers:
     def calibrated(self, output: Tensor, calibration: AffineCalibration) -> Tensor:
         """A layer's output with calibrated logits, of the same shape."""
         if self.axis == -1:
+            # The class axis is the last one, as a calibration expects it.
             return calibration(output)
         cells = output.unflatten(1, (-1, self.num_columns))  # (N, A, C, H, W)
         scale, shift = (
+            # Broadcast over the axes after C; an output may lack the batch axes of others.
             column.reshape(-1, *[1] * (cells.dim() - 3))
             for column in (calibration.column_scale, calibration.column_shift)
         )
+        # The operation of `AffineCalibration`, so that both round alike.
         return torch.addcmul(shift, cells, scale).flatten(1, 2)
 
     def candidates(self, output: Tensor) -> Tensor:
@@ -98,12 +103,15 @@ class ClassLayers:
         if self.axis == -1:
             return output.flatten(1, -2)
         return (
+            # Detectron2 and torchvision flatten their predictions in this order too, so labels fit.
             output.unflatten(1, (-1, self.num_columns)).flatten(3).permute(0, 3, 1, 2).flatten(1, 2)
         )
 
     def tensors(self) -> list[Tensor]:
         """All tensors that determine the logits for given features."""
         parts = (part for layer in self.layers for part in (layer.parameters(), layer.buffers()))
+        # The calibration is a child of the layer, but no part of its weights: attaching one must
+        # not look like a change of them.
         calibration = {id(t) for m in self.owner.children() for t in m.buffers()}
         return [each for part in parts for each in part if id(each) not in calibration]
 
@@ -118,6 +126,7 @@ class ClassLayers:
             UserError: a class has several rows of weights.
         """
         layer = self.layers[0]
+        # With several anchors a class has several norms, and no single factor divides by all.
         if len(self.layers) > 1 or len(layer.weight) != self.num_columns:
             rows = sum(len(each.weight) for each in self.layers) // self.num_columns
             raise UserError(
@@ -136,19 +145,23 @@ class ClassLayers:
 
     def _folded(self, layer: nn.Module, calibration: AffineCalibration) -> dict[str, Tensor]:
         kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+        # Exactly these parameters: parametrised or normalised weights are computed from others.
         known = isinstance(layer, kinds) and set(layer._parameters) == {"weight", "bias"}
+        # Detectron2's Conv2d may apply a norm and an activation after the convolution.
         if not known or getattr(layer, "norm", None) or getattr(layer, "activation", None):
             raise UserError(
                 f"A calibration can be folded into a Linear or Conv2d with plain parameters, but "
                 f"this head ends in a {type(layer).__name__}. Keep the calibration attached."
             )
         biases = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        # Anchor by anchor, whose rows are in the order of the calibration's columns.
         anchors = zip(layer.weight.split(self.num_columns), biases.split(self.num_columns))
         parts = [fold_linear(weight, bias, calibration) for weight, bias in anchors]
         folded = {
             "weight": torch.cat([w for w, _ in parts]),
             "bias": torch.cat([b for _, b in parts]),
         }
+        # A scale of 1 / sigma may push half-precision weights beyond 65,504.
         if not all(tensor.isfinite().all() for tensor in folded.values()):
             raise UserError(
                 f"Folding '{calibration.name}' gives weights that are not finite in "
@@ -158,9 +171,11 @@ class ClassLayers:
 
     def _rows(self, layer: nn.Module) -> Tensor:
         """Weights and biases as one row per column, (C, A D)."""
+        # All anchors' weights of a class make one row, so that a fingerprint has C entries.
         weight = layer.weight.detach().unflatten(0, (-1, self.num_columns)).flatten(2)
         parts = [weight.transpose(0, 1).flatten(1)]
         if layer.bias is not None:
+            # As columns of the row: a change of one anchor's bias is not averaged away.
             parts.append(layer.bias.detach().reshape(-1, self.num_columns).T)
         return torch.cat(parts, dim=1)
 

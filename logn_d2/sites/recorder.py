@@ -98,6 +98,7 @@ class SiteRecorder:
         levels: list[Tensor] = []
         labels = None
         with ExitStack() as stack:
+            # Evaluation mode everywhere: logits of test time; `matched` switches what it needs.
             stack.enter_context(modes(self.model))
             for layer in self.site.layers:
                 # Before the hook of an attached calibration.
@@ -106,17 +107,20 @@ class SiteRecorder:
                 )
                 stack.callback(hook.remove)
             if self.population == "sampled":
+                # This runs the model as well, so the hooks hear the logits of the same pass.
                 labels = self.site.matched(self.model, batched_inputs)
             else:
                 self._run(batched_inputs)
         if not levels:
             raise RuntimeError("The layers of the site were not called in this pass.")
+        # By image, because an image is the unit of weights and groups of the statistics.
         pairs = [
             self._image([level[i] for level in levels], None if labels is None else labels[i])
             for i in range(len(batched_inputs))
         ]
         parts = [part for of_image, _ in pairs for part in of_image]
         stage = SiteStage(
+            # A dense detector's logits take gigabytes for LVIS, so they are not copied needlessly.
             parts[0] if len(parts) == 1 else torch.cat(parts),
             [sum(map(len, of_image)) for of_image, _ in pairs],
             [found for _, found in pairs],
@@ -139,6 +143,7 @@ class SiteRecorder:
                 level.clone()
             )  # RetinaNet applies the sigmoid in place to a level with a single cell
         if self.site.calls == "last":
+            # Earlier decoder layers serve the training alone.
             levels.clear()
         levels.append(level)
 
@@ -150,6 +155,8 @@ class SiteRecorder:
             total = sum(map(len, levels))
             if len(labels) != total:
                 raise RuntimeError(f"There are {len(labels)} labels for {total} candidates.")
+            # Negative labels mark candidates that the loss ignores: they are neither of a class nor
+            # background.
             counted = labels >= 0
             return _chosen(levels, counted), labels[counted]
         if self.site.chosen is None:

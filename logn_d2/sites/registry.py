@@ -34,6 +34,7 @@ def site_detector(model: nn.Module) -> nn.Module | None:
     Raises:
         UserError: there are several, such as a teacher and a student.
     """
+    # All modules, because a wrapper may hold the detector at any depth.
     found = {name: each for name, each in model.named_modules() if _entry(each) is not None}
     if len(found) > 1:
         raise UserError(
@@ -44,5 +45,6 @@ def site_detector(model: nn.Module) -> nn.Module | None:
 
 
 def _entry(module: nn.Module) -> Callable[[nn.Module], LogitSite] | None:
+    # From the class to its parents, so that a subclass's own site wins over that of its parent.
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
     return next((SITE_REGISTRY.get(name) for name in names if name in SITE_REGISTRY), None)

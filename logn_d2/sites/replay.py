@@ -50,9 +50,12 @@ def outputs_under(
             )
     kept: dict[nn.Module, list[Any]] = defaultdict(list)
     outputs = {}
+    # Raw logits: each calibration is applied to them once, below.
     with modes(model), paused(model):
         for name, calibration in calibrations.items():
             with ExitStack() as stack:
+                # Modules and layers are replaced inside their model, whose own forward then joins
+                # the parts as always.
                 for module in site.reused:
                     again = _again(module, kept[module])
                     stack.enter_context(shadowed(module, "forward", again))
@@ -66,8 +69,10 @@ def outputs_under(
 
 def _again(module: nn.Module, kept: list[Any]) -> Callable:
     """A forward method that records its outputs in the first pass and replays them later."""
+    # The bound method before it is shadowed. A copy of the list, since `keep` appends to it.
     forward, replayed = module.forward, iter(tuple(kept))
     if kept:
+        # By the order of calls: a head runs once for each feature map.
         return lambda *args, **kwargs: next(replayed)
 
     def keep(*args: Any, **kwargs: Any) -> Any:

@@ -41,6 +41,7 @@ def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterat
 
     Compiled modules run as they were written, because they would not see a pass's hooks.
     """
+    # Flags and not train(): that would also change the children.
     before = [(module, module.training) for module in model.modules()]
     in_training = {id(module) for module in training}
     try:
@@ -88,6 +89,7 @@ def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any
     arguments: list[tuple] = []
 
     def listen(*args: Any, **kwargs: Any) -> None:
+        # In one row, since releases pass the same arguments by position or by name.
         arguments.append((*args, *kwargs.values()))
         raise PassEnds
 

@@ -18,6 +18,7 @@ from .layers import ClassLayers, check_choice
 
 __all__ = ["LogitSite", "Matcher", "Runner", "TopScores"]
 
+# Scores in a block of `topk`, 16 MB in float32.
 _BLOCK = 2**22
 
 Inputs = Sequence[Mapping[str, Any]]
@@ -49,7 +50,9 @@ class TopScores:
             return torch.cat([self._of_level(each) for each in levels])
         scores = torch.cat(list(levels))
         best = torch.zeros_like(scores, dtype=torch.bool)
+        # Over all levels, as SSD does for each class.
         order = scores.topk(min(self.count, len(scores)), dim=0).indices
+        # A candidate counts once, with however many classes it is chosen.
         return (best.scatter_(0, order, True) & (scores > self.threshold)).any(dim=1)
 
     def _of_level(self, scores: Tensor) -> Tensor:
@@ -58,9 +61,13 @@ class TopScores:
         for start in range(0, len(flat), _BLOCK):
             block = flat[start : start + _BLOCK]
             found.append(start + block.topk(min(self.count, len(block))).indices)
+        # A feature map of size 0 has no blocks.
         pairs = torch.cat(found) if found else flat.new_zeros(0).long()
+        # The best of all are among the best of each block.
         pairs = pairs[flat[pairs].topk(min(self.count, len(pairs))).indices]
         chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+        # The threshold after the maximum gives the same candidates as before it, and compares a few
+        # scores only.
         chosen[pairs[flat[pairs] > self.threshold] // scores.shape[1]] = True
         return chosen
 
@@ -131,5 +138,6 @@ class LogitSite(ClassLayers):
 
     def scores(self, logits: Tensor) -> Tensor:
         """Foreground scores (..., K) of logits (..., C)."""
+        # The background takes part in a softmax, so it is cut off afterwards.
         scores = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(dim=-1)
         return scores[..., foreground_columns(self.background)]

@@ -33,6 +33,7 @@ def fcos_site(model: nn.Module) -> LogitSite:
     head = model.head.classification_head
 
     def labels(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        # Without a background column, K marks background: it is negative for all classes.
         return _labels(model, model.head, inputs, background=head.num_classes)
 
     return LogitSite(
@@ -53,6 +54,7 @@ def ssd_site(model: nn.Module) -> LogitSite:
     """
     head = model.head.classification_head
     convolutions = [
+        # SSD has a convolution for each level, SSDlite a block that ends in one.
         [each for each in level.modules() if isinstance(each, nn.Conv2d)][-1]
         for level in head.module_list
     ]
@@ -86,6 +88,8 @@ def _labels(model: nn.Module, owner: nn.Module, inputs: Inputs, background: int)
 
 def _of_image(labels: Tensor, matched: Tensor, background: int) -> Tensor:
     """(R,) labels of anchors that are matched to these objects, or to none."""
+    # torchvision's matcher gives the index of an object, -1 below the lower threshold, and -2
+    # between both.
     found = labels.new_full(matched.shape, background)
     found[matched >= 0] = labels[matched[matched >= 0]]
     found[matched == _IGNORED] = -1

@@ -62,6 +62,8 @@ class ImageDetections:
     @classmethod
     def concatenate(cls, parts: Sequence[ImageDetections]) -> ImageDetections:
         """Join parts of one sweep (at least one) in order."""
+        # Each part numbers its union from 0; the offsets make the numbers those of the joined
+        # union.
         starts = np.cumsum([0, *(len(part.union) for part in parts[:-1])])
         calibrations = range(len(parts[0].index))
         return cls(
@@ -80,6 +82,8 @@ class ImageDetections:
         arrays = {f"union_{name}": array for name, array in self.union.to_arrays().items()}
         arrays["image_ids"] = image_id_array(self.image_ids)
         for number, (index, score) in enumerate(zip(self.index, self.score, strict=True)):
+            # int32 and float32: positions and scores are the largest arrays of a chunk with many
+            # calibrations, and detectors compute scores in float32.
             arrays[f"index{number}"] = index.astype(np.int32)
             arrays[f"score{number}"] = score.astype(np.float32)
         if self.missing is not None:
@@ -129,6 +133,7 @@ class SweepDetections:
     def image_ids(self) -> np.ndarray:
         """(N,) int64 or strings, the images of the sweep, ascending."""
         ids = [chunk["image_ids"] for chunk in self._open_chunks()]
+        # A sampler that pads the last batch gives some images to two processes.
         return np.unique(np.concatenate(ids)) if ids else np.zeros(0, dtype=np.int64)
 
     @property
@@ -223,13 +228,16 @@ class SweepWriter:
     def add(self, batch: ImageDetections) -> None:
         """Add one batch of images."""
         self._pending.append(batch)
+        # Images, not batches: their number bounds the memory and the loss when a sweep is killed.
         if sum(len(each.image_ids) for each in self._pending) >= self._chunk_size:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has been added since the last chunk."""
+        """Write everything added since the last chunk."""
         if not self._pending:
             return
+        # Before the chunk exists: a chunk marks its images as done, so whatever belongs to them
+        # must be on disk already.
         self._before_chunk()
         arrays: Arrays = ImageDetections.concatenate(self._pending).to_arrays()
         if self._shards is None:
@@ -239,14 +247,15 @@ class SweepWriter:
         self._pending = []
 
     def finish(self) -> SweepDetections:
-        """Writes the rest and joins all processes' parts.
+        """Write the rest and join the parts of all processes.
 
         Returns:
-            SweepDetections: of all images. A sweep in memory is whole on process 0 only; the
-            others have their own part.
+            SweepDetections: of all images. A sweep in memory is complete only on process 0; the
+                others have their own part.
         """
         self.flush()
         if self._shards is None:
+            # Only process 0 evaluates; sending the detections to all would multiply the memory.
             parts = comm.gather(self._in_memory, dst=0)
             mine = [self._in_memory] if not comm.is_main_process() else parts
             return SweepDetections(self._names, [chunk for part in mine for chunk in part])
@@ -256,6 +265,8 @@ class SweepWriter:
 
 def _detections_of(chunk: Mapping[str, np.ndarray], number: int) -> Detections:
     """One calibration's detections in a chunk."""
+    # Only the arrays of the union and of this calibration are read: those of an npz file load one
+    # by one.
     union = {k.removeprefix("union_"): chunk[k] for k in chunk if k.startswith("union_")}
     own = Detections.from_arrays(union).take(chunk[f"index{number}"])
     return replace(own, score=chunk[f"score{number}"])

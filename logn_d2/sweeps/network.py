@@ -79,6 +79,7 @@ class SweepRunner:
         ground_truth: LvisGroundTruth | None = None,
         keep: StoreWriter | None = None,
     ) -> None:
+        # The population at test: detections come from proposals, without ground truth among them.
         self._recorder = LogitRecorder(model, population="proposals")
         self._roi_heads = getattr(unwrapped(model), "roi_heads", None)
         predictors = self._recorder.predictors
@@ -97,6 +98,7 @@ class SweepRunner:
         self._average = average
         self._ground_truth = ground_truth
         self._masks_at_a_time = _MASKS_AT_A_TIME["cpu" if device.type == "cpu" else "cuda"]
+        # A cascade selects detections with the last stage's thresholds, as CascadeROIHeads does.
         last = predictors[-1]
         self.selection = (last.test_score_thresh, last.test_nms_thresh, last.test_topk_per_image)
         self.has_masks = getattr(self._roi_heads, "mask_on", False)
@@ -128,6 +130,8 @@ class SweepRunner:
 
     def settings(self) -> dict[str, Any]:
         """The settings that determine the detections, besides weights and images."""
+        # The masks that are left empty depend on the annotations, so a resumed sweep must have the
+        # same ones.
         listed = None if self._ground_truth is None else self._ground_truth.listed
         return {
             "names": list(self._calibrations),
@@ -140,6 +144,8 @@ class SweepRunner:
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """All calibrations' detections in N images."""
+        # The recorder stops after the last box predictor: the model's own selection and masks would
+        # serve one calibration only.
         recording = self._recorder(list(inputs))
         raw = raw_outputs(recording)
         calibrations = list(self._calibrations.values())
@@ -159,12 +165,17 @@ class SweepRunner:
     ) -> list[ImageDetections]:
         """Run mask and keypoint branches for each image's union, and scale it to its image."""
         pairs = list(zip(inputs, unions, strict=True))
+        # The mask head takes most of the time of a sweep; detections that the evaluation drops do
+        # without it.
         wanted = [self._is_looked_at(image["image_id"], union) for image, union in pairs]
         chosen = [each.nonzero()[:, 0].split(self._masks_at_a_time) for each in wanted]
         others = [(~each).nonzero()[:, 0] for each in wanted]
         parts: list[list[Scaled]] = [[] for _ in unions]
+        # Images have different numbers of blocks. Those that are done take part with no boxes,
+        # since the heads expect one entry for each image.
         for batch in itertools.zip_longest(*chosen, fillvalue=others[0][:0]):
             instances = self._instances(recording, unions, batch)
+            # RoI heads without it have no mask or keypoint branch.
             if hasattr(self._roi_heads, "forward_with_given_boxes"):
                 instances = self._roi_heads.forward_with_given_boxes(recording.features, instances)
             for part, image, each in zip(parts, inputs, instances, strict=True):
@@ -180,6 +191,7 @@ class SweepRunner:
     def _is_looked_at(self, image_id: int | str, union: Union) -> Tensor:
         """Mark detections that the evaluation uses, (U,) bool."""
         classes = union.classes.cpu().numpy()
+        # On the CPU, where the annotations are; the mark goes back to the device of the boxes.
         looked_at = is_looked_at(self._ground_truth, np.full(len(union), image_id), classes)
         return torch.from_numpy(looked_at).to(union.classes.device)
 
@@ -200,6 +212,7 @@ def _scaled(instances: Instances, image: Mapping[str, Any], without_masks: bool 
     found = scaled(instances, image["image_id"], size)
     if not without_masks:
         return found
+    # Detections with and without masks can't be joined, so the missing ones are empty.
     masks = empty_masks(len(found.detections), size)
     return replace(found, detections=replace(found.detections, masks=masks))
 
@@ -210,6 +223,8 @@ def raw_outputs(recording: Recording) -> RawOutputs:
     return RawOutputs(
         logits=[stage.logits for stage in recording.stages],
         scorers=[functools.partial(_raw_probs, stage) for stage in recording.stages],
+        # The last stage's boxes, as a cascade uses them; its deltas are relative to the stage
+        # before.
         boxes=last.predictor.predict_boxes(last.predictions, last.proposals),
         image_sizes=recording.image_sizes,
     )
@@ -219,6 +234,6 @@ def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
     """The predictor's probabilities of exactly these logits, without its own calibration."""
     predictor = stage.predictor
     predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)
-    if hasattr(predict, "covered"):  # what `attach` covers the method of other predictors with
+    if hasattr(predict, "covered"):  # the override that `attach` puts on other predictors
         predict = predict.covered or functools.partial(type(predictor).predict_probs, predictor)
     return predict((logits, *stage.predictions[1:]), stage.proposals)

@@ -1,16 +1,16 @@
-"""What a network says of a data set, on disk: a later sweep needs no network and no weights.
+"""A network's raw outputs for a data set, on disk: a later sweep needs no network and no weights.
 
-Stored for each image: the raw logits of every RoI and stage, the boxes that are decoded for them,
-and the masks of the detections that the sweep found. Logits and boxes keep the type that the model
-gave them in. They are neither rounded nor cut to the best ones: a calibration may lift any class of
-any RoI, every logit is part of the softmax, and half precision would swap neighbours in the
-ranking. An image takes Ri * (S * (K + 1) + B) values, B = 4 for class-agnostic boxes and 4 K for
-others: 5 MB for 1,000 RoIs and 1,203 classes, and 19 MB more for boxes of each class. Those can be
-left out but for the best candidates. A later sweep then notices where another one could have been a
-detection, and ends with an error: what it finds is exact in any case.
+Each image is stored with the raw logits of every RoI and stage, the boxes decoded for them, and the
+masks of the detections in the sweep. Logits and boxes keep the model's own type. They are neither
+rounded nor reduced to the best: a calibration may lift any class of any RoI, every logit is part of
+the softmax, and half precision would swap neighbours in the ranking. An image takes Ri * (S * (K +
+1) + B) values, B = 4 for class-agnostic boxes and 4 K for others: 5 MB for 1,000 RoIs and 1,203
+classes, and 19 MB more for boxes of each class. Of the latter, all but those of the best candidates
+can be left out. A later sweep then ends with an error if any other candidate could have been a
+detection, so its results are always exact.
 
-A folder holds ``predictions.json``, the weights of the classifiers, which some calibrations are
-made from, and shards, safetensors files of some batches each.
+A folder contains ``predictions.json``; the weights of the classifiers, from which some calibrations
+are computed; and shards, safetensors files of a few batches each.
 
 Shapes: N images, R RoIs of all images, Ri of image i, K foreground classes, S cascade stages.
 """
@@ -62,14 +62,14 @@ SHARD_BYTES = 64 * 2**20
 
 
 class StoreWriter:
-    """Writes one process's part of a store, beside a sweep from whose chunks it resumes.
+    """Write one process's part of a store, during a sweep whose chunks determine where it resumes.
 
     Args:
-        folder (PathLike): where to; it is made.
-        ground_truth (LvisGroundTruth): masks that its evaluation does not look at are left out.
-        max_boxes (int): of boxes of each class, keep only those of so many best candidates of an
-            image under each calibration of the sweep; 0 keeps all.
-        shard_bytes (int): a shard is written when it holds more.
+        folder (PathLike): output folder, created if missing.
+        ground_truth (LvisGroundTruth): masks that its evaluation drops are left out.
+        max_boxes (int): with class-specific boxes, keep only those of this many best candidates of
+            an image under each calibration of the sweep; 0 keeps all.
+        shard_bytes (int): size from which on a shard is written.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class StoreWriter:
         self._shard_bytes = shard_bytes
         self._shards: ShardFolder | None = None
         self._activation: str | None = None
+        # Bytes, not images, decide when a shard is written: an image may take 5 or 24 MB.
         self._batches = self._bytes = 0
         self._images: list[dict[str, Tensor]] = []
         self._image_ids: list[int] | list[str] = []
@@ -97,17 +98,17 @@ class StoreWriter:
         num_batches: int,
         classifiers: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Makes the folder ready to resume after some batches of a pass.
+        """Prepare the folder for a pass, after the batches that are already done.
 
         Args:
-            digest (str): of everything that decides the outputs.
-            header (Mapping): what `StoredOutputs` says of all images, as JSON can write it.
-            num_batches (int): that this process has done.
-            classifiers (Mapping): "weight0" and "bias0" of the first stage and so on, as far as
-                they are known, for calibrations that are made from weights.
+            digest (str): digest of everything that determines the outputs.
+            header (Mapping): the fields of `StoredOutputs` for all images, JSON-serialisable.
+            num_batches (int): batches that this process has done.
+            classifiers (Mapping): "weight0" and "bias0" of the first stage and so on, if known, for
+                calibrations computed from weights.
 
         Raises:
-            ValueError: their outputs are not there.
+            ValueError: the outputs of these batches are missing.
         """
         self._shards = ShardFolder(
             self.folder, OUTPUTS, digest, resume=num_batches > 0, end=num_batches, header=header
@@ -115,9 +116,10 @@ class StoreWriter:
         if self._shards.num_batches != num_batches:
             raise UserError(
                 f"The sweep can't resume: {num_batches} batches are done, but {self.folder} has "
-                f"the outputs of {self._shards.num_batches}. Start it anew, without --resume."
+                f"the outputs of {self._shards.num_batches}. Start again without --resume."
             )
         if comm.is_main_process():
+            # Clones, because weights that share memory (tied classifiers) can't be saved.
             tensors = {k: v.detach().cpu().clone() for k, v in (classifiers or {}).items()}
             write_tensors(self.folder / CLASSIFIERS, tensors)
 
@@ -128,10 +130,10 @@ class StoreWriter:
         parts: Sequence[ImageDetections],
         best: Sequence[Tensor] | None = None,
     ) -> None:
-        """Adds one batch of N images.
+        """Add one batch of N images.
 
         Args:
-            inputs (Sequence[Mapping]): as the model takes them.
+            inputs (Sequence[Mapping]): inputs of the model.
             raw (RawOutputs): of all images.
             parts (Sequence[ImageDetections]): of each image.
             best (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes to keep; None for all.
@@ -139,6 +141,8 @@ class StoreWriter:
         Raises:
             ValueError: scores that are not a softmax or sigmoid of the logits.
         """
+        # Before anything is kept: a store that can't be read later should fail with its first
+        # image, not after hours.
         self._check_activation(raw)
         counts = [len(boxes) for boxes in raw.boxes]
         logits = zip(*(stage.split(counts) for stage in raw.logits), strict=True)
@@ -146,10 +150,13 @@ class StoreWriter:
         for image, image_size, boxes, stages, chosen in rows:
             tensors = {f"logits{index}": each for index, each in enumerate(stages)}
             number = len(boxes)
+            # Class-agnostic boxes are four numbers for each RoI and not worth leaving out.
             if best is not None and boxes.shape[1] > 4:
                 tensors["box_index"] = chosen.flatten().nonzero()[:, 0].int()
                 boxes = boxes.reshape(-1, 4)[tensors["box_index"]]
             tensors = {name: each.cpu() for name, each in {**tensors, "boxes": boxes}.items()}
+            # Both sizes: boxes are in the coordinates of the model's input and are scaled to the
+            # image at the end, as in the model.
             sizes = (*image_size, *output_size(image, image_size))
             tensors["image"] = torch.tensor([(number, len(boxes), *sizes)])
             self._images.append(tensors)
@@ -158,6 +165,8 @@ class StoreWriter:
         for part in parts:
             union = part.union
             if union.masks is not None:
+                # The other masks were not computed and are empty; stored, they would pass for known
+                # ones.
                 kept = is_looked_at(self._ground_truth, union.image_id, union.category)
                 self._found.append(union.take(kept))
         self._batches += 1
@@ -165,7 +174,7 @@ class StoreWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has been added since the last shard."""
+        """Write everything added since the last shard."""
         if not self._images:
             return
         tensors = {
@@ -182,7 +191,7 @@ class StoreWriter:
         self._images, self._image_ids, self._found = [], [], []
 
     def finish(self) -> None:
-        """Writes the rest and says that the store is whole, when all processes have done so."""
+        """Write the rest, and mark the store as complete once all processes have finished."""
         self.flush()
         self._shards.finish()
         if comm.is_main_process():
@@ -191,38 +200,42 @@ class StoreWriter:
             logger.info("The outputs in %s take %.0f MB", self.folder, megabytes)
 
     def _check_activation(self, raw: RawOutputs) -> None:
-        """Finds out what makes scores from logits, without which they are of no use."""
+        """Find the function from logits to scores, which a later sweep needs."""
         pairs = [
             (torch.cat(list(scorer(logits))), logits)
             for scorer, logits in zip(raw.scorers, raw.logits, strict=True)
         ]
         for name in [self._activation] if self._activation else ACTIVATIONS:
             expected = ((scores, ACTIVATIONS[name](logits)) for scores, logits in pairs)
+            # Bit for bit: a later sweep promises the detections of the model, and scores that
+            # differ in the last bit may swap places.
             if all(torch.allclose(*each, rtol=0, atol=0, equal_nan=True) for each in expected):
                 self._activation = name
                 return
         raise UserError(
             "This model's scores are not the softmax or sigmoid of its logits: its predict_probs "
-            "does more. Its outputs can't be used without it; sweep with the model instead."
+            "does more. Its outputs can't be used without the model; sweep with it instead."
         )
 
 
 def ids_to_tensor(image_ids: np.ndarray) -> Tensor:
     """(N,) int64; or (N, length) int32 code points of (N,) strings, which no tensor can hold."""
     if image_ids.dtype.kind == "U":
+        # numpy's strings are arrays of four-byte code points, so the bytes can be viewed as int32
+        # without a loop.
         length = image_ids.dtype.itemsize // np.dtype(np.int32).itemsize
         image_ids = np.ascontiguousarray(image_ids).view(np.int32).reshape(-1, length)
     return torch.from_numpy(image_ids.copy())
 
 
 def ids_from_tensor(tensor: Tensor) -> np.ndarray:
-    """What `ids_to_tensor` was given."""
+    """Invert `ids_to_tensor`."""
     array = tensor.contiguous().numpy()
     return array.view(f"U{array.shape[1]}")[:, 0] if array.ndim == 2 else array
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | None = "") -> None:
-    """Writes one file of a store."""
+    """Write one file of a store."""
     metadata = {"format": OUTPUTS.format, "version": str(OUTPUTS.version)}
     metadata["activation"] = activation or ""
     with atomic_write(path) as temporary:
@@ -231,10 +244,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | N
 
 
 def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Some or all tensors of a file of a store, and its activation.
+    """Read some or all tensors of a file of a store, and its activation.
 
     Raises:
-        ValueError: the file is missing, cut off, changed, or another program's.
+        ValueError: the file is missing, truncated, changed, or from another program.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -47,6 +47,7 @@ def sweep_results(
         own_tasks = list(tasks)
         missing = swept.missing_masks(name)
         if "segm" in own_tasks and missing:
+            # Not all detections, because those that the evaluation drops need no mask.
             looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
             logger.warning(
                 "The masks of %s are not evaluated: %d of the %d detections that the evaluation "
@@ -105,6 +106,7 @@ def best_of_grid(
 
     def height(name: str) -> float:
         value = rows[name][task][metric]
+        # Comparisons with NaN are False, so `max` would depend on the order.
         return -math.inf if math.isnan(value) else value
 
     return max(members, key=height)

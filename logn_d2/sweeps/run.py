@@ -99,9 +99,11 @@ def sweep(
         >>> evaluate_sweep(swept, ground_truth)["logn"]["bbox"]["AP"]  # doctest: +SKIP
     """
     keep = None if store is None else StoreWriter(store, ground_truth, max_boxes)
+    # Resolved here, because it is part of the digest: None would stand for two results.
     average = average or cascade_average_of(model)
     runner = _runner(model, calibrations, average, ground_truth, keep, site)
     with preserved_rng(), evaluation_mode(model):
+        # The loader of all images, whose digest identifies the pass also when it is resumed.
         first = loader_from(loader, 0)
         # The number of processes determines which images a chunk has.
         decisive = {"processes": comm.get_world_size(), **runner.settings(), **(settings or {})}
@@ -120,6 +122,7 @@ def sweep(
         if keep is not None:
             header = {**runner.describe(), "info": dict(store_info or {})}
             keep.open(digest, header, writer.num_batches, runner.classifiers())
+        # Building the loader again would start its workers twice.
         rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
         collector, start = _Collector(writer, keep), time.perf_counter()
         swept = inference_on_dataset(runner, rest, collector)["detections"]
@@ -137,6 +140,7 @@ def _runner(
     site: LogitSite | None,
 ) -> SweepRunner | SiteSweepRunner:
     """The runner of the network, at the model's site or else at its box predictors."""
+    # A given site wins over box predictors: the caller knows which logits to calibrate.
     detector = model if site is not None else site_detector(model)
     if detector is None:
         return SweepRunner(model, calibrations, average, ground_truth, keep)
@@ -162,6 +166,7 @@ class _Collector(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, SweepDetections]:
         if self._keep is not None:
+            # The store before the sweep, for the same reason as its flush before each chunk.
             self._keep.finish()
         return {"detections": self._writer.finish()}
 
@@ -169,6 +174,7 @@ class _Collector(DatasetEvaluator):
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode for the context, and restore each module's mode afterwards."""
+    # For each module, since frozen parts of a training model are in evaluation mode already.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

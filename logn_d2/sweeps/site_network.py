@@ -1,7 +1,7 @@
-"""What a sweep does with a batch of images where the model has no box predictors.
+"""The work of a sweep on a batch of images for models without box predictors.
 
-The site says which part of the network runs once; the model's own inference does the rest for each
-calibration.
+The site determines which part of the network runs once; the model's own inference does the rest for
+each calibration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SiteSweepRunner", "instances_of"]
 
 
 class SiteSweepRunner:
-    """Stands in for the detector in `inference_on_dataset`.
+    """Replaces the detector in `inference_on_dataset`.
 
     Args:
         model (nn.Module): the detector itself, whose outputs are those of Detectron2.
@@ -39,6 +39,7 @@ class SiteSweepRunner:
         site.check_detections(model)
         check_calibrations(calibrations, [site.num_classes])
         for stages in calibrations.values():
+            # A dense detector has one set of logits, hence one calibration for each name.
             stages[0].check_activation(site.activation == "sigmoid")
         self._model, self._site = model, site
         device = next(model.parameters()).device
@@ -47,7 +48,7 @@ class SiteSweepRunner:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What decides the detections, besides weights and images."""
+        """The settings that determine the detections, besides weights and images."""
         listed = {name: [each] for name, each in self._calibrations.items()}
         return {
             "names": list(listed),
@@ -57,6 +58,8 @@ class SiteSweepRunner:
 
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """All calibrations' detections in N images."""
+        # All calibrations of one batch before the next batch, so that the features are computed
+        # once.
         outputs = outputs_under(self._model, self._site, inputs, self._calibrations)
         found = [
             _of_image(image["image_id"], [instances_of(each[index]) for each in outputs.values()])
@@ -69,27 +72,30 @@ def instances_of(output: Mapping[str, Any]) -> Instances:
     """The detections in a detector's output for an image.
 
     Raises:
-        UserError: it is not of Detectron2's form.
+        UserError: it is not in Detectron2's format.
     """
     if "instances" not in output:
         raise UserError(
-            f"This needs outputs as Detectron2's detectors give them, with 'instances'; this "
-            f"model gives {', '.join(output)}. Use logn_d2.sites.outputs_under, which returns "
-            "each calibration's outputs as they are."
+            f"Expected outputs in Detectron2's format, with 'instances'; this "
+            f"model returns {', '.join(output)}. Use logn_d2.sites.outputs_under, which returns "
+            "each calibration's outputs unchanged."
         )
     return output["instances"]
 
 
 def _of_image(image_id: int | str, instances: Sequence[Instances]) -> ImageDetections:
-    """One image's detections, each different one (box and class) once."""
+    """One image's detections, each distinct one (box and class) once."""
     parts = [Detections.from_instances([each], [image_id]) for each in instances]
     boxes, classes = (np.concatenate([getattr(p, n) for p in parts]) for n in ("box", "category"))
+    # Box and class in one row, for a single np.unique; the score differs between calibrations and
+    # stays out.
     rows = np.column_stack([boxes.reshape(-1, 4), classes])
     _, first, index = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return ImageDetections(
         image_ids=(image_id,),
         union=Detections.concatenate(parts).take(first),
+        # numpy 2.0 shapes the inverse as a column where an axis is given, hence the reshape.
         index=tuple(each.astype(np.int32) for each in np.split(index.reshape(-1), ends)),
         score=tuple(part.score.astype(np.float32) for part in parts),
     )

@@ -119,6 +119,7 @@ def calibrations_digest(calibrations: Calibrations) -> str:
     digest = hashlib.sha256()
     for calibration in (each for stages in calibrations.values() for each in stages):
         for vector in (calibration.column_scale, calibration.column_shift):
+            # Names are hashed by the caller: the same vectors under another name are another sweep.
             digest.update(vector.cpu().numpy())
     return digest.hexdigest()
 
@@ -147,6 +148,8 @@ def find_unions(
     found = []
     for stages in calibrations:
         probs = raw.probabilities(stages, average)
+        # Not fast_rcnn_inference itself, which suppresses all candidates of all classes: the same
+        # detections in a fraction of the time.
         instances, _ = fast_rcnn_inference_exact(raw.boxes, probs, raw.image_sizes, *selection)
         for known, scores, each in zip(raw.known or (), probs, instances):
             _check_known(known, scores[:, :-1], each, selection[0], stages[0].name)
@@ -182,6 +185,7 @@ def _check_known(
     one nor suppresses one.
     """
     candidates = scores > threshold
+    # A candidate below the threshold is none, whatever its box.
     unknown = candidates & ~known
     # With few candidates, torchvision shifts boxes by the largest coordinate of all, which affects
     # the rounding of overlaps: then every box matters.
@@ -237,6 +241,8 @@ class Union:
             image_size,
             pred_boxes=Boxes(boxes),
             pred_classes=self.classes[positions],
+            # `Instances` for the heads need a score; that of a detection differs between
+            # calibrations and is added later.
             scores=boxes.new_zeros(len(boxes)),
             union_index=positions,
         )
@@ -257,8 +263,10 @@ class Union:
         return ImageDetections(
             image_ids=(image_id,),
             union=Detections.concatenate([part.detections for part in parts]),
+            # Detections whose boxes became empty are dropped in every calibration.
             index=tuple(each[each >= 0].astype(np.int32) for each in index),
             score=tuple(
+                # numpy knows no bfloat16.
                 scores.float().cpu().numpy()[each >= 0]
                 for scores, each in zip(self.scores, index, strict=True)
             ),
@@ -291,6 +299,8 @@ def scaled(instances: Instances, image_id: int | str, size: tuple[int, int]) -> 
         image_id (int or str): the image.
         size (tuple[int, int]): its height and width.
     """
+    # Detectron2's own function clips, drops empty boxes and pastes masks, so that all of this is
+    # done as in the model.
     instances = detector_postprocess(instances, *size)
     detections = Detections.from_instances([instances], [image_id])
     return Scaled(detections, instances.union_index.cpu().numpy())
@@ -311,6 +321,8 @@ def is_looked_at(
         image = np.searchsorted(ground_truth.image_ids, image_id)
         # searchsorted may return N for an id larger than all; the comparison below then rejects it.
         image = np.minimum(image, ground_truth.num_images - 1)
+        # An image that the annotations lack is evaluated nowhere. Its detections are kept, so that
+        # the evaluation can name it.
         known = ground_truth.image_ids[image] == image_id
         listed = ground_truth.is_listed(image * ground_truth.num_classes + category)
         looked_at[known] = listed[known]

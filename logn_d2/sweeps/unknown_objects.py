@@ -1,13 +1,13 @@
-"""Telling objects of unknown classes from known ones by a detector's logits, as VOS measures it.
+"""Separating objects of unknown classes from known ones by a detector's logits, as in VOS.
 
-A detector never saw the classes of the unknown images and still finds boxes there. Every box that
-it is sure of in an image of the known set counts as known (ID), every such box in an image of the
-unknown set as unknown (OOD), wherever it lies (Du et al., "VOS", ICLR 2022). A score of its logits,
-without the background column, should be higher for the known ones.
+A detector never saw the classes of the unknown images and still finds boxes there. Every confident
+box in an image of the known set counts as known (ID), every one in an image of the unknown set as
+unknown (OOD), wherever it lies (Du et al., "VOS", ICLR 2022). A score of the box's logits, without
+the background column, should be higher for known boxes.
 
-That says nothing of objects that are not found at all: a detector that finds less in the unknown
-images separates better. So AP on the known images, the numbers of boxes and images, and recall and
-AP of the unknown objects are beside it.
+This measure ignores objects that are not found at all: a detector with fewer boxes in the unknown
+    images separates better. The results therefore include AP on the known images, the numbers of
+    boxes and images, and recall and AP of the unknown objects.
 
 Shapes: N images, D boxes, K foreground classes, S cascade stages.
 """
@@ -50,11 +50,11 @@ _NAME = "calibrated"
 
 @dataclass(frozen=True, eq=False)
 class BoxLogits:
-    """The boxes of some images that a detector is sure of.
+    """A detector's confident boxes in some images.
 
     Attributes:
-        detections (Detections): D of them, with class and score.
-        logits (ndarray): (D, K) float64, calibrated, without the background column; of a cascade
+        detections (Detections): the D boxes, with class and score.
+        logits (ndarray): (D, K) float64, calibrated, without the background column; for a cascade
             the mean over its stages.
         num_images (int): N, with or without boxes.
     """
@@ -71,14 +71,14 @@ class BoxLogits:
 
 @dataclass(frozen=True, eq=False)
 class KnownObjects:
-    """What `find_known_objects` returns.
+    """Results of `find_known_objects`.
 
     Attributes:
-        threshold (float): a box counts from this score on.
+        threshold (float): smallest score of a box that counts.
         scores (Mapping): score of `OOD_SCORES` -> (D,) of the boxes that count.
         boxes (int): D.
         image_share (float): share of the images that have one, in [0, 1].
-        ap (float): box AP of the known classes, of all detections.
+        ap (float): box AP of the known classes, over all detections.
     """
 
     threshold: float
@@ -90,17 +90,18 @@ class KnownObjects:
 
 @dataclass(frozen=True)
 class UnknownObjectsResult:
-    """What `evaluate_unknown_objects` returns; shares in [0, 1], NaN where it is not known.
+    """Results of `evaluate_unknown_objects`; shares in [0, 1], NaN if unknown.
 
     Attributes:
-        threshold (float): a box counts from this score on.
-        scores (dict[str, OODResult]): score of `OOD_SCORES` -> how well it separates the boxes.
+        threshold (float): smallest score of a box that counts.
+        scores (dict[str, OODResult]): score of `OOD_SCORES` -> its separation of the boxes.
         known_boxes, unknown_boxes (int): boxes that count.
-        known_images, unknown_images (float): share of the images that have one.
-        known_ap (float): box AP of the known classes, of all detections.
-        unknown_recall (float): share of the unknown objects that a box overlaps by half.
+        known_images, unknown_images (float): share of the images with such a box.
+        known_ap (float): box AP of the known classes, over all detections.
+        unknown_recall (float): share of the unknown objects that some box overlaps with an IoU of
+            at least 0.5.
         unknown_ap (dict[str, float]): score -> AP at an IoU of 0.5 of the unknown objects as one
-            class, the boxes ranked from the lowest score on.
+            class, with the boxes ranked by ascending score.
     """
 
     threshold: float
@@ -114,7 +115,7 @@ class UnknownObjectsResult:
     unknown_ap: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number by its name, as json can write them but for NaN."""
+        """All figures by name, JSON-serialisable except for NaN."""
         return asdict(self)
 
 
@@ -129,24 +130,24 @@ def evaluate_unknown_objects(
     threshold: float | None = None,
     known_objects: KnownObjects | None = None,
 ) -> UnknownObjectsResult:
-    """Measures how well a detector's logits tell unknown objects from known ones; no network.
+    """Measure how well a detector's logits separate unknown objects from known ones; no network.
 
     Args:
         known (StoredOutputs): of images of the known classes (``sweep(..., store=)``).
         unknown (StoredOutputs): of the same model on images without any known class.
         ground_truth (LvisGroundTruth): of the known images.
-        unknown_ground_truth (LvisGroundTruth): of the unknown images, of any classes; None where
-            nothing is annotated.
+        unknown_ground_truth (LvisGroundTruth): of the unknown images, with any classes; None
+            without annotations.
         calibrations (Sequence[AffineCalibration]): one for each stage; None for none.
         average (str): what a cascade averages over stages: "probs" or "logits".
-        threshold (float): on the largest probability of a known class, in [0, 1]; None for the best
-            F1 on the known images (`best_f1_threshold`).
+        threshold (float): smallest probability of the best known class, in [0, 1]; None for the
+            best F1 on the known images (`best_f1_threshold`).
         known_objects (KnownObjects): of `known` with these calibrations, for several sets of
             unknown images; None finds them, and only then `threshold` counts.
 
     Raises:
-        ValueError: the stores are of models of different classes or of other images, or one has no
-            box above the threshold.
+        ValueError: the stores belong to different models or to other images, or one has no box
+            above the threshold.
 
     Example:
         >>> known = StoredOutputs.load("output/demo")  # doctest: +SKIP
@@ -200,6 +201,7 @@ def find_known_objects(
         detections = sweep_stored(known, {_NAME: calibrations}, **options).detections(_NAME)
     matches = match_lvis(ground_truth, detections)
     if threshold is None:
+        # Chosen on the known images alone: at deployment, nobody has labelled unknown objects.
         threshold = best_f1_threshold(matches)
     boxes = _sure_boxes("known", known, calibrations, threshold, average)
     return KnownObjects(
@@ -231,8 +233,8 @@ def _sure_boxes(
     if not len(found.logits):
         raise UserError(
             f"None of the {found.num_images} {name} images has a box with a score of "
-            f"{threshold:.4f} or more, so that there is nothing to tell apart. Give a lower "
-            "threshold, or look at the weights."
+            f"{threshold:.4f} or more, so there is nothing to separate. Give a lower "
+            "threshold, or check the weights."
         )
     return found
 
@@ -244,22 +246,23 @@ def sure_boxes(
     threshold: float,
     average: str = "probs",
 ) -> BoxLogits:
-    """The detections of a store that reach a score, with the logits of their regions.
+    """The detections of a store with at least a given score, with the logits of their regions.
 
-    A region counts once, with its best class, though it may be detected as several.
+    A region counts once, with its best class, even if it is detected as several classes.
 
     Args:
         stored (StoredOutputs): of a data set.
         calibrations (Sequence[AffineCalibration]): one for each stage.
-        threshold (float): on the probability of the best class, in [0, 1].
+        threshold (float): smallest probability of the best class, in [0, 1].
         average (str): what a cascade averages over stages: "probs" or "logits".
 
     Raises:
-        ValueError: a threshold or an average that there is not, or boxes that were not stored.
+        ValueError: a threshold outside [0, 1], an unknown average, or boxes that were not stored.
     """
     check_average(average)
     if not 0 <= threshold <= 1:
         raise UserError(f"The threshold is {threshold}, expected a probability in [0, 1].")
+    # Stored outputs are on the CPU.
     calibrations = [copy.deepcopy(each).cpu() for each in calibrations]
     found, logits, total = [Detections.empty()], [np.zeros((0, stored.num_classes))], 0
     for image, raw in stored.raw_outputs():
@@ -267,12 +270,18 @@ def sure_boxes(
         (instances,), (rows,) = fast_rcnn_inference_exact(
             raw.boxes, [probs], raw.image_sizes, *stored.selection
         )
+        # Detectron2's inference drops rows that are not finite before it numbers the kept ones;
+        # this undoes the numbering.
         finite = raw.boxes[0].isfinite().all(dim=1) & probs.isfinite().all(dim=1)
         rows = finite.nonzero()[:, 0][rows]
+        # A region may pass the threshold with several classes; counted once, it has one vector of
+        # logits and one score.
         best = probs[rows, :-1].argmax(dim=1) == instances.pred_classes
         kept = (best & (instances.scores >= threshold)).nonzero()[:, 0]
+        # Scaling may drop boxes that become empty, so the positions that remain come back with it.
         part = scaled(_at(instances, kept), image.image_id, image.output_size)
         position = rows[kept][torch.from_numpy(part.position)]
+        # float64: rounding in float32 would make ties, which count as half.
         calibrated = [c(z.double()) for c, z in zip(calibrations, raw.logits, strict=True)]
         logits.append((sum(calibrated) / len(calibrated))[position, :-1].numpy())
         found.append(part.detections)
@@ -281,14 +290,14 @@ def sure_boxes(
 
 
 def without_known_classes(ground_truth: LvisGroundTruth, num_classes: int) -> LvisGroundTruth:
-    """What a sweep of unknown images is given as ground truth, so that it computes no mask.
+    """Ground truth for a sweep over unknown images, with which it computes no masks.
 
     Args:
-        ground_truth (LvisGroundTruth): of the unknown images, of any classes.
+        ground_truth (LvisGroundTruth): of the unknown images, with any classes.
         num_classes (int): K of the detector.
 
     Returns:
-        LvisGroundTruth: the same images, in which nothing is known of any of K classes.
+        LvisGroundTruth: the same images, in which none of the K classes is verified.
     """
     nothing = np.zeros(0, dtype=np.int64)
     return LvisGroundTruth(
@@ -323,13 +332,14 @@ def _at(instances: Instances, kept: torch.Tensor) -> Instances:
 def _of_objects(
     boxes: Detections, ground_truth: LvisGroundTruth, scores: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Recall and AP of all objects as one class, the boxes ranked by each score in turn."""
+    """Recall and AP of all objects as one class, with the boxes ranked by each score in turn."""
     objects = replace(
         ground_truth,
         category_ids=np.ones(1, dtype=np.int64),
         class_names=("object",),
         groups=None,
         category=np.zeros_like(ground_truth.category),
+        # One class for all: whether an object's class is verified for its image no longer matters.
         listed=None,
         not_exhaustive=np.zeros(0, dtype=np.int64),
         masks=None,
@@ -338,6 +348,7 @@ def _of_objects(
     category, ap = np.zeros(len(boxes), dtype=np.int32), {}
     for name, score in scores.items():
         ranked = Detections(boxes.image_id, category, score, boxes.box)
+        # No limit for each image: the boxes above the threshold are the detections.
         result = evaluate_lvis(objects, ranked, max_dets=-1)
         ap[name] = result.metrics["AP50"]
     return {"unknown_recall": float(result.recall[0, 0, 0]), "unknown_ap": ap}
@@ -349,6 +360,8 @@ def _check_pair(known: StoredOutputs, unknown: StoredOutputs) -> None:
         [None if each is None else each.tolist() for each in stored.fingerprints]
         for stored in (known, unknown)
     ]
+    # Exactly, not up to rounding: both stores should come from one checkpoint on one kind of
+    # device.
     if sizes[0] != sizes[1] or prints[0] != prints[1]:
         raise UserError(
             f"'{known.folder}' and '{unknown.folder}' are of different models ({sizes[0][0]} and "

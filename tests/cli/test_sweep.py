@@ -165,7 +165,7 @@ def test_stored_outputs_need_neither_weights_nor_network(
     other = with_calibrations(later, "logn", "temperature(temperature=0.2)")
     with pytest.raises(SystemExit):
         tool.run(tool.parse_args(other))
-    assert "holds a finished sweep" in capsys.readouterr().err
+    assert "contains a finished sweep" in capsys.readouterr().err
     assert Results.load(folder / "later" / "results.json").tasks == expected.tasks
     assert tool.run(tool.parse_args([*other, "--overwrite"])) == 0
     results = Results.load(folder / "later" / "results.json")

@@ -487,7 +487,7 @@ def test_resuming_with_other_settings_or_weights_starts_anew(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             resumed = collect_from_config(other_cfg, other_model, output, resume=True)
-        assert "starts anew" in caplog.text
+        assert "starts from the beginning" in caplog.text
         clean = collect_from_config(other_cfg, other_model, output)
         assert_equal(resumed, clean)
         assert not list(tmp_path.glob("*partial*"))
@@ -518,7 +518,7 @@ def test_a_damaged_partial_file_is_named(model: nn.Module, tmp_path: Path) -> No
     interrupt(cfg, model, output)
     (partial,) = tmp_path.glob("*partial*")
     partial.write_bytes(partial.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"{partial.name}' is not a whole file .*--resume"):
+    with pytest.raises(UserError, match=f"{partial.name}' is not a complete file .*--resume"):
         collect_from_config(cfg, model, output, resume=True)
     partial.unlink()
     resumed = collect_from_config(cfg, model, output, resume=True)

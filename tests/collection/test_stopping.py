@@ -87,13 +87,13 @@ def test_zero_changes_nothing(model: nn.Module, images: list[list[dict]]) -> Non
     assert (plain.num_images, plain.stop_at, plain.reached) == (10, 0.0, None)
 
 
-def test_every_look_is_logged(
+def test_every_check_is_logged(
     model: nn.Module, images: list[list[dict]], errors: dict[int, float], caplog
 ) -> None:
     with caplog.at_level(logging.INFO):
         collect_statistics(model, images, stop_at=1e-9, stop_period=4)
     for look, count in enumerate((4, 8), start=1):
-        assert f"Look {look}, {count} images: standard error of calibrated" in caplog.text
+        assert f"Check {look}, {count} images: standard error of calibrated" in caplog.text
         assert f"{errors[count]:.4f}, the pass ends at 1e-09" in caplog.text
     assert "not reached with all images" in caplog.text
 
@@ -209,7 +209,7 @@ def test_another_tolerance_does_not_resume(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         found = collect_from_config(stopping_config(1e9, 2), model, output, resume=True)
-    assert "starts anew" in caplog.text
+    assert "starts from the beginning" in caplog.text
     assert found.num_images == 2
 
 

@@ -125,7 +125,7 @@ def test_other_weights_or_no_wish_to_resume_begin_anew(
     model = _Detector(seed)
     resumable_inference(model, _batches(images), _evaluator(tmp_path, resume))
     assert len(model.seen) == 20
-    assert ("The evaluation starts anew" in caplog.text) == warns
+    assert ("The evaluation starts from the beginning" in caplog.text) == warns
 
 
 def test_a_killed_evaluation_needs_no_image_again(
@@ -169,7 +169,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     store.add([7], Detections([7], [0], [0.5], [[0, 0, 1, 1]]))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:90])
-    with pytest.raises(ValueError, match=f"{path.name}' is not a whole file of the evaluation"):
+    with pytest.raises(ValueError, match=f"{path.name}' is not a complete file of the evaluation"):
         ShardStore(tmp_path, resume=True)
 
 

@@ -79,7 +79,7 @@ def test_other_passes_stay_until_there_is_something_new(
 ) -> None:
     write(ShardFolder(tmp_path, KIND, "a"), 1)
     other = ShardFolder(tmp_path, KIND, "b", resume=True)
-    assert other.num_batches == 0 and "The thing starts anew" in caplog.text
+    assert other.num_batches == 0 and "The thing starts from the beginning" in caplog.text
     assert ShardFolder(tmp_path, KIND, "a", resume=True).num_batches == 1
     write(other, 1)
     assert [path.name[:2] for path in tmp_path.glob("*.npz")] == ["b-"]
@@ -126,7 +126,7 @@ def test_names_of_earlier_versions_are_resumed(tmp_path: Path, names: list[str])
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (path,) = write(ShardFolder(tmp_path, KIND, "a"), 1).paths
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=f"{path.name}' is not a whole file of the thing"):
+    with pytest.raises(ValueError, match=f"{path.name}' is not a complete file of the thing"):
         ShardFolder(tmp_path, KIND, "a", resume=True)
 
 

@@ -301,7 +301,7 @@ def test_a_killed_sweep_resumes_its_store(
     options = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store", "chunk_size": 2}
     with interrupted_after(3):
         sweep(model, loader, some, **options)
-    with pytest.raises(ValueError, match="not whole.*--resume"):
+    with pytest.raises(ValueError, match="are incomplete.*--resume"):
         StoredOutputs.load(tmp_path / "store")
     # Two images are done; the third one's shard is there, but no chunk says so.
     assert len(list((tmp_path / "store").glob("*-*.safetensors"))) == 3
@@ -322,7 +322,7 @@ def test_a_sweep_whose_store_is_gone_says_so(
     with interrupted_after(3):
         sweep(models[STANDARD], loader, calibrations(), **options)
     shutil.rmtree(tmp_path / "store")
-    with pytest.raises(ValueError, match="2 batches are done, but .* of 0. Start it anew"):
+    with pytest.raises(ValueError, match="2 batches are done, but .* of 0. Start again"):
         sweep(models[STANDARD], loader, calibrations(), resume=True, **options)
 
 
@@ -345,7 +345,7 @@ def test_files_that_are_cut_off_or_gone_are_named(folder: Path, tmp_path: Path) 
     shutil.copytree(folder, tmp_path / "cut")
     (shard,) = (tmp_path / "cut").glob("*-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{shard.name}' is not a whole file"):
+    with pytest.raises(ValueError, match=f"{shard.name}' is not a complete file"):
         sweep_stored(StoredOutputs.load(tmp_path / "cut"), calibrations())
     shard.unlink()
     with pytest.raises(ValueError, match=f"1 of 2 files .* missing, the first is {shard.name}"):
@@ -358,7 +358,7 @@ def test_files_that_are_cut_off_or_gone_are_named(folder: Path, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"version": 99}, "format version 99"),
-        ({"shards": None}, "not whole"),
+        ({"shards": None}, "are incomplete"),
         ({"num_stages": None, "selection": [1]}, "is damaged"),
         ({"num_stages": 2}, "is damaged"),
         ({"num_classes": 9}, "is damaged"),

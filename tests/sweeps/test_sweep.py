@@ -263,7 +263,7 @@ def test_resuming_with_other_calibrations_or_weights_starts_anew(
         with caplog.at_level(logging.WARNING), count_passes(other) as passes:
             found = sweep(other, loader, named, output_dir=tmp_path, resume=True)
         assert len(passes) == NUM_IMAGES
-        assert "starts anew" in caplog.text
+        assert "starts from the beginning" in caplog.text
         same_detections(found, sweep(other, loader, named))
         assert len(list(tmp_path.glob("*.npz"))) == 1
 
@@ -443,7 +443,7 @@ def test_a_sweep_that_lost_a_chunk_or_has_a_damaged_one_is_refused_by_name(
         SweepDetections.load(tmp_path)
     for damaged in (b"", content[:200], content[:-50], b"no zip"):
         last.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{last.name}' is not a whole file of the sweep"):
+        with pytest.raises(ValueError, match=f"{last.name}' is not a complete file of the sweep"):
             SweepDetections.load(tmp_path).detections("uncalibrated")
     last.write_bytes(content)
     (tmp_path / first.name.replace("00000", "00009")).write_bytes(b"of nobody")
