@@ -184,20 +184,21 @@ def find_known_objects(
     threshold: float | None = None,
     detections: Detections | None = None,
 ) -> KnownObjects:
-    """What `evaluate_unknown_objects` needs of the known images, for any number of unknown ones.
+    """Compute the part of `evaluate_unknown_objects` that depends only on the known images.
 
     Args:
-        known, ground_truth, calibrations, average, threshold: as there.
-        detections (Detections): of a sweep over the known images with these calibrations; None
-            makes them of the stored outputs.
+        known, ground_truth, calibrations, average, threshold: see `evaluate_unknown_objects`.
+        detections (Detections): those of a sweep over the known images with these calibrations;
+            None computes them from the stored outputs.
 
     Raises:
-        ValueError: the store is of other images, or has no box above the threshold.
+        ValueError: the store belongs to other images, or has no box above the threshold.
     """
     known.check(ground_truth)
     calibrations = _stages(known, calibrations)
     if detections is None:
         options = {"average": average, "ground_truth": ground_truth}
+        # In memory: the boxes of one calibration are small.
         detections = sweep_stored(known, {_NAME: calibrations}, **options).detections(_NAME)
     matches = match_lvis(ground_truth, detections)
     if threshold is None:

@@ -475,7 +475,7 @@ def test_finished_results_of_other_weights_are_kept_unless_they_are_to_be_replac
     for kept, free in (("output_dir", "store"), ("store", "output_dir")):
         mixed = {kept: folders[kept], free: tmp_path / "new"}
         for resume in (False, True):
-            with pytest.raises(ValueError, match=f"'{folders[kept]}' holds .*--overwrite"):
+            with pytest.raises(ValueError, match=f"'{folders[kept]}' contains .*--overwrite"):
                 sweep(model, loader, calibrations(), **mixed, overwrite=False, resume=resume)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     sweep(model, loader, calibrations(), **folders)
