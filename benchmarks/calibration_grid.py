@@ -7,11 +7,12 @@ whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and 
 table of a block has the best point of each family. Then comes what is asked of `auto`: how far
 below the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group
 against the uncalibrated detector. The last table has the spread over seeds. A finished block is
-kept.
+kept. `--runs` asks the same of finished trainings of any detector.
 
 Example:
     python benchmarks/calibration_grid.py \\
         --blocks rfs/seed0/cross_entropy random/seed0/cross_entropy rfs/seed0/cross_entropy_linear
+    python benchmarks/calibration_grid.py --runs output/demo0 output/demo1 output/demo2
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compared_methods import SIZES
@@ -61,18 +63,34 @@ GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts i
 Scores = Mapping[str, float]
 
 
-def evaluate(args: argparse.Namespace, block: str) -> dict[str, Scores]:
-    """Box AP of every point of the grid; trains the block where it is not trained."""
+def trained_block(args: argparse.Namespace, block: str) -> Path:
+    """Folder of a training of `benchmarks/methods.py`; it is trained where it is not."""
     sampler, seed, method = block.split("/")
     job = make_job(args, sampler, int(seed.removeprefix("seed")), method)
-    path = job.folder / "grid.json"
-    scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    texts = [text for family in GRID.values() for text in family]
-    # Points that joined the grid later need a pass of their own; the others keep their figures.
-    rows = [Row(text, text) for text in texts if text not in scores]
-    if rows:
+    if missing_points(job.folder):  # figures need no training
         train(job)
-        found = measure(run_config(job.folder), rows, job.folder / "grid")
+    return job.folder
+
+
+def missing_points(run: Path) -> list[str]:
+    """Points that joined the grid after a run was evaluated; the others keep their figures."""
+    known = stored_scores(run)
+    return [text for family in GRID.values() for text in family if text not in known]
+
+
+def stored_scores(run: Path) -> dict[str, Scores]:
+    """Figures that a run has already; empty before its first evaluation."""
+    path = run / "grid.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def evaluate(run: Path, opts: Sequence[str] = ()) -> dict[str, Scores]:
+    """Box AP of every point of the grid for a finished training; `opts` are KEY VALUE pairs."""
+    scores, path = stored_scores(run), run / "grid.json"
+    texts = [text for family in GRID.values() for text in family]
+    rows = [Row(text, text) for text in missing_points(run)]
+    if rows:
+        found = measure(run_config(run, opts), rows, run / "grid")
         scores |= {name: {m: tasks["bbox"][m] for m in METRICS} for name, tasks in found.items()}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
@@ -127,8 +145,9 @@ def over_seeds(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
     """Mean and standard deviation over the seeds of each sampler and method."""
     kinds: dict[str, list[Mapping[str, Scores]]] = {}
     for block, scores in blocks.items():
-        sampler, _, method = block.split("/")
-        kinds.setdefault(f"{sampler}, {method}", []).append(scores)
+        # What is left without the seed: "rfs/seed0/cross_entropy" or "demo0".
+        kind = ", ".join(filter(None, re.sub(r"(seed)?\d+(?=/|$)", "", block).split("/")))
+        kinds.setdefault(kind, []).append(scores)
     lines = []
     for kind, seeds in kinds.items():
         for text in CHOSEN_BY_NOBODY:
@@ -150,20 +169,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--blocks", nargs="+", required=True, metavar="SAMPLER/seedN/METHOD")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--blocks", nargs="+", default=[], metavar="SAMPLER/seedN/METHOD")
+    source.add_argument("--runs", nargs="+", default=[], type=Path, metavar="FOLDER")
+    parser.add_argument("--dataset", metavar="NAME", help="of runs (default: their DATASETS.TEST)")
     parser.add_argument("--size", choices=list(SIZES), default="demo")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("output/methods"))
     args = parser.parse_args()
     with short_errors():
-        draw_glyphs(_root(), args.size)
-        if SIZES[args.size].pretraining:
+        if args.blocks:
+            draw_glyphs(_root(), args.size)
+        if args.blocks and SIZES[args.size].pretraining:
             draw_glyphs(_root(), "pretrain")
             train(make_pretraining(args))
+        opts = ["DATASETS.TEST", f"('{args.dataset}',)"] if args.dataset else []
         found = {}
-        for block in args.blocks:
-            found[block] = evaluate(args, block)
-            print(f"\n## {block}\n\n{table(found[block])}", flush=True)
+        for block in [*args.blocks, *args.runs]:
+            run = block if block in args.runs else trained_block(args, block)
+            name = run.name if block in args.runs else block
+            found[name] = evaluate(run, opts)
+            print(f"\n## {name}\n\n{table(found[name])}", flush=True)
     print(f"\n## auto\n\n{verdict(found)}\n\nAll three met: {most_often_met(found)}")
     print(f"\n## Over seeds: uncalibrated, and changes\n\n{over_seeds(found)}")
 

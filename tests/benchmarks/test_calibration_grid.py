@@ -51,6 +51,9 @@ def test_spread_is_over_the_seeds_of_a_training(grid):
     assert lines[0].startswith("|rfs,cross_entropy(2)|uncalibrated|11.0±1.4|")
     assert lines[5].startswith("|rfs,cross_entropy(2)|auto|+1.5±0.7|+0.0±0.0|")
     assert lines[-1].startswith("|random,cross_entropy(1)|auto|+1.0|+0.0|")
+    runs = dict(zip(("demo0", "demo1", "other"), blocks.values(), strict=True))
+    kinds = [line.split("|")[1].strip() for line in grid.over_seeds(runs).splitlines()[2:]]
+    assert list(dict.fromkeys(kinds)) == ["demo (2)", "other (1)"]
 
 
 def test_a_point_has_to_meet_all_three_in_every_block(grid):
