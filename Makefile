@@ -50,7 +50,7 @@ $(STAMP): requirements.lock setup.py tools/install_detectron2.py
 demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
 	$(BIN)/logn demo $(if $(SIZE),--size $(SIZE))
 
-demo-classification: $(STAMP)  ## an image classifier on drawn characters; unknown images too
+demo-classification: $(STAMP)  ## image classifiers on drawn characters, unknown images, a report
 	$(BIN)/logn train --config-file $(CLASSIFIER).yaml --resume OUTPUT_DIR $(OUTPUT)
 	$(BIN)/logn sweep --config-file $(CLASSIFIER).yaml --weights $(OUTPUT)/model_final.pth \
 	    --stats $(OUTPUT)/logn_stats.safetensors --output $(OUTPUT)/sweep --resume \

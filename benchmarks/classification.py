@@ -260,12 +260,10 @@ def unknown_lines(runs: Runs) -> str:
     for name, method in METHODS.items():
         by_seed = {s: found["ood"] for s, found in runs.get(name, {}).items() if "ood" in found}
         for where, score in _pairs(by_seed):
-            cells = [
-                format_spread([found[where][score][m] for found in by_seed.values()])
-                for m in OOD_METRICS
-            ]
-            base = {s: runs["softmax"][s]["ood"][where]["msp"]["auroc"] for s in by_seed}
-            gains = [found[where][score]["auroc"] - base[s] for s, found in by_seed.items()]
+            scored = {s: each[where][score] for s, each in by_seed.items() if score in each[where]}
+            cells = [format_spread([each[m] for each in scored.values()]) for m in OOD_METRICS]
+            base = {s: runs["softmax"][s]["ood"][where]["msp"]["auroc"] for s in scored}
+            gains = [each["auroc"] - base[s] for s, each in scored.items()]
             change = "" if (name, score) == ("softmax", "msp") else difference(gains)
             lines.append([where, method.title, score, *cells, change])
     order = list(dict.fromkeys(line[0] for line in lines))
@@ -275,8 +273,9 @@ def unknown_lines(runs: Runs) -> str:
 
 
 def _pairs(by_seed: Mapping[int, Mapping[str, Mapping]]) -> list[tuple[str, str]]:
-    first = next(iter(by_seed.values()), {})
-    return [(where, score) for where, scores in first.items() for score in scores]
+    """Sets and scores; ODIN's may be missing where an earlier version has measured."""
+    pairs = [(w, score) for each in by_seed.values() for w in each for score in each[w]]
+    return list(dict.fromkeys(pairs))
 
 
 def write(args: argparse.Namespace) -> str:
