@@ -53,14 +53,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_old_spelling(self, old: str, new: str) -> None:
-        """An option's former name, which works for one release, with a warning."""
+        """Accept an option's former name for one release, with a warning."""
         action = functools.partial(_OldSpelling, new=new)
         destination = new.lstrip("-").replace("-", "_")
         self.add_argument(old, dest=destination, action=action, help=argparse.SUPPRESS)
 
 
 class _OldSpelling(argparse.Action):
-    """Stores what an option of a former name is given."""
+    """Stores the value of an option given by its former name."""
 
     def __init__(self, *args: object, new: str, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)

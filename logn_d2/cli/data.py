@@ -1,7 +1,7 @@
 """Draw LT-Glyphs, the long-tail benchmark that needs no download; check, convert, filter sets.
 
 Without names, `logn data check` checks every LVIS and LT-Glyphs set whose annotations exist. With a
-config it also makes the checks of a training with that config.
+config it also runs the checks of a training with that config.
 
 Example:
     logn data draw --size demo
@@ -57,15 +57,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="writers for validation (default: 16 fixed ones, which keep figures comparable)",
     )
     without = actions.add_parser(
-        "without", help="annotations of the images that show none of some classes"
+        "without", help="write the annotations of images that show none of the given classes"
     )
-    without.add_argument("annotations", metavar="FILE", help="json in COCO or LVIS form")
+    without.add_argument("annotations", metavar="FILE", help="json in COCO or LVIS format")
     which = without.add_mutually_exclusive_group(required=True)
-    which.add_argument("--classes", nargs="+", metavar="NAME", help="as the file writes them")
+    which.add_argument("--classes", nargs="+", metavar="NAME", help="names as in the file")
     which.add_argument(
         "--classes-of",
         metavar="FILE",
-        help="those of another json; classes that the first file does not have are left out",
+        help="the classes of another json; those missing in the first file are ignored",
     )
     without.add_argument("--output", required=True, metavar="FILE", help="the json to write")
     return parser.parse_args(argv)

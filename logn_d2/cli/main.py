@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def loggers_as_before() -> Iterator[None]:
-    """A command's handlers end with it: the next in this process would say everything twice."""
+    """Restore the loggers afterwards: otherwise the next command in this process logs twice."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "logn_d2")]
     before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
     try:

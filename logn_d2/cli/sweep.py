@@ -15,8 +15,8 @@ Grids (a range includes its stop; several lists form all products), and a calibr
         "groups(rare=logn, common=norcal(gamma=0.4), frequent=none)"
 
 An image classifier gets top-1, Many, Medium, Few and the expected calibration error; with --ood,
-how well scores tell images of unknown classes; with --choose-on, also a temperature. The logits of
-each set are kept in OUTPUT, and --resume takes them again:
+the separation of images of unknown classes by scores; with --choose-on, also a temperature. The
+logits of each set are kept in OUTPUT, and --resume reuses them:
     logn sweep --config-file classification/glyphs_lt_cosine.yaml --weights model_final.pth \\
         --stats logn_stats.safetensors --calibrations logn "logit_adjustment(tau=0.5:1.5:0.5)" \\
         --choose-on glyphs_lt_val --ood glyphs_lt_unknown --output output/sweep
@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="registered sets of images that show none of the classes",
+        help="registered data sets whose images show none of the classes",
     )
     parser.add_argument(
         "--odin",
@@ -73,14 +73,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         const=0.0014,
         metavar="NOISE",
-        help="image classifiers with --ood: ODIN's score too, one pass more over each set "
+        help="image classifiers with --ood: also ODIN's score, one more pass over each set "
         "(default: 0.0014 of the range of pixels)",
     )
     parser.add_argument(
         "--ood-threshold",
         type=float,
         metavar="SCORE",
-        help="detectors: boxes count from it on (default: the best F1 of each calibration)",
+        help="detectors: smallest score of a box (default: the best F1 of each calibration)",
     )
     parser.add_argument(
         "--save-outputs", metavar="DIR", help="keep raw logits and boxes for later sweeps"

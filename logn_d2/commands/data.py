@@ -32,7 +32,7 @@ def chosen_names(args: argparse.Namespace) -> list[str]:
 
 
 def config_problems(args: argparse.Namespace) -> list[str]:
-    """Problems of readable data sets for which a training with the config would be refused."""
+    """Problems of readable data sets that would stop a training with the config."""
     if not args.config_file:
         return []
     cfg = load_config(args.config_file, [])
@@ -77,7 +77,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def leave_out(args: argparse.Namespace) -> int:
-    """Writes the annotations of the images without some classes, and says how many they are."""
+    """Write the annotations of the images without some classes, and print their number."""
     if not os.path.isfile(args.annotations):
         raise MissingFileError(f"There is no file '{args.annotations}'.")
     content = read_annotations(args.annotations)
@@ -92,7 +92,7 @@ def leave_out(args: argparse.Namespace) -> int:
         temporary.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     print(
         f"{args.output}: {len(found['images']):,} of {len(content['images']):,} images show none "
-        f"of {len(classes)} classes, with {len(found['annotations']):,} objects of others"
+        f"of {len(classes)} classes, with {len(found['annotations']):,} objects of other classes"
     )
     if absent:
         print(f"{len(absent)} classes are not in {args.annotations}: {', '.join(absent)}")

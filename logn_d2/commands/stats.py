@@ -1,4 +1,4 @@
-"""`logn stats`: statistics files as tables, their differences, and their validity."""
+"""`logn stats`: tables, differences and validity of statistics files."""
 
 from __future__ import annotations
 

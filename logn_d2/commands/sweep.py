@@ -90,7 +90,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     elif args.odin is not None:
         raise UserError(
             f"--odin changes images by the gradient of an image classifier; this is a "
-            f"{cfg.MODEL.META_ARCHITECTURE}. Leave it out."
+            f"{cfg.MODEL.META_ARCHITECTURE}. Omit it."
         )
     elif args.ood:
         check_for_unknown_objects(cfg, args)
@@ -118,11 +118,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Finds mistakes that only a sweep of an image classifier can have."""
+    """Find mistakes that only a sweep of an image classifier can have."""
     if args.save_outputs or args.from_outputs:
         raise UserError(
             "A sweep of an image classifier always keeps the logits, in the folder of --output, "
-            "and takes them again with --resume. Leave out --save-outputs and --from-outputs."
+            "and reuses them with --resume. Omit --save-outputs and --from-outputs."
         )
     if args.odin is not None and not (args.ood and 0 <= args.odin <= 1):
         raise UserError(
@@ -134,8 +134,8 @@ def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_image_sets([*cfg.DATASETS.TEST[:1], *others, *args.ood])
     if cfg.DATASETS.TEST[0] in (*others, *args.ood):
         raise UserError(
-            f"'{cfg.DATASETS.TEST[0]}' is what is evaluated. --choose-on, which also fits a "
-            "temperature, and --ood are for other images."
+            f"'{cfg.DATASETS.TEST[0]}' is the evaluated set. --choose-on, which also fits a "
+            "temperature, and --ood need other images."
         )
 
 
@@ -152,7 +152,7 @@ def make_calibrations(
 def load_network(
     cfg: CfgNode, args: argparse.Namespace
 ) -> tuple[nn.Module, str, dict[str, list[AffineCalibration]]]:
-    """The model with its weights, where these are from, and its calibrations."""
+    """The model with its weights, the source of the weights, and the calibrations."""
     model = build_model(cfg)
     weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
     make = functools.partial(calibrations_at, find_sites(model))
@@ -160,7 +160,7 @@ def load_network(
 
 
 class NetworkSweep:
-    """Sweeps with the network."""
+    """Sweep with the network."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._cfg, self._args = cfg, args
@@ -172,7 +172,7 @@ class NetworkSweep:
         return self._swept(dataset, read_ground_truth(dataset), folder, store)
 
     def unknown(self, dataset: str, folder: str, store: str) -> None:
-        """Detections in images of none of the classes; the outputs are stored."""
+        """Detections in images that show none of the classes; the outputs are stored."""
         truth = read_ground_truth(dataset, masks=False)
         truth = without_known_classes(truth, config_site(self._cfg).classes_in(self._cfg))
         self._swept(dataset, truth, folder, store)
@@ -197,7 +197,7 @@ class NetworkSweep:
 
 
 class StoredSweep:
-    """Sweeps with stored outputs."""
+    """Sweep with stored outputs."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
         self._stored = StoredOutputs.load(args.from_outputs)
@@ -263,7 +263,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """The same for an image classifier: accuracies, and unknown inputs."""
+    """The work for an image classifier: accuracies, and unknown inputs."""
     dataset, chosen_on = cfg.DATASETS.TEST[0], args.choose_on
     model, weights, calibrations = load_network(cfg, args)
     if len(calibrations) > 1:
@@ -303,7 +303,7 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
-    """ "SCORE METRIC" -> percent; numbers of images as they are."""
+    """ "SCORE METRIC" -> percent; numbers of images unchanged."""
     return {
         f"{score} {metric}": value if metric.startswith("num_") else 100 * value
         for score, result in by_score.items()
@@ -318,7 +318,7 @@ def provenance_of(
     chosen: Sequence[str],
     chosen_on: str,
 ) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """The origin of the numbers."""
     return {
         "data set": dataset,
         "statistics": args.stats,
@@ -333,13 +333,13 @@ def provenance_of(
 def say_where_chosen(
     what: str, chosen: Sequence[str], args: argparse.Namespace, dataset: str
 ) -> None:
-    """Explains the stars of the table."""
+    """Explain the stars of the table."""
     if chosen:
         print(f"\n* best {what} of its grid on {args.choose_on or dataset}")
         if not args.choose_on:
             print(
-                "  These are the images that it is evaluated on, so its figures promise too "
-                "much.\n  Choose on others with --choose-on DATASET."
+                "  The choice used the evaluated images, so its figures are too optimistic.\n"
+                "  Choose on other images with --choose-on DATASET."
             )
 
 

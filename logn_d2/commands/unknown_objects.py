@@ -1,4 +1,4 @@
-"""What `logn sweep --ood` does for detectors: passes over unknown images, figures, a table."""
+"""`logn sweep --ood` for detectors: passes over unknown images, figures, a table."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = ["check_for_unknown_objects", "compare_unknown_objects", "known_store"
 
 
 def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Finds mistakes before processes start."""
+    """Find mistakes before processes start."""
     if config_site(cfg) is not ROI_HEADS:
         raise UserError(
-            f"--ood needs the logits of each box, which are not stored of a "
-            f"{cfg.MODEL.META_ARCHITECTURE}. It takes R-CNN and image classifiers."
+            f"--ood needs the logits of each box, which can't be stored for a "
+            f"{cfg.MODEL.META_ARCHITECTURE}. It supports R-CNN and image classifiers."
         )
     if args.from_outputs or args.max_boxes:
         raise UserError(
-            "--ood stores all logits and boxes of a network pass. Leave out --from-outputs and "
+            "--ood stores all logits and boxes of a network pass. Omit --from-outputs and "
             "--max-boxes."
         )
     if not 0 <= (args.ood_threshold or 0) <= 1:
@@ -50,7 +50,7 @@ def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_datasets(args.ood)
     if cfg.DATASETS.TEST[0] in args.ood:
         raise UserError(
-            f"'{cfg.DATASETS.TEST[0]}' is what is evaluated. --ood is for images without any of "
+            f"'{cfg.DATASETS.TEST[0]}' is the evaluated set. --ood needs images without any of "
             "its classes."
         )
     for name in args.ood:
@@ -58,13 +58,13 @@ def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def known_store(args: argparse.Namespace) -> str | None:
-    """Where the raw outputs of the known images go; None for nowhere."""
+    """Folder for the raw outputs of the known images, or None."""
     default = os.path.join(args.output, "outputs") if args.ood else None
     return args.save_outputs or default
 
 
 def unknown_store(args: argparse.Namespace, name: str) -> str:
-    """Where those of a set of unknown images go."""
+    """Folder for the raw outputs of a set of unknown images."""
     return os.path.join(args.output, f"outputs_{name}")
 
 

@@ -34,12 +34,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name``.pth, and names it in ``last_checkpoint``."""
+        """Write ``name``.pth, and its name to ``last_checkpoint``."""
         self._name = f"{name}.pth"
         super().save(_PARTIAL, **kwargs)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Adds one line to Detectron2's warnings if the weights have other classes."""
+        """Add one line to Detectron2's warnings if the weights have other classes."""
         super()._log_incompatible_keys(incompatible)
         for key, found, wanted in incompatible.incorrect_shapes:
             if "cls_score" in key:
@@ -53,7 +53,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 break
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Renames the finished file, then writes its name to ``last_checkpoint``."""
+        """Rename the finished file, then write its name to ``last_checkpoint``."""
         os.replace(
             os.path.join(self.save_dir, last_filename_basename),
             os.path.join(self.save_dir, self._name),
@@ -68,14 +68,15 @@ class IncompleteWeightsError(UserError):
 
 
 class WholeCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that refuses weights that leave a part of the model at random.
+    """`DetectionCheckpointer` that refuses weights that leave part of the model randomly
+    initialised.
 
     Detectron2 only warns, and nobody can tell the statistics and AP of a randomly initialized
     classifier from proper ones.
     """
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Raises IncompleteWeightsError with the first parameter that was not loaded."""
+        """Raise IncompleteWeightsError with the first parameter that was not loaded."""
         needed = _needed(self.model)
         shapes = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
         missing = [
@@ -121,7 +122,7 @@ def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) ->
 
 
 def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> str:
-    """Loads the weights for a pass over a data set.
+    """Load the weights for a pass over a data set.
 
     Args:
         model (nn.Module): changed in place.
@@ -161,7 +162,7 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
 
 
 def _check_archive(path: str) -> None:
-    """Compares the checksums in a file of torch.save, which torch itself ignores.
+    """Compare the checksums in a file of torch.save, which torch itself ignores.
 
     Raises:
         ValueError: a checksum differs. A flipped bit in a weight gives a plausible number, which no

@@ -50,10 +50,10 @@ __all__ = [
 
 
 def check_output_folder(folder: str) -> None:
-    """Makes the folder if necessary and writes a file to it.
+    """Create the folder if necessary, and check that files can be written to it.
 
     Raises:
-        OSError: the folder can't be made or written.
+        OSError: the folder can't be created or written.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -67,7 +67,7 @@ def check_output_folder(folder: str) -> None:
 
 
 def check_datasets(names: Sequence[str]) -> None:
-    """Checks that data sets are registered, and that their files are there.
+    """Check that data sets are registered and that their files exist.
 
     Raises:
         FileNotFoundError: annotations or the image folder are missing.
@@ -88,14 +88,14 @@ def check_datasets(names: Sequence[str]) -> None:
 
 
 def check_classes(cfg: CfgNode, names: Sequence[str] = ()) -> None:
-    """Checks that data sets and model have the same classes in the same order.
+    """Check that data sets and model have the same classes in the same order.
 
-    If the data set has one category more than the model, an index stands for another class in each
-    of them, and every result belongs to the wrong class. Training sets are checked only if their
-    files are present: showing or folding a model works without a data set.
+    If the data set has one category more than the model, an index means different classes in the
+    two, and every result belongs to the wrong class. Training sets are checked only if their files
+    are present: showing or folding a model works without a data set.
 
     Args:
-        cfg (CfgNode): the model's.
+        cfg (CfgNode): the model's config.
         names (Sequence[str]): registered data sets that the job needs.
 
     Raises:
@@ -123,7 +123,7 @@ def _is_at_hand(name: str) -> bool:
 
 
 def check_ground_truth(cfg: CfgNode) -> None:
-    """Reads the evaluation's ground truth, so that errors in it show up before the training.
+    """Read the evaluation's ground truth, so that its errors show up before the training.
 
     The ground truth stays in the reader's cache, where the evaluation finds it.
 
@@ -139,7 +139,7 @@ def check_ground_truth(cfg: CfgNode) -> None:
 
 
 def check_masks(cfg: CfgNode) -> None:
-    """Checks that the training sets have the masks that the config trains.
+    """Check that the training sets have the masks that the config trains.
 
     Raises:
         ValueError: no object has a mask, or a mask is in run lengths and INPUT.MASK_FORMAT is
@@ -153,13 +153,13 @@ def check_masks(cfg: CfgNode) -> None:
         if objects and not masks:
             raise UserError(
                 f"None of the {len(objects)} objects of '{name}' has a mask, but MODEL.MASK_ON is "
-                "True. Set it to False to train boxes alone, or give the objects masks."
+                "True. Set it to False to train only boxes, or add masks to the objects."
             )
         if cfg.INPUT.MASK_FORMAT == "bitmask" and len(masks) < len(objects):
             raise UserError(
                 f"{len(objects) - len(masks)} of the {len(objects)} objects of '{name}' have no "
                 "mask, which Detectron2 can't train with INPUT.MASK_FORMAT bitmask. Set it to "
-                "polygon, which leaves them out, or leave them out of the json."
+                "polygon, which skips these objects, or remove them from the json."
             )
         run_lengths = sum(isinstance(mask, dict) for mask in masks)
         if run_lengths and cfg.INPUT.MASK_FORMAT == "polygon":
@@ -170,7 +170,7 @@ def check_masks(cfg: CfgNode) -> None:
 
 
 def check_images(names: Sequence[str], num_images: int) -> None:
-    """Loads data sets and reads the headers of their first images.
+    """Load data sets and read the headers of their first images.
 
     Args:
         names (Sequence[str]): registered data sets.
@@ -178,7 +178,7 @@ def check_images(names: Sequence[str], num_images: int) -> None:
 
     Raises:
         FileNotFoundError: an image is missing.
-        ValueError: an image can't be read, is not whole, or has another size than in the json.
+        ValueError: an image can't be read, is truncated, or has another size than in the json.
     """
     for name in names:
         records = DatasetCatalog.get(name)[:num_images]
@@ -193,13 +193,13 @@ def check_images(names: Sequence[str], num_images: int) -> None:
                 )
             if problem:
                 raise UserError(
-                    f"An image of '{name}' can't be used: {problem}. Mend the file or leave it out "
-                    "of the json; `logn data check` looks at all of them."
+                    f"An image of '{name}' can't be used: {problem}. Repair the file or remove "
+                    "it from the json; `logn data check` checks all images."
                 )
 
 
 def check_weights(weights: str) -> None:
-    """Checks that a local weights file exists; addresses are not checked.
+    """Check that a local weights file exists; addresses are not checked.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -215,14 +215,14 @@ def check_calibration(
     collect: CfgNode | None = None,
     site: ConfigSite = ROI_HEADS,
 ) -> None:
-    """Checks the name and the options of a calibration, and that its inputs are available.
+    """Check the name and the options of a calibration, and that its inputs are available.
 
     Args:
         text (str): for example "norcal(gamma=0.6)"; "" for none.
         num_classes (int): K.
         has_statistics (bool): whether the run will have statistics.
         collect (CfgNode): MODEL.LOGN.COLLECT, if the run will collect them itself.
-        site (ConfigSite): the detector's.
+        site (ConfigSite): the detector's site.
 
     Raises:
         KeyError: no calibration has this name.
@@ -256,7 +256,7 @@ def check_calibration(
 
 
 def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:
-    """Checks the name of a loss, and the names and values of its options.
+    """Check the name of a loss, and the names and values of its options.
 
     Args:
         text (str): for example "seesaw(p=0.8)"; "" for Detectron2's own.
@@ -272,7 +272,7 @@ def check_loss_options(text: str, num_classes: int, *, without_background: bool 
 
 
 def check_loss(cfg: CfgNode, model: nn.Module) -> None:
-    """Checks that the model trains with the loss that its config names.
+    """Check that the model trains with the loss that its config names.
 
     Raises:
         ValueError: the model's heads ignore MODEL.LOGN.LOSS.
@@ -292,7 +292,7 @@ def check_loss(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def check_collection_settings(cfg: CfgNode) -> None:
-    """Checks the settings in MODEL.LOGN.COLLECT, alone and together.
+    """Check the settings in MODEL.LOGN.COLLECT, alone and together.
 
     Raises:
         ValueError: a setting does not exist, or two of them exclude each other.
@@ -305,7 +305,7 @@ def check_collection_settings(cfg: CfgNode) -> None:
 
 
 def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
-    """Reads a statistics file and compares it with the config.
+    """Read a statistics file and compare it with the config.
 
     The fingerprint is compared later, when the weights are loaded.
 

@@ -1,4 +1,4 @@
-"""Reads the config of a command line and registers its data sets."""
+"""Read the config of a command line and register its data sets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["load_config"]
 def load_config(
     config_file: str | os.PathLike[str], opts: Sequence[str] = (), imports: Sequence[str] = ()
 ) -> CfgNode:
-    """Reads a config and registers LT-Glyphs and the data sets that the config names.
+    """Read a config, and register LT-Glyphs and the data sets that the config names.
 
-    Without CUDA its device is the CPU.
+    Without CUDA the device becomes the CPU.
 
     Args:
         config_file (PathLike): a YAML file, for example from `logn_d2.config_file`, or a LazyConfig

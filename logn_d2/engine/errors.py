@@ -25,10 +25,10 @@ _CHECKING = {"detectron2", "fvcore", "yacs"}
 
 @contextmanager
 def short_errors(log_file: str | None = None) -> Iterator[None]:
-    """Turns the exception for a user's mistake into one message and exit code 1.
+    """Turn the exception for a user's mistake into one message and exit status 1.
 
-    Around `launch` it does the same when a process fails. That process has printed the reason
-    itself, unless a signal ended it.
+    Around `launch` it does the same when a process fails. That process has already printed the
+    reason, unless a signal ended it.
 
     Args:
         log_file (str): file to append the traceback to; None writes it nowhere.
@@ -69,11 +69,11 @@ def _is_of_the_user(error: BaseException) -> bool:
 def _memory_hint(error: ProcessExitedException) -> str:
     if error.signal_name != "SIGKILL":
         return ""
-    return ". Systems do that when memory runs out: use fewer processes, or a smaller batch."
+    return ". Systems do this when memory runs out: use fewer processes or a smaller batch."
 
 
 def _write_traceback(log_file: str | None) -> str:
-    """Appends the current traceback to the log; returns where to find it."""
+    """Append the current traceback to the log; return where to find it."""
     hint = f"set {DEBUG_VARIABLE}=1 for the traceback"
     if log_file is None:
         return hint

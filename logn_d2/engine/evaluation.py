@@ -61,8 +61,8 @@ Calibrations = Mapping[str, Sequence[AffineCalibration]]
 BuildEvaluator = Callable[[CfgNode, str], DatasetEvaluator]
 
 Results = dict
-"""``{"uncalibrated/bbox": {"AP": percent, ...}, "logn/bbox": ...}``, or one such dict for each
-data set where there are several."""
+"""``{"uncalibrated/bbox": {"AP": percent, ...}, "logn/bbox": ...}``, or one such dict for each data
+set if there are several."""
 
 # At most this many images with their masks are in memory before a chunk is written.
 MAX_CHUNK = 200
@@ -75,7 +75,7 @@ def calibration_name(cfg: CfgNode, has_statistics: bool) -> str:
 
 
 def check_head(model: nn.Module) -> None:
-    """Checks that calibrations can be applied to a model's logits.
+    """Check that calibrations can be applied to a model's logits.
 
     Args:
         model (nn.Module): the detector.
@@ -105,17 +105,17 @@ def evaluate_calibrations(
     build_evaluator: BuildEvaluator,
     resume: bool = False,
 ) -> Results:
-    """Evaluates ``cfg.DATASETS.TEST`` without calibration, and with the config's calibration.
+    """Evaluate ``cfg.DATASETS.TEST`` without calibration, and with the config's calibration.
 
-    The network runs once for image classifiers and for data sets in LVIS's or COCO's form without
-    key points. The results of each data set are written to
+    The network runs once for image classifiers, and for data sets in LVIS or COCO format without
+    keypoints. The results of each data set are written to
     OUTPUT_DIR/inference/DATASET/results.json, and the AP of each class to CSV files beside it.
 
     Args:
         cfg (CfgNode): the model's config.
         model (nn.Module): a model that returns raw logits, with its weights loaded.
         calibrations (Mapping): see `make_calibrations`.
-        build_evaluator (Callable): (cfg, data set name) -> evaluator, for other forms.
+        build_evaluator (Callable): (cfg, data set name) -> evaluator, for other formats.
         resume (bool): resume an interrupted pass.
 
     Returns:
@@ -170,7 +170,7 @@ def make_calibrations(
         return {UNCALIBRATED: ()}  # without calibration any model can be evaluated
     check_head(model)
     sites = find_sites(model)
-    # Not the training set's: whoever evaluates need not have that.
+    # Not the training set's, which need not be present for an evaluation.
     names = known_class_names(cfg.DATASETS.TEST, num_classes_of(sites[0].classifier))
     options = {"statistics": statistics, "counts": counts, "class_names": names}
     return {name: calibrations_at(sites, name, **options) for name in (UNCALIBRATED, text) if name}
@@ -184,7 +184,7 @@ def read_ground_truth(
     Args:
         dataset (str): its name.
         train_datasets (Sequence[str]): training sets whose image counts define the frequency groups
-            if the data set itself has none, as in COCO's form.
+            if the data set itself has none, as in COCO format.
         masks (bool): False leaves segmentations out.
     """
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file, masks=masks)
@@ -248,7 +248,7 @@ def _one_pass_for_evaluators(
     build_evaluator: BuildEvaluator,
     resume: bool,
 ) -> dict[str, Metrics]:
-    """Runs the network once, then an evaluator for each calibration on the sweep's detections."""
+    """Run the network once, then an evaluator for each calibration on the sweep's detections."""
     swept = _swept(cfg, model, dataset, calibrations, resume)
     records = DatasetCatalog.get(dataset) if comm.is_main_process() else []
     results = {}
@@ -306,7 +306,7 @@ def _one_pass_each(
     build_evaluator: BuildEvaluator,
     resume: bool,
 ) -> dict[str, Metrics]:
-    """Runs the network once for each calibration, for evaluators that can't use a sweep."""
+    """Run the network once for each calibration, for evaluators that can't use a sweep."""
     results = {}
     for name, stages in calibrations.items():
         evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
@@ -343,7 +343,7 @@ def _report(
     results: Mapping[str, Metrics],
     table: Callable[[Mapping[str, Metrics]], str],
 ) -> dict[str, dict[str, float]]:
-    """Prints and writes the results of a data set; returns them under Detectron2's names."""
+    """Print and write the results of a data set; return them under Detectron2's names."""
     logger.info("Results on %s, in percent:\n%s", dataset, table(results))
     _write_results(os.path.join(_folder(cfg, dataset), "results.json"), results)
     return {
@@ -354,7 +354,7 @@ def _report(
 
 
 def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
-    """Writes the file that `logn report` reads."""
+    """Write the file that `logn report` reads."""
     rows = [
         {"calibration": name, **{task: _with_null(metrics) for task, metrics in by_task.items()}}
         for name, by_task in results.items()
@@ -364,5 +364,5 @@ def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
 
 
 def _with_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Replaces NaN, which JSON does not have, by None."""
+    """Replace NaN, which JSON does not have, by None."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}

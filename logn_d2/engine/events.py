@@ -28,14 +28,14 @@ _SHOWN = Shown(threshold=0.0, at_most=10, one_per_place=True)
 
 
 def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
-    """Adds histograms over classes of the logits' means and standard deviations.
+    """Add histograms over classes of the logits' means and standard deviations.
 
     Their names are "logn_stats/stage0/mean", "logn_stats/stage0/std" and so on. They leave out the
     background and classes without usable statistics.
 
     Args:
-        storage (EventStorage): the training run's.
-        statistics (LogitStatistics): statistics of the weights at this iteration.
+        storage (EventStorage): the training run's. statistics (LogitStatistics): statistics of the
+            weights at this iteration.
     """
     for index, stage in enumerate(statistics.stages):
         columns = foreground_columns(statistics.background)
@@ -68,7 +68,7 @@ class ComparedImages:
         name: str,
         calibrations: Sequence[AffineCalibration],
     ) -> None:
-        """Draws the pictures and adds them to a storage; call it on one process.
+        """Draw the pictures and add them to a storage; call it on one process.
 
         Args:
             storage (EventStorage): the training run's.

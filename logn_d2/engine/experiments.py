@@ -1,6 +1,6 @@
-"""Rows of a table from one trained detector: statistics and calibrations, one inference pass.
+"""Rows of a table for one trained detector: statistics and calibrations, one inference pass.
 
-A run is the folder that a training has left: ``config.yaml`` and ``model_final.pth``.
+A run is the folder of a finished training, with ``config.yaml`` and ``model_final.pth``.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Row:
     """One row of a table.
 
     Attributes:
-        label (str): what the table calls it; of one table, each once.
+        label (str): name in the table, unique there.
         calibration (str): see `logn_d2.core.parse_calibration`.
         population (str): RoIs of the statistics; "" for the run's own (MODEL.LOGN.COLLECT).
-        estimator (str): of the statistics; "" for the run's own.
-        average (str): what a cascade averages, "probs" or "logits"; "" for the run's own.
+        estimator (str): estimator of the statistics; "" for the run's own.
+        average (str): quantity that a cascade averages, "probs" or "logits"; "" for the run's own.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Row:
     average: str = ""
 
 
-# Keys that leave a training's weights as they are.
+# Keys that do not affect a training's weights.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
     *("MODEL.LOGN.VIS_IMAGES", "MODEL.LOGN.CHECK_IMAGES"),
@@ -68,26 +68,26 @@ _WITHOUT_EFFECT = (
 
 
 def has_begun(folder: str | os.PathLike[str]) -> bool:
-    """Whether there is a training in this folder, ended or not, that another could go on with."""
+    """Whether this folder contains a training, finished or not, that can be resumed."""
     folder = Path(folder)
     begun = (folder / "config.yaml").is_file() and (folder / "last_checkpoint").is_file()
     return begun or is_trained(folder)
 
 
 def is_trained(folder: str | os.PathLike[str]) -> bool:
-    """Whether a training has ended in this folder."""
+    """Whether this folder contains a finished training."""
     return all((Path(folder) / name).is_file() for name in ("config.yaml", "model_final.pth"))
 
 
 def check_same_training(folder: str | os.PathLike[str], cfg: CfgNode) -> None:
-    """Checks that the training in a folder is the one that is asked for.
+    """Check that the training in a folder is the requested one.
 
     Args:
         folder (PathLike): see `has_begun`.
-        cfg (CfgNode): what is asked for.
+        cfg (CfgNode): the requested training.
 
     Raises:
-        ValueError: they differ in keys that a training depends on, or its tables.
+        ValueError: they differ in keys that affect the weights or the tables.
     """
     found, wanted = _flat(load_config(Path(folder) / "config.yaml")), _flat(cfg)
     keys = sorted({*found, *wanted} - set(_WITHOUT_EFFECT))
@@ -95,8 +95,8 @@ def check_same_training(folder: str | os.PathLike[str], cfg: CfgNode) -> None:
     if other:
         each = "; ".join(f"{key} is {found.get(key)}, not {wanted.get(key)}" for key in other)
         raise UserError(
-            f"The training in {folder} has other settings than the one that is asked for: {each}. "
-            "Give it the same, name it as RUN, or move its folder away."
+            f"The training in {folder} has other settings than the requested one: {each}. "
+            "Use the same settings, name the folder as RUN, or move it away."
         )
 
 
@@ -112,24 +112,24 @@ def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def _as_in_yaml(value: Any) -> Any:
-    """A value as a config file gives it back: sequences within sequences are lists there."""
+    """A value as read from a config file, where nested sequences are lists."""
     return [_as_in_yaml(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
-    """The config of a run, without calibration; its weights are those that it ended with.
+    """The config of a run, without calibration, with the run's final weights.
 
     Args:
         folder (PathLike): the run.
         opts (Sequence[str]): KEY VALUE pairs that override it.
 
     Raises:
-        FileNotFoundError: no training has ended there.
+        FileNotFoundError: there is no finished training.
     """
     folder = Path(folder)
     if not is_trained(folder):
         raise MissingFileError(
-            f"{folder} is no finished training: expected config.yaml and model_final.pth in it. "
+            f"{folder} is not a finished training: expected config.yaml and model_final.pth in it. "
             f"Train it first: logn train --config-file C.yaml --output {folder}"
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
@@ -143,16 +143,16 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
 def measure(
     cfg: CfgNode, rows: Sequence[Row], output: str | os.PathLike[str]
 ) -> dict[str, Metrics]:
-    """Evaluates a run under many calibrations; all processes call it.
+    """Evaluate a run under many calibrations; all processes call it.
 
     The network runs once over ``cfg.DATASETS.TEST[0]`` (once for each kind of cascade average), and
-    once over the training set for each kind of statistics. What is in ``output`` already, of the
-    same weights, data and settings, is used again: statistics by all rows, detections by a call
-    with the same rows. Other rows need another pass over ``cfg.DATASETS.TEST[0]``.
+    once over the training set for each kind of statistics. Results in ``output`` with the same
+    weights, data and settings are reused: statistics by all rows, detections by a call with the
+    same rows. Other rows need another pass over ``cfg.DATASETS.TEST[0]``.
 
     Args:
         cfg (CfgNode): see `run_config`.
-        rows (Sequence[Row]): what to evaluate.
+        rows (Sequence[Row]): rows to evaluate.
         output (PathLike): folder for statistics and detections.
 
     Returns:
@@ -160,7 +160,7 @@ def measure(
         but the first.
 
     Raises:
-        ValueError: a label twice, or logits that can't be calibrated.
+        ValueError: a repeated label, or logits that can't be calibrated.
     """
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
@@ -220,7 +220,7 @@ def _calibrations(
 def _statistics(
     cfg: CfgNode, model: nn.Module, output: Path, population: str, estimator: str
 ) -> LogitStatistics:
-    """Statistics of one kind, gathered once."""
+    """Statistics of one kind, collected once."""
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.LOGN.COLLECT
@@ -230,7 +230,7 @@ def _statistics(
         node.STOP_AT = 0.0  # these have no standard error
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"logn_stats_{node.POPULATION}_{node.ESTIMATOR}.safetensors"
-    theirs = statistics_path(cfg)  # gathered when training ended
+    theirs = statistics_path(cfg)  # collected when training ended
     if comm.is_main_process() and is_own and not is_current(cfg, model, path):
         if is_current(cfg, model, theirs):
             with atomic_write(path) as temporary:

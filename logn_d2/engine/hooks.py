@@ -1,4 +1,4 @@
-"""Hooks that fill the feature memory, collect statistics and note the place in the stream."""
+"""Hooks that fill the feature memory, collect statistics and record the position in the stream."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FillMemoryHook(HookBase):
 
     Images go through the model as in a step, but only the state of losses changes, such as LOCE's
     mean scores. Checkpoints do not contain the memory: a resumed training run fills it again, and
-    then puts back the state of losses from the checkpoint.
+    then restores the state of losses from the checkpoint.
 
-    ``memory/seconds`` in ``metrics.json`` is the time that this took.
+    ``memory/seconds`` in ``metrics.json`` is the time taken.
 
     Args:
         build_loader (Callable): builds a finite loader of mapped training images, of the same
@@ -55,7 +55,7 @@ class FillMemoryHook(HookBase):
 
 
 class StreamHook(HookBase):
-    """Notes the position in the stream of images just before a checkpoint is saved.
+    """Records the position in the stream of images just before a checkpoint is saved.
 
     Every process needs this hook, while only the first one saves. Put it before the hook that
     saves.

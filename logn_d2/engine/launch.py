@@ -38,24 +38,24 @@ def launch(
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
 ) -> None:
-    """Calls ``main_func(*args)`` in every process.
+    """Call ``main_func(*args)`` in every process.
 
-    Where torchrun or srun has started this process, it joins the others and starts none. On GPUs
-    this is else Detectron2's own `launch`. On the CPU, for which Detectron2 0.5 has none,
-    processes talk over gloo and share the cores.
+    A process started by torchrun or srun joins the others and starts none. Otherwise, on GPUs, this
+    is Detectron2's own `launch`. On the CPU, which Detectron2 0.5 does not support, processes
+    communicate over gloo and share the cores.
 
     Args:
         main_func (Callable): a function of a module, which new processes can import.
-        num_processes (int): on each machine; on GPUs one for each GPU.
+        num_processes (int): processes on each machine; on GPUs, one per GPU.
         device (str): ``cfg.MODEL.DEVICE``: "cpu", or "cuda" with or without an index.
-        num_machines (int): how many machines run this.
-        machine_rank (int): which one this is.
+        num_machines (int): number of machines.
+        machine_rank (int): rank of this machine.
         dist_url (str): "tcp://HOST:PORT" of machine 0, or "auto" on a single machine.
         args (tuple): arguments of ``main_func``.
 
     Raises:
-        ValueError: several machines without an address; or a launcher has started processes, and
-            more are asked for.
+        ValueError: several machines without an address; or more processes are requested although a
+            launcher has started some.
     """
     if num_machines > 1 and dist_url == "auto":
         raise UserError(
@@ -68,7 +68,7 @@ def launch(
         if world_size > 1:
             raise UserError(
                 f"{place.launcher} has started {place.world_size} processes, and {world_size} more "
-                "are asked for. Leave out --num-gpus, --num-processes and --num-machines, or start "
+                "were requested. Omit --num-gpus, --num-processes and --num-machines, or start "
                 f"the command without {place.launcher}."
             )
         _join(place, device, place.dist_url, main_func, args)
@@ -87,13 +87,13 @@ def launch(
 
 @dataclass(frozen=True)
 class Place:
-    """A process among those that a launcher has started.
+    """A process among those started by a launcher.
 
     Attributes:
         launcher (str): "torchrun" or "srun".
-        rank, world_size (int): among all.
-        local_rank, local_size (int): among those of this machine.
-        dist_url (str): where all of them meet.
+        rank, world_size (int): among all processes.
+        local_rank, local_size (int): among the processes of this machine.
+        dist_url (str): address at which all processes meet.
     """
 
     launcher: str
@@ -105,13 +105,13 @@ class Place:
 
 
 def started_processes() -> int:
-    """Processes that torchrun or srun has started, this one included; 0 without such a launcher."""
+    """Number of processes started by torchrun or srun, including this one; 0 without a launcher."""
     place = _place_among_started()
     return 0 if place is None else place.world_size
 
 
 def _place_among_started() -> Place | None:
-    """This process's place, where a launcher's environment tells one; None where it is alone."""
+    """This process's place from the launcher's environment; None without a launcher."""
     env = os.environ
     if int(env.get("WORLD_SIZE", 1)) > 1 and "RANK" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -122,12 +122,12 @@ def _place_among_started() -> Place | None:
                 f"{missing[0]} is not set. Start the command with torchrun, or unset WORLD_SIZE."
             )
         return Place("torchrun", *(int(env[name]) for name in names))
-    # Of a step: a batch script has SLURM_PROCID too, and runs alone.
+    # Variables of a step: a batch script has SLURM_PROCID too, but runs alone.
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
         world_size = int(env["SLURM_STEP_NUM_TASKS"])
         machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
         host = env.get("MASTER_ADDR") or _first_host(env.get("SLURM_STEP_NODELIST", "localhost"))
-        # The same for all tasks of a job, and most likely another one for the next job.
+        # The same for all tasks of a job, and most likely different for the next job.
         port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000)
         return Place(
             "srun",
@@ -141,7 +141,7 @@ def _place_among_started() -> Place | None:
 
 
 def _first_host(nodes: str) -> str:
-    """The first of Slurm's list of machines.
+    """The first machine in Slurm's list.
 
     Example:
         >>> _first_host("gpu[07-09,12],login1")
@@ -169,7 +169,7 @@ def _cpu_worker(
 def _join(
     place: Place, device: str, dist_url: str, main_func: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    """Calls the function as one process of a group."""
+    """Call the function as one process of a group."""
     exit_code: int | str | None = None
     on_cpu = device.startswith("cpu")
     if not on_cpu:
@@ -195,10 +195,10 @@ def _join(
 
 
 def _leave_with(exit_code: int | str) -> None:
-    """Ends this process with the exit code of a SystemExit.
+    """End this process with the exit code of a SystemExit.
 
-    Threads of gloo that are still there can abort an interpreter that takes itself apart, and its
-    exit code would be that of the abort.
+    Remaining threads of gloo can abort the interpreter during its shutdown, and the exit code would
+    be that of the abort.
     """
     if not isinstance(exit_code, int):
         print(exit_code, file=sys.stderr)
@@ -210,7 +210,7 @@ def _leave_with(exit_code: int | str) -> None:
 
 
 def _create_local_group(num_processes: int) -> None:
-    """Tells Detectron2 which processes are on this machine."""
+    """Tell Detectron2 which processes are on this machine."""
     if hasattr(comm, "create_local_process_group"):  # since 0.6
         comm.create_local_process_group(num_processes)
         return

@@ -47,11 +47,11 @@ __all__ = [
 
 
 def check_training(cfg: CfgNode, num_processes: int) -> None:
-    """Finds mistakes before hours of training.
+    """Find mistakes before hours of training.
 
     Args:
         cfg (CfgNode): the config.
-        num_processes (int): processes on all machines together.
+        num_processes (int): number of processes on all machines.
 
     Raises:
         ValueError, KeyError, OSError: the message names the mistake and its correction.
@@ -60,7 +60,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     if node.STATISTICS:
         raise UserError(
             f"MODEL.LOGN.STATISTICS is {node.STATISTICS}, but training changes the weights that "
-            "they are of. Leave it empty: statistics are gathered when training ends."
+            "they belong to. Leave it empty: statistics are collected when training ends."
         )
     if cfg.SOLVER.IMS_PER_BATCH % num_processes:
         raise UserError(
@@ -87,7 +87,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
 
 
 def run_training(cfg: CfgNode, *, resume: bool) -> Results:
-    """Trains, then collects statistics, then evaluates; all processes call it.
+    """Train, then collect statistics, then evaluate; all processes call it.
 
     Args:
         cfg (CfgNode): the config.
@@ -103,7 +103,7 @@ def run_training(cfg: CfgNode, *, resume: bool) -> Results:
 
 
 def check_collection(cfg: CfgNode, path: str) -> None:
-    """Finds mistakes before a statistics pass.
+    """Find mistakes before a statistics pass.
 
     Args:
         cfg (CfgNode): the config.
@@ -122,7 +122,7 @@ def check_collection(cfg: CfgNode, path: str) -> None:
 def run_collection(
     cfg: CfgNode, path: str, *, last_checkpoint: bool, resume: bool
 ) -> LogitStatistics:
-    """Collects statistics and writes the file; all processes call it.
+    """Collect statistics and write the file; all processes call it.
 
     Args:
         cfg (CfgNode): the config.
@@ -134,7 +134,7 @@ def run_collection(
 
 
 def check_evaluation(cfg: CfgNode) -> None:
-    """Finds mistakes before an evaluation.
+    """Find mistakes before an evaluation.
 
     Raises:
         ValueError, KeyError, OSError: the message names the mistake and its correction.
@@ -151,7 +151,7 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 
 def run_evaluation(cfg: CfgNode, *, last_checkpoint: bool, resume: bool) -> Results:
-    """Evaluates without calibration and, if the config asks for one, with it.
+    """Evaluate without calibration and, if the config names one, with it.
 
     Args:
         cfg (CfgNode): MODEL.LOGN.STATISTICS and MODEL.LOGN.CALIBRATION name the calibration.

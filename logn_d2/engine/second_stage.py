@@ -1,6 +1,6 @@
-"""Training a second stage: what it needs, what is frozen, and what begins anew.
+"""Training a second stage: its checks, frozen parameters and new classifiers.
 
-MODEL.LOGN.SECOND_STAGE names the stage, MODEL.WEIGHTS the checkpoint of the first.
+MODEL.LOGN.SECOND_STAGE names the stage, MODEL.WEIGHTS the checkpoint of the first stage.
 
 Shapes: K foreground classes, C classifier outputs.
 """
@@ -41,11 +41,11 @@ _HEADS = (LogNROIHeads, LogNRes5ROIHeads, LogNCascadeROIHeads)
 
 
 def check_second_stage(cfg: CfgNode) -> None:
-    """Finds mistakes before a training.
+    """Find mistakes before a training.
 
     Raises:
         KeyError: unknown name.
-        ValueError: there is no first stage to go on from, or a head that can't be trained so.
+        ValueError: no first stage is given, or the head has no such second stage.
     """
     name = cfg.MODEL.LOGN.SECOND_STAGE
     stage = get_second_stage(name)
@@ -72,14 +72,15 @@ def check_second_stage(cfg: CfgNode) -> None:
 
 
 def freeze(model: nn.Module, stage: SecondStage) -> None:
-    """Freezes what the stage does not train, in place; frozen batch norm stays in evaluation mode.
+    """Freeze everything that the stage does not train, in place; frozen batch norm stays in
+    evaluation mode.
 
     Args:
         model (nn.Module): a detector.
-        stage (SecondStage): what is trained.
+        stage (SecondStage): the second stage.
 
     Raises:
-        ValueError: the model has nothing that the stage trains.
+        ValueError: the model lacks the parts that the stage trains.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
@@ -90,7 +91,7 @@ def freeze(model: nn.Module, stage: SecondStage) -> None:
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not stage.trains(name):
-            # Whoever sets the model to training mode, it is back before its next batch.
+            # Setting the model to training mode changes it, so each batch sets it back.
             module.register_forward_pre_hook(_in_evaluation_mode)
     if stage.scales:
         for predictor in find_box_predictors(model):
@@ -99,10 +100,10 @@ def freeze(model: nn.Module, stage: SecondStage) -> None:
 
 @contextmanager
 def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
-    """Checks that what is loaded meanwhile has every frozen parameter.
+    """Check that the weights loaded in this context contain every frozen parameter.
 
-    A frozen parameter that the weights lack would stay at its random initial value for good, as all
-    heads would with weights that are a backbone's alone.
+    A frozen parameter that the weights lack would stay at its random initial value, as all heads
+    would with weights of a backbone alone.
 
     Args:
         model (nn.Module): after `freeze`, distributed or not.
@@ -115,7 +116,7 @@ def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
         for name, parameter in unwrapped(model).named_parameters()
         if not parameter.requires_grad
     }
-    # Detectron2 says in its log alone what it did not find.
+    # Detectron2 only logs missing parameters.
     for parameter in frozen.values():
         parameter.fill_(torch.nan)
     yield
@@ -129,9 +130,10 @@ def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
 
 
 def optimizer_config(cfg: CfgNode) -> CfgNode:
-    """The config with which the optimizer is built: scales have no weight decay.
+    """The config for the optimizer: scales have no weight decay.
 
-    It would pull them to 0 and not to 1, and the background's, which must stay, with them.
+    Weight decay would pull them to 0 instead of 1, including the background's, which must not
+    change.
     """
     stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
     if stage is None or not stage.scales:
@@ -158,10 +160,10 @@ def classifier_state(model: nn.Module) -> list[dict[str, Tensor]]:
 
 
 def restore_classifiers(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> None:
-    """Gives the classifiers these weights; all else stays as it is."""
+    """Give the classifiers these weights; everything else stays unchanged."""
     for layer, state in zip(_classifiers(model), states):
         for name, _ in list(layer.named_buffers()):
-            if name not in state:  # a folded gain, which a checkpoint has brought along
+            if name not in state:  # a folded gain from the checkpoint
                 setattr(layer, name, None)
         layer.load_state_dict(state)
 
@@ -175,7 +177,7 @@ def _in_evaluation_mode(module: nn.Module, args: tuple) -> None:
 
 
 def _fix_others(predictor: nn.Module) -> None:
-    """Only the K foreground classes' factors learn."""
+    """Train only the factors of the K foreground classes."""
     scale, num_classes = predictor.cls_score.class_scale, num_classes_of(predictor)
     learns = torch.arange(len(scale)) < num_classes
     scale.register_hook(lambda gradient: gradient * learns.to(gradient.device))

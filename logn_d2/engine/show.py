@@ -1,4 +1,4 @@
-"""From a config and an image to a picture of its detections before and after calibration.
+"""Pictures of an image's detections before and after calibration, from a config.
 
 Shapes: H x W pixels of the image, K foreground classes.
 """
@@ -31,10 +31,10 @@ __all__ = ["SideBySide", "check_comparison"]
 
 
 def check_comparison(cfg: CfgNode) -> None:
-    """Finds mistakes before the model is built.
+    """Find mistakes before the model is built.
 
     Raises:
-        ValueError, KeyError, OSError: what is wrong and what to do.
+        ValueError, KeyError, OSError: the message names the mistake and its correction.
     """
     path = cfg.MODEL.LOGN.STATISTICS
     name = calibration_name(cfg, bool(path))
@@ -52,11 +52,11 @@ def check_comparison(cfg: CfgNode) -> None:
 
 
 class SideBySide:
-    """From an image to its picture: detections before calibration on the left, after on the right.
+    """Draws an image with its detections before calibration on the left, after on the right.
 
     Args:
-        cfg (CfgNode): of the model, with the statistics and the calibration.
-        shown (Shown): which detections.
+        cfg (CfgNode): config of the model, with statistics and calibration.
+        shown (Shown): choice of the detections.
     """
 
     def __init__(self, cfg: CfgNode, shown: Shown) -> None:
@@ -75,13 +75,13 @@ class SideBySide:
         self._compare = BeforeAfter(model, calibrations, average=average, shown=shown)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Detects and draws.
+        """Detect and draw.
 
         Args:
             pixels (ndarray): (H, W, 3) uint8 RGB.
 
         Returns:
-            ndarray: the picture, uint8 RGB; its size follows from that of the image alone.
+            ndarray: the picture, uint8 RGB; its size depends only on the image's size.
         """
         canvas = enlarged(pixels)
         height, width = canvas.shape[:2]
@@ -96,7 +96,7 @@ class SideBySide:
         return draw_side_by_side(canvas, list(zip(captions, (before, after))), self._class_names)
 
     def _calibrations(self, cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
-        """As `attach` makes them, which checks that the statistics are of these weights."""
+        """The calibrations of `attach`, which compares the statistics with these weights."""
         attachment = attach(
             model,
             cfg.MODEL.LOGN.STATISTICS or None,

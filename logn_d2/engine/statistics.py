@@ -1,4 +1,4 @@
-"""The statistics pass of a run, which is left out if its file is up to date."""
+"""The statistics pass of a run, which is skipped if its file is up to date."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def periodic_collection(cfg: CfgNode) -> CfgNode:
 
 
 def without_calibration(cfg: CfgNode) -> CfgNode:
-    """A copy of the config with which a model gives raw logits."""
+    """A copy of the config whose model returns raw logits."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
@@ -61,7 +61,7 @@ def without_calibration(cfg: CfgNode) -> CfgNode:
 
 
 def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) -> LogitStatistics:
-    """Collects statistics and writes the statistics file.
+    """Collect statistics and write the statistics file.
 
     Args:
         cfg (CfgNode): MODEL.LOGN.COLLECT has the settings of the pass.
@@ -90,9 +90,9 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
 
 
 def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> None:
-    """Warns of a class without training objects that sets LogN's beta, the smallest mean.
+    """Warn of a class without training objects that determines LogN's beta, the smallest mean.
 
-    No RoI ever raised the logit of such a class, so that its mean can lie far below all others. The
+    No RoI ever raised the logit of such a class, so its mean can lie far below all others. The
     calibrated scores of the other classes then fall below the usual score thresholds.
     """
     for number, stage in enumerate(statistics.stages):

@@ -162,7 +162,7 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def _memory_hooks(self) -> list[HookBase]:
-        """Fills a feature memory before a second stage; elsewhere the features are still random."""
+        """Fill a feature memory before a second stage; elsewhere the features are still random."""
         memories = [m.memory for m in self.model.modules() if isinstance(m, LogNMemoryROIHeads)]
         images = max((memory.objects_per_class for memory in memories), default=0)
         if not (images and self.cfg.MODEL.LOGN.SECOND_STAGE):
@@ -181,8 +181,8 @@ class Trainer(DefaultTrainer):
         self._resume = resume
         if not resume and self.checkpointer.has_checkpoint():
             logger.warning(
-                "%s has checkpoints of an earlier training. This one starts anew; to resume "
-                "the earlier one, add --resume.",
+                "%s has checkpoints of an earlier training. This one starts from the beginning; "
+                "to resume the earlier one, add --resume.",
                 self.cfg.OUTPUT_DIR,
             )
         if resume and self.checkpointer.has_checkpoint():
@@ -199,7 +199,7 @@ class Trainer(DefaultTrainer):
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict and "load_state_dict" not in vars(
             DefaultTrainer
@@ -207,7 +207,7 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _load_first_stage(self) -> None:
-        """Loads MODEL.WEIGHTS for a new training run."""
+        """Load MODEL.WEIGHTS for a new training run."""
         stage = get_second_stage(self.cfg.MODEL.LOGN.SECOND_STAGE)
         if stage is None:
             super().resume_or_load(resume=False)
@@ -225,7 +225,7 @@ class Trainer(DefaultTrainer):
         super().after_train()
 
     def train(self) -> Results:
-        """Trains, collects statistics and evaluates.
+        """Train, collect statistics and evaluate.
 
         Returns:
             dict: see `evaluate_calibrations`; empty on all processes but the first.
@@ -279,7 +279,7 @@ class Trainer(DefaultTrainer):
 def build_evaluator(
     dataset_name: str, output_dir: str, train_datasets: Sequence[str] = ()
 ) -> DatasetEvaluator:
-    """The evaluator for the form of a data set, as its metadata state it.
+    """The evaluator for the format of a data set, as stated in its metadata.
 
     Args:
         dataset_name (str): a registered data set.
@@ -320,7 +320,7 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
 
 
 def _finite(metrics: Mapping) -> dict:
-    """Copies a nested dict without NaN."""
+    """Copy a nested dict without NaN."""
     return {
         key: _finite(value) if isinstance(value, Mapping) else value
         for key, value in metrics.items()
@@ -329,7 +329,7 @@ def _finite(metrics: Mapping) -> dict:
 
 
 def _share_buffers(model: nn.Module) -> None:
-    """Copies the buffers of the first process, which are in the checkpoint, to all processes.
+    """Copy the buffers of the first process, which are in the checkpoint, to all processes.
 
     Detectron2 trains with ``broadcast_buffers=False``. Batch norm then has other running means on
     each process, and each process would evaluate a slightly different model.

@@ -1,8 +1,8 @@
-"""The stream of training images, which a resumed training takes up where it broke off.
+"""The stream of training images, which a resumed training continues at its old position.
 
-Detectron2 saves weights, optimizer, schedule and iteration. A resumed training then sees the images
-from the beginning of the sampler again, under random numbers from the beginning, and ends with
-other weights than one that was never interrupted.
+Detectron2 saves weights, optimizer, schedule and iteration. A resumed training then starts the
+sampler and the random generators from the beginning, and ends with other weights than an
+uninterrupted one.
 
 With DATALOADER.NUM_WORKERS 0 the resumed training run equals the uninterrupted one bit for bit.
 With worker processes it sees the same images in the same order, but with other augmentations,
@@ -39,7 +39,7 @@ RngState = dict[str, Any]
 
 
 class TrainingStream:
-    """Detectron2's training loader, with a position that can be noted and restored.
+    """Detectron2's training loader, with a position that can be saved and restored.
 
     Args:
         cfg (CfgNode): its DATALOADER, INPUT and SOLVER.IMS_PER_BATCH apply, as in Detectron2.
@@ -82,7 +82,7 @@ class TrainingStream:
             yield batch
 
     def keep(self, iteration: int) -> None:
-        """Notes the position and the random states of all processes; call it on each of them.
+        """Record the position and the random states of all processes; call it on each of them.
 
         Args:
             iteration (int): the iteration that has just ended.
@@ -101,15 +101,15 @@ class TrainingStream:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The position that `keep` noted last, for a checkpoint."""
+        """The position recorded last by `keep`, for a checkpoint."""
         return self._kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Returns to a position; call it before the first batch.
+        """Return to a position; call it before the first batch.
 
         A stream of other images, batches or processes starts at its beginning, with a warning.
         """
-        if not state:  # saved by hand, between two notes
+        if not state:  # saved manually, between two calls of keep
             return
         changed = [key for key, value in self._settings.items() if state.get(key) != value]
         if changed:

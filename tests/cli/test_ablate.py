@@ -179,7 +179,7 @@ def test_failed_training_is_an_error(tool, a_run, monkeypatch):
 
 def test_folder_without_a_training_is_named(tmp_path):
     assert not is_trained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no finished training: expected config.yaml"):
+    with pytest.raises(FileNotFoundError, match="is not a finished training: expected config.yaml"):
         run_config(tmp_path)
 
 

@@ -189,11 +189,11 @@ def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
     starred = [line.split("|")[1] for line in output.splitlines() if line.startswith("|")]
     assert [name.strip() for name in starred if "*" in name] == [f"{best} *"]
     assert results.provenance["chosen"] == [best]
-    assert f"best box AP of its grid on {NAME}" in output and "promise too much" in output
+    assert f"best box AP of its grid on {NAME}" in output and "too optimistic" in output
     elsewhere = [*command[:-2], "--choose-on", NAME, *command[-2:]]
     assert tool.run(tool.parse_args(elsewhere)) == 0
     output = capsys.readouterr().out
-    assert f"{best} *" in output and "promise too much" not in output
+    assert f"{best} *" in output and "too optimistic" not in output
     sweeps = [SweepDetections.load(folder / "grid" / f"sweep{n}") for n in ("", "_to_choose")]
     assert sweeps[0].names == sweeps[1].names
 
@@ -337,7 +337,7 @@ def test_unknown_objects_are_compared_under_every_calibration(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--ood", NAME), f"'{NAME}' is what is evaluated"),
+        (("--ood", NAME), f"'{NAME}' is the evaluated set"),
         (("--ood", "nothing"), "'nothing' is not registered"),
         (("--ood", OTHERS, "--max-boxes", "5"), "stores all logits and boxes"),
         (("--ood", OTHERS, "--ood-threshold", "2"), r"--ood-threshold is 2.0"),

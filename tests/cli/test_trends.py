@@ -119,7 +119,7 @@ def test_stages_of_a_cascade_have_rows_of_their_own(write_run, capsys):
 def test_what_is_missing_is_named(write_run, tmp_path, capsys):
     run = write_run("a", 0)
     for args, message in (
-        ([str(tmp_path / "nowhere")], "is no finished training"),
+        ([str(tmp_path / "nowhere")], "is not a finished training"),
         ([str(run), "--file", "other.safetensors"], "logn collect"),
     ):
         with pytest.raises(SystemExit):

@@ -64,7 +64,7 @@ def test_the_command_writes_the_file_and_names_classes_that_are_not_there(tmp_pa
     assert tool.run(tool.parse_args([*given, "--classes-of", str(paths[1])])) == 0
     assert json.loads(paths[2].read_text()) == images_without(small(), ["cat"])
     output = capsys.readouterr().out
-    assert "1 of 2 images show none of 1 classes, with 1 objects of others" in output
+    assert "1 of 2 images show none of 1 classes, with 1 objects of other classes" in output
     assert "1 classes are not in" in output and "cow" in output
     with pytest.raises(SystemExit):
         tool.run(tool.parse_args(["without", "nothing.json", *given[2:], "--classes", "cat"]))
