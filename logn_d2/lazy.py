@@ -194,7 +194,7 @@ def _digest(config: DictConfig) -> str:
 def _as_text(value: object) -> object:
     """A text that does not change from one process to the next, as addresses in memory do."""
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
     return [type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value))]
 
 

@@ -313,5 +313,7 @@ def _scores_as_softmax(kind: type[SoftmaxLoss]) -> bool:
 
 def _is_ours(module: nn.Module) -> bool:
     package = __name__.partition(".")[0]
-    # Subclasses of ours in other projects need logn_d2 as well.
-    return any(each.__module__.partition(".")[0] == package for each in type(module).__mro__)
+    # Subclasses of ours in other projects need logn_d2 as well; what a LazyConfig file makes with
+    # type() belongs to no module.
+    modules = (getattr(each, "__module__", "") for each in type(module).__mro__)
+    return any(name.partition(".")[0] == package for name in modules)

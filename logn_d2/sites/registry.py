@@ -46,5 +46,7 @@ def site_detector(model: nn.Module) -> nn.Module | None:
 
 def _entry(module: nn.Module) -> Callable[[nn.Module], LogitSite] | None:
     # From the class to its parents, so that a subclass's own site wins over that of its parent.
-    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    # What a LazyConfig file makes with type() belongs to no module.
+    kinds = ((getattr(kind, "__module__", ""), kind.__qualname__) for kind in type(module).__mro__)
+    names = (f"{where}.{name}" for where, name in kinds)
     return next((SITE_REGISTRY.get(name) for name in names if name in SITE_REGISTRY), None)

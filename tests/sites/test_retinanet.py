@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from logn_d2 import attach, collect, detach, fold
 from logn_d2.core import AffineCalibration, LogitMoments, LogitStatistics, StatisticsError
 from logn_d2.errors import UserError
+from logn_d2.modeling.folding import parts_of_logn_d2
 from logn_d2.sites import known_site
 
 from ..modeling.small_models import assert_same, detections
@@ -258,6 +259,16 @@ def test_a_detector_is_found_inside_its_wrapper_and_two_are_refused():
         attach(pair, calibration())
     assert known_site(nn.Linear(2, 2)) is None
     assert len(detections(model, inputs)) == 2
+
+
+def test_a_class_that_a_lazy_config_makes_is_known_by_its_parents():
+    """Such a file runs without a name, so that what `type` makes there has no __module__."""
+    model, names = retinanet(), {}
+    exec("Mine = type('Mine', (parent,), {})", {"parent": type(model)}, names)
+    assert not hasattr(names["Mine"], "__module__")
+    model.__class__ = names["Mine"]
+    assert known_site(model).layers == [model.head.cls_score]
+    assert parts_of_logn_d2(model) == []
 
 
 def test_images_without_ground_truth_are_named_before_the_pass():

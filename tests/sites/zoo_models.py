@@ -156,6 +156,7 @@ def _shrink(cfg: CfgNode, name: str) -> None:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 30
     cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    cfg.INPUT.CROP.SIZE = [SIZE, SIZE]  # what DeepLab pools over
 
 
 def _from_lazy(path: Path) -> nn.Module:
