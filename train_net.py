@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Train a detector, gather its logit statistics, evaluate it with and without calibration.
+"""Train a detector, collect its logit statistics, evaluate it with and without calibration.
 
     train_net.py --config-file C.yaml --num-gpus 8                              # everything
     train_net.py --config-file C.yaml --collect-stats [PATH] MODEL.WEIGHTS W    # only statistics
     train_net.py --config-file C.yaml --eval-only --stats PATH MODEL.WEIGHTS W  # calibrated
     train_net.py --config-file C.yaml --eval-only MODEL.WEIGHTS W               # uncalibrated
 
-These are `logn train`, `logn collect` and `logn evaluate` under Detectron2's option names. After an
-interruption, the same command with --resume continues where it stopped.
+These are `logn train`, `logn collect` and `logn evaluate` under Detectron2's option names. The same
+command with --resume resumes an interrupted job.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from logn_d2.commands.run import Job, run
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Detectron2's arguments and ours."""
     parser = default_argument_parser(epilog=__doc__)
-    parser.description = "Train, gather statistics, evaluate with and without calibration."
+    parser.description = "Train, collect statistics, evaluate with and without calibration."
     parser.add_argument(
         "--collect-stats",
         nargs="?",
         const="",
         metavar="PATH",
-        help="only gather statistics; PATH is OUTPUT_DIR/logn_stats.safetensors if not given",
+        help="only collect statistics; default PATH: OUTPUT_DIR/logn_stats.safetensors",
     )
     parser.add_argument(
         "--stop-at",
@@ -50,18 +50,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     if args.collect_stats and _is_config_key(args.collect_stats):
-        # --collect-stats without PATH, and its first KEY was taken for one.
+        # --collect-stats without PATH: argparse took the first KEY for it.
         args.opts = [args.collect_stats, *args.opts]
         args.collect_stats = ""
     late = [option for option in args.opts if option.startswith("--")]
     if late:
         parser.error(f"write {late[0]} before the first KEY VALUE")
     if args.collect_stats is not None and (args.eval_only or args.stats):
-        parser.error("--collect-stats goes without --eval-only and --stats")
+        parser.error("--collect-stats excludes --eval-only and --stats")
     if args.stop_at is not None and args.eval_only:
         parser.error("--stop-at is for a statistics pass, and --eval-only makes none")
     if args.stats and not args.eval_only:
-        parser.error("--stats is for --eval-only: a training gathers its own statistics")
+        parser.error("--stats is for --eval-only: a training collects its own statistics")
     if not args.config_file:
         parser.error("--config-file is needed")
     return args
@@ -78,7 +78,7 @@ def _is_config_key(text: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Does what is asked for; returns the exit status."""
+    """Run the requested job; return the exit status."""
     args = parse_args(argv)
     verb = "evaluate" if args.eval_only else "train"
     if args.collect_stats is not None:

@@ -1,10 +1,10 @@
-"""What a calibration costs at inference: attached and folded against the same model without one.
+"""The cost of a calibration at inference: attached and folded against the same model without one.
 
 All sides run in turn in one process, after a check of their results: the folded model gives the
-scores of the attached one, and a detached model those of the one before, bit for bit. Scale and
-shift are drawn within a hundredth of 1 and 0: scores hardly change, so that all sides have the same
-work after them. All have logn_d2's post-processing; the last column is the uncalibrated model with
-Detectron2's own.
+    scores of the attached one, and a detached model the original scores, bit for bit. Scale and
+    shift are drawn within a hundredth of 1 and 0: scores hardly change, so all sides have the same
+    work afterwards. All use logn_d2's post-processing; the last column is the uncalibrated model
+    with Detectron2's own.
 
     python benchmarks/calibrated_inference.py --rounds 20 --image-rounds 5
 """
@@ -35,7 +35,7 @@ PLAIN = "uncalibrated"
 # Spread of the logits and head start of background. Then a few in a hundred candidates are above
 # LVIS's threshold of 1e-4, as in a trained detector.
 LOGIT_STD, BACKGROUND = 1.2, 11.0
-# Largest difference of a probability between folded and attached: the sums are rounded elsewhere.
+# Largest difference of a probability between folded and attached, whose sums round differently.
 TOLERANCE = 1e-5
 
 
@@ -68,7 +68,7 @@ def make_model(cfg: CfgNode, image: Tensor) -> nn.Module:
 
 
 def make_plausible(predictor: nn.Module, features: Tensor) -> None:
-    """Gives a linear classifier a detector's logits."""
+    """Give a linear classifier logits like a detector's."""
     layer = predictor.cls_score
     if isinstance(layer, nn.Linear):
         nn.init.normal_(layer.weight, std=LOGIT_STD / float(features.norm(dim=1).mean()))
@@ -91,10 +91,10 @@ def make_sides(predictor: nn.Module) -> dict[str, nn.Module]:
 
 
 def check(sides: Mapping[str, nn.Module], features: Tensor, proposals: list[Instances]) -> None:
-    """Compares the sides' probabilities.
+    """Compare the sides' probabilities.
 
     Raises:
-        AssertionError: they are not equal where they should be.
+        AssertionError: they differ where they should be equal.
     """
     probs = {
         name: torch.cat(list(side.predict_probs(side(features), proposals)))
@@ -106,7 +106,7 @@ def check(sides: Mapping[str, nn.Module], features: Tensor, proposals: list[Inst
     detached = copy.deepcopy(sides["attached"])
     detach(detached)
     again = torch.cat(list(detached.predict_probs(detached(features), proposals)))
-    assert torch.equal(probs[PLAIN], again), "a detached model differs from the one before"
+    assert torch.equal(probs[PLAIN], again), "a detached model differs from the original"
     print(f"folded and attached: probabilities differ by at most {difference:.1e}")
     print("detached and never attached: equal, bit for bit")
     for name in (PLAIN, "attached"):
@@ -118,7 +118,7 @@ def compare(
     what: str, run: Callable[[nn.Module], object], sides: Mapping[str, nn.Module],
     rounds: int, args: argparse.Namespace,
 ) -> dict[str, float]:  # fmt: skip
-    """Prints one line: milliseconds without calibration, and the other sides' ratios to it.
+    """Print one line: milliseconds without calibration, and the other sides' ratios to it.
 
     Returns:
         dict[str, float]: each side's median milliseconds.
@@ -188,7 +188,7 @@ def compare_all(model: nn.Module, image: Tensor, args: argparse.Namespace) -> No
 
 
 def compare_images(model: nn.Module, image: Tensor, args: argparse.Namespace) -> None:
-    """Prints the line of the whole model, whose logits are made plausible once more."""
+    """Print the line of the whole model, after giving it plausible logits."""
     captured = []
     handle = model.roi_heads.box_predictor.register_forward_pre_hook(
         lambda module, inputs: captured.append(inputs[0])
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--image-rounds", type=int, default=5, help="of the whole model; 0: none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--cpu-time", action="store_true", help="not wall time: where other programs run too"
+        "--cpu-time", action="store_true", help="instead of wall time, for a busy machine"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Which calibration is best, and does one without a choice come near it?
+"""Which calibration is best, and how close is one without hyper-parameters?
 
 Every block is a training of `benchmarks/methods.py` (sampler, seed, classifier, length). One pass
-over the training set gathers its statistics, and one pass over the validation set evaluates the
+over the training set collects its statistics, and one pass over the validation set evaluates the
 whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
-table of a block has the best point of each family. Then comes what is asked of `auto`: how far
-below the best point of the grid, how far above LogN and NorCal 0.6, and the largest loss of a group
+table of a block has the best point of each family. Then come the criteria for `auto`: its distance
+to the best point of the grid, its gain over LogN and NorCal 0.6, and the largest loss of a group
 against the uncalibrated detector. The last table has the spread over seeds. A finished block is
 kept. `--runs` asks the same of finished trainings of any detector.
 
@@ -55,7 +55,7 @@ FAMILIES = {
     "FRACAL": ("fracal", "fracal(lam=0)"),
     AUTO: (AUTO,),
 }
-# Points without a parameter that somebody chose on these images.
+# Points without a parameter chosen on these images.
 GEOMETRIC = "logn(std_reference=geometric, beta=none)"
 CHOSEN_BY_NOBODY = (PLAIN, LOGN, GEOMETRIC, NORCAL, "fracal", AUTO)
 GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
@@ -111,7 +111,7 @@ def table(scores: Mapping[str, Scores]) -> str:
 
 
 def asked(scores: Mapping[str, Scores], text: str) -> tuple[float, float, float, float]:
-    """What is asked: AP less the best point's, LogN's, NorCal 0.6's; change of the worst group."""
+    """The criteria: AP less the best point's, LogN's, NorCal 0.6's; change of the worst group."""
     best = max(values["AP"] for values in scores.values())
     mine, plain = scores[text], scores[PLAIN]
     gaps = (mine["AP"] - each for each in (best, scores[LOGN]["AP"], scores[NORCAL]["AP"]))
@@ -125,7 +125,7 @@ def is_met(scores: Mapping[str, Scores], text: str) -> bool:
 
 
 def most_often_met(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
-    """The five points that meet it in most blocks, and in how many."""
+    """The five points that meet the criteria in most blocks, with the number of blocks."""
     texts = [text for family in GRID.values() for text in family]
     counts = {text: sum(is_met(scores, text) for scores in blocks.values()) for text in texts}
     found = sorted(texts, key=lambda text: -counts[text])[:5]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, the spread of ratios, and the machine."""
+"""Shared by the benchmarks: a clock, the spread of ratios, and the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seconds(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """One call's time; ``clock`` may be `time.process_time`, for a CPU that others use too."""
+    """One call's time; ``clock`` may be `time.process_time`, for a busy CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = clock()
@@ -38,7 +38,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def machine(device: str = "cpu") -> str:
-    """What this runs on, for the table's caption."""
+    """The machine, for the table's caption."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     return (
         f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

@@ -1,4 +1,4 @@
-"""What benchmarks/methods.py compares: methods, and the sizes of LT-Glyphs that they train on."""
+"""The methods that benchmarks/methods.py compares, and the sizes of LT-Glyphs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Size:
     """A size of LT-Glyphs.
 
     Attributes:
-        config (str): of all methods, in configs/.
-        not_frequent (float): share of images that a frequent class is in, at least.
-        edges (tuple[int, ...]): instances that divide BAGS's groups of classes: as many classes in
-            each as on LVIS v1 (17, 34, 28 and 21 %), where they are 10, 100 and 1,000.
-        pretraining (str): config of what they start from; "" for random weights.
+        config (str): config of all methods, in configs/.
+        not_frequent (float): smallest share of images that show a frequent class.
+        edges (tuple[int, ...]): numbers of instances that separate BAGS's groups: each group has
+            the same share of classes as on LVIS v1 (17, 34, 28 and 21 %), where the edges are 10,
+            100 and 1,000.
+        pretraining (str): config of the initial weights; "" for random weights.
     """
 
     config: str
@@ -57,22 +58,22 @@ AFTER = (
     Row("FRACAL", "fracal"),
     Row("auto", "auto"),
 )
-# The rows of a cosine classifier have length one, so that tau-norm is for linear ones alone.
+# The rows of a cosine classifier have length one, so tau-norm applies only to linear ones.
 AFTER_LINEAR = (*AFTER, Row("tau-norm", "tau_norm"))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method that trains.
+    """A training method.
 
     Attributes:
-        title (str): for the table.
-        config (str): what it changes, in configs/; "" for nothing.
+        title (str): title in the table.
+        config (str): config with its changes, in configs/; "" for none.
         loss (str): MODEL.LOGN.LOSS, with {share} and {edges} of the size and {momentum} for the
             length of training; "" for the config's.
-        length (float): of its training, as a part of cross-entropy's.
-        first (str): the method that a second stage goes on from.
-        after (tuple[Row, ...]): calibrations to evaluate it with, too.
+        length (float): length of its training relative to cross-entropy's.
+        first (str): the first stage of a second stage.
+        after (tuple[Row, ...]): calibrations with which it is also evaluated.
     """
 
     title: str

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How much of a calibration's gain is the choice of which detections an image may keep.
+"""The share of a calibration's gain that comes from the choice of detections per image.
 
-AP looks at the best detections of each image, 300 in LVIS. A calibration changes which ones these
-are, and their order within each class. The same detections under several limits, and fixed AP (the
-best 10,000 of each class over all images, so that classes do not compete for places), tell the two
-apart. The sweep has to keep more detections than the largest limit.
+AP uses the best detections of each image, 300 in LVIS. A calibration changes this choice, and the
+order within each class. The same detections under several limits, and fixed AP (the best 10,000 of
+each class over all images, so classes do not compete for places), separate the two effects. The
+sweep must keep more detections than the largest limit.
 
 Example:
     logn sweep --config-file C.yaml --weights W.pth --stats logn_stats.safetensors \\
@@ -38,7 +38,7 @@ def evaluations(
 
 
 def table(truth: LvisGroundTruth, sweep: SweepPredictions, limits: Sequence[int]) -> str:
-    """The first calibration's figures, and changes of them."""
+    """The first calibration's figures, and the changes from them."""
     base: dict[str, Mapping[str, float]] = {}
     lines = []
     for name in sweep.names:

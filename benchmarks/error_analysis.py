@@ -1,9 +1,9 @@
 """Error analysis of drawn detections: `error_analysis` against tidecv, the authors' program.
 
-Both get the same LVIS-form annotations and detections, in the form that each takes; the time is
-from there to AP and all gains. tidecv stands in for the federated rule by objects to be ignored,
-one for each image and class that nobody looked for: that is most of its time and memory, so it is
-run on fewer images. The numbers differ where tidecv is not LVIS (see `logn_d2.analysis.errors`);
+Both get the same annotations and detections, each in its own format; the time is from there to AP
+and all gains. tidecv needs an ignored object for each unverified image and class to follow the
+federated rule. These take most of its time and memory, so it runs on fewer images. The numbers
+differ where tidecv does not follow LVIS (see `logn_d2.analysis.errors`);
 `tests/analysis/test_errors.py` shows that they are equal elsewhere.
 
     python benchmarks/error_analysis.py                 # ours at LVIS size as well
@@ -28,12 +28,12 @@ from logn_d2.analysis.errors import error_analysis, error_table
 from logn_d2.analysis.thresholds import ap_against_threshold
 from logn_d2.lvis import Detections, LvisGroundTruth, evaluate_lvis
 
-# tidecv's names for what all false positives and all missed objects cost.
+# tidecv's names for the cost of all false positives and all missed objects.
 _NAMES = {"FalsePos": "FP", "FalseNeg": "FN"}
 
 
 def load(folder: Path, args: argparse.Namespace, images: int) -> tuple[LvisGroundTruth, Detections]:
-    """Draw so many images and read them back."""
+    """Draw this many images and read them back."""
     draw(folder, argparse.Namespace(**{**vars(args), "images": images}))
     truth = LvisGroundTruth.from_json(folder / "truth.json", masks=args.iou_type == "segm")
     return truth, Detections.load(folder / "detections.npz")

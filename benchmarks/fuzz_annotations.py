@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Damages annotation files field by field, and says how both readers of them end.
+"""Damage annotation files field by field, and report the outcome of both readers.
 
-Every field may be missing, of another type, not a number, huge, empty, or its entry be there twice.
-A reader must find what the whole file holds, or log what it leaves out, or refuse it by a
-ValueError that names the file. Whatever else happens is printed with its seed, and the exit status
-is 1.
+A field may be missing, of another type, not a number, huge or empty, or its entry may be repeated.
+A reader must find the content of the intact file, log what it leaves out, or raise a ValueError
+that names the file. Any other outcome is printed with its seed, and the exit status is 1.
 
 Example:
     python benchmarks/fuzz_annotations.py --count 2000 --seed 0
@@ -35,7 +34,7 @@ VALUES = (
     *(None, True, "", "x", "7", [], ["x"], {}, {"x": 1}, [[]], [None]),
     *(float("nan"), float("inf"), -1, -1e300, 1e300, 2**70, 10**400),
 )
-# Another value that a whole file might have: nobody can know better.
+# Another plausible value, which no reader can recognise as damage.
 VALID = {
     *(("annotations", "id"), ("images", "file_name"), ("categories", "name")),
     *(("categories", "frequency"), ("categories", "id"), ("annotations", "")),
@@ -45,7 +44,7 @@ VALID = {
 
 
 def example(federated: bool) -> dict[str, Any]:
-    """Three images, three classes, polygons and run lengths; in LVIS's or COCO's form."""
+    """Three images, three classes, polygons and run lengths; in LVIS or COCO format."""
     images: list[dict[str, Any]] = [
         {"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in (1, 2, 3)
     ]
@@ -77,7 +76,7 @@ def example(federated: bool) -> dict[str, Any]:
 
 
 def damage(content: dict[str, Any], draw: random.Random) -> tuple[str, str]:
-    """Changes one thing; returns the list and the field."""
+    """Change one thing; return the list and the field."""
     section = draw.choice(sorted(content))
     if draw.random() < 0.03:
         content[section] = draw.choice(VALUES)
@@ -98,7 +97,7 @@ def damage(content: dict[str, Any], draw: random.Random) -> tuple[str, str]:
 
 
 def evaluation(path: Path) -> dict[str, Any]:
-    """All that an evaluation takes from a file."""
+    """All content that an evaluation reads from a file."""
     truth = LvisGroundTruth.from_json(path)
     names = ("image_ids", "image_size", "category_ids", "image", "category", "box", "area")
     found = {name: getattr(truth, name).tolist() for name in (*names, "ignore", "crowd")}
@@ -110,17 +109,17 @@ def evaluation(path: Path) -> dict[str, Any]:
 
 
 def training(path: Path) -> dict[str, Any]:
-    """All that a training takes from a file."""
+    """All content that a training reads from a file."""
     register_lvis_form(NAME, path, path.parent, check_images=0, replace=True)
     records = load_lvis_form(NAME, check_images=0)
     for record in records:
         for each in record["annotations"]:
-            each["iscrowd"] = int(each.get("iscrowd", 0))  # what Detectron2 makes of none
+            each["iscrowd"] = int(each.get("iscrowd", 0))  # Detectron2's value for none
     return {"records": json.loads(json.dumps(records, default=str))}
 
 
 class Warnings(logging.Handler):
-    """Counts what is logged as a warning."""
+    """Counts logged warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -131,7 +130,7 @@ class Warnings(logging.Handler):
 
 
 def outcome(reader: Any, seed: int, folder: Path) -> str:
-    """How reading a damaged file ends: "same", "named", "refused", or what went wrong."""
+    """Outcome of reading a damaged file: "same", "named", "refused", or the mistake."""
     draw = random.Random(seed)
     content = example(federated=draw.random() < 0.5)
     path = folder / f"fuzzed_{seed}.json"
@@ -163,7 +162,7 @@ READERS = {"evaluation": evaluation, "training": training}
 
 
 def main() -> int:
-    """Prints the outcomes; the exit status is 1 where one is neither right nor named."""
+    """Print the outcomes; the exit status is 1 if one is neither right nor named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

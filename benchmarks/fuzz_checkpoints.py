@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Damages checkpoints in every way that comes to mind, and says how loading them ends.
+"""Damage checkpoints in many ways, and report the outcome of loading them.
 
-The weights must be those that were saved, or be refused by a ValueError that names the file.
-Whatever else happens is printed with its seed, and the exit status is 1.
+The loaded weights must equal the saved ones, or a ValueError must name the file. Any other outcome
+is printed with its seed, and the exit status is 1.
 
 Example:
     python benchmarks/fuzz_checkpoints.py --count 500 --seed 0
@@ -54,7 +54,7 @@ def save(state: Any) -> bytes:
 
 
 def rewrite(content: bytes, draw: random.Random) -> bytes:
-    """Other names, shapes, values or another nesting; a whole file again."""
+    """Other names, shapes, values or nesting, in an intact file."""
     state = torch.load(io.BytesIO(content), weights_only=True)
     weights = state["model"]
     name = draw.choice(sorted(weights))
@@ -82,7 +82,7 @@ MUTATIONS = (flip_bits, cut, insert, rewrite)
 
 
 def outcome(content: bytes, seed: int, folder: Path) -> str:
-    """How loading a damaged file ends: "same", "refused", or what went wrong."""
+    """Outcome of loading a damaged file: "same", "refused", or the mistake."""
     draw = random.Random(seed)
     path = folder / "damaged.pth"
     path.write_bytes(draw.choice(MUTATIONS)(content, draw))
@@ -97,13 +97,13 @@ def outcome(content: bytes, seed: int, folder: Path) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     found = model.state_dict()
-    # batch norm counts batches, which no inference looks at
+    # batch norm's counter of batches, which inference does not use
     names = [name for name in expected if "num_batches" not in name]
     return "same" if all(torch.equal(found[n], expected[n]) for n in names) else "other weights"
 
 
 def main() -> int:
-    """Prints the outcomes; the exit status is 1 where one is neither the same nor refused."""
+    """Print the outcomes; the exit status is 1 if one is neither the same nor refused."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

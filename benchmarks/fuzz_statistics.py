@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Damages statistics files in every way that comes to mind, and says how reading them ends.
+"""Damage statistics files in many ways, and report the outcome of reading them.
 
-A file must be read as it was written, or be refused by a StatisticsError that names it. Whatever
-else happens is printed with its seed, and the exit status is 1.
+The content must equal the written one, or a StatisticsError must name the file. Any other outcome
+is printed with its seed, and the exit status is 1.
 
 Example:
     python benchmarks/fuzz_statistics.py --count 2000 --seed 0
@@ -37,7 +37,7 @@ VALUES = (None, True, -1, 0, 3, 1e300, 10**30, "", "x", [], ["x"], {}, {"x": 1},
 
 
 def example() -> LogitStatistics:
-    """Two stages of four classes, with everything that a file can hold."""
+    """Two stages of four classes, with every possible field of a file."""
     stages = []
     for seed in range(2):
         moments, posteriors = LogitMoments(num_columns=5), PosteriorMoments(num_columns=5)
@@ -67,7 +67,7 @@ def insert(content: bytes, draw: random.Random) -> bytes:
 
 
 def rewrite(content: bytes, draw: random.Random) -> bytes:
-    """Another value, dtype or shape for a field or a tensor; a whole safetensors file again."""
+    """Another value, dtype or shape of a field or tensor, in an intact safetensors file."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(content)
         with safetensors.safe_open(file.name, framework="pt") as opened:
@@ -104,7 +104,7 @@ MUTATIONS = (flip_bits, cut, insert, rewrite)
 
 
 def equal(found: LogitStatistics, expected: LogitStatistics) -> bool:
-    """Whether all that a calibration is made of is the same."""
+    """Whether everything that calibrations use is equal."""
     if found.class_names != expected.class_names or len(found.stages) != len(expected.stages):
         return False
     return all(
@@ -115,7 +115,7 @@ def equal(found: LogitStatistics, expected: LogitStatistics) -> bool:
 
 
 def outcome(content: bytes, expected: LogitStatistics, seed: int, folder: Path) -> str:
-    """How reading a damaged file ends: "same", "refused", or what went wrong."""
+    """Outcome of reading a damaged file: "same", "refused", or the mistake."""
     draw = random.Random(seed)
     path = folder / "damaged.safetensors"
     path.write_bytes(draw.choice(MUTATIONS)(content, draw))
@@ -130,13 +130,13 @@ def outcome(content: bytes, expected: LogitStatistics, seed: int, folder: Path) 
         return f"{type(error).__name__}: {error}"
     if equal(found, expected):
         return "same"
-    # Without a checksum nobody can tell a whole number from another one.
+    # Without a checksum, a changed number can't be recognised.
     with safetensors.safe_open(path, framework="pt") as file:
         return "other numbers" if "sha256" in file.metadata() else "other numbers, no checksum"
 
 
 def main() -> int:
-    """Prints the outcomes; the exit status is 1 where one is neither the same nor refused."""
+    """Print the outcomes; the exit status is 1 if one is neither the same nor refused."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How often do bootstrap intervals hold the AP that they are for?
+"""How often do bootstrap intervals contain the true AP?
 
 Many validation sets of the same size are drawn from one population, with the detections of two
-models. The true figure is the mean over all sets. An interval of 95 % should hold it in 95 % of the
-sets. The table also tells how often it holds the AP of the next set, which varies as much again.
+models. The true figure is the mean over all sets. A 95 % interval should contain it in 95 % of the
+sets. The table also shows how often it contains the AP of the next set, which varies as much again.
 
 Example:
     python benchmarks/interval_coverage.py --sets 200 --resamples 300
@@ -22,7 +22,7 @@ from logn_d2.analysis import BootstrapResult, bootstrap_difference, bootstrap_lv
 from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis
 
 NUM_CLASSES = 30
-# Images of a class in a set: as of LVIS's frequent classes, and as of its rare ones.
+# Images per class in a set: as for LVIS's frequent classes, and as for its rare ones.
 IMAGES_PER_CLASS = {"many (30)": 30, "few (3)": 3}
 BOX = [0.0, 0.0, 40.0, 40.0]
 MISSED = [100.0, 100.0, 40.0, 40.0]
@@ -66,7 +66,7 @@ def draw(rng: np.random.Generator, images_per_class: int) -> tuple[LvisGroundTru
 
 
 def results(args: argparse.Namespace, images: int) -> Iterator[tuple[BootstrapResult, ...]]:
-    """Of each set: the first model's figures, and the difference of the second."""
+    """For each set: the first model's figures, and the second's differences from them."""
     rng = np.random.default_rng(args.seed)
     for number in range(args.sets):
         truth, models = draw(rng, images)
@@ -76,7 +76,7 @@ def results(args: argparse.Namespace, images: int) -> Iterator[tuple[BootstrapRe
 
 
 def coverage(found: list[BootstrapResult], method: str) -> tuple[float, float]:
-    """Share of the intervals that hold the mean over sets, and the estimate of the next set."""
+    """Share of the intervals that contain the mean over sets, and the estimate of the next set."""
     estimates = np.array([each.estimate["AP"] for each in found])
     ends = np.array([replace(each, method=method).intervals["AP"] for each in found])
     figures = (estimates.mean(), np.roll(estimates, 1))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Kills commands at random moments with SIGKILL, resumes them, and compares what they end with.
+"""Kill commands at random moments with SIGKILL, resume them, and compare their results.
 
-Each verb runs once undisturbed; then COUNT times it is killed, one to three times, at moments drawn
-from the length of that run, and resumed. What it leaves must be equal to the last bit: weights,
-statistics, results, drawn files. Everything is of LT-Glyphs tiny, on the CPU.
+Each verb runs once undisturbed. In COUNT trials it is then killed one to three times, at moments
+drawn from the length of that run, and resumed. The results must be equal to the last bit: weights,
+statistics, figures, drawn files. Everything uses LT-Glyphs tiny, on the CPU.
 
 Example:
     python benchmarks/kill_and_resume.py --count 20 --seed 0 --output output/kills
@@ -40,7 +40,7 @@ OFTEN = ["MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD", "4", "MODEL.ROI_HEADS.SCORE_THR
 
 @dataclass(frozen=True)
 class Verb:
-    """A command that writes to a folder, what it is resumed with, and what is compared."""
+    """A command that writes to a folder, its arguments for resuming, and the compared results."""
 
     command: Callable[[Path, Path], list[str]]
     result: Callable[[Path], Any]
@@ -82,7 +82,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def page(folder: Path) -> str:
-    """A report, which tells the command that wrote it."""
+    """A report, which contains the command that wrote it."""
     return digest((folder / "report.html").read_text().replace(str(folder), "").encode())
 
 
@@ -118,7 +118,7 @@ VERBS = {
         ),
         results,
     ),
-    # It has no state to resume from, and must leave no half page.
+    # It has no state to resume from, and must not leave a partial page.
     "report": Verb(
         lambda out, model: [
             *("report", str(model.with_name("whole_sweep"))),
@@ -129,14 +129,14 @@ VERBS = {
     ),
 }
 
-# What a verb's runs are made from.
+# Inputs of a verb's runs.
 NEEDS = {"collect": ["train"], "evaluate": ["train"], "sweep": ["train"]}
 NEEDS["report"] = ["train", "sweep"]
 
 
 def start(verb: Verb, out: Path, model: Path, environment: dict[str, str]) -> subprocess.Popen:
     words = [sys.executable, "-m", "logn_d2", *verb.command(out, model), *verb.resume]
-    log = open(out.with_suffix(".log"), "a")  # the child's, which outlives this function
+    log = open(out.with_suffix(".log"), "a")  # the child keeps it open beyond this function
     return subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -148,7 +148,7 @@ def trial(
     duration: float,
     draw: random.Random,
 ) -> int:
-    """Kills and resumes; returns how often it was killed before it ended."""
+    """Kill and resume; return the number of kills before the command finished."""
     kills = 0
     for _ in range(draw.randint(1, 3)):
         process = start(verb, out, model, environment)
@@ -168,7 +168,7 @@ def trial(
 
 
 def main() -> int:
-    """Prints a line for each verb; the exit status is 1 where a number differs."""
+    """Print a line for each verb; the exit status is 1 if a result differs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

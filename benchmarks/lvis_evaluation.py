@@ -1,9 +1,9 @@
 """LVIS AP of drawn detections: `evaluate_lvis` against lvis-api itself, and against hotcoco.
 
-Each side runs in a process of its own, in turn; results are compared before the ratios are printed.
-Time is from the json file of the annotations and the detections in memory, in the form that the
-side takes, to all numbers. Memory is what the process needs at most beyond its imports, so it holds
-the detections as well: arrays on one side, a list of dictionaries on the other.
+Each side runs in a separate process, in turn; results are compared before the ratios are printed.
+Time runs from the annotations' json file and the detections in memory, in the side's own format, to
+all numbers. Memory is the process's peak beyond its imports, including the detections: arrays on
+one side, a list of dictionaries on the other.
 
     python benchmarks/lvis_evaluation.py                 # LVIS size; the reference takes minutes
     python benchmarks/lvis_evaluation.py --images 500    # quick
@@ -154,7 +154,7 @@ def run_lvis_api(folder: Path, iou_type: str) -> Callable[[], tuple[np.ndarray, 
 def run_hotcoco(folder: Path, iou_type: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     """The same for hotcoco, which takes detections as an array.
 
-    It then takes the boxes' areas for those of the masks, so that objects by size are left out.
+    hotcoco then uses the boxes' areas for the masks, so metrics by size are left out.
     """
     from hotcoco import COCO, COCOeval
 
@@ -188,7 +188,7 @@ SIDES = {"logn_d2": run_ours, "lvis-api": run_lvis_api, "hotcoco": run_hotcoco}
 
 
 def measure(side: str, folder: Path, iou_type: str) -> None:
-    """In a process of its own: write the numbers, print seconds and bytes."""
+    """In a separate process: write the numbers, print seconds and bytes."""
     before = _resident_bytes()
     evaluate = SIDES[side](folder, iou_type)
     gc.collect()
@@ -215,7 +215,7 @@ def in_own_process(side: str, folder: Path, iou_type: str) -> dict[str, Any]:
 
 
 def check_equal(folder: Path, sides: list[str]) -> float:
-    """Return the largest difference of any number of any class; stops where it is too large."""
+    """Return the largest difference of any number of any class; stop if it is too large."""
     first, *others = (np.load(folder / f"{side}.npz") for side in sides)
     worst = 0.0
     for other in others:

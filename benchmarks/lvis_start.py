@@ -1,8 +1,8 @@
-"""What a training of LVIS's size reads and counts before its first step: time and memory.
+"""Time and memory of a training of LVIS's size before its first step.
 
-The json is drawn: images, annotations with polygons, federated lists and image counts with a long
-tail, as many as LVIS v1 has. No image file is needed. Each step runs on what the one before made;
-time is CPU time of this process, memory what it needs at most beyond its imports.
+The json is synthetic: as many images, annotations with polygons, federated lists and long-tailed
+    image counts as in LVIS v1. No image file is needed. Each step uses the result of the previous
+    one; time is CPU time of this process, memory its peak beyond its imports.
 
     python benchmarks/lvis_start.py                    # 100,170 images; a json of about 1 GB
     python benchmarks/lvis_start.py --images 10000     # a tenth
@@ -37,7 +37,7 @@ NAME = "lvis_stand_in"
 
 
 def draw(path: Path, num_images: int, num_classes: int, seed: int) -> None:
-    """Writes the json, image by image, so that drawing needs no memory."""
+    """Write the json image by image, which needs little memory."""
     rng = np.random.default_rng(seed)
     # Class k is in as many images as 1 / (k + 10) says; every class is in one at least.
     chance = 1 / np.arange(10, num_classes + 10)
@@ -99,7 +99,7 @@ def _categories(image_count: np.ndarray) -> list[dict[str, Any]]:
 
 
 def measure(what: str, work: Callable[[], Any], rows: list[list[Any]]) -> Any:
-    """Adds a row: CPU seconds, and the peak of memory so far."""
+    """Add a row: CPU seconds, and the peak of memory so far."""
     start = time.process_time()
     result = work()
     rows.append([what, time.process_time() - start, _peak()])
@@ -125,7 +125,7 @@ def start(path: Path) -> list[list[Any]]:
 
 
 def _start_kept(rows: list[list[Any]]) -> None:
-    """What a training does with one loading; its records are free afterwards."""
+    """The steps of a training after one loading; its records are freed afterwards."""
     records = measure(
         "load: parse, check, Detectron2's form", lambda: DatasetCatalog.get(NAME), rows
     )

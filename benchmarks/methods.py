@@ -1,10 +1,10 @@
 """Long-tail methods on LT-Glyphs, all with the same budget, sampler by sampler and seed by seed.
 
 All trainings start from one detector of other characters, as those of the papers start from other
-photographs. Calibrations after training share one training; second stages share their first. Each
-training ends with its evaluation. After each, the table is written from all that is in the output's
-folder, and after an interruption the same command goes on. The whole takes about five hours of one
-core.
+photographs. Post-hoc calibrations share one training; second stages share their first stage. Each
+training ends with its evaluation. After each training, the table is written from all results in the
+output folder, and after an interruption the same command resumes. A full run takes about five
+core-hours.
 
 Both samplers can be run at the same time, with one thread each:
 
@@ -57,7 +57,7 @@ METRICS = ("AP", "APr", "APc", "APf")
 
 @dataclass(frozen=True)
 class Job:
-    """One training: where it is, its config, and what it is evaluated with afterwards."""
+    """One training: its folder, its config, and its calibrations."""
 
     folder: Path
     cfg: CfgNode
@@ -76,11 +76,11 @@ class Job:
 
     @property
     def settings(self) -> Path:
-        """The config that it was begun with."""
+        """The config of its start."""
         return self.folder / "benchmark.yaml"
 
     def has_begun(self) -> bool:
-        """Whether it was begun, with these settings.
+        """Whether it was started with these settings.
 
         Raises:
             ValueError: with others.
@@ -91,17 +91,17 @@ class Job:
         return False
 
     def is_done(self) -> bool:
-        """Whether it is trained and evaluated; raises as `has_begun`."""
+        """Whether it is trained and evaluated; raises like `has_begun`."""
         return self.has_begun() and is_trained(self.folder) and self.results.is_file()
 
 
 def pretraining_folder(args: argparse.Namespace) -> Path:
-    """Where the detector is that all methods start from; every sampler and seed has the same."""
+    """Folder of the initial detector, the same for all methods, samplers and seeds."""
     return args.output / "pretraining"
 
 
 def make_pretraining(args: argparse.Namespace) -> Job:
-    """The training of what all methods start from."""
+    """The training of the initial detector."""
     folder = pretraining_folder(args)
     cfg = load_config(config_file(SIZES[args.size].pretraining))
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
@@ -139,7 +139,7 @@ def make_job(args: argparse.Namespace, sampler: str, seed: int, name: str) -> Jo
 
 
 def train(job: Job) -> None:
-    """Trains and evaluates, from where it was interrupted.
+    """Train and evaluate, or resume an interrupted training.
 
     Raises:
         ValueError: the folder has a run with other settings, or the training has failed.
@@ -168,7 +168,7 @@ def calibrate(job: Job) -> dict[str, dict[str, float]]:
 
 
 def calibrated(job: Job) -> dict[str, dict[str, float]] | None:
-    """What `calibrate` has found; None if it has not, or for other rows or weights."""
+    """The result of `calibrate`; None if there is none for these rows and weights."""
     path, weights = job.folder / "calibrated.json", job.folder / "model_final.pth"
     if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
         return None
@@ -198,10 +198,10 @@ def sizes_of_model(cfg: CfgNode) -> tuple[int, int]:
 
 
 class Table:
-    """What has been measured so far, by all processes that write to one folder, as Markdown.
+    """All results so far, of all processes that write to one folder, as Markdown.
 
     Args:
-        args (Namespace): of the command line; its samplers and methods do not matter.
+        args (Namespace): of the command line; its samplers and methods are ignored.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -268,14 +268,14 @@ def _line(
 
 
 def draw_sets(size: str) -> None:
-    """Draws the data sets that are missing."""
+    """Draw the missing data sets."""
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     for name in [size, "pretrain"] if SIZES[size].pretraining else [size]:
         draw_glyphs(root, name)
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Trains what is missing and writes the table after each method."""
+    """Run the missing trainings, and write the table after each method."""
     table = Table(args)
     if SIZES[args.size].pretraining:
         say("pretraining")
@@ -313,7 +313,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the benchmark; the exit code is 130 when it is interrupted."""
+    """Run the benchmark; the exit status is 130 after Ctrl-C."""
     args = parse_args()
 
     def work() -> None:

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Table 1 of the paper on LVIS v1, row after row: trains or evaluates what is not done yet.
+"""Reproduce Table 1 of the paper on LVIS v1: train and evaluate all unfinished rows.
 
-The rows are those of docs/methods.md. A row that another one starts from comes first; a finished
-row is kept, and an interrupted one resumes. After a failure the rows that need nothing of it
-continue. The table with our figures beside the paper's is OUTPUT_DIR's `table1.md`, written after
-each row, so that a look at any time shows what is there.
+The rows are those of docs/methods.md. Rows that others start from come first; a finished row is
+kept, and an interrupted one is resumed. After a failure, the rows that do not depend on it
+continue. OUTPUT_DIR/table1.md shows our figures beside the paper's; it is updated after each row.
 
-Needs LVIS v1 under $DETECTRON2_DATASETS and GPUs. The time left is estimated from the iterations of
-the same detector that have been measured, and is not known before.
+Needs LVIS v1 under $DETECTRON2_DATASETS and GPUs. The remaining time is estimated from measured
+iterations of the same detector, and unknown before.
 
 Example:
     python benchmarks/paper_table1.py --dry-run
@@ -57,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """A config to train or to evaluate."""
+    """A config to train or evaluate."""
 
     config: Path
     cfg: CfgNode
@@ -68,7 +67,7 @@ class Job:
         return Path(self.cfg.OUTPUT_DIR)
 
     def results(self) -> list[Mapping[str, Mapping[str, float]]]:
-        """Rows of its evaluation; empty before."""
+        """Rows of its evaluation; empty if it is not finished."""
         (test,) = self.cfg.DATASETS.TEST
         path = self.folder / "inference" / test / "results.json"
         return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
@@ -82,7 +81,7 @@ class Job:
         return [self.verb, *given, "--resume"]
 
     def seconds_per_iteration(self) -> float | None:
-        """Median of what its training has logged; None before."""
+        """Median of the logged times of its training; None before."""
         path = self.folder / "metrics.json"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         times = [entry["time"] for entry in map(json.loads, lines) if "time" in entry]
@@ -95,7 +94,7 @@ def read_rows(path: Path = METHODS) -> list[Row]:
 
 
 def make_jobs(rows: Sequence[Row]) -> dict[str, Job]:
-    """Config -> job, for these rows and what they start from; those come first.
+    """Config -> job, for these rows and, first, the rows they start from.
 
     Raises:
         ValueError: a row starts from weights that no config here makes.
@@ -125,7 +124,7 @@ def starts_from(job: Job, jobs: Mapping[str, Job]) -> str | None:
 
 
 def figures(row: Row, job: Job) -> str:
-    """Box AP / mask AP / APr / APc / APf as in the paper's column; "" before it is done."""
+    """Box AP / mask AP / APr / APc / APf as in the paper's column; "" if it is not finished."""
     wanted = [
         each for each in job.results() if (each["calibration"] == UNCALIBRATED) == is_raw(row)
     ]
@@ -141,7 +140,7 @@ def is_raw(row: Row) -> bool:
 
 
 def table(rows: Iterable[Row], jobs: Mapping[str, Job]) -> str:
-    """The table with a column of ours."""
+    """The table with a column of our figures."""
     lines = ["| detector | sampler | method | config | paper | ours |", "|---" * 6 + "|"]
     for row in rows:
         cells = (row.detector, row.sampler, row.method, f"`{row.config}`", row.paper)
@@ -150,7 +149,7 @@ def table(rows: Iterable[Row], jobs: Mapping[str, Job]) -> str:
 
 
 def time_left(jobs: Iterable[Job], measured: Mapping[str, float]) -> str:
-    """Hours of the trainings that are not done, where a detector of the same depth was measured."""
+    """Hours of the remaining trainings whose detector's depth has been measured."""
     left = [job for job in jobs if not job.is_done() and job.verb == "train"]
     unknown = [job for job in left if key_of(job) not in measured]
     hours = sum(j.cfg.SOLVER.MAX_ITER * measured.get(key_of(j), 0) for j in left) / 3600
@@ -164,7 +163,7 @@ def key_of(job: Job) -> str:
 
 
 def run(jobs: Mapping[str, Job], rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
-    """Does what is not done; returns the configs that failed or were left out."""
+    """Run the unfinished jobs; return the configs that failed or were skipped."""
     failed: list[str] = []
     for name, job in jobs.items():
         first = starts_from(job, jobs)
@@ -185,7 +184,7 @@ def run(jobs: Mapping[str, Job], rows: Sequence[Row], args: argparse.Namespace) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 where a row has failed."""
+    """Return the exit status: 1 if a row failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -47,7 +47,7 @@ def detector_output(rois: int, classes: int, agnostic: bool, device: str) -> tup
 
 
 def assert_equal(left: tuple, right: tuple) -> None:
-    """Fails unless both results are equal, bit for bit and in order."""
+    """Fail unless both results are equal, bit for bit and in order."""
     (one,), (one_rows,) = left
     (other,), (other_rows,) = right
     assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)

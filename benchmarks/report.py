@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_annotations(rng: np.random.Generator, images: int, classes: int) -> dict:
-    """A data set in LVIS's form whose classes have Zipf's frequencies."""
+    """A data set in LVIS format whose classes have Zipf's frequencies."""
     weight = 1 / np.arange(1, classes + 1)
     category = rng.choice(classes, size=(images, OBJECTS), p=weight / weight.sum())
     box = draw_boxes(rng, images * OBJECTS).round(2)

@@ -1,4 +1,4 @@
-"""What the benchmarks that train share: they can be interrupted, and end in a Markdown file."""
+"""Shared by benchmarks that train: they can be resumed, and write a Markdown file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["run_to_exit_status", "write_markdown"]
 
 
 def run_to_exit_status(work: Callable[[], Any]) -> int:
-    """Calls the work; a mistake ends the program with one sentence, Ctrl-C returns 130."""
+    """Run the work; a mistake ends the program with one sentence, Ctrl-C returns 130."""
     try:
         with short_errors():
             work()
@@ -26,7 +26,7 @@ def run_to_exit_status(work: Callable[[], Any]) -> int:
 
 
 def write_markdown(path: Path, parts: Sequence[str]) -> str:
-    """Writes titles, paragraphs and tables, whole or not at all, and returns the text."""
+    """Write titles, paragraphs and tables, completely or not at all, and return the text."""
     text = "\n\n".join(parts) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,9 +1,9 @@
-"""A query-based detector that learns something within minutes of one core, and its site.
+"""A query-based detector that trains within minutes on one core, and its site.
 
-DETR's form (Carion et al., ECCV 2020): queries look at the image and at each other in a decoder;
-each says one class or "no object", and one box; the loss matches queries and objects one to one. As
-in Anchor DETR (Wang et al., AAAI 2022) a query stands at a point of the image; here it also begins
-with the features there, so that it need not learn from afar where to look.
+It follows DETR (Carion et al., ECCV 2020): queries attend to the image and to each other in a
+    decoder; each predicts one class or "no object", and one box; the loss matches queries and
+    objects one to one. As in Anchor DETR (Wang et al., AAAI 2022), a query belongs to a point of
+    the image; here it also starts with the features at that point, which shortens the training.
 
 Shapes: N images, Q queries, K classes, C = K + 1 logit columns ("no object" last), L decoder
 layers, D channels. Boxes are (centre, size) in [0, 1] of the padded image.
@@ -84,7 +84,7 @@ class SmallDetr(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Losses in training, detections else."""
+        """Losses in training, otherwise detections."""
         images = self._images(inputs)
         logits, boxes = self._predict(images.tensor)
         if self.training:
@@ -97,7 +97,7 @@ class SmallDetr(nn.Module):
     def match(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Instances], size: torch.Size
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each image, queries and the objects that they are matched to, one to one."""
+        """For each image, queries and their matched objects, one to one."""
         found = []
         for of_image, box, target in zip(logits.detach(), boxes.detach(), targets):
             wanted = _relative(target, size)
@@ -162,7 +162,7 @@ class SmallDetr(nn.Module):
         return self.class_embed(states), (offsets + start).sigmoid()
 
     def _tokens(self, level: Tensor) -> Tensor:
-        """(N, H W, D) of a level, each with its place."""
+        """Features of a level with their positions, (N, H W, D)."""
         places = _waves(_grid(*level.shape[-2:]).to(level))
         return level.flatten(2).mT + self.place(places)
 
@@ -187,7 +187,7 @@ class SmallDetr(nn.Module):
 
 @SITE_REGISTRY.register(f"{__name__}.SmallDetr")
 def small_detr_site(model: SmallDetr) -> LogitSite:
-    """A linear layer over all decoder layers at once, of which the last counts."""
+    """A linear layer over all decoder layers at once; only the last layer's logits count."""
     return LogitSite(
         [model.class_embed],
         num_classes=model.num_classes,
@@ -212,7 +212,7 @@ def _grid(rows: int, columns: int) -> Tensor:
 
 
 def _waves(points: Tensor) -> Tensor:
-    """(Q, 64) sines and cosines of points (Q, 2), as a transformer is told places."""
+    """Sinusoidal position encoding of points (Q, 2), (Q, 64)."""
     phases = points[..., None] * 2 * math.pi * 2 ** torch.arange(0, 4, 0.25, device=points.device)
     return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(1)
 

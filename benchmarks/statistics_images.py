@@ -1,14 +1,14 @@
-"""How many images the statistics pass needs: AP against images seen, over several passes.
+"""The number of images that the statistics pass needs: AP against images, over several passes.
 
-Each pass sees the training images in another random order, and draws other RoIs; its state is kept
-on the way. All these statistics, under LogN and its parts, go through the validation set in one
-sweep: the network runs once. Boxes only. The second table is what early stopping would have done:
-the first look at which the standard error of the calibrated logits was below a tolerance.
+Each pass visits the training images in another random order and samples other RoIs; snapshots of
+its statistics are kept. All snapshots, under LogN and its parts, are evaluated in one sweep over
+the validation set: the network runs once. Boxes only. The second table shows early stopping: the
+first check at which the standard error of the calibrated logits was below a tolerance.
 
     make demo && python benchmarks/statistics_images.py --run output/demo --output output/images
 
-Writes OUTPUT/statistics_images.json and the tables on the terminal. Passes that are finished, and a
-sweep that was interrupted, are not repeated by the same command.
+Writes OUTPUT/statistics_images.json and the tables on the terminal. The same command keeps finished
+passes and resumes an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from logn_d2.sweeps import evaluate_sweep, sweep
 
 METRICS = ("AP", "APr", "APc", "APf")
 
-# Number of images -> statistics, of one pass.
+# Number of images -> statistics, for one pass.
 Snapshots = dict[int, LogitStatistics]
 
 
 class Segment:
-    """The next batches of an iterator that goes through a whole pass."""
+    """The next batches of an iterator over a whole pass."""
 
     def __init__(self, batches: Iterator[Sequence[Mapping[str, Any]]], length: int) -> None:
         self._batches = batches
@@ -65,14 +65,14 @@ class Segment:
 
 
 def ends_of(length: int, period: int, counts: Sequence[int]) -> list[int]:
-    """Numbers of images at which a pass's state is kept: each look, each count, and the end."""
+    """Numbers of images at which a snapshot is kept: each check, each count, and the end."""
     return sorted({*range(period, length, period), *(c for c in counts if c < length), length})
 
 
 def run_pass(
     model: nn.Module, cfg: CfgNode, seed: int, period: int, counts: Sequence[int]
 ) -> Snapshots:
-    """One pass over all images, with its state on the way."""
+    """One pass over all images, with its snapshots."""
     cfg = cfg.clone()
     cfg.MODEL.LOGN.COLLECT.SEED = seed
     loader = build_statistics_loader(cfg)
@@ -95,7 +95,7 @@ def run_pass(
 def finished_pass(
     folder: Path, model: nn.Module, period: int, counts: Sequence[int]
 ) -> Snapshots | None:
-    """What an earlier run has kept of a pass with these weights, if that is enough."""
+    """Snapshots that an earlier run kept of a pass with these weights, if they suffice."""
     if not (folder / "finished").is_file():
         return None
     files = [LogitStatistics.load(path) for path in folder.glob("*.safetensors")]
@@ -113,14 +113,14 @@ def finished_pass(
 
 
 def keep_pass(folder: Path, snapshots: Snapshots) -> None:
-    """Writes a finished pass's snapshots."""
+    """Write a finished pass's snapshots."""
     for count, snapshot in snapshots.items():
         snapshot.save(folder / f"{count:07d}.safetensors")
     (folder / "finished").touch()
 
 
 def stopping_points(snapshots: Snapshots, period: int, tolerances: Sequence[float]) -> dict:
-    """Tolerance -> images at which a pass would have ended, and the error there."""
+    """Tolerance -> images at which the pass would have ended, and the error there."""
     errors = {count: each.sampling_error() for count, each in snapshots.items()}
     last = max(errors)
     looks = [count for count in errors if count % period == 0 or count == last]
@@ -147,7 +147,7 @@ def make_calibrations(
 
 
 def label(name: str, seed: int, count: int) -> str:
-    """How a variant with certain statistics is called in the sweep."""
+    """Name of a variant with certain statistics in the sweep."""
     return f"{name}, pass {seed}, {count} images"
 
 
@@ -171,7 +171,7 @@ def by_images(
     """For each number of images, and all: the error, and each variant's metrics over passes."""
     rows = []
     for count in [*counts, None]:
-        # Passes may differ in length, where a sampler repeats images at random.
+        # Passes may differ in length if a sampler repeats images at random.
         seen = {seed: max(own) if count is None else count for seed, own in passes.items()}
         errors = [passes[seed][images].sampling_error() for seed, images in seen.items()]
         row: dict[str, Any] = {"images": max(seen.values()), "std_error": summarize(errors)}
@@ -188,7 +188,7 @@ def by_tolerance(
     points: Mapping[int, dict],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """For each tolerance: images seen, and what it cost against the whole pass."""
+    """For each tolerance: number of images, and the loss against the whole pass."""
     rows = []
     for tolerance in next(iter(points.values())):
         images = {seed: own[tolerance]["images"] for seed, own in points.items()}
@@ -223,9 +223,7 @@ def print_tables(results: Mapping[str, Any]) -> None:
             for row in results["by_images"]
         ]
         print(tabulate(lines, ["images", "std error", *names], "pipe", disable_numparse=True))
-    print(
-        "\nBox AP less that of the whole pass (largest distance), where a pass would have ended:\n"
-    )
+    print("\nBox AP minus the whole pass's (largest difference), where a pass would have ended:\n")
     lines = [
         [
             f"{row['tolerance']:g}" + ("" if all(row["reached"]) else " (not reached)"),
@@ -250,7 +248,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--passes", type=int, default=3, help="each with a seed of its own")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.2, 0.1, 0.05, 0.03])
-    parser.add_argument("--period", type=int, default=100, help="images between two looks")
+    parser.add_argument("--period", type=int, default=100, help="images between two checks")
     parser.add_argument(
         "--calibrations", nargs="+", default=["logn", "logn_no_beta", "logn_mean", "logn_std"]
     )
@@ -269,7 +267,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
-    """All passes, the sweep, and what they say."""
+    """All passes, the sweep, and the results."""
     cfg = setup(args)
     model = build_model(cfg).eval()
     weights = str(args.weights or args.run / "model_final.pth")

@@ -3,7 +3,7 @@
 The released code puts a BatchNorm1d behind the classifier and trains for one epoch at learning rate
 0: all losses with those of masks, backward pass, optimizer step. Ours runs forward to the logits.
 Both load the same images in the same process, with the same resize; theirs needs the masks too. The
-sides alternate, after a check that they gather the same statistics of the same RoIs.
+sides alternate, after a check that they collect the same statistics of the same RoIs.
 
     python benchmarks/statistics_pass.py --rounds 5
     python benchmarks/statistics_pass.py --config-file configs/glyphs_lvis_mask_rcnn_R_50_FPN.yaml
@@ -48,12 +48,12 @@ from logn_d2.modeling.stages import RecordedStage
 DATASET = "drawn_benchmark"
 MOMENTUM = 5e-5  # of the released configs
 # Largest difference of the two sides' statistics of the same RoIs, in std of the logits: with
-# gradients the network rounds otherwise (frozen batch norm takes another way).
+# gradients the network rounds differently (frozen batch norm uses another implementation).
 TOLERANCE = 1e-4
 
 
 def draw_images(folder: Path, args: argparse.Namespace, num_classes: int) -> list[dict]:
-    """Images with coloured polygons on noise, in Detectron2's data set form."""
+    """Images with coloured polygons on noise, in Detectron2's data set format."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(args.images):
@@ -90,7 +90,7 @@ def make_config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE = args.device
     cfg.MODEL.WEIGHTS = ""
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (DATASET,)
-    cfg.DATALOADER.NUM_WORKERS = 0  # so that loading counts in full on both sides
+    cfg.DATALOADER.NUM_WORKERS = 0  # so that loading time counts fully on both sides
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = args.height, max(args.width, args.height)
     cfg.MODEL.LOGN.COLLECT.AUGMENT = False
@@ -100,10 +100,9 @@ def make_config(args: argparse.Namespace) -> CfgNode:
 
 
 def plausible_norms(model: nn.Module, loader: DataLoader) -> None:
-    """Gives batch norms, frozen or not, the mean and variance of what comes in.
+    """Give batch norms, frozen or not, the mean and variance of their inputs.
 
-    As they start, they pass everything on, activations of random weights grow with depth, and the
-    proposals are as good as none.
+    Without it, activations of random weights grow with depth, and the proposals are useless.
     """
 
     def measure(module: nn.Module, args: tuple) -> None:
@@ -142,7 +141,7 @@ class ReleasedWay:
         self.rois = ""
 
     def __call__(self, loader: DataLoader, keep: bool = False) -> None:
-        """Passes over the images; the logits of each are kept if asked for."""
+        """Pass over the images, optionally keeping the logits of each."""
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -174,7 +173,7 @@ class ReleasedWay:
 
 
 def training_loader(cfg: CfgNode, ours: DataLoader, records: Sequence[dict]) -> DataLoader:
-    """The images of our loader, in its order and of its size, with their masks."""
+    """The images of our loader, in its order and size, with their masks."""
     arguments = DatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = DatasetMapper.from_config(cfg, is_train=False)["augmentations"]
     by_id = {record["image_id"]: index for index, record in enumerate(records)}
@@ -185,7 +184,7 @@ def training_loader(cfg: CfgNode, ours: DataLoader, records: Sequence[dict]) -> 
 
 @contextlib.contextmanager
 def sampled_rois(model: nn.Module, kept: list, replay: bool) -> Iterator[None]:
-    """Keeps what is sampled in each image; or gives that again, in the same order."""
+    """Record the sampled RoIs of each image, or replay them in the same order."""
     method = model.roi_heads.label_and_sample_proposals
 
     def sample(*args: object) -> list:
@@ -200,9 +199,9 @@ def sampled_rois(model: nn.Module, kept: list, replay: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def crowded(model: nn.Module, number: int) -> Iterator[None]:
-    """Puts some of the proposals around objects, as those of a trained model are.
+    """Put some of the proposals around objects, like a trained model's.
 
-    Untrained proposals hardly meet an object, which leaves the mask branch little to do.
+    Untrained proposals hardly meet an object, so the mask branch would have little work.
     """
     forward = model.proposal_generator.forward
 
@@ -224,10 +223,10 @@ def crowded(model: nn.Module, number: int) -> Iterator[None]:
 def check_equality(
     model: nn.Module, theirs: ReleasedWay, ours: DataLoader, training: DataLoader
 ) -> None:
-    """Prints how far the two sides' statistics of the same RoIs are apart.
+    """Print the differences of the two sides' statistics of the same RoIs.
 
     Raises:
-        AssertionError: further than rounding can explain.
+        AssertionError: larger than rounding can explain.
     """
     kept: list = []
     for norm in theirs.norms:
@@ -244,7 +243,7 @@ def check_equality(
         for of_image in logits:
             moments.update(of_image.cpu())
         assert torch.equal(moments.count, stage.count), "another number of RoIs"
-        # Few steps of a small momentum: what they add up to is what has to agree.
+        # After few steps of a small momentum, the accumulated changes must agree.
         moved = 1 - (1 - MOMENTUM) ** len(logits)
         mean, var = norm.running_mean.cpu(), norm.running_var.cpu()
         differences = {
@@ -256,7 +255,7 @@ def check_equality(
         largest = {name: float(each.abs().max()) for name, each in differences.items()}
         found = ", ".join(f"{name} {value:.0e}" for name, value in largest.items())
         print(f"stage {index}, largest differences in std (variances): {found}")
-        # BatchNorm1d has float32 buffers, of which a small momentum leaves few digits.
+        # BatchNorm1d has float32 buffers, where a small momentum leaves few digits.
         assert max(largest["mean"], largest["std"]) < TOLERANCE, "different statistics"
     theirs.seen = [[] for _ in theirs.seen]
 
@@ -285,7 +284,7 @@ class Clock:
         self._clock = clock
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """The function, on the clock."""
+        """The function, timed."""
 
         def run(*args: object, **kwargs: object) -> object:
             if self._device == "cuda":
@@ -331,19 +330,19 @@ def split_of(
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use."""
+    """Memory in use by this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def state_bytes(collected: LogitStatistics) -> int:
-    """Size of all tensors of the state, which is what a partial file holds."""
+    """Size of all tensors of the state, the content of a partial file."""
     tensors = [tensor for stage in collected.stages for tensor in stage.tensors("s").values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def show_memory(num_rois: int) -> None:
-    """Prints the collector's state after more and more images, for more and more classes."""
+    """Print the size of the collector's state for growing numbers of images and classes."""
     print("| classes | images | state KiB | per class bytes | process grew by KiB |")
     print("|---|---|---|---|---|")
     for num_classes in (150, 1203, 12030):
@@ -400,7 +399,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def benchmark(args: argparse.Namespace, folder: Path) -> None:
-    """Checks equality, then times both sides, then the parts of ours."""
+    """Check equality, then time both sides, then the parts of ours."""
     cfg = make_config(args)
     records = draw_images(folder, args, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     DatasetCatalog.register(DATASET, lambda: records)

@@ -1,9 +1,9 @@
 """A sweep of ten calibrations against one evaluation: inference and AP of boxes and masks.
 
-The other side is what evaluating one model costs: Detectron2's loop with `LVISFormEvaluator`. The
-sweep is timed as it is used (without masks that the LVIS rule does not look at), with all masks,
-and from stored swept. All run in turn in one process, on a trained detector; the results of
-the calibration that all have in common are compared first.
+The other side is the evaluation of one model: Detectron2's loop with `LVISFormEvaluator`. The sweep
+    is timed as usual (without masks that the LVIS rule drops), with all masks, and from stored
+    outputs. All run in turn in one process, on a trained detector; the results of their common
+    calibration are compared first.
 
     make demo && python benchmarks/sweep.py --run output/demo --images 100 --rounds 3
 """
@@ -53,7 +53,7 @@ class Sides:
     Args:
         cfg (CfgNode): of the detector.
         run (Path): folder with its weights and statistics.
-        folder (Path): for stored swept.
+        folder (Path): folder for stored outputs.
     """
 
     def __init__(self, cfg: CfgNode, run: Path, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Sides:
         return evaluate_sweep(swept, self._truth)[UNCALIBRATED]
 
     def all_masks(self) -> Metrics:
-        """The same, with masks that nobody looks at."""
+        """The same, with masks that the LVIS rule drops."""
         return self.sweep(all_masks=True)
 
     def storing(self) -> Metrics:
@@ -111,7 +111,7 @@ class Sides:
 
 
 def register_part(cfg: CfgNode, images: int, folder: Path) -> int:
-    """Registers the first images of the evaluation set; returns how many they are."""
+    """Register the first images of the evaluation set; return their number."""
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     content = json.loads(Path(metadata.json_file).read_text(encoding="utf-8"))
     content["images"] = content["images"][:images]
@@ -124,7 +124,7 @@ def register_part(cfg: CfgNode, images: int, folder: Path) -> int:
 
 
 def check(sides: dict[str, Callable[[], Metrics]]) -> None:
-    """Compares the sides' results.
+    """Compare the sides' results.
 
     Raises:
         AssertionError: they differ.
@@ -134,7 +134,7 @@ def check(sides: dict[str, Callable[[], Metrics]]) -> None:
     for name, found in results.items():
         for task, metrics in expected.items():
             values = [found[task][metric] for metric in metrics]
-            # A mask that is computed in another batch may round a pixel otherwise.
+            # A mask computed in another batch may round a pixel differently.
             tolerance = 1e-9 if task == "bbox" else 0.05
             np.testing.assert_allclose(values, list(metrics.values()), atol=tolerance, err_msg=name)
     print(f"box AP {expected['bbox']['AP']:.3f} on all sides")
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--cpu-time", action="store_true", help="not wall time: where other programs run too"
+        "--cpu-time", action="store_true", help="instead of wall time, for a busy machine"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()

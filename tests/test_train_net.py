@@ -434,7 +434,7 @@ def test_debug_variable_brings_the_traceback_back(train_net, tmp_path, monkeypat
     ("arguments", "part"),
     [
         (["--stats", "x"], "--stats is for --eval-only"),
-        (["--eval-only", "--collect-stats"], "--collect-stats goes without"),
+        (["--eval-only", "--collect-stats"], "--collect-stats excludes"),
         (["--eval-only", "--stop-at", "0.1"], "--stop-at is for a statistics pass"),
         (["SEED", "1", "--resume"], "write --resume before"),
     ],

@@ -38,8 +38,9 @@ def test_every_command_has_its_arguments_and_its_work() -> None:
 def test_what_help_says_equals_what_the_work_does() -> None:
     from logn_d2.cli import ablate, demo, report
     from logn_d2.commands.ablate import ABLATIONS
-    from logn_d2.commands.demo import PHASES, ROUGHLY
+    from logn_d2.commands.demo import PHASES
     from logn_d2.commands.demo_run import SAMPLERS
+    from logn_d2.commands.demo_words import ROUGHLY
     from logn_d2.report import Settings
 
     assert demo.SIZES == tuple(ROUGHLY) and demo.PHASES == tuple(PHASES)
