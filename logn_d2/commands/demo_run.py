@@ -30,7 +30,7 @@ SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
 _CONFIGS = {
     "tiny": "glyphs_tiny_mask_rcnn_R_18_FPN{suffix}.yaml",
-    "demo": "glyphs_demo_mask_rcnn_R_18_FPN{suffix}.yaml",
+    "demo": "glyphs_demo_mask_rcnn_efficientnet_lite0_FPN{suffix}.yaml",
     "lvis": "glyphs_lvis_mask_rcnn_R_50_FPN{suffix}.yaml",
 }
 _JOURNAL = "demo.json"
