@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from .errors import UserError
 
-__all__ = ["ClassCounts", "frequency_groups", "shot_groups"]
+__all__ = ["ClassCounts", "CountsSource", "frequency_groups", "shot_groups"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class ClassCounts:
             found = np.shape(value)
             if value is not None and found != expected:
                 raise UserError(f"{field} has shape {found}, expected {expected}: one a class.")
+
+
+CountsSource = ClassCounts | Callable[[], ClassCounts] | None
+"""Class counts; or a function that returns them, called only if they are needed, because counting
+LVIS takes a while; or None."""
 
 
 def frequency_groups(

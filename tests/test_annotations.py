@@ -128,7 +128,7 @@ def test_names_are_utf8_in_any_locale_and_a_mark_at_the_start_is_fine(tmp_path):
 
 def test_short_polygons_are_no_mask():
     assert mask_of({"segmentation": [[], [1, 2], SQUARE]}) == [SQUARE]
-    for none in (None, [], [[]], [[1, 2, 3, 4]]):
+    for none in (None, [], [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]]):
         assert mask_of({"segmentation": none}) is None
 
 

@@ -1,6 +1,6 @@
 """The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
 
-from ..frequency import ClassCounts, frequency_groups, shot_groups
+from ..frequency import ClassCounts, CountsSource, frequency_groups, shot_groups
 from . import calibration_entries  # noqa: F401  only registration
 from .affine import AffineCalibration
 from .auto_calibration import auto
@@ -42,6 +42,7 @@ __all__ = [
     "AffineCalibration",
     "CalibrationInputs",
     "ClassCounts",
+    "CountsSource",
     "ClassificationLoss",
     "EmaLogitMoments",
     "LogitMoments",

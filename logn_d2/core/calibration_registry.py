@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..frequency import ClassCounts
+from ..frequency import ClassCounts, CountsSource
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
 from .calls import parse_call
@@ -61,7 +61,7 @@ class CalibrationInputs:
 
     num_classes: int
     stage: StageStatistics | Callable[[], StageStatistics] | None = None
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None
+    counts: CountsSource = None
     background: Background = "last"
     classifier: Classifier | None = None
     stage_index: int = 0
@@ -210,7 +210,7 @@ def stage_calibrations(
     num_classes: int,
     num_stages: int = 1,
     statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     background: Background = "last",
     classifiers: Sequence[Classifier] | None = None,
     class_names: Sequence[str] | None = None,

@@ -7,13 +7,13 @@ The model comes first, then the source of the calibration: a statistics file or 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from detectron2.utils import comm
 from torch import nn
 
 from .. import UNCALIBRATED
-from ..core import AffineCalibration, ClassCounts, LogitStatistics
+from ..core import AffineCalibration, CountsSource, LogitStatistics
 from ..lvis import LvisGroundTruth
 from ..modeling.attach import Source, chosen_calibrations, find_sites
 from ..passes.resume import BatchLoader, LoaderFactory
@@ -35,7 +35,7 @@ def evaluate(
     dataset: str | LvisGroundTruth,
     calibration: Source = None,
     statistics: str | os.PathLike | LogitStatistics | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     class_names: Sequence[str] | None = None,
     train_datasets: Sequence[str] = (),
     output_dir: str | os.PathLike[str] | None = None,
@@ -86,7 +86,7 @@ def sweep(
     loader: BatchLoader | LoaderFactory,
     dataset: str | LvisGroundTruth,
     calibrations: Sequence[str | AffineCalibration] = DEFAULT,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     class_names: Sequence[str] | None = None,
     train_datasets: Sequence[str] = (),
     output_dir: str | os.PathLike[str] | None = None,
@@ -127,7 +127,7 @@ def _sweep(
     loader: BatchLoader | LoaderFactory,
     dataset: str | LvisGroundTruth,
     statistics: str | os.PathLike | LogitStatistics | None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None,
+    counts: CountsSource,
     class_names: Sequence[str] | None,
     train_datasets: Sequence[str],
     **folders: object,

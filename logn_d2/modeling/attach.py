@@ -23,7 +23,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..core import AffineCalibration, ClassCounts, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, CountsSource, LogitStatistics, stage_calibrations
 from ..core.affine import Background
 from ..errors import UserError
 from ..sites import CHILD, CalibrationHook, ClassLayers, LogitSite, attached_layers, known_site
@@ -66,7 +66,7 @@ def attach(
     *,
     calibration: Source = None,
     statistics: str | os.PathLike | LogitStatistics | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     strict: bool = True,
     class_names: Sequence[str] | None = None,
     replace: bool = False,
@@ -322,7 +322,7 @@ def calibrations_at(
     text: str,
     *,
     statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     class_names: Sequence[str] | None = None,
 ) -> list[AffineCalibration]:
     """One calibration per site, from its text form.
@@ -373,7 +373,7 @@ def chosen_calibrations(
     calibration: Source = None,
     statistics: str | os.PathLike | LogitStatistics | None = None,
     *,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     strict: bool = True,
     class_names: Sequence[str] | None = None,
 ) -> tuple[list[AffineCalibration], list[WeightsGuard | None]]:

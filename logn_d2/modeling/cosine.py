@@ -21,6 +21,8 @@ from detectron2.modeling.roi_heads.mask_head import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.losses.base import wide
+
 __all__ = ["CosineConv2d", "CosineLinear", "CosineMaskHead"]
 
 # Added to the norms, not a lower bound of them, as in MMDetection: a zero row gives z_c = b_c.
@@ -78,7 +80,7 @@ class CosineLinear(nn.Linear):
                 weight = weight * factors[:, None]
             # The temperature goes to the features, as in MMDetection: another order would round
             # differently.
-            return F.linear(_normalized(x, dim=-1) * self.temperature, weight, _wide(self.bias))
+            return F.linear(_normalized(x, dim=-1) * self.temperature, weight, _bias(self))
 
     @property
     def factors(self) -> Tensor | None:
@@ -121,7 +123,7 @@ class CosineConv2d(nn.Conv2d):
         """(N, D, H, W) features of any floating type to (N, C, H, W) logits, at least float32."""
         with torch.autocast(x.device.type, enabled=False):
             x = _normalized(x) * self.temperature
-            return F.conv2d(x, _normalized(self.weight), _wide(self.bias))
+            return F.conv2d(x, _normalized(self.weight), _bias(self))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}"
@@ -167,13 +169,10 @@ def _initialize(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _wide(tensor: Tensor | None) -> Tensor | None:
-    """At least float32."""
-    if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
-        return tensor
-    return tensor.float()
+def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor | None:
+    return None if layer.bias is None else wide(layer.bias)
 
 
 def _normalized(tensor: Tensor, dim: int = 1) -> Tensor:
-    tensor = _wide(tensor)
+    tensor = wide(tensor)
     return tensor / (tensor.norm(dim=dim, keepdim=True) + EPSILON)

@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..core import AffineCalibration, ClassCounts, ClassificationLoss, build_loss
+from ..core import AffineCalibration, ClassificationLoss, CountsSource, build_loss
 from ..errors import UserError
 from .build import TrainingClassCounts
 from .calibrated import CalibratedPredictor
@@ -63,7 +63,7 @@ class LogNFastRCNNOutputLayers(CalibratedPredictor, FastRCNNOutputLayers):
         classifier: str = "linear",
         temperature: float = 20.0,
         loss: str | ClassificationLoss | None = None,
-        counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+        counts: CountsSource = None,
         calibration: AffineCalibration | None = None,
         weights_check: Callable[[nn.Module, AffineCalibration], None] | None = None,
         **kwargs: Any,

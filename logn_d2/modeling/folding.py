@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..core import (
     AffineCalibration,
-    ClassCounts,
     ClassificationLoss,
+    CountsSource,
     LogitStatistics,
     fold_cosine,
     fold_linear,
@@ -61,7 +61,7 @@ def fold(
     calibrations: Source = None,
     *,
     statistics: str | os.PathLike | LogitStatistics | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     strict: bool = True,
     site: LogitSite | None = None,
 ) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import (
     AffineCalibration,
     CalibrationInputs,
-    ClassCounts,
+    CountsSource,
     LogitStatistics,
     build_calibration,
     stage_calibrations,
@@ -49,7 +49,7 @@ class WeightsGuard:
 
     text: str
     statistics: LogitStatistics | None = None
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None
+    counts: CountsSource = None
     stage: int = 0
     background: Background = "last"
     strict: bool = True
@@ -105,7 +105,7 @@ def guarded_calibrations(
     *,
     num_classes: int,
     statistics: LogitStatistics | None = None,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
     background: Background = "last",
     class_names: Sequence[str] | None = None,
     fingerprints: Sequence[Tensor | None] = (),

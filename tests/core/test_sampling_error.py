@@ -15,10 +15,11 @@ from logn_d2.core import (
     sampling_error,
 )
 from logn_d2.core.moments import NUM_GROUPS
-from logn_d2.core.sampling_error import DEVIATIONS
 
 LEVEL = torch.tensor([-2.0, -5.0, -3.5, 3.0], dtype=torch.float64)  # beta is of the second
 SPREAD = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+# Written out: the documented range of raw logits, in standard deviations above the mean.
+ENDS = (0.0, 3.0)
 
 
 def draw_images(number, seed=0):
@@ -47,7 +48,7 @@ def stage_of(images, weights=None):
 
 
 def endpoint_logits(stage):
-    return torch.stack([stage.mean + d * stage.std for d in DEVIATIONS])
+    return torch.stack([stage.mean + d * stage.std for d in ENDS])
 
 
 def group(image):

@@ -307,6 +307,14 @@ def test_cropped_objects_are_those_of_training(cfg: CfgNode, records: list[dict]
     test_augmentation_is_that_of_training(cfg, records)
 
 
+def test_crops_of_training_leave_images_at_test_size_alone(cfg: CfgNode) -> None:
+    cfg.MODEL.MASK_ON = True
+    plain = passed(build_statistics_loader(cfg))
+    cfg.INPUT.CROP.ENABLED = True  # Detectron2 then computes boxes from masks, not loaded here
+    cropped = passed(build_statistics_loader(cfg))
+    assert len(cropped) == len(plain) and all(map(same, cropped, plain))
+
+
 def test_masks_are_not_loaded_and_the_data_set_is_not_changed(cfg: CfgNode) -> None:
     dataset = training_images(cfg)
     before = copy.deepcopy(dataset)

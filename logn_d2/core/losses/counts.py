@@ -5,19 +5,17 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...frequency import ClassCounts
+from ...frequency import ClassCounts, CountsSource
 from .base import SigmoidLoss
 
 __all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource", "check_counted"]
 
-CountsSource = ClassCounts | Callable[[], ClassCounts] | None
 Counted = Literal["image", "instance"]
 
 

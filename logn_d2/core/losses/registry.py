@@ -5,11 +5,10 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ...errors import UserError
-from ...frequency import ClassCounts
+from ...frequency import CountsSource
 from ..calls import check_options, parse_call
 from ..registry import Registry
 from .base import ClassificationLoss
@@ -49,7 +48,7 @@ def parse_loss(text: str) -> tuple[str, dict[str, Any]]:
 def build_loss(
     text: str,
     num_classes: int,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
 ) -> ClassificationLoss:
     """Build a loss from its text.
 

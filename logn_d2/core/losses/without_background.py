@@ -8,13 +8,11 @@ Shapes: R inputs, K classes; logits (R, K), labels in [0, K).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...frequency import ClassCounts
+from ...frequency import CountsSource
 from .base import ClassificationLoss
 from .registry import LOSS_REGISTRY, build_loss, parse_loss
 
@@ -78,7 +76,7 @@ class LossWithoutBackground(ClassificationLoss):
 def build_loss_without_background(
     text: str,
     num_classes: int,
-    counts: ClassCounts | Callable[[], ClassCounts] | None = None,
+    counts: CountsSource = None,
 ) -> LossWithoutBackground:
     """Build a loss of K outputs from its text.
 
