@@ -1,4 +1,4 @@
-"""What passes of a small detector over a small data set have in common."""
+"""Fixtures for passes of a small detector over a small data set."""
 
 from __future__ import annotations
 

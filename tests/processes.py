@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which don't import everything anew.
+"""Commands in separate processes, which do not import everything again.
 
 A new interpreter takes seconds to import PyTorch, Detectron2 and the package. One server imports
 them once, and each process is a fork of it: it has its own memory, environment and output, can be

@@ -1,4 +1,4 @@
-"""One set of rules for what training and evaluation read: a mistake is named by its place."""
+"""One set of rules for the annotations of training and evaluation; errors name the place."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Every config loads, builds its model on the CPU, and says what the paper says."""
+"""Every config loads, builds its model on the CPU, and agrees with the paper."""
 
 import functools
 from pathlib import Path
@@ -190,7 +190,7 @@ def test_lvis_models_of_detectron2_need_only_the_name_of_the_heads(version, tmp_
     assert torch.equal(calibrated.box_predictor.calibration.scale, logn(stage).scale)
 
 
-def test_a_whole_lvis_model_of_detectron2_builds():
+def test_a_complete_lvis_model_of_detectron2_builds():
     cfg = load(model_zoo.get_config_file(ZOO.format("v1", "X_101_32x8d")))
     cfg.MODEL.ROI_HEADS.NAME = "LogNROIHeads"
     assert isinstance(build(cfg).roi_heads.box_predictor, LogNFastRCNNOutputLayers)

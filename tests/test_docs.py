@@ -1,4 +1,4 @@
-"""The examples of docs/ run as they stand, each section in a folder with a small project in it."""
+"""The examples of docs/ run unchanged, each section in a folder with a small project."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_a_loss_of_ones_own(mine, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
-def test_every_loss_is_in_the_table_with_what_it_is():
+def test_every_loss_is_in_the_table_with_its_description():
     rows = {}
     for line in LOSSES.read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

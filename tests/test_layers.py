@@ -1,4 +1,4 @@
-"""An import goes down only, and the lowest layers need little beside numpy and torch."""
+"""Imports only go down, and the lowest layers need little besides numpy and torch."""
 
 import ast
 import subprocess
@@ -219,7 +219,7 @@ def test_editors_see_every_exported_name():
     assert seen | {"__version__"} == set(logn_d2.__all__) == {*logn_d2._HOMES, "__version__"}
 
 
-def test_without_detectron2_its_names_say_what_to_install():
+def test_without_detectron2_its_names_name_the_package_to_install():
     code = """
 import sys
 sys.modules["detectron2"] = None

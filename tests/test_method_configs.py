@@ -1,4 +1,4 @@
-"""The rows of the paper's Table 1: every method's config says what it should, and trains."""
+"""The rows of the paper's Table 1: every method's config is correct, and trains."""
 
 import re
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_data_model_and_sampler_are_those_of_its_model(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_goes_on_from_a_model_names_its_files(name):
+def test_methods_that_start_from_a_model_name_its_files(name):
     cfg, model = load(CONFIGS / name), load(CONFIGS / first_stage_of(name))
     goes_on = cfg.MODEL.LOGN.SECOND_STAGE or method_of(name) in AFTER_TRAINING
     weights = f"{model.OUTPUT_DIR}/model_final.pth"

@@ -1,4 +1,4 @@
-"""Old places still lead to the new ones, with a warning that names these."""
+"""Old names still work, with a warning that names the new ones."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Tests of what is installed: version, requirements, the wheel and its config files."""
+"""Tests of the installation: version, requirements, the wheel and its config files."""
 
 from __future__ import annotations
 

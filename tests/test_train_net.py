@@ -1,4 +1,4 @@
-"""train_net.py as people run it: from the command line, killed, resumed, in two processes."""
+"""train_net.py in practice: from the command line, killed, resumed, in two processes."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def weights(trained):
     return ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
 
 
-def test_killed_training_goes_on_from_its_last_checkpoint(trained):
+def test_killed_training_resumes_from_its_last_checkpoint(trained):
     saved = int(re.search(r"model_(\d+)", (trained / "killed_at").read_text())[1])
     output = (trained / "resumed.txt").read_text()
     assert f"Starting training from iteration {saved + 1}\n" in output
@@ -282,7 +282,7 @@ def error_of(capsys, train_net, *arguments):
     return message
 
 
-def test_missing_annotations_are_named_with_what_to_do(capsys, train_net, tmp_path, monkeypatch):
+def test_missing_annotations_are_named_with_the_remedy(capsys, train_net, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     text = error_of(capsys, train_net, "OUTPUT_DIR", str(tmp_path))
     assert f"{tmp_path}/nowhere/lt_glyphs/tiny/annotations/lt_glyphs_tiny_train.json" in text

@@ -1,4 +1,4 @@
-"""The threshold of the best F1 is the one that VOS reads from pycocotools' own curves."""
+"""The threshold of the best F1 equals the one that VOS reads from pycocotools' curves."""
 
 from __future__ import annotations
 

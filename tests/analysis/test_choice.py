@@ -1,4 +1,4 @@
-"""Choosing by cross-fitting: against a slow version, and what it says of chance."""
+"""Choosing by cross-fitting: against a slow version, and on candidates that differ by chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small query-based detector goes through every verb; the table says what was measured."""
+"""The small query-based detector supports every verb; the table shows the measured values."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_statistics_are_those_of_the_last_decoder_layer(detector):
     torch.testing.assert_close(statistics.stages[0].var, var, rtol=0, atol=1e-12)
 
 
-def test_detached_it_is_what_it_was_and_folded_what_it_was_attached(detector):
+def test_a_detached_model_equals_the_original_and_a_folded_one_the_attached(detector):
     inputs = images()
     before = detections(detector, inputs)
     with attach(detector, scaled()):
@@ -101,7 +101,7 @@ def test_detached_it_is_what_it_was_and_folded_what_it_was_attached(detector):
     torch.testing.assert_close(folded[0]["scores"], attached[0]["scores"])
 
 
-def test_a_sweep_finds_what_the_attached_calibration_finds(detector):
+def test_a_sweep_finds_the_detections_of_the_attached_calibration(detector):
     batches = [[image] for image in images()]
     calibrations = {"raw": [AffineCalibration.identity(CLASSES)], "scaled": [scaled()]}
     found = sweep(detector, batches, calibrations)

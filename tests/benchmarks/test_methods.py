@@ -1,4 +1,4 @@
-"""The comparison of methods: what each trains with, and the table. Trainings are stand-ins."""
+"""The comparison of methods: settings of each training, and the table. Trainings are stand-ins."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, t
     assert trainings == methods * 2
 
 
-def test_table_has_what_other_processes_have_done(tool, tmp_path, trainings):
+def test_table_includes_the_results_of_other_processes(tool, tmp_path, trainings):
     common = ("--methods", "cross_entropy", "--seeds", "0", "--samplers")
     for sampler in tool.SAMPLERS:
         tool.run(arguments(tool, tmp_path, *common, sampler), lambda text: None)
@@ -225,7 +225,7 @@ def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
         tool.train(tool.make_job(args, "rfs", 0, "cross_entropy"))
 
 
-def test_failed_training_names_what_it_said(tool, tmp_path, monkeypatch):
+def test_failed_training_shows_its_message(tool, tmp_path, monkeypatch):
     failed = type("Failed", (), {"returncode": 1})
     monkeypatch.setattr(tool.subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(ValueError, match=r"what it said is in .*terminal\.txt"):

@@ -1,4 +1,4 @@
-"""Every row of the paper's table is run after what it starts from, once, and shown beside it."""
+"""Every row of the paper's table runs once, after its first stage, beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_a_row_starts_from_comes_first_and_once(script: types.ModuleType) -
         assert first is None or names.index(first) < names.index(name)
 
 
-def test_rows_alone_bring_what_they_start_from(
+def test_single_rows_include_their_first_stage(
     script: types.ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main(["--dry-run", *R50, "--methods", "LogN", "BAGS"]) == 0
@@ -85,7 +85,7 @@ def test_rows_alone_bring_what_they_start_from(
     assert "configs/linear/" in lines[0] and "configs/bags/" in lines[1]
 
 
-def test_a_finished_row_is_kept_and_a_failure_stops_only_what_needs_it(
+def test_a_finished_row_is_kept_and_a_failure_stops_only_dependent_rows(
     script: types.ModuleType,
     started: list[tuple[str, str]],
     capsys: pytest.CaptureFixture[str],

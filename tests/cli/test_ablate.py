@@ -1,4 +1,4 @@
-"""Ablations: one table each, one inference pass for all, and trainings that are used again."""
+"""Ablations: one table each, one inference pass for all, and reused trainings."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def measure_in_a_process(folder: Path, output: Path) -> None:
     (output / f"found{comm.get_rank()}.json").write_text(json.dumps(found))
 
 
-def test_two_processes_measure_what_one_does(a_run, tmp_path, monkeypatch):
+def test_two_processes_measure_like_one(a_run, tmp_path, monkeypatch):
     use_forks(monkeypatch)
     found = []
     for count in (1, 2):

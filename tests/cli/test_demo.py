@@ -1,4 +1,4 @@
-"""The demo from its command line to its report, and what it does when it is called again."""
+"""The demo from its command line to its report, and repeated calls."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _results(**box_ap: tuple[float, float, float]) -> Results:
     return Results(tuple(rows))
 
 
-def test_a_sentence_says_what_the_table_means() -> None:
+def test_a_sentence_explains_the_table() -> None:
     results = _results(
         uncalibrated=(18.5, 4.8, 28.3), logn=(17.2, 8.1, 23.5), logn_mean=(20.0, 8.4, 28.4)
     )
@@ -212,7 +212,7 @@ def test_a_single_phase_asks_for_those_before_it(
     assert phases == ["draw"]
 
 
-def test_the_report_is_made_anew_when_asked_for(
+def test_the_report_is_written_again_on_request(
     modules: tuple[ModuleType, ModuleType], phases: list[str], tmp_path: Path
 ) -> None:
     demo, demo_run = modules

@@ -189,7 +189,7 @@ def test_folded_files_work_in_a_detectron2_that_can_not_import_logn_d2(tmp_path,
         assert torch.equal(found[2], classes)
 
 
-def test_calibration_changes_what_is_detected(tmp_path):
+def test_calibration_changes_the_detections(tmp_path):
     project = Project(tmp_path / "a")
     cfg = project.cfg.clone()
     cfg.MODEL.WEIGHTS = project.path("model.pth")
@@ -324,7 +324,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, capsys):
         (["MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
     ],
 )
-def test_mistakes_exit_with_1_and_say_what_to_do(tmp_path, capsys, arguments, message):
+def test_mistakes_exit_with_1_and_name_the_remedy(tmp_path, capsys, arguments, message):
     project = Project(tmp_path / "a")
     assert project.fold(*arguments) == 1
     assert message in capsys.readouterr().err

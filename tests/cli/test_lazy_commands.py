@@ -168,7 +168,7 @@ def test_statistics_are_those_of_the_yaml_config(runs, tmp_path):
     assert torch.equal(first.mean, again.mean)
 
 
-def test_evaluate_and_sweep_give_what_the_training_ended_with(runs, tmp_path):
+def test_evaluate_and_sweep_equal_the_evaluation_after_training(runs, tmp_path):
     expected = results(runs.folder / "lazy" / "inference/lt_glyphs_tiny_val")
     stats = ("--stats", str(runs.stats))
     assert runs("evaluate", *stats, "--output", str(tmp_path / "evaluation")) == 0

@@ -1,4 +1,4 @@
-"""`logn`: its commands, their help, and what stands twice so that help needs no heavy import."""
+"""`logn`: commands, help, and constants repeated to keep help free of heavy imports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_command_has_its_arguments_and_its_work() -> None:
         assert callable(importlib.import_module(f"logn_d2.commands.{work}").run)
 
 
-def test_what_help_says_equals_what_the_work_does() -> None:
+def test_help_agrees_with_the_work() -> None:
     from logn_d2.cli import ablate, demo, report
     from logn_d2.commands.ablate import ABLATIONS
     from logn_d2.commands.demo import PHASES

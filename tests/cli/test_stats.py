@@ -1,4 +1,4 @@
-"""Tests of `logn stats`: what it prints, and what its exit status says."""
+"""Tests of `logn stats`: output and exit status."""
 
 from __future__ import annotations
 

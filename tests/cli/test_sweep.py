@@ -1,4 +1,4 @@
-"""The command compares calibrations, says what is wrong before long work, and can be repeated."""
+"""The command compares calibrations, reports mistakes before long work, and can be repeated."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(tool: ModuleType, folder: Path) -> None:
+def test_two_processes_equal_one(tool: ModuleType, folder: Path) -> None:
     more = ("--save-outputs", f"{folder}/store_of_two")
     command = ["-m", "logn_d2", "sweep", *arguments(folder, "two", *more)]
     processes = start_two(command, folder / "two.txt")

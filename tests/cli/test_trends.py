@@ -1,4 +1,4 @@
-"""Trends of logits: what each column is, over what, and what is said where it can't be known."""
+"""Trends of logits: the content of each column, the classes it covers, and undefined values."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_posteriors_and_labels_are_those_of_all_rois_together(
 
 
 @pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "cross_entropy"])
-def test_posteriors_are_what_the_head_scores_with(loss: str) -> None:
+def test_posteriors_equal_the_scores_of_the_head(loss: str) -> None:
     cfg = few(3, MODEL__ROI_HEADS__NAME="LogNROIHeads", MODEL__LOGN__LOSS=loss)
     model = small_model(cfg)
     with every_output(model) as seen:
@@ -285,7 +285,7 @@ def test_sampled_rois_hold_the_ground_truth_and_proposals_do_not(model: nn.Modul
     assert proposals.num_rois > sampled.num_rois
 
 
-def test_repeated_images_are_sampled_anew(model: nn.Module, data_set: list[dict]) -> None:
+def test_repeated_images_get_new_rois(model: nn.Module, data_set: list[dict]) -> None:
     loader = build_statistics_loader(small_config(), dataset=[data_set[0]] * 2)
     with every_output(model) as seen:
         collect_statistics(model, loader)
@@ -389,7 +389,7 @@ def finish(process: Command) -> int:
     return code
 
 
-def test_two_processes_gather_what_one_does(
+def test_two_processes_collect_the_statistics_of_one(
     models: dict[str, nn.Module], image_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "two.safetensors"
@@ -473,7 +473,7 @@ def interrupt(cfg: CfgNode, model: nn.Module, output: Path) -> None:
     assert list(output.parent.glob("*partial*"))
 
 
-def test_resuming_with_other_settings_or_weights_starts_anew(
+def test_resuming_with_other_settings_or_weights_starts_from_the_beginning(
     model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output, cfg = tmp_path / "x.safetensors", few(3)
@@ -668,7 +668,7 @@ def test_sampled_rois_need_ground_truth(model: nn.Module) -> None:
 # The file
 
 
-def test_the_file_tells_where_it_comes_from(
+def test_the_file_records_its_origin(
     models: dict[str, nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "folder" / "x.safetensors"
@@ -690,7 +690,7 @@ def test_the_file_tells_where_it_comes_from(
     assert "images/s on 1 processes" in caplog.text
 
 
-def test_the_file_tells_how_images_were_repeated(model: nn.Module, tmp_path: Path) -> None:
+def test_the_file_records_the_repetition_of_images(model: nn.Module, tmp_path: Path) -> None:
     """Passes with other thresholds are of other populations: they must not merge."""
     found = []
     for threshold in (0.5, 0.6):
@@ -706,7 +706,7 @@ def test_the_file_tells_how_images_were_repeated(model: nn.Module, tmp_path: Pat
     assert collect_from_config(unknown, model, tmp_path / "y").sampler == "TrainingSampler"
 
 
-def test_the_file_tells_mixed_precision_and_the_seed(model: nn.Module) -> None:
+def test_the_file_records_mixed_precision_and_the_seed(model: nn.Module) -> None:
     loader = build_statistics_loader(few(1))
     plain = collect_statistics(model, loader, seed=5)
     assert (plain.autocast, plain.provenance["seed"]) == ("", 5)

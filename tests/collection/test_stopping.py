@@ -1,4 +1,4 @@
-"""A pass that ends early ends where one process alone would, and says so."""
+"""A pass that ends early ends where a single process would, and logs it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def first_below(errors: dict[int, float], tolerance: float, period: int) -> int:
 
 
 @pytest.mark.parametrize("period", [2, 3, 5])
-def test_pass_ends_at_the_first_look_below_the_tolerance(
+def test_pass_ends_at_the_first_check_below_the_tolerance(
     model: nn.Module, images: list[list[dict]], errors: dict[int, float], period: int
 ) -> None:
     for tolerance in sorted(errors.values()):
@@ -144,7 +144,7 @@ class Processes:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_looks_cover_the_first_positions_for_any_number_of_processes(monkeypatch, size) -> None:
+def test_checks_cover_the_first_positions_for_any_number_of_processes(monkeypatch, size) -> None:
     for period, look in ((4, 1), (4, 2), (1, 3), (7, 1)):
         seen = []
         for rank in range(size):
@@ -154,7 +154,7 @@ def test_looks_cover_the_first_positions_for_any_number_of_processes(monkeypatch
         assert sorted(seen) == list(range(look * period))
 
 
-def test_a_process_goes_on_after_the_last_look_that_any_has_taken(monkeypatch) -> None:
+def test_a_process_resumes_after_the_last_check_of_any_process(monkeypatch) -> None:
     """Partial files are of different ages: the others were past look 5 already."""
     collector = LogitStatisticsCollector()
     collector.num_images = 3

@@ -1,4 +1,4 @@
-"""AffineCalibration maps the foreground columns and leaves the background alone."""
+"""AffineCalibration maps the foreground columns and leaves the background unchanged."""
 
 import copy
 import json
@@ -180,14 +180,14 @@ def test_saved_and_loaded_is_the_same_calibration(tmp_path, background):
     assert not loaded.state_dict()
 
 
-def test_a_file_tells_that_a_calibration_is_for_softmax_scores(tmp_path):
+def test_a_file_records_that_a_calibration_is_for_softmax_scores(tmp_path):
     calibration = AffineCalibration(torch.ones(2), torch.ones(2), softmax_only=True)
     calibration.save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="only for softmax scores"):
         AffineCalibration.load(tmp_path / "c.safetensors").check_activation(sigmoid=True)
 
 
-def test_digest_follows_what_changes_scores():
+def test_digest_depends_on_everything_that_changes_scores():
     calibration, scale, shift, _ = draw("last")
     others = [
         AffineCalibration(scale.flip(0), shift),

@@ -1,4 +1,4 @@
-"""Statistics out of a checkpoint of the released code, against the layer itself and by hand."""
+"""Statistics from a checkpoint of the released code, against the layer itself and by hand."""
 
 from collections import OrderedDict
 

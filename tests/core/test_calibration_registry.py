@@ -1,4 +1,4 @@
-"""Calibrations as people write them, and one for each cascade stage."""
+"""Calibrations from their text, and one for each cascade stage."""
 
 import dataclasses
 

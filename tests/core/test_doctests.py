@@ -1,4 +1,4 @@
-"""Every public name of logn_d2.core has an example, and the examples say the truth."""
+"""Every public name of logn_d2.core has an example, and all examples pass."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Files that atomic_write makes are whole or not there."""
+"""Files of atomic_write are complete or do not exist."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ def test_the_file_appears_only_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_after_an_error_the_old_file_is_whole(tmp_path, error):
+def test_after_an_error_the_old_file_is_intact(tmp_path, error):
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(error), atomic_write(path) as temporary:

@@ -1,4 +1,4 @@
-"""The fingerprint tells other weights, and survives what checkpoints go through."""
+"""The fingerprint recognises other weights, and survives the conversions of checkpoints."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Calibrations that are made from a classifier's weights: tau_norm and lws, by name."""
+"""Calibrations computed from a classifier's weights: tau_norm and lws, by name."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_scales_of_another_head_are_refused(tmp_path):
         build_calibration(f"lws(checkpoint={path!r})", inputs(stage_index=1))
 
 
-def test_checkpoint_is_read_anew_only_when_it_has_changed(tmp_path, monkeypatch):
+def test_checkpoint_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     reads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **kw: reads.append(args) or load(*args, **kw))
     path = checkpoint(tmp_path / "a.pth", **{"cls_score.class_scale": SCALE})

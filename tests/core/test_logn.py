@@ -1,4 +1,4 @@
-"""logn: the paper's equations, their parts, and the classes that statistics can't speak for."""
+"""logn: the paper's equations, their parts, and classes without usable statistics."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_parts_and_choices_of_beta(name, first, second):
     assert calibration.name == name
 
 
-def test_classes_without_a_training_roi_have_no_say_in_beta():
+def test_classes_without_a_training_roi_do_not_affect_beta():
     """The smallest mean of the others is -3."""
     unlabelled = torch.tensor([False, False, True])
     for beta, constant in (("min", -3), ("max", -2), ("mean", -2.5), (-4, -4), ("none", "none")):

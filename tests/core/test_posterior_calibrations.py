@@ -206,7 +206,7 @@ def test_wrong_options_are_named(text, message):
 @pytest.mark.parametrize(
     "text", ["auto", "p2p", "p2p(source=labels)", "norcal(gamma=auto)", "logn(source=negatives)"]
 )
-def test_statistics_of_an_older_release_say_how_to_collect_anew(text):
+def test_the_error_of_older_statistics_says_how_to_collect_them_again(text):
     moments = LogitMoments(4)
     moments.update(LOGITS)
     with pytest.raises(StatisticsError, match="lack: .* Collect them again: logn collect"):

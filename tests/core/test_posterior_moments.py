@@ -87,7 +87,7 @@ def test_posterior_of_a_class_learnt_by_heart_keeps_its_digits_over_negatives():
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 40])
-def test_merged_parts_equal_the_whole(cuts):
+def test_merged_parts_equal_a_single_pass(cuts):
     images = draw_images(40)
     whole, parts = gather(images), []
     for part in range(cuts):
@@ -175,7 +175,7 @@ def test_inputs_are_not_changed():
     assert torch.equal(labels, LABELS)
 
 
-def test_statistics_do_not_follow_what_they_came_from():
+def test_statistics_do_not_change_with_their_moments():
     posteriors = PosteriorMoments(4)
     posteriors.update(FIXTURE, FIXTURE.softmax(1), LABELS)
     moments = LogitMoments(4)

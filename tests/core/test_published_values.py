@@ -1,6 +1,6 @@
-"""Values that the sources of the methods publish, or that decide what a result means, one a row.
+"""Values published by the sources of the methods, or that determine the meaning of a result.
 
-A default that moves changes a method without an error. Each row says where its value is from.
+A default that moves changes a method without an error. Each row names the source of its value.
 """
 
 import inspect

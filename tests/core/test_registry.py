@@ -29,7 +29,7 @@ def test_a_name_is_taken_once():
         make_registry().register("brief")(lambda: "Hello.")
 
 
-def test_the_decorator_returns_what_it_registers():
+def test_the_decorator_returns_the_registered_function():
     def hello():
         pass
 

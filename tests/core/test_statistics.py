@@ -1,4 +1,4 @@
-"""StageStatistics and LogitStatistics: what the file keeps, how passes merge, what is checked."""
+"""StageStatistics and LogitStatistics: content of the file, merging, and checks."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a statistics file says what, and what to do."""
+"""Every mistake in a statistics file gives an error with its cause and remedy."""
 
 import dataclasses
 import errno
@@ -201,7 +201,7 @@ def test_a_file_in_place_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["pathlib.Path.write_bytes", "os.fsync", "os.replace"])
-def test_a_full_disk_leaves_the_old_file_whole(path, monkeypatch, call):
+def test_a_full_disk_leaves_the_old_file_intact(path, monkeypatch, call):
     before = path.read_bytes()
     newer = dataclasses.replace(make_statistics(), num_images=99)
 
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_the_old_file_whole(path, monkeypatch, call):
     assert [each.name for each in path.parent.iterdir()] == [path.name]  # no temporary file
 
 
-def test_provenance_that_json_does_not_know_leaves_the_old_file_whole(path):
+def test_provenance_that_json_can_not_write_leaves_the_old_file_intact(path):
     before = path.read_bytes()
     with pytest.raises(TypeError):
         dataclasses.replace(make_statistics(), provenance={"path": path}).save(path)

@@ -145,7 +145,7 @@ def check(*arguments):
     return main(["data", "check", *arguments])
 
 
-def test_tool_prints_a_table_and_tells_success(tiny_root, tmp_path, monkeypatch, capsys):
+def test_tool_prints_a_table_and_returns_success(tiny_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
     assert check() == 0
@@ -159,9 +159,7 @@ def test_tool_prints_a_table_and_tells_success(tiny_root, tmp_path, monkeypatch,
     assert "annotations are missing" in capsys.readouterr().out
 
 
-def test_tool_refuses_what_a_training_with_the_config_would(
-    tiny_root, tmp_path, monkeypatch, capsys
-):
+def test_tool_refuses_the_data_that_a_training_refuses(tiny_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_root))
     base = config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml")
@@ -174,7 +172,7 @@ def test_tool_refuses_what_a_training_with_the_config_would(
         assert ("has 12 classes, MODEL.ROI_HEADS.NUM_CLASSES is 5" in out) == bool(status)
 
 
-def test_tool_says_where_it_looked_when_nothing_is_there(tmp_path, monkeypatch, capsys):
+def test_tool_names_the_searched_folder_if_nothing_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", os.fspath(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert check() == 1

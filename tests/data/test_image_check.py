@@ -1,4 +1,4 @@
-"""Image files that a training would stumble over are found from their headers and ends."""
+"""Image files that would stop a training are recognised by their headers and ends."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def record(request, tmp_path):
     return {"file_name": str(path), "height": 32, "width": 40}
 
 
-def test_a_whole_file_has_no_problem(record):
+def test_an_intact_file_has_no_problem(record):
     assert image_problem(record) is None
 
 

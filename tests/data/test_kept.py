@@ -1,4 +1,4 @@
-"""A data set is read once while it is kept, and as ever before and after."""
+"""A data set is read once while it is kept, and as usual before and after."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_catalogue_is_as_before_even_after_an_error(name):
     assert DatasetCatalog[name] is before
 
 
-def test_what_is_registered_anew_meanwhile_stays(name, tmp_path):
+def test_names_registered_meanwhile_stay(name, tmp_path):
     with records_kept([name]):
         register_lvis_form(name, tmp_path / "dots.json", tmp_path, replace=True)
         new = DatasetCatalog[name]

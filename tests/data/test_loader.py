@@ -1,4 +1,4 @@
-"""The statistics loader passes every image exactly once, the same way whoever asks."""
+"""The statistics loader yields every image exactly once, for any workers and processes."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_images_repeat_as_the_training_sampler_repeats_them(cfg: CfgNode) -> Non
     assert set(Counter(ids(build_statistics_loader(cfg))).values()) == {1}
 
 
-def test_unknown_sampler_passes_each_image_once_and_says_so(
+def test_unknown_sampler_passes_each_image_once_with_a_warning(
     cfg: CfgNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
@@ -343,7 +343,7 @@ def test_sampled_rois_need_annotations(records: list[dict]) -> None:
     assert len(passed(build_statistics_loader(cfg))) == len(records)
 
 
-def test_digest_tells_other_images_and_other_orders(cfg: CfgNode) -> None:
+def test_digest_distinguishes_images_and_orders(cfg: CfgNode) -> None:
     def digest() -> str:
         return build_statistics_loader(cfg).dataset.digest()
 

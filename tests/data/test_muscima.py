@@ -1,4 +1,4 @@
-"""MUSCIMA++: pages drawn in the release's format, against what the drawing says of them."""
+"""MUSCIMA++: pages drawn in the release's format, against the known content of the drawing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def on(content, file_name):
     return [(names[a["category_id"]], a) for a in found]
 
 
-def test_read_page_gives_what_was_drawn(release):
+def test_a_read_page_equals_the_drawn_one(release):
     (path, _) = sorted((release / "v2.0" / "data" / "annotations").glob("*.xml"))
     objects = read_page(path)
     assert [each.name for each in objects] == ["noteheadFull", "noteheadFull", "stem", "staffLine"]
@@ -211,7 +211,7 @@ def test_validation_writers_are_a_third_of_fifty():
     assert len(set(VAL_WRITERS)) == 16 and set(VAL_WRITERS) <= set(range(1, 51))
 
 
-def test_command_line_says_what_came_out(release, tmp_path, capsys):
+def test_command_line_prints_the_result(release, tmp_path, capsys):
     arguments = ["data", "muscima", str(release), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--val-writers", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()

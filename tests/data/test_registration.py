@@ -1,4 +1,4 @@
-"""Own data sets in LVIS's and COCO's form: registered without reading, read with clear errors."""
+"""Data sets in LVIS and COCO format: registered without reading, read with clear errors."""
 
 import json
 import logging

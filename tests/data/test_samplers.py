@@ -1,4 +1,4 @@
-"""Our training samplers draw what they say, and are one stream for any number of processes."""
+"""Our training samplers draw as documented, and are one stream for any number of processes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_other_samplers_are_left_to_detectron2(name):
 
 
 @pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler", CEIL, AWARE])
-def test_repetitions_are_what_the_sampler_draws(name):
+def test_repetitions_equal_the_draws_of_the_sampler(name):
     data = records([[0], [0, 1], [0], [1, 2], [2]])
     cfg = config(name, threshold=0.9)
     data = [{**each, "index": index, "width": 2, "height": 1} for index, each in enumerate(data)]

@@ -1,4 +1,4 @@
-"""Images without some classes: nothing of theirs is left, and all else stays."""
+"""Images without some classes: these classes are gone, and everything else stays."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_masks_are_needed_only_where_they_are_trained(register, cfg):
     check_masks(cfg)
 
 
-def test_a_set_of_crowds_says_so(register, cfg):
+def test_a_set_of_crowds_is_reported(register, cfg):
     register("crowds", TRAIN, iscrowd=1)
     cfg.DATASETS.TRAIN = ("crowds",)
     with pytest.raises(ValueError, match="3 of 3 objects are crowds"):

@@ -1,4 +1,4 @@
-"""Configs of a command line: modules of the user's own, and configs of another kind."""
+"""Configs of a command line: the user's own modules, and configs of another kind."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Evaluation in one pass, in one pass each, and of heads that are not ours."""
+"""Evaluation in one pass, in a pass per calibration, and of other projects' heads."""
 
 import csv
 import json
@@ -64,7 +64,7 @@ def evaluate(cfg, model, statistics=None, **options):
     return evaluate_calibrations(cfg, model, calibrations, **options)
 
 
-def test_one_pass_says_what_the_calibrated_model_says(few_images):
+def test_one_pass_finds_the_detections_of_the_calibrated_model(few_images):
     few_images.MODEL.LOGN.CALIBRATION = NORCAL
     model = Trainer.build_model(few_images)
     results = evaluate(few_images, model)
@@ -106,9 +106,7 @@ def test_coco_evaluator_runs(few_images):
     assert "AP75" in results["uncalibrated/bbox"]
 
 
-def test_one_pass_over_a_coco_set_gives_what_one_pass_for_each_calibration_does(
-    few_images, monkeypatch
-):
+def test_one_pass_over_a_coco_set_equals_a_pass_for_each_calibration(few_images, monkeypatch):
     few_images.MODEL.LOGN.CALIBRATION = NORCAL
     few_images.DATASETS.TEST = ("few_coco",)
     model, passes = Trainer.build_model(few_images), []
@@ -136,7 +134,7 @@ def test_every_calibration_of_a_coco_set_keeps_its_files(few_images):
     assert found == {"uncalibrated", NORCAL}
 
 
-def test_results_file_has_null_for_what_can_not_be_measured(few_images):
+def test_results_file_has_null_for_undefined_values(few_images):
     results = evaluate(few_images, Trainer.build_model(few_images))
     path = f"{few_images.OUTPUT_DIR}/inference/few_lvis/results.json"
     (row,) = json.load(open(path))["rows"]

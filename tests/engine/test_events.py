@@ -1,4 +1,4 @@
-"""TensorBoard's histograms and pictures, and what they cost the training: nothing."""
+"""TensorBoard's histograms and pictures, which do not change the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an experiment asks of a training that is there already."""
+"""The requirements of an experiment for an existing training."""
 
 from __future__ import annotations
 

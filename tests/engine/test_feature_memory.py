@@ -77,7 +77,7 @@ def test_mean_scores_are_warm_before_the_first_step(loce, monkeypatch):
     assert (scores[:-1] != 0.01).all() and scores[-1] == 0.01
 
 
-def test_training_that_goes_on_fills_its_memory_and_keeps_its_mean_scores(
+def test_a_resumed_training_fills_its_memory_and_keeps_its_mean_scores(
     loce, remembered, monkeypatch
 ):
     trained(loce)

@@ -1,4 +1,4 @@
-"""How often a training reads its annotation files: LVIS's takes half a minute each time."""
+"""The number of times a training reads its annotation files: LVIS takes half a minute each time."""
 
 from __future__ import annotations
 

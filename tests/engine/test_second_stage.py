@@ -1,4 +1,4 @@
-"""Second stages train what they say and leave everything else as it was."""
+"""Second stages train the documented parts and leave everything else unchanged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two processes train a second stage: what is frozen stays, the rest is the same on both."""
+"""Two processes train a second stage: frozen parts stay, the others are equal on both."""
 
 from pathlib import Path
 

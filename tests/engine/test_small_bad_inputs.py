@@ -1,4 +1,4 @@
-"""What the data check calls ok trains and evaluates; what training refuses the check names."""
+"""Data sets that pass the check train and evaluate; the check names those that training refuses."""
 
 import copy
 import json

@@ -158,7 +158,7 @@ def test_repeat_factor_sampling_shows_rare_classes_more_often(cfg):
     assert share_of_images_with_rare_classes(cfg) > 1.2 * uniform
 
 
-def test_settings_of_a_pass_leave_out_what_has_no_effect(cfg):
+def test_settings_of_a_pass_omit_keys_without_effect(cfg):
     settings = deciding_settings(cfg)
     cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.WEIGHTS = "other"
     cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.DATALOADER.NUM_WORKERS = 3

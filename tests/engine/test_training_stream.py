@@ -1,4 +1,4 @@
-"""A training that was interrupted ends with the weights of one that was not."""
+"""An interrupted training ends with the weights of an uninterrupted one."""
 
 import itertools
 import os
@@ -112,7 +112,7 @@ def test_images_that_wait_for_their_aspect_ratio_are_not_lost(cfg, monkeypatch):
         assert found == expected[taken + 1 :]
 
 
-def test_a_stream_of_other_images_begins_anew_with_a_warning(cfg, caplog):
+def test_a_stream_of_other_images_starts_from_the_beginning_with_a_warning(cfg, caplog):
     stream = TrainingStream(cfg, images([20] * 9), Counting())
     stream.keep(3)
     other = TrainingStream(cfg, images([20] * 8), Counting())

@@ -1,4 +1,4 @@
-"""The verbs of `logn_d2` share one grammar, and equal what attaching and evaluating gives."""
+"""The verbs of `logn_d2` share one grammar, and equal attaching followed by evaluating."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections that stream to disk: a killed pass goes on, and ends as if it had not been killed."""
+"""Detections that stream to disk: a killed pass resumes, and ends as if it had not been killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _kill(folder: Path, images: list[dict], seed: int = 0) -> None:
         resumable_inference(model, _batches(images), _evaluator(folder))
 
 
-def test_a_killed_pass_goes_on_from_its_last_file(images: list[dict], tmp_path: Path) -> None:
+def test_a_killed_pass_resumes_from_its_last_file(images: list[dict], tmp_path: Path) -> None:
     whole = resumable_inference(_Detector(), _batches(images), _evaluator(tmp_path / "whole"))
     _kill(tmp_path / "killed", images)
     shards = sorted((tmp_path / "killed" / "shards").iterdir())
@@ -100,7 +100,7 @@ def test_memory_and_disk_give_the_same(images: list[dict], tmp_path: Path) -> No
     np.testing.assert_equal(dict(on_disk["bbox"]), dict(in_memory["bbox"]))
 
 
-def test_a_loader_may_leave_out_what_is_done(images: list[dict], tmp_path: Path) -> None:
+def test_a_loader_may_skip_finished_batches(images: list[dict], tmp_path: Path) -> None:
     _kill(tmp_path, images)
     skipped = []
 
@@ -113,7 +113,7 @@ def test_a_loader_may_leave_out_what_is_done(images: list[dict], tmp_path: Path)
 
 
 @pytest.mark.parametrize(("seed", "resume", "warns"), [(0, False, False), (1, True, True)])
-def test_other_weights_or_no_wish_to_resume_begin_anew(
+def test_other_weights_or_no_resume_start_from_the_beginning(
     images: list[dict],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,4 @@
-"""What is drawn, and whether masks and boxes fit it."""
+"""Drawn images, and their masks and boxes."""
 
 import dataclasses
 

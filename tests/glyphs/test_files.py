@@ -1,4 +1,4 @@
-"""The files of a drawn set: deterministic, resumable, verified, whole or not there."""
+"""The files of a drawn set: deterministic, resumable, verified, complete or absent."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Sizes, long tail and federated lists: what a set shows, before anything is drawn."""
+"""Sizes, long tail and federated lists: the plan of a set, before anything is drawn."""
 
 import dataclasses
 
@@ -86,7 +86,7 @@ def test_validation_is_balanced_over_classes():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_federated_lists_agree_with_what_is_shown(split):
+def test_federated_lists_agree_with_the_images(split):
     size = dataclasses.replace(SIZES["demo"], not_exhaustive_rate=0.3, unlabelled_rate=0.8)
     unlisted = 0
     for plan in plan_split(size, 0, split):

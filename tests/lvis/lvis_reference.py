@@ -1,4 +1,4 @@
-"""Random LVIS-form data sets, and lvis-api's own verdict on them.
+"""Random data sets in LVIS format, and lvis-api's results for them.
 
 Shapes: N images, K classes.
 """

@@ -146,7 +146,7 @@ def test_nothing_is_copied_where_no_image_is_over_the_limit() -> None:
 
 @pytest.mark.parametrize("number", [0, 12])
 @pytest.mark.parametrize("with_masks", [False, True])
-def test_a_file_gives_back_what_was_saved(tmp_path, number: int, with_masks: bool) -> None:
+def test_a_file_returns_the_saved_content(tmp_path, number: int, with_masks: bool) -> None:
     detections = _some(number, with_masks=with_masks)
     path = tmp_path / "sub" / "detections.npz"
     detections.save(path)

@@ -105,7 +105,7 @@ def _plain(figures: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_sorted_is_what_python_sorts(seed: int, tmp_path: Path) -> None:
+def test_the_order_equals_that_of_python(seed: int, tmp_path: Path) -> None:
     truth, detections = _drawn(seed, tmp_path)
     ids = truth.category_ids
     expected = in_order(detections.to_json_list(ids))

@@ -265,7 +265,7 @@ def test_each_stage_has_its_own_statistics():
         assert torch.equal(found.column_scale, wanted.column_scale)
 
 
-def test_class_counts_are_enough_for_what_needs_no_statistics():
+def test_class_counts_suffice_for_calibrations_without_statistics():
     model = model_of("CascadeROIHeads")
     counts = ClassCounts(CLASS_NAMES, [9, 8, 7, 6, 5], [9, 9, 9, 9, 9], 10)
     handle = attach(model, None, calibration="norcal(gamma=0.5)", counts=counts)
@@ -525,7 +525,7 @@ def test_what_was_meant_is_asked_for():
     assert calibration_of(model.roi_heads.box_predictor) is None
 
 
-def test_a_calibration_is_replaced_on_demand_and_says_so_in_one_line(caplog):
+def test_a_calibration_is_replaced_on_demand_and_logged_in_one_line(caplog):
     model = model_of("StandardROIHeads")
     attach(model, some_calibration())
     with caplog.at_level("INFO", logger="logn_d2"):

@@ -1,4 +1,4 @@
-"""Box predictors are found by what they do."""
+"""Box predictors are recognised by their methods."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_distributed_models_are_unwrapped():
     assert find_box_predictors(nn.DataParallel(model)) == find_box_predictors(model)
 
 
-def test_a_model_without_box_predictors_is_told_what_was_looked_for():
+def test_the_error_without_box_predictors_names_the_expected_methods():
     with pytest.raises(ValueError, match="no box predictor in this Linear.*predict_probs"):
         find_box_predictors(nn.Linear(2, 2))
 

@@ -1,4 +1,4 @@
-"""Class scales of LWS, folded and not; calibrations that a config makes from loaded weights."""
+"""Class scales of LWS, folded and not; calibrations from a config and loaded weights."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The feature memory draws what it says, and its RoIs train the box head and nothing before it."""
+"""The feature memory draws as documented, and its RoIs train only the box head and predictor."""
 
 import copy
 import itertools

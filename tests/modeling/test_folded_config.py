@@ -1,4 +1,4 @@
-"""Configs of folded models, and what they still need logn_d2 for."""
+"""Configs of folded models, and their remaining need for logn_d2."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_config_of_a_folded_linear_model_names_nothing_of_logn_d2(head, twin):
         ({"MODEL__LOGN__CASCADE_AVERAGE": "logits"}, "CASCADE_AVERAGE logits"),
     ],
 )
-def test_config_keeps_what_detectron2_can_not_do(options, part):
+def test_config_keeps_settings_that_detectron2_lacks(options, part):
     cfg = small_config("LogNCascadeROIHeads", **options, MODEL__LOGN__CALIBRATION="logn")
     model = small_model("LogNCascadeROIHeads", **options)
     fold(model, calibrations_of(model))

@@ -1,4 +1,4 @@
-"""What can be exported of a folded model, on the CPU; docs/your_project.md has the table."""
+"""Export of folded models on the CPU; docs/your_project.md has the table."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def assert_close(left: list[dict], right: list[dict], tolerance: float = 1e-5) -
 
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
 @pytest.mark.parametrize("head", PARENTS)
-def test_folded_model_detects_what_the_calibrated_one_does(head, classifier):
+def test_folded_model_has_the_detections_of_the_calibrated_one(head, classifier):
     model = small_model(head, MODEL__LOGN__CLASSIFIER=classifier)
     calibrations = calibrations_of(model)
     expected = detections(calibrated(model, calibrations), images())

@@ -1,4 +1,4 @@
-"""The box head trains with any registered loss, and scores as that loss says."""
+"""The box head trains with any registered loss, and uses that loss's scores."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_other_modules_begin_with_the_same_weights_whatever_the_loss():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("classifier", ["linear", "cosine"])
-def test_the_classifier_begins_from_the_losss_prior(name, classifier):
+def test_the_classifier_starts_from_the_prior_of_the_loss(name, classifier):
     ours = model_with(name, MODEL__LOGN__CLASSIFIER=classifier).roi_heads.box_predictor
     assert torch.equal(
         ours.cls_score.bias, torch.full((ours.loss.num_outputs,), ours.loss.initial_bias)
@@ -186,7 +186,7 @@ def test_no_images_and_images_without_regions_cost_nothing(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exact_topk_finds_what_detectron2_finds(name):
+def test_exact_topk_finds_the_detections_of_detectron2(name):
     model = model_with(name)
     exact = detections(model, images())
     parents = FastRCNNOutputLayers.inference
@@ -244,7 +244,7 @@ def test_calibrations_act_on_the_logits_before_the_losss_scores(name):
 
 
 @pytest.mark.parametrize("name", ["seesaw", "bags", "eql_v2", "logit_norm"])
-def test_what_can_not_be_calibrated_says_so(name):
+def test_the_error_of_logits_that_can_not_be_calibrated_gives_the_reason(name):
     model = model_with(name)
     calibration = AffineCalibration.identity(NUM_CLASSES)
     for attempt in (

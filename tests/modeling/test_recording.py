@@ -1,4 +1,4 @@
-"""Recording gives the model's own logits, computes nothing else, and leaves no trace."""
+"""Recording returns the model's own logits, computes nothing else, and leaves no trace."""
 
 import copy
 import random
@@ -263,7 +263,7 @@ def test_copies_of_a_model_are_recorded_alone():
     assert torch.equal(copy.deepcopy(record)(images(1)).logits(2), record(images(1)).logits(2))
 
 
-def test_rois_do_not_depend_on_what_was_recorded_before():
+def test_rois_do_not_depend_on_earlier_recordings():
     model = small_model("StandardROIHeads", MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=8)
     inputs = images(4)
     one_by_one = {}
@@ -293,7 +293,7 @@ def test_an_image_without_objects_has_background_only():
     assert (LogitRecorder(small_model("CascadeROIHeads"))([inputs]).labels(2) == NUM_CLASSES).all()
 
 
-def test_sampling_without_ground_truth_says_what_to_do():
+def test_the_error_of_sampling_without_ground_truth_names_the_remedy():
     (inputs,) = images(1)
     del inputs["instances"]
     with pytest.raises(ValueError, match="is_train=True"):

@@ -1,4 +1,4 @@
-"""Our heads equal Detectron2's until a calibration is asked for, which then acts at test only."""
+"""Our heads equal Detectron2's except for a calibration, which acts only at test."""
 
 import copy
 import pickle

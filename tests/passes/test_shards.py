@@ -1,4 +1,4 @@
-"""Shards: a pass resumes from its own, whole ones, and from nothing else."""
+"""Shards: a pass resumes only from its own complete shards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def held(shards: ShardFolder) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", [KIND, WITHOUT_MANIFEST])
-def test_a_pass_resumes_after_what_it_has_written(tmp_path: Path, kind: ShardKind) -> None:
+def test_a_pass_resumes_after_its_last_shard(tmp_path: Path, kind: ShardKind) -> None:
     write(ShardFolder(tmp_path, kind, "a"), 3, 1)
     again = ShardFolder(tmp_path, kind, "a", resume=True)
     assert again.num_batches == 4 and held(again) == [0, 1, 2, 3]
@@ -130,7 +130,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         ShardFolder(tmp_path, KIND, "a", resume=True)
 
 
-def test_a_folder_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_incomplete_folder_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no thing in .*make thing"):
         find_shards(tmp_path, KIND)
     shards = write(ShardFolder(tmp_path, KIND, "a"), 1, 1)

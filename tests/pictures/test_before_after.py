@@ -1,4 +1,4 @@
-"""Both sides are what the model says without and with the calibration, in one network pass."""
+"""Both sides equal the model's detections without and with calibration, in one network pass."""
 
 from __future__ import annotations
 

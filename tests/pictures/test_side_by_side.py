@@ -1,4 +1,4 @@
-"""Pictures show class names as they are written."""
+"""Pictures show class names unchanged."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_names_with_any_characters_are_drawn(name):
     assert picture.dtype == np.uint8 and picture.shape[1] == 80
 
 
-def test_a_label_at_the_right_border_is_whole():
+def test_a_label_at_the_right_border_is_not_cut():
     """Its dark ground ends before the border, as that of a label in the middle does."""
     instances = Instances((100, 400))
     instances.pred_boxes = Boxes(torch.tensor([[370.0, 40, 390, 60]]))

@@ -1,4 +1,4 @@
-"""Runs a page in a real browser, without a driver: a script in the page says what it found."""
+"""Runs a page in a real browser, without a driver: a script in the page reports its findings."""
 
 from __future__ import annotations
 

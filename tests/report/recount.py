@@ -1,4 +1,4 @@
-"""What a page says, read back, and its figures recomputed from raw files by lvis-api."""
+"""The content of a page, and its figures recomputed from raw files by lvis-api."""
 
 from __future__ import annotations
 

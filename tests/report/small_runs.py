@@ -1,4 +1,4 @@
-"""Small run folders, as the programs leave them, and what was put into them. No detector runs."""
+"""Small run folders in the programs' format, with their known content. No detector runs."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_class_is_found_by_its_name_and_group(seen: dict, page: Page) -> None:
     assert seen["nothing"] == [0, f"0 of {total} classes"]
 
 
-def test_a_slider_moves_the_line_and_says_where_it_is(seen: dict) -> None:
+def test_a_slider_moves_the_line_and_shows_its_position(seen: dict) -> None:
     assert seen["sliders"] == seen["pairs"] > 0
     (left, left_said), (right, right_said) = seen["slides"]
     assert "0%" in left and "80%" in right

@@ -1,4 +1,4 @@
-"""docs/report.md says what is so: its Python runs."""
+"""The Python examples of docs/report.md run."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_logit_figure_leaves_out_classes_without_images() -> None:
     _svg(logit_figure(np.zeros(1), np.ones(1), _classes([0], "r")))
 
 
-def test_logit_figure_tells_the_correlation() -> None:
+def test_logit_figure_shows_the_correlation() -> None:
     classes = _classes([1, 10, 100], "rcf")
     figure = logit_figure(np.array([-3.0, -2.0, -1.0]), np.array([3.0, 2.0, 1.0]), classes)
     notes = [text.get_text() for axis in figure.axes for text in axis.texts]
@@ -68,7 +68,7 @@ def test_prior_figure_draws_with_and_without_the_share(
     _svg(figure)
 
 
-def test_change_figure_draws_what_can_be_measured() -> None:
+def test_change_figure_draws_defined_values() -> None:
     changes = {
         "LogN": {metric: Value(1.0, 0.5, 1.5) for metric in METRICS},
         "NorCal, gamma 0.6": {metric: Value(math.nan) for metric in METRICS},

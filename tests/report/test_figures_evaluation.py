@@ -1,4 +1,4 @@
-"""Figures of errors, scores and intervals say what the numbers behind them say."""
+"""Figures of errors, scores and intervals show the numbers behind them."""
 
 from __future__ import annotations
 

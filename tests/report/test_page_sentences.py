@@ -79,7 +79,7 @@ def test_the_threshold_sentence_is_in_the_table(page: Page) -> None:
         assert re.search(rf"threshold of .*\b{re.escape(shown)}\b", page.text), shown
 
 
-def test_curves_are_those_of_what_is_left_above_each_threshold(
+def test_curves_are_those_of_the_detections_above_each_threshold(
     page: Page, report: Report, small_runs: SmallRuns
 ) -> None:
     (said,) = _alt(page, "Curves of AP")
@@ -159,7 +159,7 @@ def _rank_correlation(x: list[float], y: list[float]) -> float:
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
-def test_the_gallery_counts_what_is_found(page: Page, small_runs: SmallRuns) -> None:
+def test_the_gallery_counts_found_objects(page: Page, small_runs: SmallRuns) -> None:
     content = small_runs.content
     objects = [a for a in content["annotations"] if a["area"] > 0 and not a.get("ignore")]
     letter = {c["id"]: c["frequency"] for c in content["categories"]}

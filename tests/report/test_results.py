@@ -1,4 +1,4 @@
-"""The result file: what comes back is what was written, and errors name what is wrong."""
+"""The results file: reading returns the written content, and errors name the mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def content(results: Results) -> dict[str, Any]:
     return json.loads(json.dumps(results.to_dict()))
 
 
-def test_what_is_loaded_is_what_was_saved(results: Results, tmp_path: Path) -> None:
+def test_loading_returns_the_saved_content(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     results.save(path)
     loaded = Results.load(path)
@@ -62,7 +62,7 @@ def test_nothing_to_measure_is_null_in_the_file_and_nan_in_memory(tmp_path: Path
         (lambda c: c["classes"]["names"].pop(), "different lengths"),
     ],
 )
-def test_an_unusable_file_is_named_with_what_is_wrong(
+def test_an_unusable_file_is_named_with_its_problem(
     content: dict[str, Any], tmp_path: Path, change: Any, message: str
 ) -> None:
     change(content)
@@ -73,7 +73,7 @@ def test_an_unusable_file_is_named_with_what_is_wrong(
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="logn demo"):
         Results.load(tmp_path / "results.json")
 

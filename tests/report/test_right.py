@@ -1,4 +1,4 @@
-"""A run that is unfinished, of other data or of odd names is refused or shown as it is."""
+"""Runs that are unfinished, from other data or with odd names are refused or shown correctly."""
 
 from __future__ import annotations
 

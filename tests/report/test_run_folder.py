@@ -1,4 +1,4 @@
-"""Runs are found by what the programs leave, and every mistake is named."""
+"""Runs are recognised by the programs' files, and every mistake is named."""
 
 from __future__ import annotations
 

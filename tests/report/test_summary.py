@@ -1,4 +1,4 @@
-"""The sentences say what the numbers say: which figures rise, fall or stay, and who is better."""
+"""The sentences agree with the numbers: figures that rise, fall or stay, and the better run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines of the demo, and what it answers to wrong ones."""
+"""Command lines of `logn show`, and its answers to wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small detector, two images and a video for the demo."""
+"""A small detector, two images and a video for `logn show`."""
 
 from __future__ import annotations
 

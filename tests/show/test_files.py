@@ -1,4 +1,4 @@
-"""The demo draws images and videos of any model, and says what is wrong in one message."""
+"""`logn show` draws images and videos for any model, and reports a mistake in one message."""
 
 from __future__ import annotations
 

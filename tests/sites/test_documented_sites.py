@@ -1,4 +1,4 @@
-"""The examples of docs/sites.md run as they stand."""
+"""The examples of docs/sites.md run unchanged."""
 
 from __future__ import annotations
 

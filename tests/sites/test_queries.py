@@ -100,7 +100,7 @@ def test_a_registered_site_needs_no_argument():
         del SITE_REGISTRY._entries[f"{SmallDetr.__module__}.SmallDetr"]
 
 
-def test_a_description_that_does_not_fit_says_what_is_expected():
+def test_an_error_about_a_wrong_description_names_the_expected_one():
     model = small_detr(True)
     with pytest.raises(UserError, match="has 5 outputs, expected a multiple of 4"):
         LogitSite([model.class_embed], num_classes=4, axis=-1)

@@ -1,4 +1,4 @@
-"""Many calibrations in one pass are each what the attached calibration gives."""
+"""Each of many calibrations in one pass equals the attached calibration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fields(outputs: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_each_calibration_gives_what_it_gives_attached(attached):
+def test_each_calibration_equals_the_attached_one(attached):
     model, batch = retinanet(), images()
     expected = {"uncalibrated": detections(model, batch)}
     for name, calibration in list(calibrations().items())[1:]:

@@ -1,4 +1,4 @@
-"""A detector without box predictors in what training and deployment put around it."""
+"""A detector without box predictors inside the wrappers of training and deployment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: calibrations, ground truth, interruptions."""
+"""Shared by the tests of sweeps: calibrations, ground truth, interruptions."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_models_without_masks_and_images_without_detections(loader: list, tmp_pa
     assert_same_boxes(found, expected)
 
 
-def test_stored_values_are_what_the_model_gave(folder: Path, loader: list) -> None:
+def test_stored_values_equal_the_outputs_of_the_model(folder: Path, loader: list) -> None:
     """No rounding, in the model's own type: 40 RoIs, logits of 5 columns and boxes of 4 classes."""
     stored = StoredOutputs.load(folder)
     images = [image for shard in stored.shards() for image in shard.images]
@@ -315,7 +315,7 @@ def test_a_killed_sweep_resumes_its_store(
     assert contents(tmp_path / "store") == contents(folder)
 
 
-def test_a_sweep_whose_store_is_gone_says_so(
+def test_resuming_a_sweep_without_its_store_is_an_error(
     models: dict[str, nn.Module], loader: list, tmp_path: Path
 ) -> None:
     options = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store", "chunk_size": 2}

@@ -249,7 +249,7 @@ def test_a_finished_sweep_needs_no_network(model: nn.Module, loader: list, tmp_p
     same_detections(first, again)
 
 
-def test_resuming_with_other_calibrations_or_weights_starts_anew(
+def test_resuming_with_other_calibrations_or_weights_starts_from_the_beginning(
     model: nn.Module, loader: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed = copy.deepcopy(model)
@@ -268,7 +268,7 @@ def test_resuming_with_other_calibrations_or_weights_starts_anew(
         assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
-def test_another_number_of_processes_starts_anew(
+def test_another_number_of_processes_starts_from_the_beginning(
     model: nn.Module, loader: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = sweep(model, loader, calibrations())

@@ -1,4 +1,4 @@
-"""Unknown objects: boxes, scores and figures are those that are counted one by one."""
+"""Unknown objects: boxes, scores and figures equal those counted one by one."""
 
 from __future__ import annotations
 

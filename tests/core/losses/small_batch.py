@@ -1,4 +1,4 @@
-"""The batch and the class counts that the oracles of these tests are for.
+"""The batch and the class counts of the oracles in these tests.
 
 Class 0 is frequent, 1 common, 2 rare; 3 is background.
 """

@@ -130,7 +130,7 @@ def test_eql_v2():
     close(loss.ratio, [0.639147, 0.721290, 0.049999])
 
 
-def test_eql_v2_begins_as_sigmoid_cross_entropy_of_all_columns():
+def test_eql_v2_starts_as_sigmoid_cross_entropy_of_all_columns():
     targets = F.one_hot(TARGETS, 4).double()
     plain = F.binary_cross_entropy_with_logits(LOGITS, targets, reduction="none").sum() / 2
     # phi(100) is 1 in all digits.

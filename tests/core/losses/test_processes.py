@@ -1,4 +1,4 @@
-"""Two processes with half of a batch each learn what one learns from all of it."""
+"""Two processes with half a batch each learn the same as one process with the whole batch."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def _shares(text: str, rank: int) -> list[list[torch.Tensor]]:
     return shares
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_learn_like_one(tmp_path: Path) -> None:
     shares = [{text: _shares(text, rank) for text in STATEFUL} for rank in range(2)]
     for rank in range(2):
         torch.save(shares[rank], tmp_path / f"shares{rank}.pt")

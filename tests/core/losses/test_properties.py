@@ -1,4 +1,4 @@
-"""What holds for every loss: gradients, empty batches, state, types, and no surprise to inputs."""
+"""Properties of every loss: gradients, empty batches, state, types, and unchanged inputs."""
 
 import copy
 
@@ -144,7 +144,7 @@ def test_state_moves_in_training_only(text):
 
 
 @pytest.mark.parametrize("text", EVERY)
-def test_a_saved_loss_goes_on_where_it_was(text, tmp_path):
+def test_a_saved_loss_continues_from_its_state(text, tmp_path):
     loss, resumed = make(text), build_loss(text, NUM_CLASSES)
     steps = [batch(loss, 8, seed) for seed in range(4)]
     for step in steps[:2]:
