@@ -40,16 +40,16 @@ __all__ = ["ImageSweep"]
 
 
 class ImageSweep:
-    """Raw logits of whatever sets are asked for, and what calibrations make of them.
+    """Raw logits of any data sets, and the results of calibrations on them.
 
-    Every process passes over its images (`logits`); the figures are the first one's alone.
+    Every process passes over its images (`logits`); only the first computes figures.
 
     Args:
         cfg (CfgNode): of the classifier.
         model (nn.Module): gives raw logits, weights loaded.
         calibrations (Mapping): name -> a list of one, or of none.
         folder (str): gets each set's logits, "logits_SET.safetensors".
-        resume (bool): take logits that are there, if they are of the same weights and images.
+        resume (bool): reuse stored logits of the same weights and images.
         odin_noise (float): of ODIN's score of the uncalibrated logits (`ODINInputs`), for unknown
             images; None leaves it out, as it takes a pass more over each set.
     """
@@ -71,7 +71,7 @@ class ImageSweep:
         self._scored: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     def logits(self, dataset: str) -> StoredLogits | None:
-        """Raw logits of a registered set, passed over once; None but on the first process."""
+        """Raw logits of a registered set, from a single pass; None on all processes but the first."""
         return self._passed("logits", dataset, self._model, deciding_settings(self._cfg))
 
     def collect_scores(self, dataset: str) -> None:
@@ -116,7 +116,7 @@ class ImageSweep:
         )
 
     def write(self, dataset: str, results: Mapping[str, ImageResult]) -> None:
-        """Writes a CSV file of every class, and for the report predictions and scores so far.
+        """Write a CSV file of every class, and the predictions and scores so far for the report.
 
         Args:
             dataset (str): registered.
@@ -151,7 +151,7 @@ class ImageSweep:
         return found
 
     def unknown(self, known: str, unknown: str) -> dict[str, dict[str, OODResult]]:
-        """How well each score tells images of unknown classes from those of known ones.
+        """Separation of images of unknown classes from known ones by each score.
 
         Args:
             known, unknown (str): registered sets.

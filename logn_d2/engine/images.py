@@ -1,4 +1,4 @@
-"""What the engine does otherwise for image classifiers: checks, and a pass for all calibrations."""
+"""The engine's checks and evaluation for image classifiers: one pass for all calibrations."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 def classifies_images(cfg: CfgNode) -> bool:
-    """Whether the config is of an image classifier."""
+    """Whether the config describes an image classifier."""
     return cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
 
 
 def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
-    """Finds mistakes that only image classifiers can have.
+    """Find mistakes that only image classifiers can have.
 
     Args:
         cfg (CfgNode): the config.
         trains (bool): whether training sets are needed.
 
     Raises:
-        ValueError: a data set of another form, another population, or classes in one split alone.
+        ValueError: a data set in another format, another population, or classes that only one split
+            has.
     """
     if not classifies_images(cfg):
         return
@@ -67,16 +68,16 @@ def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
 
 
 def check_image_sets(names: Sequence[str]) -> None:
-    """Checks that registered data sets are of images, each with a label.
+    """Check that registered data sets consist of labelled images.
 
     Raises:
-        ValueError: the first that is not.
+        ValueError: the message names the first other data set.
     """
     for name in names:
         kind = MetadataCatalog.get(name).get("evaluator_type", None)
         if kind != "classification":
             raise UserError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a data set of the type "
                 f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
             )
 
@@ -88,7 +89,7 @@ def one_pass_for_images(
     calibrations: Mapping[str, Sequence[AffineCalibration]],
     folder: str,
 ) -> Results:
-    """Evaluates all calibrations from one pass; raw logits and each class's accuracy are kept.
+    """Evaluate all calibrations from one pass; raw logits and each class's accuracy are stored.
 
     Args:
         cfg (CfgNode): the model's.
@@ -114,7 +115,7 @@ def one_pass_for_images(
 def write_per_class(
     results: Mapping[str, ImageResult], dataset: str, counts: ClassCounts | None, folder: str
 ) -> None:
-    """Writes per_class_NAME.csv for each calibration.
+    """Write per_class_NAME.csv for each calibration.
 
     Args:
         results (Mapping): name -> of the data set.
@@ -135,7 +136,7 @@ def write_predictions(
     counts: ClassCounts | None,
     folder: str,
 ) -> None:
-    """Writes what `logn report` needs, predictions_SET.safetensors.
+    """Write predictions_SET.safetensors, the input of `logn report`.
 
     Args:
         results (Mapping): name of a calibration -> of the data set.
