@@ -71,7 +71,7 @@ class ImageSweep:
         self._scored: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     def logits(self, dataset: str) -> StoredLogits | None:
-        """Raw logits of a registered set, from a single pass; None on all processes but the first."""
+        """Raw logits of a registered set, from one pass; None on all processes but the first."""
         return self._passed("logits", dataset, self._model, deciding_settings(self._cfg))
 
     def collect_scores(self, dataset: str) -> None:

@@ -77,7 +77,7 @@ def check_image_sets(names: Sequence[str]) -> None:
         kind = MetadataCatalog.get(name).get("evaluator_type", None)
         if kind != "classification":
             raise UserError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a data set of the type "
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
                 f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
             )
 
