@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from logn_d2 import attach, collect, fold
 from logn_d2.core import AffineCalibration
+from logn_d2.glyphs import register_glyphs
 from logn_d2.lvis.detections import Detections
 from logn_d2.sites import known_site
 from logn_d2.sweeps import sweep
@@ -69,6 +72,21 @@ def raw_logits(model: nn.Module, inputs: list[dict]) -> torch.Tensor:
         model(inputs)
     handle.remove()
     return kept[0][-1]
+
+
+def test_its_own_size_has_classes_of_every_frequency_and_is_found(tool, tmp_path):
+    letters = [tool.FEW.frequency_of(count) for count in tool.FEW.train_image_counts()]
+    assert {letter: letters.count(letter) for letter in "rcf"} == {"r": 11, "c": 16, "f": 13}
+    assert register_glyphs(tmp_path, [tool.FEW]) == ["lt_glyphs_few_train", "lt_glyphs_few_val"]
+    assert str(tmp_path) in MetadataCatalog.get("lt_glyphs_few_val").json_file
+
+
+def test_the_backbone_learns_more_slowly_than_what_is_new(tool, detector):
+    args = argparse.Namespace(size="tiny", start=None, iterations=4, output=Path())
+    cfg = tool.make_config(args, "queries", 0)
+    new, old = tool.Adam.build_optimizer(cfg, detector).param_groups
+    assert (new["lr"], old["lr"]) == (pytest.approx(2e-3), pytest.approx(6e-4))
+    assert len(new["params"]) + len(old["params"]) == len(list(detector.parameters()))
 
 
 def test_every_object_has_one_query_and_the_others_have_none(detector):
