@@ -69,12 +69,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--odin",
-        nargs="?",
-        type=float,
+        action="store_const",
         const=0.0014,
-        metavar="NOISE",
-        help="image classifiers with --ood: also ODIN's score, one more pass over each set "
-        "(default: 0.0014 of the range of pixels)",
+        help="image classifiers with --ood: also ODIN's score, one more pass over each set",
+    )
+    parser.add_argument(
+        "--odin-noise",
+        dest="odin",
+        type=float,
+        metavar="SHARE",
+        help="the same, with another share of the range of pixels (default: 0.0014)",
     )
     parser.add_argument(
         "--ood-threshold",

@@ -126,8 +126,8 @@ def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.odin is not None and not (args.ood and 0 <= args.odin <= 1):
         raise UserError(
-            f"--odin is {args.odin}, expected a share of the range of pixels in [0, 1], and sets "
-            "of unknown images with --ood."
+            f"--odin changes pixels by {args.odin} of their range, expected a share in [0, 1], and "
+            "sets of unknown images with --ood."
         )
     check_datasets(args.ood)
     others = [args.choose_on] if args.choose_on else []

@@ -222,7 +222,7 @@ def test_logit_norm_is_scored_normalised_as_well(tool, folder):
 
 
 def test_odin_is_scored_without_a_calibration_where_it_is_asked_for(tool, folder):
-    more = (*with_statistics(folder), "--ood", "sw_unknown", "--odin", "0.02")
+    more = (*with_statistics(folder), "--ood", "sw_unknown", "--odin-noise", "0.02")
     assert sweep(tool, folder, "odin", *more, names=("logn",)) == 0
     results, areas = Results.load(folder / "odin" / "results.json"), []
     model = small_model()
@@ -241,8 +241,8 @@ def test_odin_is_scored_without_a_calibration_where_it_is_asked_for(tool, folder
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--odin",), "--odin is 0.0014, expected"),
-        (("--ood", "sw_unknown", "--odin", "-1"), "--odin is -1.0, expected"),
+        (("--odin", "MODEL.DEVICE", "cpu"), "--odin changes pixels by 0.0014 of their range"),
+        (("--ood", "sw_unknown", "--odin-noise", "-1"), "changes pixels by -1.0 of their range"),
         (("--save-outputs", "store"), "always keeps the logits"),
         (("--choose-on", "sw_test"), "'sw_test' is the evaluated set"),
         (("--ood", "sw_test"), "'sw_test' is the evaluated set"),
