@@ -23,6 +23,8 @@ from logn_d2.engine import (
     run_training,
 )
 from logn_d2.errors import UserError
+from logn_d2.report import Settings, open_runs
+from logn_d2.report.image_numbers import compare_images
 
 from .small import COUNTS, NAMES, K, raw_logits, small_config, small_set
 
@@ -88,6 +90,17 @@ def test_training_ends_with_statistics_and_both_evaluations(trained):
     assert results["uncalibrated/image"]["acc"] > 50
     for name in ("results.json", "logits.safetensors", "per_class_logn.csv"):
         assert (folder / "inference" / "im_test" / name).is_file()
+
+
+def test_the_folder_of_a_training_is_a_run_of_the_report(trained):
+    _, folder, results = trained
+    runs = open_runs([str(folder)])
+    assert [run.calibration for run in runs] == ["uncalibrated", "logn"]
+    assert runs[0].folder.dataset == "im_test"
+    comparison = compare_images(runs, settings=Settings(resamples=5))
+    for run in runs:
+        found = comparison.figures[run.name, "image"].value("All").value
+        assert found == pytest.approx(results[f"{run.calibration}/image"]["acc"])
 
 
 def test_statistics_are_of_each_training_image_once(trained):
