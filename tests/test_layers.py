@@ -25,7 +25,7 @@ BELOW = {
     "analysis": {"files", "frequency", "lvis"},
     "core": {"files", "frequency"},
     "data": {"files", "frequency", "annotations", "core", "lazy"},
-    "glyphs": {"files", "data"},
+    "glyphs": {"files", "frequency", "data"},
     "modeling": {"files", "core", "data", "lazy", "sites"},
     "ood": set(),
     "sites": {"core"},

@@ -65,8 +65,10 @@ class COCOFormEvaluator(COCOEvaluator):
         super().__init__(dataset_name, output_dir=output_dir, **kwargs)
         self._group_folder = output_dir
         metadata = MetadataCatalog.get(dataset_name)
+        # Refused here: after inference, equal names would cost the whole pass.
         self._names = _different(metadata.get("thing_classes", ()), dataset_name)
         if frequency_groups is None and train_datasets is not None:
+            # Counted before inference, so that a missing training set is noticed early.
             frequency_groups = training_groups(train_datasets)
         self._groups = None if frequency_groups is None else np.asarray(frequency_groups)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
@@ -95,6 +97,7 @@ class COCOFormEvaluator(COCOEvaluator):
     def evaluate(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Any]:
         """Evaluate like `COCOEvaluator`, then add "AP" with the name of each group."""
         results = super().evaluate(*args, **kwargs)
+        # Detectron2 gives results to the first process alone.
         if not comm.is_main_process():
             return results
         # Keypoints have no classes to group.
@@ -162,5 +165,6 @@ def _different(names: Sequence[str], dataset_name: str) -> tuple[str, ...]:
 
 def _mean(values: np.ndarray) -> float:
     """Mean over the classes with objects; NaN if there is none."""
+    # np.nanmean would warn about groups without objects.
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

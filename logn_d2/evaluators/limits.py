@@ -40,6 +40,7 @@ def detection_limits(
         raise UserError(f"score_threshold is {score_threshold}, expected a score of at least 0.")
     limits = {"test_score_thresh": score_threshold, "test_topk_per_image": detections_per_image}
     predictors = find_box_predictors(model)
+    # Of every predictor, because the stages of a cascade may have different limits.
     before = [{name: getattr(each, name) for name in limits} for each in predictors]
     try:
         for predictor in predictors:

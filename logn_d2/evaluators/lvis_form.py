@@ -91,6 +91,7 @@ class LVISFormEvaluator(DatasetEvaluator):
     ) -> None:
         self._metadata = MetadataCatalog.get(dataset_name)
         self._json_file = _json_file(self._metadata, dataset_name)
+        # None is resolved after inference: only then is it known whether the model has masks.
         self._tasks = None if tasks is None else _known_tasks(tasks)
         self._output_dir = None if output_dir is None else os.fspath(output_dir)
         if self._output_dir is not None and not distributed and comm.get_world_size() > 1:
@@ -230,6 +231,7 @@ class LVISFormEvaluator(DatasetEvaluator):
         detections, seen = self._opened().load()
         # Arrays, because pickling one object for each detection would take most of the time.
         mine = (detections.to_arrays(), seen)
+        # Without collective calls, because the other processes may evaluate something else.
         if not self._distributed:
             return _merge([mine])
         # As Detectron2's evaluators do: slow processes are waited for here, not inside gather.
@@ -241,6 +243,8 @@ class LVISFormEvaluator(DatasetEvaluator):
         """Write the detections for later evaluation, sweeps and other tools."""
         if self._output_dir is None:
             return
+        # Before the evaluation: inference is the expensive part, and its result must survive an
+        # error.
         detections.save(os.path.join(self._output_dir, "detections.npz"))
         if self._write_json:
             path = os.path.join(self._output_dir, "lvis_instances_results.json")
@@ -252,6 +256,8 @@ class LVISFormEvaluator(DatasetEvaluator):
         index = {name: k for k, name in enumerate(result.class_names)}
         unknown = [name for name in self._class_names if name not in index]
         if unknown:
+            # A warning only: after hours of inference, a misspelt name must not cost the other
+            # figures.
             logger.warning("class_names has %s, no class of %s.", unknown, self._json_file)
         return {
             f"AP-{name}": float(100 * result.per_class_ap[index[name]])
@@ -282,6 +288,7 @@ def _known_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     unknown = [task for task in tasks if task not in ("bbox", "segm")]
     if unknown or isinstance(tasks, str):
         raise UserError(f'tasks is {tasks!r}, expected ("bbox",), ("segm",) or both.')
+    # Sorted, so that boxes come first in every log.
     return tuple(sorted(tasks))
 
 

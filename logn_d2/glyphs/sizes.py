@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UnknownNameError, UserError
+from ..frequency import frequency_groups
 
 __all__ = ["SIZES", "GlyphSize", "get_size", "knot_image_counts", "zipf_image_counts"]
 
@@ -120,9 +121,7 @@ class GlyphSize:
 
     def frequency_of(self, image_count: int) -> str:
         """Group letter, "r", "c" or "f", of a class in ``image_count`` training images."""
-        if image_count <= self.rare_max:
-            return "r"
-        return "c" if image_count <= self.common_max else "f"
+        return frequency_groups(image_count, self.rare_max, self.common_max).item()
 
     def train_image_counts(self) -> np.ndarray:
         """Number of training images of each class, most frequent class first, int64 (K,)."""
