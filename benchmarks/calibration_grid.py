@@ -12,7 +12,7 @@ kept. `--runs` asks the same of finished trainings of any detector.
 Example:
     python benchmarks/calibration_grid.py \\
         --blocks rfs/seed0/cross_entropy random/seed0/cross_entropy rfs/seed0/cross_entropy_linear
-    python benchmarks/calibration_grid.py --runs output/demo0 output/demo1 output/demo2
+    python benchmarks/calibration_grid.py --runs output/demo --dataset lt_glyphs_demo_val
 """
 
 from __future__ import annotations
