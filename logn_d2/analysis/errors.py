@@ -228,7 +228,7 @@ def _class_ap(outcomes: DetectionOutcomes, without: str | None = None) -> np.nda
         category = category.copy()
         # A corrected `Cls` moves into the ranking of the object's class.
         category[mended] = matches.gt_category[outcomes.target[mended]]
-    # Ranked anew, but not matched anew: TIDE corrects labels, not boxes.
+    # Ranked again, but not matched again: TIDE corrects labels, not boxes.
     ap = _ranked_ap(matches, np.flatnonzero(kept), category, hit, left)
     # Without any found object, these corrections leave no object to count: AP stays 0, not NaN.
     nothing_left = np.isnan(ap) & (_objects_per_class(outcomes, to_find) > 0)

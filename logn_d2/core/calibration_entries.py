@@ -117,7 +117,7 @@ def _lws(inputs: CalibrationInputs, *, checkpoint: str) -> AffineCalibration:
     columns = inputs.num_classes + (inputs.background != "none")
     if inputs.stage_index >= len(scales) or len(scales[inputs.stage_index]) != columns:
         raise UserError(
-            f"The checkpoint {checkpoint} has learnt scales of {[len(each) for each in scales]} "
+            f"The checkpoint {checkpoint} has scales of {[len(each) for each in scales]} "
             f"columns, but this is stage {inputs.stage_index} of a head with {columns} columns. "
             "Name the LWS checkpoint of this model."
         )

@@ -18,7 +18,7 @@ from .affine import AffineCalibration, Background, foreground_columns
 
 __all__ = ["SCALE_KEY", "learned_scales", "lws"]
 
-# The classifier's learnt factor for each column, in a detector's state dict. Not its "gain", which
+# The classifier's learned factor for each column, in a detector's state dict. Not its "gain", which
 # comes from a folded calibration.
 SCALE_KEY = "cls_score.class_scale"
 
@@ -76,7 +76,7 @@ def lws(
         z'_c = s_c w_c x + b_c,     z'_bg = z_bg
 
     Args:
-        scale (Tensor): (C,) learnt factors s; that of the background is left out.
+        scale (Tensor): (C,) learned factors s; the background's is ignored.
         bias (Tensor): (C,) of the classifier, or None.
         background (str): "last", "first" or "none".
 
@@ -89,7 +89,7 @@ def lws(
     scale = scale.detach().cpu().double()[foreground]
     shift = torch.zeros_like(scale)
     if bias is not None:
-        # The learnt factor scales the weights alone; the map would scale the bias too, which this
+        # The learned factor scales the weights alone; the map would scale the bias too, which this
         # undoes.
         shift = bias.detach().cpu().double()[foreground] * (1 - scale)
     return AffineCalibration(scale, shift, background=background, name="lws")

@@ -189,7 +189,7 @@ def matching_gamma(
         0.5
     """
     # Over negatives, because the posterior of a class on its own objects depends on what it has
-    # learnt, not only on its prior.
+    # learned, not only on its prior.
     log_prior = _log_prior(stage, "negatives", background)
     log_count = positive_counts(image_count).log()
     deviation = log_count - log_count.mean()

@@ -190,7 +190,7 @@ class _ImageDrawings(Drawings):
 
 
 def _drawn_labels(statistics: LogitStatistics) -> tuple[np.ndarray, float | None] | None:
-    """RoIs of each class, (K,), and the share of foreground among all; None if not gathered."""
+    """RoIs of each class, (K,), and the share of foreground among all; None if not collected."""
     if statistics.population == _POSITIVES:
         return _counts(statistics), None
     posteriors = statistics.stages[0].posteriors

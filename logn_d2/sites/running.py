@@ -55,7 +55,7 @@ def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterat
 
 
 def forget_compiled() -> None:
-    """Have compiled modules compiled anew: they do not see that hooks have changed."""
+    """Have compiled modules compiled again: they do not see that hooks have changed."""
     if _may_be_compiled():
         torch.compiler.reset()
 

@@ -44,7 +44,7 @@ from .union import (
     check_calibrations,
     empty_masks,
     find_unions,
-    is_looked_at,
+    is_evaluated,
     output_size,
     scaled,
 )
@@ -167,7 +167,7 @@ class SweepRunner:
         pairs = list(zip(inputs, unions, strict=True))
         # The mask head takes most of the time of a sweep; detections that the evaluation drops do
         # without it.
-        wanted = [self._is_looked_at(image["image_id"], union) for image, union in pairs]
+        wanted = [self._is_evaluated(image["image_id"], union) for image, union in pairs]
         chosen = [each.nonzero()[:, 0].split(self._masks_at_a_time) for each in wanted]
         others = [(~each).nonzero()[:, 0] for each in wanted]
         parts: list[list[Scaled]] = [[] for _ in unions]
@@ -188,12 +188,12 @@ class SweepRunner:
             for (image, union), part in zip(pairs, parts, strict=True)
         ]
 
-    def _is_looked_at(self, image_id: int | str, union: Union) -> Tensor:
+    def _is_evaluated(self, image_id: int | str, union: Union) -> Tensor:
         """Mark detections that the evaluation uses, (U,) bool."""
         classes = union.classes.cpu().numpy()
         # On the CPU, where the annotations are; the mark goes back to the device of the boxes.
-        looked_at = is_looked_at(self._ground_truth, np.full(len(union), image_id), classes)
-        return torch.from_numpy(looked_at).to(union.classes.device)
+        evaluated = is_evaluated(self._ground_truth, np.full(len(union), image_id), classes)
+        return torch.from_numpy(evaluated).to(union.classes.device)
 
     @staticmethod
     def _instances(

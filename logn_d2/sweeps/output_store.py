@@ -37,7 +37,7 @@ from ..lvis.detections import Detections, image_id_array
 from ..lvis.ground_truth import LvisGroundTruth
 from ..passes.shards import ShardFolder, ShardKind, damaged, find_shards
 from .detections_folder import ImageDetections
-from .union import RawOutputs, is_looked_at, output_size
+from .union import RawOutputs, is_evaluated, output_size
 
 __all__ = [
     "ACTIVATIONS",
@@ -167,7 +167,7 @@ class StoreWriter:
             if union.masks is not None:
                 # The other masks were not computed and are empty; stored, they would pass for known
                 # ones.
-                kept = is_looked_at(self._ground_truth, union.image_id, union.category)
+                kept = is_evaluated(self._ground_truth, union.image_id, union.category)
                 self._found.append(union.take(kept))
         self._batches += 1
         if self._bytes > self._shard_bytes:

@@ -12,7 +12,7 @@ from ..files import as_file_name
 from ..lvis.evaluate import LvisResult, evaluate_lvis
 from ..lvis.ground_truth import LvisGroundTruth
 from .detections_folder import SweepDetections
-from .union import is_looked_at
+from .union import is_evaluated
 
 __all__ = ["best_of_grid", "evaluate_sweep", "sweep_results"]
 
@@ -48,11 +48,11 @@ def sweep_results(
         missing = swept.missing_masks(name)
         if "segm" in own_tasks and missing:
             # Not all detections, because those that the evaluation drops need no mask.
-            looked_at = is_looked_at(ground_truth, detections.image_id, detections.category).sum()
+            evaluated = is_evaluated(ground_truth, detections.image_id, detections.category).sum()
             logger.warning(
                 "The masks of %s are not evaluated: %d of the %d detections that the evaluation "
                 "uses (%.2f %%) have no stored mask. Name it in the sweep that stores.",
-                *(name, missing, looked_at, 100 * missing / looked_at),
+                *(name, missing, evaluated, 100 * missing / evaluated),
             )
             own_tasks.remove("segm")
         results[name] = {task: evaluate_lvis(ground_truth, detections, task) for task in own_tasks}

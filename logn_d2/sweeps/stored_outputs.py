@@ -39,7 +39,7 @@ from .union import (
     check_calibrations,
     empty_masks,
     find_unions,
-    is_looked_at,
+    is_evaluated,
     scaled,
 )
 
@@ -333,10 +333,10 @@ def _detections(
     if masks is None:
         return union.detections(image.image_id, [part])
     detections, known = masks.given_to(part.detections, image.output_size)
-    looked_at = is_looked_at(ground_truth, detections.image_id, detections.category)
+    evaluated = is_evaluated(ground_truth, detections.image_id, detections.category)
     found = union.detections(image.image_id, [replace(part, detections=detections)])
     # A mask that the evaluation drops is not missed.
-    return replace(found, missing=looked_at & ~known)
+    return replace(found, missing=evaluated & ~known)
 
 
 class _KnownMasks:

@@ -37,7 +37,7 @@ __all__ = [
     "check_calibrations",
     "empty_masks",
     "find_unions",
-    "is_looked_at",
+    "is_evaluated",
     "output_size",
     "scaled",
 ]
@@ -312,11 +312,11 @@ def empty_masks(count: int, image_size: tuple[int, int]) -> RleMasks:
     return RleMasks.from_dicts([nothing] * count)
 
 
-def is_looked_at(
+def is_evaluated(
     ground_truth: LvisGroundTruth | None, image_id: np.ndarray, category: np.ndarray
 ) -> np.ndarray:
     """Mark detections that the federated rule keeps, (D,) bool; all without ground truth."""
-    looked_at = np.ones(len(category), dtype=bool)
+    evaluated = np.ones(len(category), dtype=bool)
     if ground_truth is not None and ground_truth.num_images:
         image = np.searchsorted(ground_truth.image_ids, image_id)
         # searchsorted may return N for an id larger than all; the comparison below then rejects it.
@@ -325,5 +325,5 @@ def is_looked_at(
         # the evaluation can name it.
         known = ground_truth.image_ids[image] == image_id
         listed = ground_truth.is_listed(image * ground_truth.num_classes + category)
-        looked_at[known] = listed[known]
-    return looked_at
+        evaluated[known] = listed[known]
+    return evaluated

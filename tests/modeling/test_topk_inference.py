@@ -215,16 +215,16 @@ def test_input_is_unchanged_and_results_repeat():
 
 
 def test_only_the_best_are_looked_at(monkeypatch):
-    looked_at = []
+    processed = []
     clipped = topk_inference._clipped
     monkeypatch.setattr(
         topk_inference,
         "_clipped",
-        lambda boxes, rows, *rest: looked_at.append(len(rows)) or clipped(boxes, rows, *rest),
+        lambda boxes, rows, *rest: processed.append(len(rows)) or clipped(boxes, rows, *rest),
     )
     boxes, scores = case(0, 200, 40)
     fast_rcnn_inference_exact([boxes], [scores], [SHAPE], 0.0, 0.5, 10)
-    assert sum(looked_at) < 300 < 200 * 40
+    assert sum(processed) < 300 < 200 * 40
 
 
 def test_default_sizes_equal_detectron2(monkeypatch):

@@ -83,7 +83,7 @@ class EquilibriumLoss(SoftmaxLoss):
         labels = targets[foreground]
         scores = logits[foreground].double().softmax(dim=1).gather(1, labels[:, None])[:, 0]
         if objects is not None:
-            # Objects are numbered anew, as only some have RoIs.
+            # Renumbered, because only some objects have RoIs.
             _, objects = objects[foreground].unique(return_inverse=True)
             num_objects = int(objects.max()) + 1 if len(objects) else 0
             number = torch.bincount(objects, minlength=num_objects)

@@ -24,7 +24,7 @@ class LossWithoutBackground(ClassificationLoss):
 
     Where background is one more class to the loss, the last of the K takes its place. Elsewhere the
     logits get constant columns (`ClassificationLoss.absent`) with which the probability of
-    background is exactly 0, so that nothing is learnt about it.
+    background is exactly 0, so nothing is learned about it.
 
     Args:
         loss (ClassificationLoss): of K classes; of K - 1 if its ``background_is_class``.

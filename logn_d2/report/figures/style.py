@@ -169,7 +169,7 @@ def label(name: str) -> str:
 
 def name_ticks(axis: XAxis | YAxis, places: np.ndarray, labels: Sequence[str]) -> None:
     """Ticks whose labels are names from outside."""
-    # The labels are set anew whenever the figure is drawn, so texts must be readable before.
+    # The labels are set again whenever the figure is drawn, so texts must be readable before.
     shown = [readable(each) for each in labels]
     axis.set_ticks(places, shown, parse_math=False, fontfamily=_families())
 
