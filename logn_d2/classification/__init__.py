@@ -13,6 +13,7 @@ from .image_data import IMAGE_SOURCES, ImageData, array_records, file_records
 from .long_tail import long_tail_counts, long_tail_indices
 from .mapper import ImageMapper
 from .registration import check_splits, register_image_sets, register_images
+from .unknown import OODEvaluator
 
 __all__ = [
     "IMAGE_SOURCES",
@@ -21,6 +22,7 @@ __all__ = [
     "ImageData",
     "ImageMapper",
     "MLPBackbone",
+    "OODEvaluator",
     "TorchvisionFeatures",
     "array_records",
     "check_splits",

@@ -43,7 +43,7 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import check_calibratable
 from ..modeling.build import build_model
-from ..ood import OODResult, ood_table
+from ..ood import in_percent, ood_table
 from ..passes.resume import deciding_settings
 from ..report import ResultRow, Results
 from ..report.provenance import commit, machine, versions
@@ -300,15 +300,6 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     images.write(dataset, results)
     provenance = provenance_of(dataset, args, {"weights": weights}, chosen, chosen_on or dataset)
     save(metrics, provenance, os.path.join(args.output, "results.json"))
-
-
-def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
-    """ "SCORE METRIC" -> percent; numbers of images unchanged."""
-    return {
-        f"{score} {metric}": value if metric.startswith("num_") else 100 * value
-        for score, result in by_score.items()
-        for metric, value in result.as_dict().items()
-    }
 
 
 def provenance_of(

@@ -5,7 +5,7 @@ others. The functions work on numpy arrays, and the package imports only numpy.
 """
 
 from .confidence import Calibration, expected_calibration_error, fit_temperature
-from .evaluate import OODResult, evaluate_ood, ood_table, resample_ood
+from .evaluate import OODResult, evaluate_ood, in_percent, ood_table, resample_ood
 from .metrics import (
     aupr_in,
     aupr_out,
@@ -39,6 +39,7 @@ __all__ = [
     "detection_error",
     "energy",
     "evaluate_ood",
+    "in_percent",
     "expected_calibration_error",
     "fit_temperature",
     "fpr95_id_pos",

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from . import metrics
 
-__all__ = ["OODResult", "evaluate_ood", "ood_table", "resample_ood"]
+__all__ = ["OODResult", "evaluate_ood", "in_percent", "ood_table", "resample_ood"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,19 @@ def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
         num_ood=numbers[1],
         distinct=len(known) / sum(numbers),
     )
+
+
+def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
+    """ "SCORE METRIC" -> percent; numbers of images as they are.
+
+    Args:
+        by_score (Mapping): name of a score -> its result.
+    """
+    return {
+        f"{score} {metric}": value if metric.startswith("num_") else 100 * value
+        for score, result in by_score.items()
+        for metric, value in result.as_dict().items()
+    }
 
 
 def resample_ood(

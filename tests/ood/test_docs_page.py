@@ -20,6 +20,8 @@ def test_examples_run(capsys):
         "my_id_labels": rng.integers(0, 4, 50),
     }
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
+    # The example of Detectron2's loop needs a classifier, and has a test of its own.
+    blocks = [block for block in blocks if "detectron2" not in block]
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), dict(names))

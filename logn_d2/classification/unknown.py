@@ -1,0 +1,69 @@
+"""Unknown images as a `DatasetEvaluator`.
+
+Shapes: N known images, M unknown ones, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ..core import AffineCalibration
+from ..ood import OOD_SCORES, evaluate_ood, in_percent, score_logits
+from .logits import LogitsCollector, StoredLogits
+
+__all__ = ["OODEvaluator"]
+
+
+class OODEvaluator(LogitsCollector):
+    """How well scores of the logits separate a set of known images from an unknown one.
+
+    The evaluator sees the unknown images. `logn sweep --ood` compares many calibrations instead.
+
+    Args:
+        known (StoredLogits): raw logits (N, K) of the known set, for example from `collect_logits`.
+        scores (Sequence[str]): names of `logn_d2.ood.OOD_SCORES`.
+        calibration (AffineCalibration): applied to the logits of both sets; None for none.
+
+    Example:
+        >>> import torch
+        >>> known = StoredLogits(torch.tensor([[4.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0]))
+        >>> evaluator = OODEvaluator(known, scores=["max_logit"])
+        >>> evaluator.reset()
+        >>> evaluator.process([{"image_id": 7}], [{"logits": torch.tensor([1.0, 0.0])}])
+        >>> evaluator.evaluate()["ood"]["max_logit auroc"]
+        100.0
+    """
+
+    def __init__(
+        self,
+        known: StoredLogits,
+        scores: Sequence[str] = tuple(OOD_SCORES),
+        calibration: AffineCalibration | None = None,
+    ) -> None:
+        self._known, self._calibration = known, calibration
+        self._scores = tuple(scores)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """``{"ood": {"SCORE METRIC": percent}}``, with the names of `OODResult`.
+
+        Empty on all processes but the first.
+
+        Raises:
+            KeyError: there is no score of a name; the message lists them.
+        """
+        found = super().evaluate()
+        if not found:
+            return {}
+        sides = [self._calibrated(each.logits) for each in (self._known, found["logits"])]
+        results = {
+            name: evaluate_ood(*(score_logits(name, side) for side in sides))
+            for name in self._scores
+        }
+        return {"ood": in_percent(results)}
+
+    def _calibrated(self, logits: Tensor) -> np.ndarray:
+        calibrated = logits if self._calibration is None else self._calibration.cpu()(logits)
+        return calibrated.detach().numpy()
