@@ -116,15 +116,20 @@ def _as_in_yaml(value: Any) -> Any:
     return [_as_in_yaml(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
+def run_config(
+    folder: str | os.PathLike[str], opts: Sequence[str] = (), *, evaluated: bool = True
+) -> CfgNode:
     """The config of a run, without calibration, with the run's final weights.
 
     Args:
         folder (PathLike): the run.
         opts (Sequence[str]): KEY VALUE pairs that override it.
+        evaluated (bool): it will be evaluated, so it has to name a test set; a run of the demo
+            does not.
 
     Raises:
         FileNotFoundError: there is no finished training.
+        UserError: there is no test set.
     """
     folder = Path(folder)
     if not is_trained(folder):
@@ -134,7 +139,7 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
     cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))
-    if not cfg.DATASETS.TEST:
+    if evaluated and not cfg.DATASETS.TEST:
         raise UserError(f"DATASETS.TEST of {folder}/config.yaml is empty: add DATASETS.TEST NAMES.")
     cfg.freeze()
     return cfg

@@ -116,6 +116,11 @@ def test_stages_of_a_cascade_have_rows_of_their_own(write_run, capsys):
     assert [row[2] for row in rows_of(capsys.readouterr().out)] == ["0", "1", "2"]
 
 
+def test_a_run_of_the_demo_names_no_test_set_and_needs_none(write_run, capsys):
+    assert script.main([str(write_run("a", 0, "DATASETS.TEST", "()"))]) == 0
+    assert len(rows_of(capsys.readouterr().out)) == 1
+
+
 def test_what_is_missing_is_named(write_run, tmp_path, capsys):
     run = write_run("a", 0)
     for args, message in (
