@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,7 +15,7 @@ from logn_d2 import attach, collect, detach, fold
 from logn_d2.core import AffineCalibration
 from logn_d2.sites import LogitSite
 
-from ..modeling.small_models import assert_same, detections
+from ..modeling.small_models import assert_same, detections, small_config, small_model
 from .small_dense import NUM_CLASSES, images, retinanet
 from .small_queries import CLASSES, small_detr
 
@@ -71,6 +72,25 @@ def test_a_wrapped_detector_goes_through_every_verb(name, process_group):
     assert_same(detections(wrapped, inputs), before)
     folded = detections(fold(wrapped, calibration()), inputs)
     torch.testing.assert_close(folded[0]["scores"], calibrated()[0]["scores"])
+
+
+def test_an_augmented_test_is_calibrated_inside():
+    cfg = small_config("StandardROIHeads", MODEL__MASK_ON=False)
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = (64, 80), 100, True
+    model, inputs = small_model("StandardROIHeads", MODEL__MASK_ON=False), images(1)
+    augmented = GeneralizedRCNNWithTTA(cfg, model)
+    before = detections(augmented, inputs)
+    assert torch.equal(
+        *(collect(each, [inputs]).stages[0].mean for each in (augmented, copy.deepcopy(model)))
+    )
+    shift = AffineCalibration(torch.ones(NUM_CLASSES), torch.arange(NUM_CLASSES) - 2.0)
+    with attach(augmented, shift):
+        attached = detections(augmented, inputs)
+    assert not torch.equal(attached[0]["scores"], before[0]["scores"])
+    assert_same(detections(augmented, inputs), before)
+    fold(augmented, shift)
+    folded = detections(augmented, inputs)
+    torch.testing.assert_close(folded[0]["scores"], attached[0]["scores"])
 
 
 def test_a_copied_average_has_a_calibration_of_its_own():
