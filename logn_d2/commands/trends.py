@@ -72,7 +72,7 @@ def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
         FileNotFoundError: no finished training, or no statistics.
         StatisticsError: the classes of statistics and training set differ.
     """
-    cfg, path = run_config(run, evaluated=False), run / file
+    cfg, path = run_config(run), run / file
     if not path.is_file():
         raise MissingFileError(
             f"{path} does not exist. Collect the statistics: logn collect --config-file "

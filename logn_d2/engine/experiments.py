@@ -6,6 +6,7 @@ A run is the folder of a finished training, with ``config.yaml`` and ``model_fin
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -116,20 +117,15 @@ def _as_in_yaml(value: Any) -> Any:
     return [_as_in_yaml(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def run_config(
-    folder: str | os.PathLike[str], opts: Sequence[str] = (), *, evaluated: bool = True
-) -> CfgNode:
+def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgNode:
     """The config of a run, without calibration, with the run's final weights.
 
     Args:
         folder (PathLike): the run.
         opts (Sequence[str]): KEY VALUE pairs that override it.
-        evaluated (bool): it will be evaluated, so it has to name a test set; a run of the demo
-            does not.
 
     Raises:
         FileNotFoundError: there is no finished training.
-        UserError: there is no test set.
     """
     folder = Path(folder)
     if not is_trained(folder):
@@ -139,10 +135,16 @@ def run_config(
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
     cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))
-    if evaluated and not cfg.DATASETS.TEST:
-        raise UserError(f"DATASETS.TEST of {folder}/config.yaml is empty: add DATASETS.TEST NAMES.")
+    cfg.DATASETS.TEST = tuple(cfg.DATASETS.TEST) or _evaluated_on(folder)
     cfg.freeze()
     return cfg
+
+
+def _evaluated_on(folder: Path) -> tuple[str, ...]:
+    """The data set of a run's results, for a training that was evaluated by `logn sweep` alone."""
+    path = folder / "results.json"
+    about = json.loads(path.read_text()).get("provenance", {}) if path.is_file() else {}
+    return (about["data set"],) if about.get("data set") else ()
 
 
 def measure(
@@ -167,6 +169,12 @@ def measure(
     Raises:
         ValueError: a repeated label, or logits that can't be calibrated.
     """
+    if not cfg.DATASETS.TEST:
+        raise UserError(
+            f"DATASETS.TEST of {cfg.OUTPUT_DIR}/config.yaml is empty, and there is no results.json "
+            f"that names a data set. Evaluate the run first: logn sweep --dataset NAME --output "
+            f"{cfg.OUTPUT_DIR}"
+        )
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
         raise UserError(f"Labels must differ, found {', '.join(sorted(labels))}.")

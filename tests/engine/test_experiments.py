@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.model_zoo import get_config_file
 
 from logn_d2.engine import load_config
-from logn_d2.engine.experiments import check_same_training
+from logn_d2.engine.experiments import Row, check_same_training, measure, run_config
 from logn_d2.errors import UserError
 
 CONFIG = "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"
@@ -47,3 +47,18 @@ def test_another_value_is_named(tmp_path: Path, cfg: CfgNode) -> None:
 def test_keys_without_effect_on_the_weights_may_differ(tmp_path: Path, cfg: CfgNode) -> None:
     cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = "elsewhere", "cpu"
     check_same_training(tmp_path, cfg)
+
+
+def test_a_training_without_a_test_set_has_that_of_its_sweep(tmp_path: Path, cfg: CfgNode) -> None:
+    cfg.DATASETS.TEST = ()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "model_final.pth").touch()
+    found = run_config(tmp_path)
+    assert found.DATASETS.TEST == ()
+    with pytest.raises(ValueError, match="no results.json that names a data set"):
+        measure(found, [Row("logn", "logn")], tmp_path)
+    (tmp_path / "results.json").write_text('{"rows": [], "provenance": {"data set": "some_val"}}')
+    assert run_config(tmp_path).DATASETS.TEST == ("some_val",)
+    cfg.DATASETS.TEST = ("own_val",)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert run_config(tmp_path).DATASETS.TEST == ("own_val",)
