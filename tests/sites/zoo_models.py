@@ -184,7 +184,7 @@ def _shrink_lazily(node: Any) -> None:
         node.proposal_generator.post_nms_topk = [100, 30]
     heads = node.get("roi_heads", {})
     for part in (node, heads.get("box_predictor"), *heads.get("box_predictors", [])):
-        if part is not None and (part is not node or "test_score_thresh" in part):
+        if part is not None and (part is not node or "roi_heads" not in node):
             part.test_score_thresh = 0.0
         if part is not None and "test_topk_per_image" in part:
             part.test_topk_per_image = 20
