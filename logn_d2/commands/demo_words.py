@@ -16,7 +16,7 @@ __all__ = ["ending", "meaning", "overview", "roughly", "says"]
 # On two cores, in seconds; "lvis" on one GPU.
 ROUGHLY = {
     "tiny": {"draw": 3, "train": 20, "collect": 3, "evaluate": 3, "report": 10},
-    "demo": {"draw": 25, "train": 280, "collect": 25, "evaluate": 85, "report": 50},
+    "demo": {"draw": 25, "train": 350, "collect": 40, "evaluate": 125, "report": 55},
     "lvis": {"draw": 1800, "train": 36000, "collect": 600, "evaluate": 1200, "report": 300},
 }
 
@@ -26,7 +26,7 @@ def roughly(size: str, phases: Iterable[str]) -> str:
 
     Example:
         >>> roughly("tiny", ["draw"]), roughly("demo", ["draw", "train"])
-        ('3 s', '5 min')
+        ('3 s', '6 min')
     """
     seconds = sum(ROUGHLY[size][phase] for phase in phases)
     if seconds < 100:

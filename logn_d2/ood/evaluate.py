@@ -78,6 +78,11 @@ def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
 
     Args:
         by_score (Mapping): name of a score -> its result.
+
+    Example:
+        >>> found = in_percent({"msp": evaluate_ood([4.0, 3.0], [1.0, 0.0])})
+        >>> found["msp auroc"], found["msp num_ood"]
+        (100.0, 2)
     """
     return {
         f"{score} {metric}": value if metric.startswith("num_") else 100 * value
