@@ -23,6 +23,7 @@ from typing import Any
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import MissingFileError, UserError
 from .sites import config_site
@@ -114,9 +115,16 @@ def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequen
             "train, as those of Detectron2's model zoo do, and optimizer and lr_multiplier to "
             "train."
         )
-    _fill_model(cfg, config.model)
-    _fill_data(cfg, config.dataloader)
-    _fill_training(cfg, config.train)
+    try:
+        _fill_model(cfg, config.model)
+        _fill_data(cfg, config.dataloader)
+        _fill_training(cfg, config.train)
+    except OmegaConfBaseException as error:  # an absent key, or an interpolation of one
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file} lacks a setting that commands need ({reason}). Set it as the files of "
+            "Detectron2's model zoo do."
+        ) from error
     node.DIGEST = _digest(config)
 
 
@@ -153,7 +161,20 @@ def _read(file: str, overrides: tuple[str, ...]) -> DictConfig:
     except SyntaxError as error:
         raise UserError(f"{file} is no valid Python ({error}).") from error
     _check_keys(config, overrides)
-    return LazyConfig.apply_overrides(config, [each.lstrip("+") for each in overrides])
+    return _overridden(config, overrides, file) if overrides else config
+
+
+def _overridden(config: DictConfig, overrides: Sequence[str], file: str) -> DictConfig:
+    # Imported here, as Detectron2 does: hydra takes a second, and few commands have overrides.
+    from hydra.errors import HydraException
+
+    try:
+        return LazyConfig.apply_overrides(config, [each.lstrip("+") for each in overrides])
+    except HydraException as error:
+        raise UserError(
+            f"An override of {file} is no valid KEY=VALUE ({str(error).splitlines()[0]}). Quote "
+            "lists and texts for the shell: 'model.pixel_std=[1.0,1.0,1.0]'."
+        ) from error
 
 
 def _check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -249,8 +270,8 @@ def _fill_data(cfg: CfgNode, dataloader: DictConfig) -> None:
     cfg.SOLVER.IMS_PER_BATCH = train.total_batch_size
     cfg.INPUT.FORMAT = test.mapper.image_format
     cfg.INPUT.MASK_FORMAT = train.mapper.get("instance_mask_format", "polygon")
-    names = [target_of(each).__name__ for each in train.mapper.get("augmentations", ())]
-    cfg.INPUT.CROP.ENABLED = any("Crop" in name for name in names)
+    augmentations = train.mapper.get("augmentations", ())
+    cfg.INPUT.CROP.ENABLED = any("Crop" in target_of(each).__name__ for each in augmentations)
     _fill_sampler(cfg, train.get("sampler"))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+
+import pytest
 
 
 def command(name: str) -> ModuleType:
@@ -18,3 +21,12 @@ def command(name: str) -> ModuleType:
     if hasattr(arguments, "parse_args"):
         work.parse_args = arguments.parse_args
     return work
+
+
+def refusal(capsys: pytest.CaptureFixture, run: Callable[..., int], *arguments: str) -> str:
+    """The message of a command that a user's mistake ends, without a traceback."""
+    with pytest.raises(SystemExit) as ending:
+        run(*arguments)
+    text = str(ending.value.code) + capsys.readouterr().err
+    assert "Traceback" not in text
+    return text

@@ -277,13 +277,12 @@ def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
             temporary.write_text(cfg.dump())
         print(f"Wrote {output} and {config_path(output)}.")
     parts = parts_of_logn_d2(model)
-    if parts:
-        print(
-            f"They need logn_d2 for: {', '.join(parts)}. Call logn_d2.add_logn_config(cfg) before "
-            "the config is read."
-        )
-    else:
-        print("They do not need logn_d2.")
+    if not parts:
+        print("No part of logn_d2 is needed to load it.")
+        return
+    print(f"Loading it needs logn_d2 for: {', '.join(parts)}.")
+    if not is_lazy(cfg):
+        print("Call logn_d2.add_logn_config(cfg) before the config is read.")
 
 
 def config_path(output: Path) -> Path:

@@ -34,8 +34,8 @@ def put_statistics(storage: EventStorage, statistics: LogitStatistics) -> None:
     background and classes without usable statistics.
 
     Args:
-        storage (EventStorage): the training run's. statistics (LogitStatistics): statistics of the
-            weights at this iteration.
+        storage (EventStorage): the training run's.
+        statistics (LogitStatistics): statistics of the weights at this iteration.
     """
     for index, stage in enumerate(statistics.stages):
         columns = foreground_columns(statistics.background)

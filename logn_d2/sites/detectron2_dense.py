@@ -14,15 +14,15 @@ from .site import LogitSite, TopScores
 
 __all__ = ["dense_site"]
 
-register_config_site(
-    "RetinaNet",
-    ConfigSite(
-        num_classes="MODEL.RETINANET.NUM_CLASSES",
-        score_threshold="MODEL.RETINANET.SCORE_THRESH_TEST",
-        background="none",
-        activation="sigmoid",
-    ),
+_KEYS = ConfigSite(
+    num_classes="MODEL.RETINANET.NUM_CLASSES",
+    score_threshold="MODEL.RETINANET.SCORE_THRESH_TEST",
+    background="none",
+    activation="sigmoid",
 )
+register_config_site("RetinaNet", _KEYS)
+# FCOS has LazyConfigs alone, whose settings commands write under these keys.
+register_config_site("FCOS", _KEYS)
 
 
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.fcos.FCOS")

@@ -17,6 +17,8 @@ from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
 from logn_d2.engine import load_config
 
+from ..command import refusal
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 12
@@ -50,14 +52,6 @@ class Run:
     def __call__(self, command: str, *more: str) -> int:
         options = ["--config-file", str(self.config), "--weights", str(self.weights)]
         return main([command, *options, *more])
-
-    def says(self, capsys, command: str, *more: str) -> str:
-        """What a refused command says: one line, and no traceback."""
-        with pytest.raises(SystemExit) as error:
-            self(command, *more)
-        text = str(error.value.code) + capsys.readouterr().err
-        assert "Traceback" not in text
-        return text
 
 
 @pytest.fixture(scope="module")
@@ -140,4 +134,4 @@ def test_both_sides_are_shown(run, tmp_path):
 def test_what_can_not_work_is_refused_before_any_pass(run, tmp_path, capsys, command, more, says):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert says in run.says(capsys, command, *more, "OUTPUT_DIR", str(tmp_path))
+        assert says in refusal(capsys, run, command, *more, "OUTPUT_DIR", str(tmp_path))

@@ -170,7 +170,7 @@ def test_folded_files_work_in_a_detectron2_that_can_not_import_logn_d2(tmp_path,
     for project in projects:
         assert project.fold() == 0
         text = capsys.readouterr().out
-        assert "They do not need logn_d2." in text
+        assert "No part of logn_d2 is needed" in text
         assert row_of(text, "images") == 3 and row_of(text, "RoIs, all stages") > 0
         assert row_of(text, "detections") >= 30
         assert row_of(text, "detections of one model only") == 0
@@ -219,7 +219,7 @@ def test_plain_detectron2_config_folds_too(tmp_path):
 def test_cosine_classifier_keeps_a_config_of_logn_d2(tmp_path, capsys, head):
     project = Project(tmp_path / "a", head, MODEL__LOGN__CLASSIFIER="cosine")
     assert project.fold() == 0
-    assert "They need logn_d2 for: CosineLinear." in capsys.readouterr().out
+    assert "Loading it needs logn_d2 for: CosineLinear." in capsys.readouterr().out
     cfg = get_cfg()
     add_logn_config(cfg)
     cfg.merge_from_file(project.path("folded.yaml"))
