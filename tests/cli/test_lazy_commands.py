@@ -12,8 +12,9 @@ from logn_d2.cli.main import main
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
 from logn_d2.engine import load_config
-from logn_d2.lazy import split_lazy_overrides
+from logn_d2.lazy import _read, split_lazy_overrides
 from logn_d2.modeling.build import build_model
+from logn_d2.passes.resume import deciding_settings
 from logn_d2.sites import config_site
 
 from ..command import refusal
@@ -206,14 +207,13 @@ def test_an_interrupted_training_resumes_and_a_changed_file_is_refused(runs):
     config = runs.folder / "lazy" / "config.yaml"
     try:
         runs.lazy.write_text(text + "\nmodel.roi_heads.batch_size_per_image = 17\n")
-        import logn_d2.lazy
 
-        logn_d2.lazy._read.cache_clear()  # as in a new process
+        _read.cache_clear()  # as in a new process
         with pytest.raises(ValueError, match=r"lazy\.py has changed since .* was made from it"):
             load_config(config)
     finally:
         runs.lazy.write_text(text)
-        logn_d2.lazy._read.cache_clear()
+        _read.cache_clear()
 
 
 def test_overrides_reach_the_model_and_unknown_keys_are_refused(runs, capsys):
@@ -311,3 +311,20 @@ def test_cascades_dense_detectors_and_classifiers_are_understood(tmp_path):
     cfg = load_config(config_file("lazy/image_classifier_glyphs_lt_cosine.py"))
     assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == ("ImageClassifier", 60)
     assert cfg.MODEL.LOGN.COLLECT.POPULATION == "images"
+
+
+def test_passes_depend_on_what_the_file_says_and_not_on_its_place(runs, tmp_path):
+    settings = deciding_settings(load_config(runs.lazy))
+    moved = tmp_path / "moved.py"
+    moved.write_text(LAZY)
+    assert deciding_settings(load_config(moved)) == settings
+    # A crop can take an object's mask away, so that statistics passes read masks then.
+    assert not load_config(moved).INPUT.CROP.ENABLED
+    crop = 'resize += [L(T.RandomCrop)(crop_type="relative", crop_size=[0.9, 0.9])]'
+    moved.write_text(
+        LAZY.replace("dataloader.train.dataset.names", f"{crop}\ndataloader.train.dataset.names")
+    )
+    _read.cache_clear()  # as in a new process
+    changed = load_config(moved)
+    assert changed.INPUT.CROP.ENABLED
+    assert deciding_settings(changed) != settings
