@@ -2,13 +2,13 @@
 
 Two detectors: Detectron2's RetinaNet (sigmoid scores of anchors, no background) and a small
 query-based one (benchmarks/small_detr.py; softmax with "no object"). Both start from the backbone
-of the detector of other characters that benchmarks/methods.py starts from, and train with AdamW and
-repeat factor sampling. The set has 40 of demo's classes in demo's imbalance (`few`), because these
-detectors need more iterations for a class than R-CNNs, whose heads see balanced samples. Then one
-pass over the training images for each population of statistics, and one over the validation images
-for all calibrations. What a detector's scores do not allow is refused, and named below its table. A
-training with its measurements takes five minutes of one core. After an interruption the same
-command goes on.
+that benchmarks/methods.py pretrains on other characters, and train with AdamW and repeat factor
+sampling. The set has 40 of demo's classes with demo's imbalance (`few`), because these detectors
+need more iterations per class than R-CNNs, whose heads train on balanced samples. After a training
+there is one pass over the training images for each population of statistics, and one over the
+validation images for all calibrations. Calibrations that a detector refuses are named below its
+table. A training with its measurements takes five minutes of one core. After an interruption the
+same command resumes.
 
 Examples:
     OMP_NUM_THREADS=1 python benchmarks/any_detector.py
@@ -53,7 +53,7 @@ CONFIG = "glyphs_demo_retinanet_R_18_FPN.yaml"
 DETECTORS = {"retinanet": "RetinaNet", "queries": "SmallDetr"}
 POPULATIONS = ("sampled", "proposals", "positives")
 ITERATIONS = {"retinanet": 400, "queries": 450}
-# A training's learning rate of what is new; the backbone has learned already.
+# Learning rates of the new parameters; the pretrained backbone takes a fraction of them.
 RATES = {"retinanet": 1e-3, "queries": 2e-3}
 BACKBONE_RATE = 0.3
 WARMUP = 30
@@ -64,9 +64,9 @@ FEW = dataclasses.replace(
 CHOICES: dict[str, GlyphSize] = {"few": FEW, "demo": SIZES["demo"], "tiny": SIZES["tiny"]}
 # Classes in fewer images than this are repeated, as LVIS v1's threshold of 1e-3 means there.
 REPEATED_BELOW = 100
-# Of the training images, drawn with a seed: each population takes a pass of its own.
+# A random part of the training images, since each population takes a pass of its own.
 STATISTICS_IMAGES = 250
-# What needs no statistics comes first: whether it is refused is known before any pass.
+# Calibrations without statistics come first: a refusal of them is known before any pass.
 ROWS = (
     Row(UNCALIBRATED),
     *(
@@ -90,8 +90,8 @@ ROWS = (
     ),
 )
 
-# Without background, a shift or factor that all classes have in common changes no ranking: these
-# have the AP of another row. A RetinaNet's inference is slow with a threshold of 0.
+# Without background, a shift or factor common to all classes changes no ranking, so these rows have
+# the AP of another one. That saves a RetinaNet's inference, which is slow with a threshold of 0.
 SAME_RANKING = {
     "norcal(gamma=0.6, centre=mean)": "norcal(gamma=0.6)",
     "temperature(temperature=2)": UNCALIBRATED,
@@ -115,14 +115,14 @@ class Adam(Trainer):
 
 
 def make_config(args: argparse.Namespace, detector: str, seed: int) -> CfgNode:
-    """The config of one training, which starts from the backbone that all have in common."""
+    """The config of one training, which starts from the common backbone."""
     cfg, size = load_config(config_file(CONFIG)), CHOICES[args.size]
     cfg.MODEL.META_ARCHITECTURE = DETECTORS[detector]
     cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES = size.num_classes
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (
         (f"lt_glyphs_{size.name}_{split}",) for split in ("train", "val")
     )
-    cfg.MODEL.RETINANET.NORM = "GN"  # a subnet of random weights learns sooner with it
+    cfg.MODEL.RETINANET.NORM = "GN"  # subnets from random weights learn faster with it
     cfg.DATALOADER.REPEAT_THRESHOLD = REPEATED_BELOW / size.train_images
     cfg.MODEL.WEIGHTS = str(args.start or "")
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
@@ -207,7 +207,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(args: argparse.Namespace) -> str:
-    """All that has been measured so far, as Markdown, also written to a file."""
+    """Write all results so far to a Markdown file, and return its text."""
     parts = ["# Calibrations of detectors without box predictors"]
     for detector in DETECTORS:
         folders = sorted((args.output / detector).glob("seed*/scores.json"))
@@ -221,7 +221,7 @@ def write(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains and measures what is missing, and writes the tables after each seed."""
+    """Run missing trainings and measurements, and write the tables after each seed."""
     args.output.mkdir(parents=True, exist_ok=True)
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     draw_glyphs(root, CHOICES[args.size])
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Runs the benchmark; the exit code is 130 when it is interrupted."""
+    """Run the benchmark; the exit status is 130 after an interruption."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", choices=list(CHOICES), default="few")
     parser.add_argument("--iterations", type=int, help=f"default: {ITERATIONS}")
-    parser.add_argument("--start", type=Path, help="checkpoint of the backbone (default: trained)")
+    parser.add_argument("--start", type=Path, help="pretrained detector (default: trained first)")
     parser.add_argument("--output", type=Path, default=Path("output/any_detector"))
     args = parser.parse_args()
     return run_to_exit_status(lambda: run(args))

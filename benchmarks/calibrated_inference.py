@@ -1,10 +1,9 @@
 """The cost of a calibration at inference: attached and folded against the same model without one.
 
-All sides run in turn in one process, after a check of their results: the folded model gives the
-    scores of the attached one, and a detached model the original scores, bit for bit. Scale and
-    shift are drawn within a hundredth of 1 and 0: scores hardly change, so all sides have the same
-    work afterwards. All use logn_d2's post-processing; the last column is the uncalibrated model
-    with Detectron2's own.
+All sides run in turn in one process, after a check that the folded model gives the scores of the
+attached one, and a detached model exactly the original ones. Scale and shift are within a hundredth
+of 1 and 0: scores hardly change, so all sides have the same work afterwards. All use logn_d2's
+post-processing; the last column is the uncalibrated model with Detectron2's own.
 
     python benchmarks/calibrated_inference.py --rounds 20 --image-rounds 5
 """
@@ -216,14 +215,14 @@ def main() -> None:
     parser.add_argument("--rois", type=int, default=1000)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--rounds", type=int, default=20, help="of the box head")
-    parser.add_argument("--image-rounds", type=int, default=5, help="of the whole model; 0: none")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of the box head")
+    parser.add_argument("--image-rounds", type=int, default=5, help="rounds of the model, or 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--cpu-time", action="store_true", help="instead of wall time, for a busy machine"
+        "--cpu-time", action="store_true", help="measure CPU time, for a busy machine"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cfg = make_config(args)

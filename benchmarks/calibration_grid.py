@@ -6,8 +6,8 @@ over the training set collects its statistics, and one pass over the validation 
 whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
 table of a block has the best point of each family. Then come the criteria for `auto`: its distance
 to the best point of the grid, its gain over LogN and NorCal 0.6, and the largest loss of a group
-against the uncalibrated detector. The last table has the spread over seeds. A finished block is
-kept. `--runs` asks the same of finished trainings of any detector.
+against the uncalibrated detector. The last table has the spread over seeds. Finished blocks
+are kept. `--runs` takes finished trainings of any detector instead.
 
 Example:
     python benchmarks/calibration_grid.py \\
@@ -172,7 +172,7 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--blocks", nargs="+", default=[], metavar="SAMPLER/seedN/METHOD")
     source.add_argument("--runs", nargs="+", default=[], type=Path, metavar="FOLDER")
-    parser.add_argument("--dataset", metavar="NAME", help="of runs (default: their DATASETS.TEST)")
+    parser.add_argument("--dataset", metavar="NAME", help="data set of --runs (default: their own)")
     parser.add_argument("--size", choices=list(SIZES), default="demo")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("output/methods"))

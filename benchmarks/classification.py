@@ -2,13 +2,13 @@
 
 Three long-tailed sets: glyphs (60 drawn characters, 300 to 3 training images), fashion
 (Fashion-MNIST with the largest and smallest class of ImageNet-LT, 1,280 and 5), and digits
-(scikit-learn's, 114 to 1); a network of two layers. Each seed has data of its own (which class is
-rare, which images are taken or how they are drawn), weights and order, which all methods share, so
-that differences are paired. Calibrations after training share one training, second stages start
-from it. tau of tau-norm is chosen on validation images, on which the temperature is fitted too;
-digits has none. Unknown images are characters of no class (near), digits and noise (far). The table
-is written after each training, and after an interruption the same command goes on. A training takes
-half a minute of one core.
+(scikit-learn's, 114 to 1); the network has two layers. Each seed has its own data (rare classes,
+choice or drawing of the images), initial weights and order of images. All methods share them, so
+that differences are paired. Post-hoc calibrations share one training, and second stages start from
+it. Tau-norm's tau is chosen on validation images, and the temperature is fitted there too; digits
+has none. Unknown images are characters outside the classes (near), digits and noise (far). The
+table is written after each training. After an interruption the same command resumes. A training
+takes half a minute of one core.
 
 Examples:
     OMP_NUM_THREADS=1 python benchmarks/classification.py
@@ -72,12 +72,12 @@ class Method:
     """One training of the comparison.
 
     Attributes:
-        title (str): of its row.
-        loss (str): MODEL.LOGN.LOSS, with `ImageSet.few` to be filled in.
+        title (str): title of its row.
+        loss (str): MODEL.LOGN.LOSS, with a placeholder for `ImageSet.few`.
         stage (str): MODEL.LOGN.SECOND_STAGE, after Softmax; "" for a first stage.
-        heads (tuple[str, ...]): classifiers that it is trained with.
-        after (tuple[str, ...]): calibrations that are evaluated as well.
-        unknown (bool): whether it is compared on unknown images.
+        heads (tuple[str, ...]): classifiers to train with.
+        after (tuple[str, ...]): calibrations to evaluate as well.
+        unknown (bool): whether to compare it on unknown images.
     """
 
     title: str
@@ -94,11 +94,11 @@ METHODS = {
     "eql": Method("EQL, sigmoids", "eql(threshold={few})"),
     "seesaw": Method("Seesaw", "seesaw"),
     "balanced_softmax": Method("Balanced softmax", "balanced_softmax"),
-    # The default averages over more iterations than this training has.
+    # The default momentum averages over more iterations than this training has.
     "inverse_logn": Method("Inverse LogN", "inverse_logn(momentum=0.01)"),
     "crt": Method("cRT", stage="crt"),
     "lws": Method("LWS", stage="lws"),
-    # A cosine classifier bounds its logits already.
+    # Linear only: a cosine classifier bounds its logits without this loss.
     **{
         f"logit_norm_{tau}": Method(
             f"LogitNorm, tau {tau}", f"logit_norm(tau={tau})", heads=("linear",), unknown=True
@@ -143,7 +143,7 @@ def config_of(args: argparse.Namespace, head: str, seed: int, name: str) -> CfgN
 
 
 def train(cfg: CfgNode) -> None:
-    """Trains, if that has not been done."""
+    """Run a training, unless it is finished."""
     folder = Path(cfg.OUTPUT_DIR)
     if is_trained(folder):
         check_same_training(folder, cfg)
@@ -161,7 +161,7 @@ def train(cfg: CfgNode) -> None:
 
 
 def measure(cfg: CfgNode, method: Method, data: ImageSet, seed: int) -> dict[str, Any]:
-    """Rows and separation from unknown images, of one training."""
+    """Accuracies of one training under its calibrations, and separation of unknown images."""
     model = Trainer.build_model(cfg).eval()
     load_weights(model, str(Path(cfg.OUTPUT_DIR, "model_final.pth")), cfg.OUTPUT_DIR, resume=False)
     validation = data.name("val", seed) if "val" in data.sources else ""
@@ -189,7 +189,7 @@ def measure(cfg: CfgNode, method: Method, data: ImageSet, seed: int) -> dict[str
 
 
 def made(cfg: CfgNode, model: nn.Module, names: Sequence[str]) -> dict[str, Sequence]:
-    """Name -> calibration, and none for the baseline."""
+    """Name -> calibrations of the model; empty for the baseline."""
     if not names:
         return {UNCALIBRATED: ()}
     sites, counts = find_sites(model), functools.cache(lambda: class_counts(cfg.DATASETS.TRAIN))
@@ -199,7 +199,7 @@ def made(cfg: CfgNode, model: nn.Module, names: Sequence[str]) -> dict[str, Sequ
 
 
 def separation(sweep: ImageSweep, known: str, unknown: str) -> dict[str, dict[str, float]]:
-    """Score -> metric -> percent."""
+    """Separation of unknown images: score -> metric -> percent."""
     found: Mapping[str, OODResult] = sweep.unknown(known, unknown)[UNCALIBRATED]
     return {
         score: {metric: 100 * getattr(result, metric) for metric in OOD_METRICS}
@@ -208,7 +208,7 @@ def separation(sweep: ImageSweep, known: str, unknown: str) -> dict[str, dict[st
 
 
 def measured(args: argparse.Namespace, head: str, seed: int, name: str) -> dict[str, Any]:
-    """Trains and measures, once."""
+    """Results of one training, which is run and measured only if they are missing."""
     cfg, start = config_of(args, head, seed, name), time.process_time()
     path = Path(cfg.OUTPUT_DIR, "measured.json")
     if not path.is_file():
@@ -221,7 +221,7 @@ def measured(args: argparse.Namespace, head: str, seed: int, name: str) -> dict[
 
 
 Runs = dict[str, dict[int, dict[str, Any]]]
-"""Of one head: method -> seed -> what `measured` returns."""
+"""Results of one head: method -> seed -> return value of `measured`."""
 
 
 def rows_of(runs: Runs) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
@@ -249,13 +249,13 @@ def accuracy_lines(runs: Runs) -> str:
 
 
 def difference(gains: Sequence[float]) -> str:
-    """Mean and standard deviation of paired differences, and in how many seeds they are above 0."""
+    """Mean and standard deviation of paired differences, and the number of positive ones."""
     spread = format_spread(gains)
     return f"{spread if spread.startswith('-') else '+' + spread} ({sum(g > 0 for g in gains)})"
 
 
 def unknown_lines(runs: Runs) -> str:
-    """Mean and standard deviation of each score, and AUROC's difference from MSP of Softmax."""
+    """The table of unknown images, with AUROC's difference from that of Softmax's MSP."""
     lines = []
     for name, method in METHODS.items():
         by_seed = {s: found["ood"] for s, found in runs.get(name, {}).items() if "ood" in found}
@@ -273,13 +273,13 @@ def unknown_lines(runs: Runs) -> str:
 
 
 def _pairs(by_seed: Mapping[int, Mapping[str, Mapping]]) -> list[tuple[str, str]]:
-    """Sets and scores; ODIN's may be missing where an earlier version has measured."""
+    """Sets and scores; results of an earlier version may lack ODIN's."""
     pairs = [(w, score) for each in by_seed.values() for w in each for score in each[w]]
     return list(dict.fromkeys(pairs))
 
 
 def write(args: argparse.Namespace) -> str:
-    """All that has been measured so far, as Markdown."""
+    """Write all results so far to a Markdown file, and return its text."""
     found = {
         head: {
             name: {
@@ -305,7 +305,7 @@ def write(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains and measures what is missing; Softmax, with which all is compared, comes first."""
+    """Run what is missing; Softmax comes first, since the others are compared with it."""
     args.output.mkdir(parents=True, exist_ok=True)
     text = ""
     for seed in args.seeds:
@@ -328,8 +328,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, help="of 64 images (glyphs, fashion: 30 epochs)")
-    parser.add_argument("--output", type=Path, help="(output/classification/SET)")
+    parser.add_argument("--iterations", type=int, help="default: 30 epochs (digits: 150)")
+    parser.add_argument("--output", type=Path, help="default: output/classification/SET")
     args = parser.parse_args(argv)
     args.iterations = args.iterations or SETS[args.set].iterations
     args.output = args.output or Path("output/classification", args.set)
@@ -337,7 +337,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the benchmark; the exit code is 130 when it is interrupted."""
+    """Run the benchmark; the exit status is 130 after an interruption."""
     args = parse_args()
     return run_to_exit_status(lambda: run(args))
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from logn_d2.engine.experiments import Row
 
 CROSS_ENTROPY, LINEAR = "cross_entropy", "cross_entropy_linear"
-# The default momentum of inverse LogN's averages is for the 24 epochs of LVIS v1. Here they are of
-# the same part of a training.
+# The default momentum of inverse LogN's averages is for the 24 epochs of LVIS v1. This one lets
+# them cover the same part of a shorter training.
 INVERSE_LOGN_STEPS = 1e-4 * 24 * 99_388 / 16
 SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
@@ -89,8 +89,8 @@ class Method:
         return self.loss.format(share=size.not_frequent, edges=list(size.edges), momentum=momentum)
 
 
-# Second stages are as long, beside their first, as in their sources: 12 epochs after 12 for BAGS
-# and, in EQL v2's repository, for cRT and LWS; 6 after 24 for LOCE.
+# Second stages have the length of their sources, relative to the first stage: 12 epochs after 12
+# for BAGS and, in EQL v2's repository, for cRT and LWS; 6 after 24 for LOCE.
 METHODS = {
     CROSS_ENTROPY: Method("cross-entropy", after=AFTER),
     "cross_entropy_long": Method("cross-entropy, twice as long", length=2.0, after=AFTER),

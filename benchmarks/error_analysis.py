@@ -6,8 +6,8 @@ federated rule. These take most of its time and memory, so it runs on fewer imag
 differ where tidecv does not follow LVIS (see `logn_d2.analysis.errors`);
 `tests/analysis/test_errors.py` shows that they are equal elsewhere.
 
-    python benchmarks/error_analysis.py                 # ours at LVIS size as well
-    python benchmarks/error_analysis.py --images 0      # the comparison alone
+    python benchmarks/error_analysis.py                 # the comparison, and ours at LVIS size
+    python benchmarks/error_analysis.py --images 0      # only the comparison
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=5000, help="for ours alone; 0 for none")
-    parser.add_argument("--compared", type=int, default=50, help="images for both; 0 for none")
-    parser.add_argument("--detections", type=int, default=300, help="of each image")
+    parser.add_argument("--images", type=int, default=5000, help="images for ours alone, or 0")
+    parser.add_argument("--compared", type=int, default=50, help="images for both, or 0")
+    parser.add_argument("--detections", type=int, default=300, help="detections per image")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--iou-type", default="bbox", choices=["bbox", "segm"])
     parser.add_argument("--rounds", type=int, default=3)

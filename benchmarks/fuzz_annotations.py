@@ -155,7 +155,7 @@ def outcome(reader: Any, seed: int, folder: Path) -> str:
         return "named"
     if (section, field) in VALID:
         return "another valid value"
-    return f"changed without a word: {section}, {field}"
+    return f"changed silently: {section}, {field}"
 
 
 READERS = {"evaluation": evaluation, "training": training}

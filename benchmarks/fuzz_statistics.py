@@ -125,7 +125,7 @@ def outcome(content: bytes, expected: LogitStatistics, seed: int, folder: Path) 
         if any(stage.moments is not None for stage in found.stages):
             found.sampling_error()
     except StatisticsError as error:
-        return "refused" if str(error) else "refused without a word"
+        return "refused" if str(error) else "refused without a message"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if equal(found, expected):

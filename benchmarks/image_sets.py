@@ -1,4 +1,4 @@
-"""The long-tailed sets of images that `classification.py` trains small classifiers on."""
+"""The long-tailed sets of images on which `classification.py` trains small classifiers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["SETS", "ImageSet"]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is classified.
+    """A long-tailed set with its splits.
 
     Attributes:
-        title (str): of the table.
-        config (str): of its linear classifier, in configs/classification.
-        iterations (int): of 64 images.
-        few (float): share of a class with 20 training images, below which EQL calls it rare.
-        sources (Mapping[str, str]): split -> source, with the seed to be filled in.
+        title (str): title of the table.
+        config (str): config of its linear classifier, in configs/classification.
+        iterations (int): length of a training, in batches of 64 images.
+        few (float): share of a class with 20 training images; EQL's threshold for rare classes.
+        sources (Mapping[str, str]): split -> source, with a placeholder for the seed.
         unknown (Mapping[str, str]): name in the table -> a split, or a registered set.
     """
 
@@ -29,11 +29,11 @@ class ImageSet:
     unknown: Mapping[str, str]
 
     def name(self, split: str, seed: int) -> str:
-        """The registered set."""
+        """Registered name of a split."""
         return f"{self.config.partition('_')[0]}{seed}_{split}"
 
     def entries(self, seed: int) -> list[list[str]]:
-        """MODEL.LOGN.IMAGE.DATASETS."""
+        """The value of MODEL.LOGN.IMAGE.DATASETS."""
         return [[self.name(s, seed), text.format(seed=seed)] for s, text in self.sources.items()]
 
 
@@ -63,7 +63,7 @@ SETS = {
         "digits-LT",
         "digits_lt_linear",
         660,  # 150 epochs of 278 images
-        0.02,  # 6 images: the few classes of so small a set
+        0.02,  # 6 images instead of 20, since the set is so small
         {"train": "digits(seed={seed})", "test": "digits(split=test)", "noise": "noise(side=8)"},
         {"noise": "noise"},
     ),

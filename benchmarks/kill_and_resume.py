@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kill commands at random moments with SIGKILL, resume them, and compare their results.
 
-Each verb runs once undisturbed. In COUNT trials it is then killed one to three times, at moments
+Each command runs once undisturbed. In COUNT trials it is then killed one to three times, at moments
 drawn from the length of that run, and resumed. The results must be equal to the last bit: weights,
 statistics, figures, drawn files. Everything uses LT-Glyphs tiny, on the CPU.
 
@@ -172,8 +172,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verbs", nargs="*", help=f"some of {', '.join(VERBS)}; all by default")
-    parser.add_argument("--count", type=int, default=20, help="trials of each verb")
+    parser.add_argument("verbs", nargs="*", help=f"some of {', '.join(VERBS)} (default: all)")
+    parser.add_argument("--count", type=int, default=20, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="a folder for all runs")
     args = parser.parse_args()

@@ -7,7 +7,7 @@ one side, a list of dictionaries on the other.
 
     python benchmarks/lvis_evaluation.py                 # LVIS size; the reference takes minutes
     python benchmarks/lvis_evaluation.py --images 500    # quick
-    python benchmarks/lvis_evaluation.py --sides logn_d2 hotcoco  # pip install hotcoco; no minutes
+    python benchmarks/lvis_evaluation.py --sides logn_d2 hotcoco  # seconds; pip install hotcoco
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from logn_d2.lvis import Detections, LvisGroundTruth, RleMasks, evaluate_lvis
 
 HEIGHT, WIDTH = 480, 640
 TOLERANCE = 1e-9
-# Objects of an image are of few classes; some others are known to be absent.
+# An image has objects of few classes; some others are verified as absent.
 CLASSES_PER_IMAGE, OBJECTS_PER_CLASS, ABSENT_CLASSES = 4, 3, 8
 SHARE_NEAR_OBJECTS = 0.2
 
@@ -131,7 +131,7 @@ def run_lvis_api(folder: Path, iou_type: str) -> Callable[[], tuple[np.ndarray, 
     from lvis import LVIS, LVISEval, LVISResults
 
     if "float" not in vars(np):
-        np.float = float  # lvis 0.5.3 is of 2020
+        np.float = float  # lvis 0.5.3 (2020) uses this alias, which numpy has removed
     ids = [
         category["id"] for category in json.loads((folder / "truth.json").read_text())["categories"]
     ]
@@ -255,7 +255,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=300, help="of each image")
+    parser.add_argument("--detections", type=int, default=300, help="detections per image")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--iou-type", default="bbox", choices=["bbox", "segm"])
     parser.add_argument("--rounds", type=int, default=1)

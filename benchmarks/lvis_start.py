@@ -1,8 +1,8 @@
 """Time and memory of a training of LVIS's size before its first step.
 
-The json is synthetic: as many images, annotations with polygons, federated lists and long-tailed
-    image counts as in LVIS v1. No image file is needed. Each step uses the result of the previous
-    one; time is CPU time of this process, memory its peak beyond its imports.
+The json is synthetic, with the numbers of LVIS v1: images, annotations with polygons, federated
+lists and long-tailed image counts. No image file is needed. Each step uses the result of the
+previous one; time is CPU time of this process, memory its peak beyond its imports.
 
     python benchmarks/lvis_start.py                    # 100,170 images; a json of about 1 GB
     python benchmarks/lvis_start.py --images 10000     # a tenth
@@ -39,7 +39,7 @@ NAME = "lvis_stand_in"
 def draw(path: Path, num_images: int, num_classes: int, seed: int) -> None:
     """Write the json image by image, which needs little memory."""
     rng = np.random.default_rng(seed)
-    # Class k is in as many images as 1 / (k + 10) says; every class is in one at least.
+    # The number of images of class k is proportional to 1 / (k + 10), and at least 1.
     chance = 1 / np.arange(10, num_classes + 10)
     chance /= chance.sum()
     images, seen = [], np.zeros(num_classes, dtype=np.int64)

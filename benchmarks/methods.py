@@ -1,7 +1,7 @@
 """Long-tail methods on LT-Glyphs, all with the same budget, sampler by sampler and seed by seed.
 
-All trainings start from one detector of other characters, as those of the papers start from other
-photographs. Post-hoc calibrations share one training; second stages share their first stage. Each
+All trainings start from one detector of other characters, as those of the papers start from
+ImageNet. Post-hoc calibrations share one training; second stages share their first stage. Each
 training ends with its evaluation. After each training, the table is written from all results in the
 output folder, and after an interruption the same command resumes. A full run takes about five
 core-hours.
@@ -153,7 +153,7 @@ def train(job: Job) -> None:
     command.append("--resume")
     with open(job.folder / "terminal.txt", "a") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
-            raise ValueError(f"The training has failed; what it said is in {log.name}.")
+            raise ValueError(f"The training has failed; its log is {log.name}.")
 
 
 def calibrate(job: Job) -> dict[str, dict[str, float]]:
@@ -216,9 +216,9 @@ class Table:
             "",
             f"`python benchmarks/methods.py --size {args.size} --iterations {args.iterations}`: "
             "box AP in percent, mean ± standard deviation over seeds; time of the iterations of "
-            "all stages against cross-entropy's; numbers that the model has more than "
-            "cross-entropy's, as parameters and as other state. Passes in which nothing is trained "
-            "are not in the time: LogN's over the training set, LOCE's over five images of each "
+            "all stages relative to cross-entropy's; additional numbers in the model compared with "
+            "cross-entropy's, as parameters and as other state. The time excludes passes without "
+            "training: LogN's over the training set, LOCE's over five images of each "
             "class.",
         ]
         for sampler in SAMPLERS:
@@ -299,7 +299,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=list(SIZES), default="demo")
-    parser.add_argument("--iterations", type=int, default=300, help="of a first stage")
+    parser.add_argument("--iterations", type=int, default=300, help="length of a first stage")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))

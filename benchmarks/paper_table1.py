@@ -6,7 +6,7 @@ kept, and an interrupted one is resumed. After a failure, the rows that do not d
 continue. OUTPUT_DIR/table1.md shows our figures beside the paper's; it is updated after each row.
 
 Needs LVIS v1 under $DETECTRON2_DATASETS and GPUs. The remaining time is estimated from measured
-iterations of the same detector, and unknown before.
+iterations of the same detector, once there are any.
 
 Example:
     python benchmarks/paper_table1.py --dry-run
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}s", nargs="+", choices=choices, default=choices)
     parser.add_argument("--num-gpus", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("output/table1.md"), metavar="FILE")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     args = parser.parse_args(argv)
     rows = [
         row

@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=1981)
-    parser.add_argument("--detections", type=int, default=300, help="of each image")
+    parser.add_argument("--detections", type=int, default=300, help="detections per image")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--resamples", type=int, default=1000)

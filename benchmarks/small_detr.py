@@ -1,9 +1,9 @@
 """A query-based detector that trains within minutes on one core, and its site.
 
 It follows DETR (Carion et al., ECCV 2020): queries attend to the image and to each other in a
-    decoder; each predicts one class or "no object", and one box; the loss matches queries and
-    objects one to one. As in Anchor DETR (Wang et al., AAAI 2022), a query belongs to a point of
-    the image; here it also starts with the features at that point, which shortens the training.
+decoder; each predicts one class or "no object", and one box; the loss matches queries and objects
+one to one. As in Anchor DETR (Wang et al., AAAI 2022), a query belongs to a point of the image;
+here it also starts with the features at that point, which shortens the training.
 
 Shapes: N images, Q queries, K classes, C = K + 1 logit columns ("no object" last), L decoder
 layers, D channels. Boxes are (centre, size) in [0, 1] of the padded image.

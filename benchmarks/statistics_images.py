@@ -240,20 +240,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="with config.yaml and the weights")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished training")
     parser.add_argument("--weights", type=Path, help="default: model_final.pth of the run")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--images", type=int, nargs="+", default=[50, 100, 200, 500, 1000, 2000], help="and all"
     )
-    parser.add_argument("--passes", type=int, default=3, help="each with a seed of its own")
+    parser.add_argument("--passes", type=int, default=3, help="number of passes, a seed each")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.2, 0.1, 0.05, 0.03])
     parser.add_argument("--period", type=int, default=100, help="images between two checks")
     parser.add_argument(
         "--calibrations", nargs="+", default=["logn", "logn_no_beta", "logn_mean", "logn_std"]
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
-"""The statistics pass, per image: ours against the way of the released LogN code.
+"""The statistics pass, per image: ours against the method of the released LogN code.
 
 The released code puts a BatchNorm1d behind the classifier and trains for one epoch at learning rate
-0: all losses with those of masks, backward pass, optimizer step. Ours runs forward to the logits.
+0: all losses, also of masks, backward pass, optimizer step. Ours runs forward to the logits.
 Both load the same images in the same process, with the same resize; theirs needs the masks too. The
 sides alternate, after a check that they collect the same statistics of the same RoIs.
 
@@ -369,19 +369,19 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", help="default: R50-FPN of the paper, K = 1,203")
-    parser.add_argument("--images", type=int, default=3, help="in a round")
+    parser.add_argument("--images", type=int, default=3, help="images per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--objects", type=int, default=12, help="in an image (LVIS: 13)")
+    parser.add_argument("--objects", type=int, default=12, help="objects per image (LVIS: 13)")
     parser.add_argument(
         "--crowd",
         type=int,
         nargs="+",
         default=[0, 60, 400],
         metavar="N",
-        help="proposals put around objects, as a trained model's are; decides how many foreground "
-        "RoIs the mask branch gets (default 0 60 400)",
+        help="proposals placed around objects, as a trained model's are; sets the number of "
+        "foreground RoIs in the mask branch (default 0 60 400)",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -391,10 +391,10 @@ def parse_args() -> argparse.Namespace:
         action="store_const",
         default=time.perf_counter,
         const=time.process_time,
-        help="measure CPU time, on a machine that others use too",
+        help="measure CPU time, for a busy machine",
     )
-    parser.add_argument("--memory", action="store_true", help="only the memory of the state")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config")
+    parser.add_argument("--memory", action="store_true", help="only measure memory of the state")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
 """A sweep of ten calibrations against one evaluation: inference and AP of boxes and masks.
 
-The other side is the evaluation of one model: Detectron2's loop with `LVISFormEvaluator`. The sweep
-    is timed as usual (without masks that the LVIS rule drops), with all masks, and from stored
-    outputs. All run in turn in one process, on a trained detector; the results of their common
-    calibration are compared first.
+The other side is the evaluation of one model by Detectron2's loop with `LVISFormEvaluator`. The
+sweep is timed in its default form (without masks that the LVIS rule ignores), with all masks, and
+from stored outputs. All run in turn in one process, on a trained detector; the results of their
+common calibration are compared first.
 
     make demo && python benchmarks/sweep.py --run output/demo --images 100 --rounds 3
 """
@@ -144,12 +144,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, default=Path("output/demo"), help="a demo's folder")
+    parser.add_argument("--run", type=Path, default=Path("output/demo"), help="folder of logn demo")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--cpu-time", action="store_true", help="instead of wall time, for a busy machine"
+        "--cpu-time", action="store_true", help="measure CPU time, for a busy machine"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()

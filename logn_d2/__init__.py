@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # editors and type checkers read no __getattr__
 __version__ = "0.1.0"
 
 UNCALIBRATED = "uncalibrated"
-"""The calibration that changes nothing; what all others are compared with."""
+"""The calibration that changes nothing, the baseline of all comparisons."""
 
 _HOMES = {
     "AffineCalibration": "logn_d2.core",

@@ -49,7 +49,7 @@ _OWN: Mapping[type, type] = {Integral: int}
 
 
 def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check an annotation file: UTF-8 in every locale, with or without a byte order mark.
+    """Read and check an annotation file, UTF-8 in every locale, with or without byte order mark.
 
     Args:
         path (str or PathLike): a local file.

@@ -1,7 +1,7 @@
-"""Mistakes that a user can put right, apart from mistakes of ours.
+"""Errors that a user can correct, as opposed to bugs.
 
-A command ends with one sentence where one of these is raised. Any other exception is a bug, and
-keeps its traceback. Each is also the built-in exception that a caller would expect.
+A command ends with the message of such an error, without a traceback. Any other exception is a bug
+and keeps its traceback. Each class is also the built-in exception that a caller would expect.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ __all__ = ["MissingFileError", "UnknownNameError", "UserError"]
 
 
 class UserError(ValueError):
-    """A value, file or setting that can't be used; the message says which, and what to do."""
+    """An invalid value, file or setting; the message names it and the remedy."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file that is not there."""
+    """A file that does not exist."""
 
 
 class UnknownNameError(UserError, KeyError):
-    """A name that nobody has registered; the message lists the known ones."""
+    """A name that is not registered; the message lists the known ones."""
 
     def __str__(self) -> str:
         # A KeyError's text is the repr of its argument.

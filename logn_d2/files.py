@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their names."""
+"""Files that are complete or absent, and their names."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def as_file_name(text: str) -> str:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to ``path`` on success.
 
-    Missing parent folders are made. After an exception (a full disk, Ctrl-C) a file that was at
-    ``path`` before is still there, whole, and the temporary file is gone.
+    Missing parent folders are created. After an exception (a full disk, Ctrl-C) an existing file at
+    ``path`` is intact, and the temporary file is removed.
 
     Args:
-        path (str or PathLike): where the file shall be.
+        path (str or PathLike): the file.
 
     Raises:
-        OSError: the folder can't be written, or the disk is full.
+        OSError: the folder is not writable, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -45,8 +45,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic only inside one file system. The block makes the file,
-    # not `tempfile`, whose files only their owner can read.
+    # In the same folder: a rename is atomic only within one file system. The caller creates the
+    # file, not `tempfile`, whose files only their owner can read.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary

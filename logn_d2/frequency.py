@@ -1,4 +1,4 @@
-"""How often each class occurs in the training set, and the groups that papers report.
+"""Class counts of the training set, and the frequency groups of papers.
 
 Shapes: K foreground classes.
 """
@@ -26,15 +26,15 @@ class ClassCounts:
             factor sampling and NorCal use these.
         instance_count (ndarray): (K,) int64, annotated objects; a far longer tail.
         num_images (int): images in the set that have an object; detectors train on no others.
-        groups (ndarray or None): (K,) of "r", "c", "f", where the data set has groups of its own;
-            None for LVIS's, by `image_count`.
-        num_records (int or None): all images of the set, also those without an object.
-        fractal_dimensions (ndarray or Callable): (K,) of where each class's objects are, or a
-            function that returns them, called only where they are needed; see
-            `fractal_dimensions_of`. None where they are not known.
+        groups (ndarray or None): (K,) of "r", "c", "f", if the data set defines groups; None for
+            LVIS's, by `image_count`.
+        num_records (int or None): all images of the set, including those without an object.
+        fractal_dimensions (ndarray or Callable): (K,) fractal dimensions of the positions of each
+            class's objects, or a function that returns them, called only when needed; see
+            `fractal_dimensions_of`. None if unknown.
 
     Raises:
-        ValueError: counts of another length than the names.
+        ValueError: names and counts differ in length.
 
     Example:
         >>> counts = ClassCounts(("axolotl", "bee"), np.array([3, 40]), np.array([3, 90]), 50)
@@ -56,7 +56,7 @@ class ClassCounts:
             value = getattr(self, field)
             found = np.shape(value)
             if value is not None and found != expected:
-                raise UserError(f"{field} has shape {found}, expected {expected}: one a class.")
+                raise UserError(f"{field} has shape {found}, expected {expected}: one per class.")
 
 
 CountsSource = ClassCounts | Callable[[], ClassCounts] | None
@@ -72,7 +72,7 @@ def frequency_groups(
     Args:
         image_count (ArrayLike): (K,).
         rare_max (int): a class in at most this many images is rare (LVIS: 10).
-        common_max (int): one in at most this many is common (LVIS: 100), the others are frequent.
+        common_max (int): a class in at most this many is common (LVIS: 100), otherwise frequent.
 
     Returns:
         ndarray: (K,) of "r", "c", "f".
@@ -91,7 +91,7 @@ def shot_groups(image_count: ArrayLike, few_max: int = 20, medium_max: int = 100
     Args:
         image_count (ArrayLike): (K,).
         few_max (int): a class with *fewer* images is few-shot.
-        medium_max (int): one with *at most* this many is medium-shot.
+        medium_max (int): a class with *at most* this many is medium-shot.
 
     Returns:
         ndarray: (K,) of "few", "medium", "many".

@@ -37,7 +37,7 @@ __all__ = [
     "target_of",
 ]
 
-# Keys that a command may set although the config is a LazyConfig: those of no part of it.
+# Keys that a command may set beside a LazyConfig, because no part of it defines them.
 _OWN_KEYS = re.compile(
     r"MODEL\.LOGN\.(?!LAZY|CLASSIFIER|LOSS|TEMPERATURE|SECOND_STAGE|MEMORY|BACKBONE|IMAGE\.(?!DATA))"
     r"|(MODEL\.WEIGHTS|MODEL\.DEVICE|OUTPUT_DIR|DATASETS\.TEST|SEED)$"
@@ -67,10 +67,10 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
 
 
 def split_lazy_overrides(opts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits a command's last arguments into overrides of a LazyConfig and KEY VALUE pairs.
+    """Separate a command's last arguments into overrides of a LazyConfig and KEY VALUE pairs.
 
     Raises:
-        ValueError: a pair sets a key that the LazyConfig decides.
+        ValueError: a pair sets a key that the LazyConfig defines.
 
     Example:
         >>> split_lazy_overrides(["train.max_iter=90", "MODEL.LOGN.CALIBRATION", "auto"])
@@ -93,7 +93,7 @@ def split_lazy_overrides(opts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequence[str]) -> None:
-    """Writes the settings of a LazyConfig into a config node.
+    """Write the settings of a LazyConfig into a config node.
 
     Args:
         cfg (CfgNode): with MODEL.LOGN, changed in place.
@@ -102,8 +102,8 @@ def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequen
         overrides (Sequence[str]): such as "model.roi_heads.num_classes=20".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a part is missing or of another kind than the commands can use.
+        FileNotFoundError: the file does not exist.
+        ValueError: a part is missing, or of a kind that the commands can't use.
     """
     node = cfg.MODEL.LOGN.LAZY
     node.FILE, node.OVERRIDES = os.path.abspath(file), list(overrides)
@@ -112,8 +112,7 @@ def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequen
     if missing:
         raise UserError(
             f"{file} has no '{missing[0]}'. A LazyConfig for commands has model, dataloader and "
-            "train, as those of Detectron2's model zoo do, and optimizer and lr_multiplier to "
-            "train."
+            "train, as in Detectron2's model zoo, and optimizer and lr_multiplier to train."
         )
     try:
         _fill_model(cfg, config.model)
@@ -122,17 +121,17 @@ def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequen
     except OmegaConfBaseException as error:  # an absent key, or an interpolation of one
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{file} lacks a setting that commands need ({reason}). Set it as the files of "
-            "Detectron2's model zoo do."
+            f"{file} lacks a setting that commands need ({reason}). Set it as in Detectron2's "
+            "model zoo."
         ) from error
     node.DIGEST = _digest(config)
 
 
 def check_lazy_training(cfg: CfgNode) -> None:
-    """Checks that commands can train a LazyConfig's model as it says.
+    """Check that commands can train a LazyConfig's model with its settings.
 
     Raises:
-        ValueError: the optimizer or the schedule is missing, or weights are to be averaged.
+        ValueError: the optimizer or the schedule is missing, or weights would be averaged.
     """
     config = lazy_config(cfg)
     for part in ("optimizer", "lr_multiplier"):
@@ -141,7 +140,7 @@ def check_lazy_training(cfg: CfgNode) -> None:
     if OmegaConf.select(config, "train.model_ema.enabled"):
         raise UserError(
             "train.model_ema.enabled is True, but `logn train` does not average weights. Set it to "
-            "False, or train with Detectron2's tools/lazyconfig_train_net.py and continue with "
+            "False, or train with Detectron2's tools/lazyconfig_train_net.py and then run "
             "`logn collect`."
         )
 
@@ -159,7 +158,7 @@ def _read(file: str, overrides: tuple[str, ...]) -> DictConfig:
     try:
         config = LazyConfig.load(file)
     except SyntaxError as error:
-        raise UserError(f"{file} is no valid Python ({error}).") from error
+        raise UserError(f"{file} is not valid Python ({error}).") from error
     _check_keys(config, overrides)
     return _overridden(config, overrides, file) if overrides else config
 
@@ -172,20 +171,20 @@ def _overridden(config: DictConfig, overrides: Sequence[str], file: str) -> Dict
         return LazyConfig.apply_overrides(config, [each.lstrip("+") for each in overrides])
     except HydraException as error:
         raise UserError(
-            f"An override of {file} is no valid KEY=VALUE ({str(error).splitlines()[0]}). Quote "
-            "lists and texts for the shell: 'model.pixel_std=[1.0,1.0,1.0]'."
+            f"An override of {file} is not a valid KEY=VALUE ({str(error).splitlines()[0]}). Quote "
+            "lists and strings for the shell: 'model.pixel_std=[1.0,1.0,1.0]'."
         ) from error
 
 
 def _check_keys(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuses overrides of keys that do not exist: they would be added and do nothing."""
+    """Refuse overrides of keys that do not exist: they would be added and have no effect."""
     for override in overrides:
         key = override.partition("=")[0]
         if key.startswith("+") or OmegaConf.select(config, key, default=_MISSING) is not _MISSING:
             continue
         near = difflib.get_close_matches(key, _keys(config), n=1)
         raise UserError(
-            f"The LazyConfig has no key {key}{f'; {near[0]} is near' if near else ''}. To add it, "
+            f"The LazyConfig has no key {key}{f'; is it {near[0]}?' if near else '.'} To add it, "
             f"write +{override}"
         )
 
@@ -203,7 +202,8 @@ def _keys(config: DictConfig, above: str = "") -> list[str]:
 
 
 def _digest(config: DictConfig) -> str:
-    """A hash of what the model is and of what it reads: 16 hexadecimal digits."""
+    """A hash of the model and its data loaders: 16 hexadecimal digits."""
+    # Schedule, optimizer and number of workers do not change what weights or statistics mean.
     content = OmegaConf.to_container(config)
     content = {part: content[part] for part in ("model", "dataloader")}
     for loader in ("train", "test"):
@@ -213,7 +213,7 @@ def _digest(config: DictConfig) -> str:
 
 
 def _as_text(value: object) -> object:
-    """A text that does not change from one process to the next, as addresses in memory do."""
+    """A text that is the same in every process, without addresses in memory."""
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
     return [type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value))]

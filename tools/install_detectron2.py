@@ -362,7 +362,7 @@ def ensure_detectron2(sdist: Path | None = None) -> str:
         sdist (Path | None): the source distribution, when there is no network.
 
     Returns:
-        str: one line that says what was done.
+        str: one line about the result.
     """
     present = installed_version()
     if present is not None and f"+{LOCAL_LABEL}." not in present:

@@ -1,7 +1,7 @@
 """classification/glyphs_lt_cosine.yaml as a LazyConfig: an image classifier without `cfg`.
 
-For `logn train --config-file image_classifier_glyphs_lt_cosine.py` and all other
-commands, or for Detectron2's tools/lazyconfig_train_net.py and `logn_d2.attach`.
+For `logn train --config-file image_classifier_glyphs_lt_cosine.py` and all other commands, or for
+Detectron2's tools/lazyconfig_train_net.py and `logn_d2.attach`.
 """
 
 from detectron2 import model_zoo

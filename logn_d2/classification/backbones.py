@@ -1,4 +1,4 @@
-"""Backbones for whole images beside Detectron2's: whole networks of torchvision, and a small MLP.
+"""Backbones for whole images in addition to Detectron2's: torchvision networks, and a small MLP.
 
 Shapes: N images, D feature channels.
 """
@@ -24,36 +24,36 @@ from ..modeling.torchvision_weights import (
 
 __all__ = ["MLPBackbone", "TorchvisionFeatures"]
 
-# They train with auxiliary classifiers, which would be part of the loss.
+# These networks train with auxiliary classifiers, which would be part of the loss.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 
 
 class TorchvisionFeatures(Backbone):
-    """A whole network of torchvision but for its last layer, which is the classifier proper.
+    """A torchvision network without its last layer, the classifier.
 
-    Its only map is "pooled", (N, D, 1, 1): pooling is the network's own, as is all that some put
-    behind their last level (`TorchvisionBackbone` leaves that out).
+    Its only map is "pooled", (N, D, 1, 1). Pooling is the network's own, and so are layers between
+    its last level and the classifier (`TorchvisionBackbone` leaves these out).
 
     Args:
-        network (str): of torchvision's, such as "resnext50_32x4d", or "efficientnet_lite0".
-        weights (str): see `load_network_weights`; "" draws them at random.
-        small_stem (bool): for a ResNet on images of 32 pixels: its first layer sees 3 x 3 pixels
-            at stride 1, and no pooling follows (He et al., CVPR 2016, for CIFAR).
+        network (str): a torchvision network, such as "resnext50_32x4d", or "efficientnet_lite0".
+        weights (str): see `load_network_weights`; "" for random ones.
+        small_stem (bool): for a ResNet on images of 32 pixels: a first layer of 3 x 3 pixels at
+            stride 1 without pooling (He et al., CVPR 2016, for CIFAR).
 
     Attributes:
-        convention (PixelConvention): what its weights expect of pixels, or None.
+        convention (PixelConvention): the pixel convention of its weights, or None.
 
     Raises:
-        KeyError: there is no such network; the message lists them.
-        ValueError: the network has auxiliary classifiers, or ends in another layer than a Linear; a
-            small stem of no ResNet, or with weights for the large one.
+        KeyError: an unknown network; the message lists the known ones.
+        ValueError: the network has auxiliary classifiers, or its last layer is not a Linear; a
+            small stem for another network than a ResNet, or with weights for the large one.
     """
 
     def __init__(self, network: str, weights: str = "", small_stem: bool = False) -> None:
         super().__init__()
         if network in _WITH_AUXILIARY:
             raise UserError(
-                f"{network} trains with auxiliary classifiers, which have no place in this loss. "
+                f"{network} trains with auxiliary classifiers, which this loss does not include. "
                 "Choose another network, such as resnet50."
             )
         self.body = build_network(network)
@@ -79,7 +79,7 @@ class MLPBackbone(Backbone):
     Batch norm follows the first layer.
 
     Args:
-        channels (int): of the images.
+        channels (int): channels of the images.
         size (int): height and width of the images, in pixels.
         hidden (Sequence[int]): units of each layer; the last number is D.
 
@@ -116,7 +116,7 @@ class MLPBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_torchvision_features(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionFeatures:
-    """MODEL.LOGN.BACKBONE says which network, and which weights where MODEL.WEIGHTS is ""."""
+    """Build the network of MODEL.LOGN.BACKBONE, with its weights if MODEL.WEIGHTS is ""."""
     node = logn_node(cfg).BACKBONE
     weights = "" if cfg.MODEL.WEIGHTS else node.WEIGHTS
     backbone = TorchvisionFeatures(node.NETWORK, weights, node.SMALL_STEM)
@@ -128,16 +128,16 @@ def build_torchvision_features(cfg: CfgNode, input_shape: ShapeSpec) -> Torchvis
 
 @BACKBONE_REGISTRY.register()
 def build_mlp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MLPBackbone:
-    """For images of MODEL.LOGN.IMAGE.SIZE pixels, with MODEL.LOGN.IMAGE.HIDDEN units."""
+    """Build an MLP for images of MODEL.LOGN.IMAGE.SIZE pixels, with HIDDEN units."""
     node = logn_node(cfg).IMAGE
     return MLPBackbone(input_shape.channels, node.SIZE, node.HIDDEN)
 
 
 def _make_stem_small(body: nn.Module, name: str, weights: str) -> None:
-    """Replaces a ResNet's first convolution and pooling, with torchvision's own initialisation."""
+    """Replace a ResNet's first convolution and pooling, with torchvision's own initialisation."""
     if not isinstance(body, ResNet) or weights:
         raise UserError(
-            f"MODEL.LOGN.BACKBONE.SMALL_STEM is for a ResNet that is trained from scratch, found "
+            f"MODEL.LOGN.BACKBONE.SMALL_STEM is for a ResNet trained from scratch, found "
             f"{name} with the weights '{weights}'. Set NETWORK to resnet18 and WEIGHTS to ''."
         )
     body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, padding=1, bias=False)
@@ -146,7 +146,8 @@ def _make_stem_small(body: nn.Module, name: str, weights: str) -> None:
 
 
 def _cut_last_layer(body: nn.Module, name: str) -> int:
-    """Replaces the last module that computes anything, if it is a Linear; returns its inputs."""
+    """Replace the last layer, which must be a Linear, by the identity; return its inputs."""
+    # Networks name their classifier "fc", "classifier" or "head"; its position is common to all.
     last, layer = list(body.named_modules())[-1]
     if not isinstance(layer, nn.Linear):
         raise UserError(

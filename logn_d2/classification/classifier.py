@@ -27,20 +27,20 @@ __all__ = ["ImageClassifier"]
 class ImageClassifier(nn.Module):
     """Any Detectron2 backbone with a classifier of whole images (Eq. 1 of the LogN paper).
 
-    It takes a list of dicts with "image", a (channels, height, width) tensor, all of one size, and
-    for training "label", a class index. In training it returns a dict of losses, else for each
-    image a dict of "logits" (K,), raw; "scores" (K,), calibrated probabilities; and "pred_class",
-    the index of the best.
+    The input is a list of dicts with "image", a (channels, height, width) tensor, all of one size,
+    and for training "label", a class index. In training the result is a dict of losses, otherwise
+    one dict per image: "logits" (K,), raw; "scores" (K,), calibrated probabilities; "pred_class",
+    the index of the largest score.
 
     Args:
-        backbone (Backbone): its map ``in_feature`` is averaged over all places.
-        head (ClassifierHead): of as many features as that map has channels.
+        backbone (Backbone): its map ``in_feature`` is averaged over all positions.
+        head (ClassifierHead): a head for as many features as that map has channels.
         in_feature (str): name of a map; "" for the last one.
-        pixel_mean (Sequence[float]): one for each channel.
-        pixel_std (Sequence[float]): one for each channel.
+        pixel_mean (Sequence[float]): one value per channel.
+        pixel_std (Sequence[float]): one value per channel.
 
     Raises:
-        ValueError: a map that the backbone does not have.
+        ValueError: the backbone has no such map.
 
     Example:
         >>> from logn_d2.classification import MLPBackbone
@@ -83,6 +83,7 @@ class ImageClassifier(nn.Module):
         backbone, node = build_backbone(cfg), logn_node(cfg)
         shapes = backbone.output_shape()
         in_feature = node.IMAGE.IN_FEATURE or list(shapes)[-1]
+        # An unknown map gets any number here; the constructor refuses it with a message.
         channels = shapes[in_feature].channels if in_feature in shapes else 1
         return {
             "backbone": backbone,
@@ -94,11 +95,11 @@ class ImageClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Losses in training, predictions else; see the class."""
+        """Losses in training, otherwise predictions; see the class."""
         images = self._pixels(batched_inputs)
         features = self.backbone(images)[self.in_feature].mean(dim=(2, 3))
         predictions = self.head(features)
@@ -119,19 +120,19 @@ class ImageClassifier(nn.Module):
             raise UserError(
                 f"A batch has images of different shapes: {sizes[0]} and {sizes[other]} "
                 f"({batched_inputs[other].get('file_name', f'number {other}')}). Crop them to one "
-                "size, as MODEL.LOGN.IMAGE.SIZE does, or give them one by one."
+                "size, as MODEL.LOGN.IMAGE.SIZE does, or pass them one by one."
             )
         if sizes[0][0] != len(self.pixel_mean):
             raise UserError(
                 f"An image has {sizes[0][0]} channels, MODEL.PIXEL_MEAN is for "
-                f"{len(self.pixel_mean)}. Set INPUT.FORMAT and MODEL.PIXEL_MEAN alike."
+                f"{len(self.pixel_mean)}. INPUT.FORMAT and MODEL.PIXEL_MEAN must agree."
             )
         pixels = torch.stack([each["image"] for each in batched_inputs]).to(self.device)
         return (pixels - self.pixel_mean) / self.pixel_std
 
 
 def _head(cfg: CfgNode, in_features: int) -> ClassifierHead:
-    """The head of a config, calibrated if the config says so."""
+    """The head of a config, with its calibration if the config names one."""
     node, counts = logn_node(cfg), TrainingClassCounts(cfg)
     head = ClassifierHead(
         in_features,
@@ -152,7 +153,7 @@ def _head(cfg: CfgNode, in_features: int) -> ClassifierHead:
 
 
 def _as_proposals(batched_inputs: Sequence[Mapping[str, Any]], images: Tensor) -> list[Instances]:
-    """N times one region: the whole image. Its class is -1 where no label is given."""
+    """One region per image, the whole image; its class is -1 without a label."""
     labels = torch.tensor([int(each.get("label", -1)) for each in batched_inputs])
     size = tuple(images.shape[-2:])
     return [Instances(size, gt_classes=each) for each in labels.to(images.device).split(1)]

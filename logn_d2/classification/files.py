@@ -1,4 +1,4 @@
-"""Image sets made of files: lists of paths with labels, and folders of classes."""
+"""Image sets of separate files: lists of paths with labels, and folders of classes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ PUBLISHED_LISTS = {
 def list_images(
     *, file: str, root: str = "", classes: str = "", num_classes: int = 0, published: str = ""
 ) -> ImageData:
-    """Images of a text file with one ``path label`` a line, as ImageNet-LT is published.
+    """Images in a text file with one ``path label`` per line, the format of ImageNet-LT.
 
     Args:
         file (str): the list; labels are numbers from 0.
-        root (str): folder that the paths start from; "" for that of the list.
-        classes (str): a text file with one class name a line; "" numbers them.
-        num_classes (int): K, where there is no file of names; 0 for the largest label and one.
-        published (str): which published list this is, whose counts it must have.
+        root (str): folder of relative paths; "" for the folder of the list.
+        classes (str): a text file with one class name per line; "" numbers the classes.
+        num_classes (int): K, without a file of names; 0 for the largest label plus one.
+        published (str): name of a published list, whose counts the file must have.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a line of another form, a label out of range, a path twice, or other counts than
-            the published list's.
+        ValueError: a line in another format, a label out of range, a repeated path, or counts that
+            differ from the published list's.
     """
     lines = _lines(file)
     paths, labels = _parsed(lines, file)
@@ -62,22 +62,22 @@ def list_images(
 def folder_images(
     *, root: str, ratio: float = 1.0, largest: int = 0, seed: int = 0, shuffled: bool = True
 ) -> ImageData:
-    """Images of a folder with one folder for each class, all of them or a long-tailed part.
+    """Images of a folder with one folder per class, all of them or a long-tailed part.
 
     Args:
         root (str): its folders are the classes, in the order of their names.
-        ratio (float): of the largest class to the smallest; 1 takes all images.
+        ratio (float): images of the largest class per image of the smallest; 1 takes all images.
         largest (int): images of the largest class; 0 for as many as the smallest class has.
-        seed (int): of which class gets which rank, and of which images are taken.
-        shuffled (bool): False gives the ranks in the order of the classes.
+        seed (int): seed of the classes' ranks and of the choice of images.
+        shuffled (bool): False assigns ranks in the order of the classes.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a class without images, or with fewer than the long tail asks for.
+        FileNotFoundError: the folder does not exist.
+        ValueError: a class has no images, or fewer than the long tail needs.
     """
     base = Path(root)
     if not base.is_dir():
-        raise MissingFileError(f"There is no image folder '{root}'. Expected one folder a class.")
+        raise MissingFileError(f"There is no image folder '{root}'. Expected one folder per class.")
     names = sorted(path.name for path in base.iterdir() if path.is_dir())
     found = {name: _images_of(base / name) for name in names}
     empty = [name for name, paths in found.items() if not paths]
@@ -105,20 +105,20 @@ def _images_of(folder: Path) -> list[str]:
 def _lines(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise MissingFileError(
-            f"There is no file '{path}'. Expected a text file, one entry a line; see "
+            f"There is no file '{path}'. Expected a text file with one entry per line; see "
             "docs/classification.md."
         )
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is no text file in UTF-8 ({error}).") from None
+        raise UserError(f"'{path}' is not a text file in UTF-8 ({error}).") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _parsed(lines: list[str], file: str) -> tuple[list[str], list[int]]:
     paths, labels, wrong = [], [], []
     for number, line in enumerate(lines, start=1):
-        path, _, label = line.rpartition(" ")
+        path, _, label = line.rpartition(" ")  # from the right: a path may contain spaces
         if path and label.isascii() and label.isdigit():
             paths.append(path.strip())
             labels.append(int(label))
@@ -127,7 +127,7 @@ def _parsed(lines: list[str], file: str) -> tuple[list[str], list[int]]:
     if wrong:
         number, line = wrong[0]
         raise UserError(
-            f"{len(wrong)} of {len(lines)} lines of '{file}' are no 'path label'; the first is "
+            f"{len(wrong)} of {len(lines)} lines of '{file}' are not 'path label'; the first is "
             f"entry {number}: {line[:80]!r}. Expected for example 'train/n01440764/a.jpg 0'."
         )
     seen: dict[str, int] = {}
@@ -148,15 +148,16 @@ def _check_published(file: str, data: ImageData, name: str) -> None:
         )
     number, blob, smallest, largest = PUBLISHED_LISTS[name]
     content = Path(file).read_bytes()
+    # Git's hash, which the repository that publishes the lists shows for each file.
     if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob:
         return
-    logger.info("%s is not the published file of %s, byte for byte; counting.", file, name)
+    logger.info("%s is not a copy of the published list %s; checking its counts.", file, name)
     counts = np.bincount(data.labels)
     found = (len(data.records), len(counts), int(counts.min()), int(counts.max()))
     expected = (number, 1000, smallest, largest)
     if found != expected:
         raise UserError(
             f"'{file}' is not {name}: it has {found[0]} images of {found[1]} classes, {found[2]} "
-            f"to {found[3]} a class; expected {expected[0]} of {expected[1]}, {expected[2]} to "
-            f"{expected[3]}. Fetch the list again, or leave published= out for another one."
+            f"to {found[3]} per class; expected {expected[0]} of {expected[1]}, {expected[2]} to "
+            f"{expected[3]}. Fetch the list again, or leave out published= for another list."
         )

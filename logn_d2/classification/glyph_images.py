@@ -1,8 +1,8 @@
-"""Glyphs-LT: LT-Glyphs cut into single characters, with ImageNet-LT's shape. Drawn in seconds.
+"""Glyphs-LT: single characters of LT-Glyphs with an ImageNet-LT tail, drawn in seconds.
 
-Sixty characters, 300 to 3 training images of a class along an exponential profile, so that
-ImageNet-LT's own limits make Many, Medium and Few; 20 images of each for validation and 50 for the
-test. Twenty characters that are none of these, nor look like one, are the unknown inputs.
+Sixty characters with 300 to 3 training images along an exponential profile, so that ImageNet-LT's
+limits yield Many, Medium and Few; 20 images of each for validation and 50 for the test. Twenty
+characters that are not among these and do not resemble them are the unknown inputs.
 
 Shapes: images are uint8 (side, side), gray.
 """
@@ -25,12 +25,12 @@ from .long_tail import long_tail_counts
 
 __all__ = ["SPLITS", "glyph_images"]
 
-# Images of each class; training has those of the profile.
+# Images of each class; training follows the profile.
 SPLITS = {"train": None, "val": 20, "test": 50, "unknown": 50}
 LARGEST, RATIO, UNKNOWN_CLASSES = 300, 100, 20
 _SIMILARITY = 0.8
 
-# One character in the middle of little else: the difficulty is in the tail.
+# One character near the centre and little else: the tail makes the set difficult, not the drawing.
 _SIZE = GlyphSize(
     name="single",
     num_classes=1,
@@ -44,8 +44,8 @@ _SIZE = GlyphSize(
     noise=16.0,
     background=30.0,
 )
-_MARGIN = 0.15  # of the character's longest side, around it
-_JITTER = 0.06  # of that side, where its middle may be
+_MARGIN = 0.15  # around the character, as a share of its longest side
+_JITTER = 0.06  # largest shift of its centre, as a share of that side
 
 
 @IMAGE_SOURCES.register("glyphs")
@@ -58,19 +58,19 @@ def glyph_images(
     side: int = 16,
     seed: int = 0,
 ) -> ImageData:
-    """Drawn characters, one an image.
+    """Drawn characters, one per image.
 
     Args:
-        split (str): "train", "val", "test", or "unknown" for characters of no class.
+        split (str): "train", "val", "test", or "unknown" for characters outside the classes.
         classes (int): K; the same characters for every seed.
         largest (int): training images of the most frequent class.
-        ratio (float): of that to the rarest class.
+        ratio (float): images of that class per image of the rarest.
         side (int): height and width in pixels.
-        seed (int): of which class gets which rank, and of all drawing.
+        seed (int): seed of the classes' ranks and of the drawing.
 
     Raises:
-        KeyError: another split.
-        ValueError: more classes than there are characters that differ enough.
+        KeyError: an unknown split.
+        ValueError: fewer than K characters differ enough.
     """
     if split not in SPLITS:
         raise UnknownNameError(f"Glyphs-LT has no split '{split}'. Known: {', '.join(SPLITS)}.")
@@ -94,7 +94,7 @@ def glyph_images(
 def _drawn(
     characters: Sequence[str], counts: tuple[int, ...], side: int, seed: int, stream: int
 ) -> np.ndarray:
-    """(sum of counts, side, side), class by class; each image has a generator of its own."""
+    """Images class by class, (sum of counts, side, side); each has its own generator."""
     pixels = [
         _draw(character, side, np.random.default_rng([seed, stream, ord(character), index]))
         for character, count in zip(characters, counts, strict=True)
@@ -112,10 +112,10 @@ def _draw(character: str, side: int, rng: np.random.Generator) -> np.ndarray:
     middle = np.array([left + width / 2, top + height / 2])
     middle += rng.uniform(-_JITTER, _JITTER, 2) * max(width, height)
     scale = side / (2 * reach)
-    # What lies outside of the drawn image repeats its border.
+    # Positions outside the drawn image repeat its border.
     matrix = np.column_stack([np.eye(2) * scale, side / 2 - middle * scale])
     gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    # Blurred first: the cut is smaller than what it is taken from.
+    # Blurred before it is reduced: linear interpolation alone would skip pixels.
     gray = cv2.GaussianBlur(gray, (0, 0), max(0.35 / scale, 0.2))
     return cv2.warpAffine(
         gray, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE

@@ -1,4 +1,4 @@
-"""The classifier of an image: a predictor without boxes and without background.
+"""The classifier of whole images: a predictor without boxes and without background.
 
 Shapes: N images, K classes, D feature channels; logits (N, K) in nats.
 """
@@ -17,22 +17,22 @@ from ..modeling.calibrated import CalibratedPredictor
 __all__ = ["ClassifierHead", "Logits"]
 
 Logits = tuple[Tensor]
-"""Logits (N, K), in a tuple as predictors return them."""
+"""Logits (N, K), in a tuple as box predictors return them."""
 
 
 class ClassifierHead(CalibratedPredictor, nn.Module):
-    """Features to logits, their loss, and calibrated class probabilities.
+    """Computes logits from features, their loss, and calibrated class probabilities.
 
-    Each image is one "proposal" of the methods that predictors have, so that recording, `attach`,
-    statistics and second stages work as they do for detectors.
+    It has the methods of a box predictor, with each image as one "proposal", so that recording,
+    `attach`, statistics and second stages work as for detectors.
 
     Args:
         in_features (int): D.
         num_classes (int): K.
         classifier (str): "linear", or "cosine" as in the paper.
-        temperature (float): of the cosine classifier.
-        loss (str or ClassificationLoss): of K outputs; see `build_loss_without_background`.
-        counts (ClassCounts): of the training set, for a loss given by name that needs them; or a
+        temperature (float): temperature of the cosine classifier.
+        loss (str or ClassificationLoss): a loss of K outputs; see `build_loss_without_background`.
+        counts (ClassCounts): counts of the training set, if a loss given by name needs them; or a
             function that returns them.
         dropout (float): share of the features that training sets to 0, in [0, 1).
         calibration (AffineCalibration): K classes, background "none"; None for none.
@@ -40,7 +40,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
 
     Raises:
         KeyError: an unknown loss.
-        ValueError: an unknown classifier, or a loss or calibration that does not fit.
+        ValueError: an unknown classifier, or a loss or calibration for another number of classes.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
         self._take_parts(classifier, temperature, loss, calibration, weights_check)
 
     def forward(self, features: Tensor) -> Logits:
-        """(N, D) features to raw logits."""
+        """Raw logits of features (N, D)."""
         return (self.cls_score(self.dropout(features)),)
 
     def losses(self, predictions: Logits, images: Sequence[Instances]) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
 
         Args:
             predictions (tuple[Tensor]): logits (N, K).
-            images (Sequence[Instances]): N of them, each with one of "gt_classes".
+            images (Sequence[Instances]): N images, each with one entry of "gt_classes".
 
         Returns:
             dict[str, Tensor]: "loss_cls".
@@ -95,7 +95,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
 
         Args:
             predictions (tuple[Tensor]): raw logits (N, K).
-            images (Sequence[Instances]): N of them.
+            images (Sequence[Instances]): N images.
 
         Returns:
             tuple[Tensor, ...]: N tensors (1, K) in [0, 1].
@@ -105,5 +105,5 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
     def uncalibrated_probs(
         self, predictions: Logits, images: Sequence[Instances]
     ) -> tuple[Tensor, ...]:
-        """Class probabilities of the logits as they are given."""
+        """Class probabilities of the given logits, without a calibration."""
         return self.loss.scores(predictions[0]).split([len(each) for each in images])

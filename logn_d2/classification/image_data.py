@@ -1,9 +1,9 @@
-"""A labelled set of images, and the kinds that a config can name.
+"""A labelled set of images, and the kinds of sources that a config can name.
 
-A record is Detectron2's: "file_name", "image_id", "label", and "annotations" with that label as its
-one object, so that class counts and class-aware samplers of detectors work. Sets that lie in one
-file have "image_array", uint8 (height, width) gray or (height, width, 3) in RGB, and a "file_name"
-with "://", which no file has.
+A record is in Detectron2's format: "file_name", "image_id", "label", and "annotations" with that
+label as the only object, so that class counts and class-aware samplers of detectors work. A set in
+one file has "image_array", uint8 (height, width) gray or (height, width, 3) in RGB, and a
+"file_name" with "://", which is no path.
 
 Shapes: N images, K classes.
 """
@@ -22,21 +22,21 @@ from ..errors import UserError
 __all__ = ["IMAGE_SOURCES", "ImageData", "array_records", "file_records"]
 
 IMAGE_SOURCES: Registry = Registry("image set")
-"""Kind -> ``function(**options) -> ImageData``, of keyword-only options."""
+"""Kind -> ``function(**options) -> ImageData``; all options are keyword-only."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a source gives.
+    """The images of a source.
 
     Attributes:
-        records (list[dict]): N of them.
+        records (list[dict]): N records.
         class_names (tuple[str, ...]): K names.
         limits (tuple[int, int]): a class with at most the first number of training images is few,
             with at most the second medium, else many. ImageNet-LT's by default.
 
     Raises:
-        ValueError: no images, or a label outside [0, K); the message names the first, and how many.
+        ValueError: no images, or labels outside [0, K); the message has the first and their number.
     """
 
     records: list[dict[str, Any]]
@@ -56,25 +56,25 @@ class ImageData:
             )
 
     def take(self, indices: Sequence[int]) -> ImageData:
-        """Some of the images, in this order."""
+        """Select images, in this order."""
         return ImageData([self.records[i] for i in indices], self.class_names, self.limits)
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64."""
+        """Labels of the images, (N,) int64."""
         return np.array([each["label"] for each in self.records], dtype=np.int64)
 
 
 def file_records(paths: Sequence[str], labels: Sequence[int]) -> list[dict[str, Any]]:
-    """Records of image files, whose sizes are not read."""
+    """Records of image files, without reading their sizes."""
     return [_record(path, index, label) for index, (path, label) in enumerate(zip(paths, labels))]
 
 
 def array_records(source: str, pixels: np.ndarray, labels: Sequence[int]) -> list[dict[str, Any]]:
-    """Records of images that are in memory.
+    """Records of images in memory.
 
     Args:
-        source (str): what they are called, for example "digits".
+        source (str): prefix of their names, for example "digits".
         pixels (ndarray): uint8 (N, height, width) or (N, height, width, 3).
         labels (Sequence[int]): (N,).
     """

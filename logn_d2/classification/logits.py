@@ -1,6 +1,6 @@
-"""Logits of a whole set of images: gathered in one pass, kept in a file, scored many times.
+"""Logits of a whole set of images: collected in one pass, stored in a file, scored many times.
 
-A calibration changes logits and nothing else, so one pass of the network is enough for all of them.
+A calibration changes only logits, so one network pass serves all of them.
 
 Shapes: N images, K classes.
 """
@@ -47,8 +47,8 @@ class StoredLogits:
 
     Attributes:
         logits (Tensor): (N, K) float32, in nats.
-        labels (Tensor): (N,) int64; -1 where there is none.
-        digest (str): of the pass that they are from, see `pass_digest`; "" where it is not told.
+        labels (Tensor): (N,) int64; -1 for an image without a label.
+        digest (str): digest of their pass, see `pass_digest`; "" if unknown.
     """
 
     logits: Tensor
@@ -56,21 +56,21 @@ class StoredLogits:
     digest: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file of "logits" and "labels".
+        """Write a safetensors file with "logits" and "labels".
 
         Raises:
-            OSError: the folder can't be written or the disk is full.
+            OSError: the folder is not writable or the disk is full.
         """
         tensors = {"logits": self.logits, "labels": self.labels}
         save_tensors(path, tensors, {"format": _FORMAT, "digest": self.digest})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredLogits:
-        """Reads what `save` has written.
+        """Read a file written by `save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or another kind of file.
+            FileNotFoundError: the file does not exist.
+            ValueError: it is damaged, or of another kind.
         """
         tensors, about = load_tensors(path, _FORMAT, "logits")
         return cls(tensors["logits"], tensors["labels"], about.get("digest", ""))
@@ -79,7 +79,7 @@ class StoredLogits:
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file with a "format" among its metadata, whole or not at all."""
+    """Write a safetensors file with a "format" in its metadata; on failure no file is left."""
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(content, dict(about)))
@@ -88,16 +88,16 @@ def save_tensors(
 def load_tensors(
     path: str | os.PathLike[str], form: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads what `save_tensors` has written: tensors and metadata.
+    """Read tensors and metadata from a file written by `save_tensors`.
 
     Args:
         path (PathLike): the file.
-        form (str): the "format" that it must have.
-        what (str): of the images it holds: a tensor of this name has two dimensions.
+        form (str): expected "format".
+        what (str): content in messages, and name of a tensor that must have two dimensions.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or another kind of file.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, or of another kind.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"There are no {what} at '{path}'.")
@@ -106,22 +106,22 @@ def load_tensors(
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise UserError(f"'{path}' is not a whole file of {what} ({error}).") from None
+        raise UserError(f"'{path}' is not a complete file of {what} ({error}).") from None
     kind = about.get("format")
     if kind != form or tensors.get(what, torch.zeros(0)).dim() != 2:
-        raise UserError(f"'{path}' holds no {what} of images (format: {kind!r}).")
+        raise UserError(f"'{path}' contains no {what} of images (format: {kind!r}).")
     return tensors, about
 
 
 class LogitsCollector(DatasetEvaluator):
-    """An evaluator whose result is the raw logits of all images, in the order of their ids."""
+    """Evaluator that returns the raw logits of all images, in the order of their ids."""
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Discard all images."""
         self._seen: list[tuple[Any, int, Tensor]] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
-        """Adds some images, as `ImageClassifier` gives them."""
+        """Add the outputs of an `ImageClassifier` for some images."""
         for image, output in zip(inputs, outputs, strict=True):
             logits = output["logits"].detach().float().cpu()
             if not logits.isfinite().all():
@@ -132,22 +132,23 @@ class LogitsCollector(DatasetEvaluator):
             self._seen.append((image["image_id"], int(image.get("label", -1)), logits))
 
     def evaluate(self) -> dict[str, StoredLogits]:
-        """All processes' images; empty on all processes but the first."""
+        """Collect the images of all processes; empty on all processes but the first."""
         parts = comm.gather(self._seen)
         if not comm.is_main_process():
             return {}
+        # By id, so that the result does not depend on the number of processes.
         seen = sorted((each for part in parts for each in part), key=lambda each: each[0])
         if not seen:
-            raise UserError("No image was seen. Is the data set empty?")
+            raise UserError("The evaluation had no images. Is the data set empty?")
         labels = torch.tensor([label for _, label, _ in seen])
         return {"logits": StoredLogits(torch.stack([z for *_, z in seen]), labels)}
 
 
 def collect_logits(model: nn.Module, loader: BatchLoader) -> StoredLogits | None:
-    """The raw logits of all images of a loader; None on all processes but the first.
+    """Collect the raw logits of all images of a loader; None on all processes but the first.
 
     Args:
-        model (nn.Module): an `ImageClassifier`; it and all random generators are left as they were.
+        model (nn.Module): an `ImageClassifier`; it and all random generators are left unchanged.
         loader (Iterable): batches of mapped images, each with "image_id".
 
     Raises:
@@ -162,7 +163,7 @@ def scores_of(model: nn.Module, calibration: AffineCalibration | None, logits: T
     """Class probabilities of raw logits under a calibration.
 
     Args:
-        model (nn.Module): whose loss says what scores are.
+        model (nn.Module): an `ImageClassifier`; its loss computes the scores.
         calibration (AffineCalibration): None for none.
         logits (Tensor): (N, K).
 
@@ -178,7 +179,7 @@ def scores_of(model: nn.Module, calibration: AffineCalibration | None, logits: T
 
 
 class ImageEvaluator(LogitsCollector):
-    """Accuracy of a model as it is, as a `DatasetEvaluator`: ``{"image": metrics in percent}``.
+    """Evaluator of a model's accuracy in its present state: ``{"image": metrics in percent}``.
 
     Args:
         groups (Callable): returns (K,) letters of `class_groups`, or None.
@@ -188,7 +189,8 @@ class ImageEvaluator(LogitsCollector):
         self._groups = groups
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
-        """Adds the scores of some images."""
+        """Add the scores of some images."""
+        # The collector stores any (K,) tensor; here these are calibrated probabilities.
         scored = [{"logits": output["scores"]} for output in outputs]
         super().process(inputs, scored)
 

@@ -1,4 +1,4 @@
-"""Long-tailed parts of balanced sets: how many images of each class, and which.
+"""Long-tailed parts of balanced sets: number and choice of the images of each class.
 
 Shapes: K classes, N images.
 """
@@ -18,15 +18,15 @@ __all__ = ["long_tail_counts", "long_tail_indices"]
 def long_tail_counts(
     num_classes: int, largest: int, ratio: float, order: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Images of each class along an exponential profile, as CIFAR-LT (Cao et al., NeurIPS 2019).
+    """Number of images of each class, exponential as in CIFAR-LT (Cao et al., NeurIPS 2019).
 
         n_r = floor(largest * ratio^(-r / (K - 1))),   r = 0 ... K - 1
 
     Args:
         num_classes (int): K.
         largest (int): images of the most frequent class.
-        ratio (float): of the largest to the smallest number, at least 1.
-        order (Sequence[int]): (K,) classes from the most frequent one on; None for 0 ... K - 1.
+        ratio (float): largest number divided by the smallest, at least 1.
+        order (Sequence[int]): (K,) classes, most frequent first; None for 0 ... K - 1.
 
     Returns:
         ndarray: (K,) int64, each at least 1.
@@ -40,12 +40,12 @@ def long_tail_counts(
     """
     if not ratio >= 1 or largest < 1 or num_classes < 1:
         raise UserError(
-            f"A long tail of {num_classes} classes from {largest} images down by a ratio of "
-            f"{ratio} does not exist: expected at least one class and image, and a ratio of 1 or "
+            f"There is no long tail of {num_classes} classes with {largest} images in the largest "
+            f"and a ratio of {ratio}: expected at least one class and image, and a ratio of 1 or "
             "more."
         )
     share = np.arange(num_classes) / max(num_classes - 1, 1)
-    # A hair above, so that 100 * 0.01 is 1 and not 0.
+    # Slightly more than the product, which rounding errors may put just below a whole number.
     falling = np.floor(largest * ratio**-share * (1 + 1e-12)).astype(np.int64).clip(min=1)
     counts = np.empty_like(falling)
     counts[np.arange(num_classes) if order is None else np.asarray(order)] = falling
@@ -55,22 +55,21 @@ def long_tail_counts(
 def long_tail_indices(
     labels: ArrayLike, counts: ArrayLike, seed: int, names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Which images the part has: for each class the first of a random order.
+    """Choose the images: for each class the first ones of a random order.
 
-    The order depends on the seed and the class alone, so that a shorter tail is a part of a longer
-    one.
+    The order depends only on the seed and the class, so a shorter tail is a part of a longer one.
 
     Args:
         labels (ArrayLike): (N,) int in [0, K).
-        counts (ArrayLike): (K,) images to take of each class.
-        seed (int): of the order.
-        names (Sequence[str]): (K,) of classes, for the error message.
+        counts (ArrayLike): (K,) number of images to take.
+        seed (int): seed of the order.
+        names (Sequence[str]): (K,) class names, for the error message.
 
     Returns:
-        ndarray: int64 positions, rising.
+        ndarray: int64 positions, increasing.
 
     Raises:
-        ValueError: a class has fewer images; the message names the first, and how many there are.
+        ValueError: classes have too few images; the message has the first one and their number.
 
     Example:
         >>> long_tail_indices([0, 0, 0, 1, 1], [2, 1], seed=0).size
@@ -83,8 +82,8 @@ def long_tail_indices(
         first = int(short[0])
         name = names[first] if names is not None else str(first)
         raise UserError(
-            f"{short.size} of {len(counts)} classes have fewer images than the long tail asks for; "
-            f"the first is class '{name}' with {available[first]} of {counts[first]}. Ask for a "
+            f"{short.size} of {len(counts)} classes have fewer images than the long tail needs; "
+            f"the first is class '{name}' with {available[first]} of {counts[first]}. Choose a "
             "smaller largest class, or a smaller ratio."
         )
     chosen = [

@@ -1,4 +1,4 @@
-"""From the record of an image to the square of pixels that the classifier is given.
+"""Mapper from an image's record to the square of pixels that the classifier takes.
 
 Shapes: images (channels, height, width), uint8 in [0, 255].
 """
@@ -29,11 +29,11 @@ _FLIPS = {
 
 @MAPPERS.register("ImageClassifier")
 class ImageMapper:
-    """Reads an image, or takes the pixels that the record holds, and augments it.
+    """Reads an image, or takes the pixels in its record, and augments it.
 
     Args:
         image_format (str): "L", "RGB" or "BGR".
-        transform (Callable): of uint8 images (channels, height, width), to one size.
+        transform (Callable): maps uint8 images (channels, height, width) to one size.
 
     From a config: INPUT.FORMAT, and `augmentations`.
 
@@ -51,7 +51,7 @@ class ImageMapper:
         return {"image_format": cfg.INPUT.FORMAT, "transform": augmentations(cfg, is_train)}
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One record with "image", its pixels; "image_array" and "annotations" are left out.
+        """Map a record: add its pixels as "image", and drop "image_array" and "annotations".
 
         Raises:
             OSError: the image can't be read.
@@ -62,23 +62,24 @@ class ImageMapper:
             pixels = read_image(record["file_name"], format=self._format)
         if pixels.ndim == 2:
             pixels = pixels[..., None]
+        # A copy: torch takes no negative strides (BGR), and the record's pixels must stay.
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         rest = {k: v for k, v in record.items() if k not in ("image_array", "annotations")}
         return {**rest, "image": self._transform(image)}
 
 
 def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
-    """The transform of MODEL.LOGN.IMAGE, of uint8 images to squares of SIZE pixels.
+    """The transform of MODEL.LOGN.IMAGE from uint8 images to squares of SIZE pixels.
 
     For ImageNet it is that of Kang et al. (ICLR 2020): a random resized crop, flip and colour
-    jitter; at test the middle of the image, whose shorter side is scaled to RESIZE.
+    jitter; at test, the centre of the image after its shorter side was scaled to RESIZE.
 
     Args:
         cfg (CfgNode): INPUT.RANDOM_FLIP and MODEL.LOGN.IMAGE.
         is_train (bool): whether to augment.
 
     Raises:
-        ValueError: an unknown augmentation or flip, or a crop larger than what it is taken from.
+        ValueError: an unknown augmentation or flip, or SIZE is larger than RESIZE.
     """
     node, flip = cfg.MODEL.LOGN.IMAGE, cfg.INPUT.RANDOM_FLIP
     if node.AUGMENT not in ("resized_crop", "padded_crop", "none") or flip not in _FLIPS:
@@ -89,7 +90,7 @@ def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
     if 0 < node.RESIZE < node.SIZE:
         raise UserError(
             f"MODEL.LOGN.IMAGE.SIZE is {node.SIZE}, but the shorter side of images is scaled to "
-            f"{node.RESIZE} before it is cut out (MODEL.LOGN.IMAGE.RESIZE). Set it to {node.SIZE} "
+            f"{node.RESIZE} before the crop (MODEL.LOGN.IMAGE.RESIZE). Set RESIZE to {node.SIZE} "
             "or more, or to 0."
         )
     middle: list[v2.Transform] = [v2.Resize((node.SIZE, node.SIZE), antialias=True)]
@@ -107,7 +108,8 @@ def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
 
 
 def _in_format(pixels: np.ndarray, wanted: str) -> np.ndarray:
-    """Pixels of a record, (height, width) gray or (height, width, 3) in RGB, as INPUT.FORMAT."""
+    """Convert pixels, (height, width) gray or (height, width, 3) in RGB, to INPUT.FORMAT."""
+    # PIL's weights, as for images in files.
     gray = pixels.ndim == 2
     if wanted == "L":
         return pixels if gray else np.rint(pixels @ [0.299, 0.587, 0.114]).astype(np.uint8)

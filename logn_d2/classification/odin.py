@@ -1,9 +1,9 @@
-"""ODIN (Liang, Li, Srikant, ICLR 2018): a score of slightly changed images at a high temperature.
+"""ODIN (Liang, Li, Srikant, ICLR 2018): a score of perturbed images at a high temperature.
 
     x' = x + eps * sign(d log S_y(x; T) / dx),    score = S(x'; T)
 
-where S(x; T) is the softmax of z / T and y the predicted class. The change raises the certainty of
-known images more than that of unknown ones.
+where S(x; T) is the softmax of z / T and y the predicted class. The perturbation raises the
+confidence for known images more than that for unknown ones.
 
 Shapes: N images, K classes.
 """
@@ -22,18 +22,18 @@ from .classifier import ImageClassifier
 __all__ = ["NOISE", "TEMPERATURE", "ODINInputs"]
 
 TEMPERATURE, NOISE = 1000.0, 0.0014
-"""The paper's values for CIFAR-10; it chooses eps on validation images."""
+"""The paper's values for CIFAR-10, where eps was chosen on validation images."""
 
 _PIXEL_RANGE = 255.0
 
 
 class ODINInputs(nn.Module):
-    """A classifier that changes its images first: its logits, divided by T, give ODIN's score.
+    """A classifier that perturbs its images: its logits, divided by T, give ODIN's score.
 
     Args:
-        model (ImageClassifier): in evaluation mode; its raw logits count, without a calibration.
+        model (ImageClassifier): in evaluation mode; its raw logits are used, without a calibration.
         temperature (float): T, above 0.
-        noise (float): eps, as a share of the range of pixels (255), at least 0.
+        noise (float): eps, as a share of the pixel range (255), at least 0.
 
     Raises:
         ValueError: a temperature or noise outside its range.
@@ -55,17 +55,18 @@ class ODINInputs(nn.Module):
         if not (0 < temperature < float("inf") and 0 <= noise <= 1):
             raise UserError(
                 f"The temperature is {temperature} and the noise {noise}, expected a number above "
-                "0, and a share of the range of pixels in [0, 1]."
+                "0, and a share of the pixel range in [0, 1]."
             )
         self.model, self.temperature, self.noise = model, temperature, noise
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Predictions for the changed images, as `ImageClassifier` gives them."""
+        """Predictions of the `ImageClassifier` for the perturbed images."""
         return self.model(self.perturbed(batched_inputs))
 
     def perturbed(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same inputs with x' as images, in float; pixels may leave [0, 255] by eps."""
-        # Evaluations switch gradients off. Weights collect none: only the images' are asked for.
+        # Evaluations switch gradients off. `autograd.grad` computes only those of the images, so
+        # the weights accumulate none.
         with torch.enable_grad():
             images = [each["image"].float().detach().requires_grad_() for each in batched_inputs]
             inputs = [
@@ -73,7 +74,7 @@ class ODINInputs(nn.Module):
             ]
             logits = torch.stack([output["logits"] for output in self.model(inputs)])
             certainty = (logits / self.temperature).log_softmax(dim=1).amax(dim=1)
-            # An image's gradient depends on no other image, so that one sum serves all.
+            # In evaluation mode no image affects another, so one sum gives all gradients.
             gradients = torch.autograd.grad(certainty.sum(), images)
         step = self.noise * _PIXEL_RANGE
         return [

@@ -1,6 +1,6 @@
-"""What each calibration predicts for each image of a set: a small file that reports are made from.
+"""Predictions of each calibration for each image of a set, in a small file for reports.
 
-Shapes: N images (of unknown sets their number), C calibrations, K classes.
+Shapes: N images (in a set of unknown images, their number), C calibrations, K classes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _FORMAT = "logn_d2 image predictions 1"
 
 
 def predictions_name(dataset: str) -> str:
-    """Name of the file of a data set."""
+    """Name of the file for a data set."""
     return f"predictions_{dataset}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class StoredPredictions:
-    """Predictions for one set of images, and scores of unknown images beside it.
+    """Predictions for one set of images, and scores of sets of unknown images.
 
     Attributes:
         calibrations (tuple[str, ...]): C names.
         labels (ndarray): (N,) int64.
         predicted (ndarray): (C, N) int64, the most probable class.
         confidence (ndarray): (C, N) float64, its probability.
-        scores (Mapping): this set and each of unknown images -> name of an OOD score -> (C, N)
-            float64, NaN for a calibration without it; empty where no unknown images were asked for.
+        scores (Mapping): data set, this one or of unknown images -> name of an OOD score -> (C, N)
+            float64, NaN for a calibration without it; empty without sets of unknown images.
         class_names (tuple[str, ...]): K names of the classifier's classes.
-        image_count (ndarray): (K,) training images; None where the training set is not at hand.
-        groups (ndarray): (K,) letters of `class_groups`; None likewise.
+        image_count (ndarray): (K,) training images; None if the training set was not available.
+        groups (ndarray): (K,) letters of `class_groups`; None in the same case.
     """
 
     calibrations: tuple[str, ...]
@@ -61,13 +61,13 @@ class StoredPredictions:
         class_names: Sequence[str],
         counts: ClassCounts | None,
     ) -> StoredPredictions:
-        """Puts together what was computed.
+        """Combine results and scores.
 
         Args:
             results (Mapping): name of a calibration -> its predictions.
             scores (Mapping): data set -> name of a calibration -> name of a score -> (N,) scores.
             class_names (Sequence[str]): K names.
-            counts (ClassCounts): of the training set; None where it is not at hand.
+            counts (ClassCounts): counts of the training set; None if it is not available.
         """
         first, every = next(iter(results.values())), list(results.values())
         return cls(
@@ -82,10 +82,10 @@ class StoredPredictions:
         )
 
     def result(self, calibration: str) -> ImageResult:
-        """Accuracies with a calibration.
+        """Predictions under a calibration.
 
         Raises:
-            KeyError: there is none of this name; the message lists them.
+            KeyError: no such calibration; the message lists the existing ones.
         """
         row = self._row(calibration)
         num_classes = len(self.class_names)
@@ -94,7 +94,7 @@ class StoredPredictions:
         )
 
     def scores_of(self, dataset: str, calibration: str) -> dict[str, np.ndarray]:
-        """Name -> (N,) scores of a set's images, for those scores that the calibration has."""
+        """Scores of a set's images under a calibration: name -> (N,), defined ones only."""
         row = self._row(calibration)
         found = {name: values[row] for name, values in self.scores[dataset].items()}
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
@@ -108,16 +108,16 @@ class StoredPredictions:
         return self.calibrations.index(calibration)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file.
+        """Write a safetensors file.
 
         Raises:
-            OSError: the folder can't be written or the disk is full.
+            OSError: the folder is not writable or the disk is full.
         """
         arrays = {
             "labels": self.labels,
             "predictions": self.predicted,
             "confidence": self.confidence,
-            # JSON, because names of sets and scores may hold any character.
+            # JSON, because names of sets and scores may contain any character.
             **{
                 json.dumps([dataset, name]): values
                 for dataset, found in self.scores.items()
@@ -138,11 +138,11 @@ class StoredPredictions:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredPredictions:
-        """Reads what `save` has written.
+        """Read a file written by `save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or another kind of file.
+            FileNotFoundError: the file does not exist.
+            ValueError: it is damaged, or of another kind.
         """
         tensors, about = load_tensors(path, _FORMAT, "predictions")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -165,7 +165,7 @@ class StoredPredictions:
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        """(K,) "many", "medium", "few" of each class; () where the groups are not known."""
+        """Group of each class, K times "many", "medium" or "few"; empty if unknown."""
         words = {letter: name for name, letter in GROUPS.items()}
         return () if self.groups is None else tuple(words.get(g, str(g)) for g in self.groups)
 
@@ -173,7 +173,7 @@ class StoredPredictions:
 def _stacked(
     found: Mapping[str, Mapping[str, np.ndarray]], calibrations: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Name of a score -> (C, N)."""
+    """Scores of all calibrations: name -> (C, N)."""
     known = {name: values for scores in found.values() for name, values in scores.items()}
     return {
         name: np.stack([found[c].get(name, np.full_like(values, np.nan)) for c in calibrations])

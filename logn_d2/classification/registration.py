@@ -1,4 +1,4 @@
-"""Names of image sets in Detectron2's catalogs: the ones that come along, and those of a config."""
+"""Registration of image sets in Detectron2's catalogs: built-in ones, and those of a config."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["EVALUATOR", "check_splits", "register_image_sets", "register_images"
 
 EVALUATOR = "classification"
 
-# Name -> (kind, options). ImageNet-LT's and CIFAR's files are the user's, below the datasets root.
+# Name -> (kind, options). ImageNet-LT and CIFAR are files of the user below the datasets root.
 _BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"glyphs_lt_{s}": ("glyphs", {"split": s}) for s in ("train", "val", "test", "unknown")},
     **{f"digits_lt_{s}": ("digits", {"split": s}) for s in ("train", "test")},
     "mnist": ("mnist", {}),
     "noise": ("noise", {}),
-    # As many images of the largest and smallest class as ImageNet-LT has.
+    # Largest and smallest class as in ImageNet-LT.
     "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 256.0, "largest": 1280}),
     "fashion_mnist_lt_val": ("idx", {"split": "val"}),
     "fashion_mnist_test": ("idx", {"split": "test"}),
@@ -64,8 +64,8 @@ class _ImageMetadata(Metadata):
             try:
                 data = fields["_load"]()
             except MissingFileError as error:
-                # What hasattr and get(key, default) understand: a model may be used where its
-                # training set is not.
+                # hasattr and get(key, default) expect this error: a model may be used without its
+                # training set.
                 raise AttributeError(str(error)) from error
             fields["thing_classes"] = list(data.class_names)
             fields["frequency_limits"] = data.limits
@@ -73,21 +73,21 @@ class _ImageMetadata(Metadata):
         return super().__getattr__(key)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, without what this class keeps for itself."""
+        """All fields, without this class's private ones."""
         return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
 
 
 def register_images(name: str, source: str | Callable[[], ImageData]) -> None:
-    """Registers a set of images. Nothing is read before it is used.
+    """Register a set of images, which is read only when used.
 
     Args:
-        name (str): for DATASETS.TRAIN and DATASETS.TEST.
+        name (str): the name for DATASETS.TRAIN and DATASETS.TEST.
         source (str or Callable): a call of one of `IMAGE_SOURCES`, such as
             "folder(root='shop/train', ratio=100)"; or a function that returns the set.
 
     Raises:
         KeyError: an unknown kind.
-        ValueError: options that it does not have, or the name is registered with another source.
+        ValueError: unknown options, or the name is registered with another source.
 
     Example:
         >>> register_images("example_digits", "digits(split=test)")
@@ -100,8 +100,8 @@ def register_images(name: str, source: str | Callable[[], ImageData]) -> None:
         if known == described:
             return
         raise UserError(
-            f"The data set '{name}' is registered already, as {known or 'something else'}; it "
-            f"can't be {described} too. Choose another name."
+            f"The data set '{name}' is already registered as {known or 'another kind of set'}; "
+            f"cannot register it as {described}. Choose another name."
         )
     load = _Loaded(_read_source(source) if isinstance(source, str) else source, name)
     DatasetCatalog.register(name, lambda: list(load().records))
@@ -110,14 +110,14 @@ def register_images(name: str, source: str | Callable[[], ImageData]) -> None:
 
 
 def register_image_sets(cfg: CfgNode | None = None, root: str | None = None) -> None:
-    """Registers the sets that come along, and those that MODEL.LOGN.IMAGE.DATASETS lists.
+    """Register the built-in sets, and those listed in MODEL.LOGN.IMAGE.DATASETS.
 
     Args:
-        cfg (CfgNode): None for the former alone.
-        root (str): of data sets; None takes $DETECTRON2_DATASETS, else ``datasets``.
+        cfg (CfgNode): None for only the built-in ones.
+        root (str): datasets root; None takes $DETECTRON2_DATASETS, else ``datasets``.
 
     Raises:
-        ValueError: an entry that is no [name, source], or that `register_images` refuses.
+        ValueError: an entry is not [name, source], or `register_images` refuses it.
     """
     root = root or os.environ.get("DETECTRON2_DATASETS", "datasets")
     for name, (kind, options) in _BUILT_IN.items():
@@ -137,14 +137,14 @@ def register_image_sets(cfg: CfgNode | None = None, root: str | None = None) -> 
 
 
 def check_splits(train_names: Sequence[str], test_names: Sequence[str]) -> None:
-    """Checks that no class is in training or test alone.
+    """Check that training and test sets have images of the same classes.
 
     Args:
         train_names (Sequence[str]): registered sets, taken together.
-        test_names (Sequence[str]): registered sets, each for itself.
+        test_names (Sequence[str]): registered sets, each checked separately.
 
     Raises:
-        ValueError: the first such class, and how many there are.
+        ValueError: some classes are missing; the message has the first one and their number.
     """
     names = MetadataCatalog.get(train_names[0]).thing_classes
     trained = _counts(train_names, len(names))
@@ -158,13 +158,13 @@ def check_splits(train_names: Sequence[str], test_names: Sequence[str]) -> None:
             if first.size:
                 raise UserError(
                     f"{first.size} of {len(names)} classes have no image in {where}, but some in "
-                    f"{other}; the first is '{names[first[0]]}'. Give both images of every class, "
-                    "or leave it out of both."
+                    f"{other}; the first is '{names[first[0]]}'. Add images of every class to "
+                    "both, or leave the class out of both."
                 )
 
 
 class _Loaded:
-    """Reads a source once, and says of which set a mistake is."""
+    """Reads a source once, and adds the name of the set to errors."""
 
     def __init__(self, source: Callable[[], ImageData], name: str) -> None:
         self._source, self._name = source, name
@@ -175,12 +175,12 @@ class _Loaded:
             try:
                 self._data = self._source()
             except UserError as error:
-                # The same kind of error: a missing file is treated otherwise than a wrong one.
+                # Of the same kind, since missing files are treated differently from invalid ones.
                 raise type(error)(f"The data set '{self._name}': {error}") from error
         return self._data
 
     def files(self) -> dict[str, str]:
-        """What has to be there, as Detectron2 names it."""
+        """Required file and folder, under Detectron2's names."""
         options = getattr(self._source, "keywords", {})
         found = {"json_file": options.get("file"), "image_root": options.get("root")}
         return {key: value for key, value in found.items() if value}

@@ -18,9 +18,9 @@ __all__ = ["OODEvaluator"]
 
 
 class OODEvaluator(LogitsCollector):
-    """How well scores of the logits separate a set of known images from an unknown one.
+    """Evaluator of the separation of unknown from known images by scores of their logits.
 
-    The evaluator sees the unknown images. `logn sweep --ood` compares many calibrations instead.
+    Its inputs are the unknown images. `logn sweep --ood` compares many calibrations at once.
 
     Args:
         known (StoredLogits): raw logits (N, K) of the known set, for example from `collect_logits`.
@@ -52,7 +52,7 @@ class OODEvaluator(LogitsCollector):
         Empty on all processes but the first.
 
         Raises:
-            KeyError: there is no score of a name; the message lists them.
+            KeyError: an unknown score; the message lists the known ones.
         """
         found = super().evaluate()
         if not found:

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             "opts",
             nargs="*",
             metavar="KEY VALUE",
-            help="config keys, at the end; key.of.a.lazy.config=VALUE",
+            help="config keys, at the end; of a LazyConfig also key.of.config=VALUE",
         )
 
     def add_old_spelling(self, old: str, new: str) -> None:
@@ -113,7 +113,7 @@ _KEY = re.compile(
 
 
 def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a list of names from the KEY VALUE pairs that argparse has appended to it.
+    """Separate a list of names from the KEY VALUE pairs that argparse has appended to it.
 
     Example:
         >>> without_overrides(["logn", "norcal(gamma=0.6)", "MODEL.DEVICE", "cpu"])

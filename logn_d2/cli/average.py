@@ -1,7 +1,7 @@
 """Mean and standard deviation over runs, for each calibration that all of them evaluated.
 
-A run is the folder of `logn demo`, `logn sweep` or `logn train`, or a results.json itself. Give
-runs that differ only in their seed.
+A RUN is a folder written by `logn demo`, `logn sweep` or `logn train`, or a results.json itself.
+Give runs that differ only in their seed.
 
 Example:
     logn average output/seed0 output/seed1 output/seed2

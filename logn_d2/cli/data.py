@@ -1,4 +1,4 @@
-"""Draw LT-Glyphs, the long-tail benchmark that needs no download; check, convert, filter sets.
+"""Draw LT-Glyphs, a long-tail benchmark without download; check, convert or filter data sets.
 
 Without names, `logn data check` checks every LVIS and LT-Glyphs set whose annotations exist. With a
 config it also runs the checks of a training with that config.
@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="writers for validation (default: 16 fixed ones, which keep figures comparable)",
     )
     without = actions.add_parser(
-        "without", help="write the annotations of images that show none of the given classes"
+        "without", help="write the annotations of images that contain none of the given classes"
     )
     without.add_argument("annotations", metavar="FILE", help="json in COCO or LVIS format")
     which = without.add_mutually_exclusive_group(required=True)

@@ -27,8 +27,8 @@ COMMANDS = {
     "fold": "write a checkpoint with the calibration folded into its weights",
     "show": "draw detections before and after calibration for images, videos or a camera",
     "stats": "show, compare, merge, check and import statistics files",
-    "data": "draw LT-Glyphs; check data sets before a training",
-    "demo": "the whole job on LT-Glyphs, with a report at its end",
+    "data": "draw LT-Glyphs; check, convert or filter data sets",
+    "demo": "run all steps on LT-Glyphs, from drawing to the report",
     "ablate": "run the ablations of the LogN paper",
     "average": "print mean and standard deviation over runs of several seeds",
     "trends": "print how a detector's logits depend on the training images of each class",
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    # By hand instead of subparsers, which would import every command's module for its arguments.
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(usage())

@@ -1,6 +1,6 @@
 """Compare runs in one self-contained HTML file.
 
-A RUN is a folder that `logn evaluate`, `logn sweep` or `logn demo` has written, or
+A RUN is a folder written by `logn train`, `logn evaluate`, `logn sweep` or `logn demo`, or
 FOLDER:CALIBRATION for one of its calibrations. The first run is the baseline of all differences.
 All figures are computed from the stored detections and the annotations; no model is run.
 

@@ -10,8 +10,8 @@ Example:
         --video-input street.mp4 --output both.mp4
 
 A calibration changes all scores, so one threshold for both sides would compare different numbers of
-detections. --confidence-threshold therefore sets the number shown before calibration, and the other
-side shows the same number of best detections, so a new detection there replaces another one.
+detections. --confidence-threshold is therefore the threshold before calibration, and the other side
+shows the same number of best detections: a new detection there replaces another one.
 --calibrated-threshold sets a separate threshold instead. Of overlapping detections of several
 classes only the best is shown (see --overlapping).
 """

@@ -65,20 +65,20 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="registered data sets whose images show none of the classes",
+        help="registered data sets whose images contain none of the classes",
     )
     parser.add_argument(
         "--odin",
         action="store_const",
         const=0.0014,
-        help="image classifiers with --ood: also ODIN's score, one more pass over each set",
+        help="image classifiers with --ood: also ODIN's score, from another pass over each set",
     )
     parser.add_argument(
         "--odin-noise",
         dest="odin",
         type=float,
         metavar="SHARE",
-        help="the same, with another share of the range of pixels (default: 0.0014)",
+        help="the same, with another perturbation, as a share of the pixel range (default: 0.0014)",
     )
     parser.add_argument(
         "--ood-threshold",
@@ -100,7 +100,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--from-outputs",
         metavar="DIR",
-        help="sweep over the outputs that --save-outputs has kept",
+        help="sweep over the outputs kept by --save-outputs",
     )
     parser.add_old_spelling("--save-predictions", "--save-outputs")
     parser.add_old_spelling("--predictions", "--from-outputs")
@@ -110,6 +110,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_placement(parser)
     args = parser.parse_intermixed_args(argv)
+    # An option with several values also takes the KEY VALUE pairs that follow it.
     args.calibrations, opts = without_overrides(args.calibrations)
     args.ood, more = without_overrides(args.ood)
     args.opts = [*opts, *more, *args.opts]

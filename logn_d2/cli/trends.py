@@ -1,10 +1,10 @@
 """Print how a detector's logits depend on the training set, which decides whether LogN helps.
 
-LogN removes whatever each class's mean logit and standard deviation contain: frequency bias where
-they follow the training counts, useful signal where they do not. The table has one row for each
-kind of classifier and sampler among the runs; several runs of a kind, such as seeds, give mean and
-standard deviation. A RUN is the folder of a finished training with its statistics file; no model is
-run.
+LogN removes the differences between the classes' mean logits and standard deviations: a frequency
+bias where they follow the training counts, useful signal where they do not. The table has one row
+for each kind of classifier and sampler among the runs; several runs of a kind, such as seeds, give
+mean and standard deviation. A RUN is the folder of a finished training with its statistics file; no
+model is run.
 
 Example:
     logn trends output/glyphs_demo_rfs

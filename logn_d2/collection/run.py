@@ -235,8 +235,8 @@ def _run_pass(
 ) -> tuple[LogitStatistics, LogitStatisticsCollector]:
     """The pass itself; the caller removes partial files after saving the result."""
     _check_population(model, description.population)
-    # Samplers and augmentation draw numbers; a training that collects now and then must go on as if
-    # it had not.
+    # Samplers and augmentation draw numbers; a training with statistics passes in between must go
+    # on as if it had not.
     with preserved_rng():
         first = loader_from(loader, 0)
         partial = None

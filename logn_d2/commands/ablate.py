@@ -72,7 +72,7 @@ ABLATIONS = {
         ),
     ),
     "beta": Ablation(
-        "Choice of beta (paper Table 3, as we read it)",
+        "Choice of beta (paper Table 3, rows as inferred from the text)",
         (
             Row("beta -4", "logn(beta=-4)"),
             Row("beta -12", "logn(beta=-12)"),
@@ -169,10 +169,11 @@ def train(config_file: Path | str, output: Path, args: argparse.Namespace, *opts
     if is_trained(output):
         return
     command = [sys.executable, "-m", "logn_d2", "train", "--config-file", str(config_file)]
-    command += ["--resume"]
+    command += ["--resume"]  # without a checkpoint it starts from the beginning
     command += ["--num-gpus", str(args.num_gpus), "--num-processes", str(args.num_processes)]
     command += keys
     print(f"Training {output}: {shlex.join(command)}", flush=True)
+    # A process of its own: a training leaves a process group, loggers and GPU memory behind.
     if subprocess.run(command).returncode:
         raise UserError(f"The training has failed; its log is {output}/log.txt.")
 

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         for config in Path(args.run).glob("config.yaml"):
             load_config(config)  # this registers its data sets
         folder = RunFolder.open(args.run, args.dataset)
+        # A sweep that lacks images would make every calibration look worse by chance.
         truth = read_ground_truth(folder.dataset, folder.train_sets)
         folder.check(truth)
         names = dict.fromkeys([args.baseline, *(args.calibrations or folder.calibrations)])

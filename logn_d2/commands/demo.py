@@ -1,4 +1,4 @@
-"""The main job on LT-Glyphs, as a chain of commands: draw, train, collect, sweep, report."""
+"""All steps on LT-Glyphs, as a chain of commands: draw, train, collect, sweep, report."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ CALIBRATIONS = (
     "fracal",
     "auto",
 )
-# Of the data set; --seed is that of the training, so that all seeds see the same data.
+# Seed of the data set. --seed is the training's, so that runs with different seeds share the data.
 DATA_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase: its command, and the file that it leaves.
+    """A phase: its command, and the file that it writes.
 
     Attributes:
         command (Callable): the arguments of `logn`.
         leaves (Callable): the file.
-        after (Callable): what the demo adds to that file; None for nothing.
+        after (Callable): completes that file; None for nothing.
     """
 
     command: Callable[[Run], list[str]]
@@ -59,12 +59,12 @@ class Phase:
 
 
 def draw(run: Run) -> list[str]:
-    """Makes the data set, or verifies it."""
+    """Draw the data set, or verify it."""
     return ["data", "draw", "--size", run.size, "--root", str(run.root), "--seed", str(DATA_SEED)]
 
 
 def train(run: Run) -> list[str]:
-    """Trains the detector alone: statistics and evaluation are phases of their own here."""
+    """Train the detector; statistics and evaluation are separate phases here."""
     options = ["OUTPUT_DIR", str(run.output), "SEED", str(run.seed)]
     options += ["MODEL.LOGN.COLLECT.ENABLED", "False", "DATASETS.TEST", "()"]
     options += ["DATALOADER.SAMPLER_TRAIN", run.cfg.DATALOADER.SAMPLER_TRAIN]
@@ -72,31 +72,31 @@ def train(run: Run) -> list[str]:
 
 
 def collect(run: Run) -> list[str]:
-    """Makes the statistics file."""
+    """Collect the statistics file."""
     return ["collect", *_model(run), "--output", str(run.statistics), "--resume"]
 
 
 def sweep(run: Run) -> list[str]:
-    """Scores every calibration from one pass over the validation set."""
+    """Evaluate every calibration from one pass over the validation set."""
     given = ["--stats", str(run.statistics), "--dataset", run.val_set]
     given += ["--output", str(run.output), "--resume", "--calibrations", *CALIBRATIONS]
     return ["sweep", *_model(run), *given]
 
 
 def report(run: Run) -> list[str]:
-    """Makes the page from what the other phases have left."""
+    """Make the page from the files of the other phases."""
     title = f"LogN on LT-Glyphs, size {run.size}"
     given = ["--dataset", run.val_set, "--focus", SUBJECT, "--title", title]
     return ["report", str(run.output), *given, "--output", str(run.report)]
 
 
 def _model(run: Run) -> list[str]:
-    """The trained detector, by the config that its training has written."""
+    """Options that name the trained detector, with the config written by its training."""
     return ["--config-file", str(run.output / "config.yaml"), "--weights", str(run.weights)]
 
 
 def add_provenance(run: Run) -> None:
-    """Adds to the results what `logn sweep` does not know: the demo, and the drawn characters."""
+    """Add to the results what `logn sweep` does not know: the demo, and the drawn characters."""
     results, counts = Results.load(run.results), class_counts(run.train_set)
     classes = ClassInfo(
         names=counts.class_names,
@@ -110,7 +110,7 @@ def add_provenance(run: Run) -> None:
 
 
 def drawn_characters(run: Run) -> tuple[str, ...]:
-    """The character that each class is, from its definition."""
+    """The character of each class, from its definition."""
     content = json.loads(Path(MetadataCatalog.get(run.val_set).json_file).read_text("utf-8"))
     categories = sorted(content["categories"], key=lambda category: category["id"])
     codes = [re.search(r"U\+([0-9A-F]+)", category["def"]) for category in categories]
@@ -121,7 +121,7 @@ def drawn_characters(run: Run) -> tuple[str, ...]:
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """What somebody needs besides the commands to make the numbers again, or to doubt them."""
+    """The settings and data needed, besides the commands, to reproduce the numbers."""
     return {
         **run.settings,
         "dataset": {
@@ -141,7 +141,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def command_line(run: Run, name: str) -> str:
-    """The command of a phase, as a person types it."""
+    """The command of a phase, as typed in a shell."""
     return shlex.join(["logn", *PHASES[name].command(run)])
 
 
@@ -155,19 +155,19 @@ PHASES = {
 
 
 def is_done(run: Run, name: str) -> bool:
-    """Whether a phase has ended, after all phases that it builds on."""
+    """Whether a phase has finished, after all phases that it depends on."""
     names = list(PHASES)
     last = max((run.finished(each) for each in names[: names.index(name)]), default=0.0)
     return run.finished(name) > last and PHASES[name].leaves(run).is_file()
 
 
 def run_phases(run: Run, only: str | None, logn: Logn) -> None:
-    """Does what is not done yet.
+    """Run the unfinished phases.
 
     Args:
         run (Run): the run.
         logn (Callable): runs a command and returns its exit status.
-        only (str): one phase; the report is then made anew. None for all.
+        only (str): one phase; "report" is then made again. None for all.
 
     Raises:
         ValueError: that phase needs an earlier one.
@@ -179,7 +179,7 @@ def run_phases(run: Run, only: str | None, logn: Logn) -> None:
             if not done:
                 raise UserError(f"'{only}' needs '{name}': run that first, or leave out --phase.")
         elif done and only != "report":
-            say(f"{_mark(name)} done before, in {run.seconds(name):.0f} s")
+            say(f"{_mark(name)} already done, in {run.seconds(name):.0f} s")
         else:
             say(f"\n{_mark(name)} {says(run, name)} (about {roughly(run.size, [name])})")
             say(f"$ {command_line(run, name)}")
@@ -189,11 +189,11 @@ def run_phases(run: Run, only: str | None, logn: Logn) -> None:
 
 
 def do(run: Run, phase: Phase, logn: Logn) -> None:
-    """Runs the command of a phase.
+    """Run the command of a phase.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
-        SystemExit: it failed, and has said why.
+        SystemExit: it failed, after its error message.
     """
     status = logn(phase.command(run))
     if status == INTERRUPTED:
@@ -214,12 +214,12 @@ def _next(name: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line for people, at once."""
+    """Print a line at once, also into a pipe."""
     print(text, flush=True)
 
 
 def quiet_logging() -> None:
-    """Leaves out what Detectron2 says of the machine, the whole config and the model's layers."""
+    """Suppress Detectron2's lines on the machine, the whole config and the model's layers."""
     logging.getLogger("detectron2").addFilter(_is_more_than_info)
     logging.getLogger("detectron2.engine.defaults").setLevel(logging.WARNING)
 
@@ -229,14 +229,14 @@ def _is_more_than_info(record: logging.LogRecord) -> bool:
 
 
 def run(args: argparse.Namespace, logn: Logn) -> int:
-    """Runs the phases and prints the table.
+    """Run the phases and print the table.
 
     Args:
-        args (Namespace): of the command line.
+        args (Namespace): the command line.
         logn (Callable): runs another command and returns its exit status.
 
     Returns:
-        int: 0, or 130 when interrupted; a mistake ends the program with 1.
+        int: 0, or 130 after an interruption; a mistake ends the program with 1.
     """
     with short_errors():
         job = open_run(args)
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace, logn: Logn) -> int:
         with short_errors(str(job.output / "log.txt")):
             run_phases(job, args.phase, logn)
     except KeyboardInterrupt:
-        print("Repeat the command `logn demo` to continue from here.", file=sys.stderr)
+        print("Repeat the `logn demo` command to resume.", file=sys.stderr)
         return INTERRUPTED
     if is_done(job, "evaluate"):
         results = Results.load(job.results)

@@ -1,4 +1,4 @@
-"""One run of the demo: its settings, its files, and the journal of what is done."""
+"""One run of the demo: its settings, its files, and the journal of its phases."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ class Run:
     """A run.
 
     Attributes:
-        size (str): of LT-Glyphs.
+        size (str): size of LT-Glyphs.
         sampler (str): a name in `SAMPLERS`.
-        seed (int): of the training.
-        output (Path): where all files but the data set are.
+        seed (int): seed of the training.
+        output (Path): folder of all files except the data set.
         root (Path): datasets root.
-        cfg (CfgNode): with all of the above in it.
-        config_file (Path): of the size and sampler, without the rest.
-        journal (dict): settings, and for each phase its seconds and when it finished; what phases
-            want to remember.
+        cfg (CfgNode): config with all of these settings.
+        config_file (Path): config of size and sampler, without the other settings.
+        journal (dict): settings, and for each phase its seconds and the time when it finished.
     """
 
     size: str
@@ -70,7 +69,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the results."""
+        """The settings that determine the results."""
+        # The folder and the device do not: another machine may finish the run.
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def checksums(self) -> Path:
-        """The file that says that the data set is whole."""
+        """The file that marks the data set as complete."""
         return glyphs_folder(self.root, self.size) / "SHA256SUMS"
 
     @property
@@ -99,22 +99,22 @@ class Run:
 
     @property
     def results(self) -> Path:
-        """All numbers."""
+        """The file with all numbers."""
         return self.output / "results.json"
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The HTML page."""
         return self.output / "report.html"
 
     @property
     def train_set(self) -> str:
-        """Registered name."""
+        """Registered name of the training set."""
         return self.cfg.DATASETS.TRAIN[0]
 
     @property
     def val_set(self) -> str:
-        """Registered name."""
+        """Registered name of the validation set."""
         return self.cfg.DATASETS.TEST[0]
 
     def truth(self) -> LvisGroundTruth:
@@ -122,17 +122,18 @@ class Run:
         return LvisGroundTruth.from_json(MetadataCatalog.get(self.val_set).json_file)
 
     def seconds(self, phase: str) -> float:
-        """How long a phase took, interruptions left out."""
+        """Duration of a phase, without interruptions."""
         return self.journal["phases"].get(phase, {}).get("seconds", 0.0)
 
     def finished(self, phase: str) -> float:
-        """When a phase ended, in seconds since 1970; 0 if it did not."""
+        """Time when a phase finished, in seconds since 1970; 0 if it is unfinished."""
         return self.journal["phases"].get(phase, {}).get("finished", 0.0)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds up the time of a phase over interruptions, and notes its end."""
+        """Add up the time of a phase over interruptions, and note its end."""
         entry = self.journal["phases"].setdefault(phase, {"seconds": 0.0})
+        # A phase that had finished is run again from the beginning.
         if entry.pop("finished", None):
             entry["seconds"] = 0.0
         before, start = entry["seconds"], time.perf_counter()
@@ -145,19 +146,19 @@ class Run:
             self.save_journal()
 
     def save_journal(self) -> None:
-        """Writes the journal."""
+        """Write the journal."""
         with atomic_write(self.output / _JOURNAL) as temporary:
             temporary.write_text(json.dumps(self.journal, indent=1) + "\n")
 
 
 def open_run(args: argparse.Namespace) -> Run:
-    """The run of these arguments, as far as it is done.
+    """Open the run of these arguments, new or partly done.
 
     Args:
         args (Namespace): size, sampler, seed, output, fresh.
 
     Raises:
-        ValueError: the folder holds a run with other settings, or something else.
+        ValueError: the folder contains a run with other settings, or other files.
     """
     output = args.output or Path("output") / args.size
     ours = (output / _JOURNAL).is_file()
@@ -165,7 +166,7 @@ def open_run(args: argparse.Namespace) -> Run:
         shutil.rmtree(output)
     elif output.is_dir() and any(output.iterdir()) and not ours:
         raise UserError(
-            f"{output} is not empty and holds no run of the demo; give another --output."
+            f"{output} is not empty and contains no run of the demo; give another --output."
         )
     output.mkdir(parents=True, exist_ok=True)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -177,15 +178,16 @@ def open_run(args: argparse.Namespace) -> Run:
 
 
 def _check_settings(run: Run) -> None:
-    """Refuses to mix two runs in one folder."""
+    """Refuse to mix two runs in one folder."""
     found, asked = run.journal["settings"], run.settings
     different = [key for key in asked if found.get(key) != asked[key]]
     if not different:
         return
-    # Another seed is another config too; the digest speaks where nothing else does.
+    # Another seed also changes the config's digest, which comes last: it is named only if no other
+    # setting explains the difference.
     key = different[0]
     raise UserError(
-        f"{run.output} holds a run with other settings ({key} {found.get(key)}, now {asked[key]}). "
+        f"{run.output} has a run with other settings ({key} {found.get(key)}, now {asked[key]}). "
         "Give another --output, or start over with --fresh."
     )
 
@@ -199,7 +201,7 @@ def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, Path
         path = config_file(names[1])
     cfg = load_config(path)
     cfg.DATALOADER.SAMPLER_TRAIN = SAMPLERS[args.sampler]
-    # Statistics and evaluation are phases of their own.
+    # Statistics and evaluation are separate phases.
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(output), args.seed
     cfg.freeze()

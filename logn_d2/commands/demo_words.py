@@ -1,4 +1,4 @@
-"""What the demo says to a newcomer: what happens, what is next, and what the table means."""
+"""The demo's texts for a newcomer: each phase, the next step, the meaning of the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .demo_run import Run
 
 __all__ = ["ending", "meaning", "overview", "roughly", "says"]
 
-# On two cores, in seconds; "lvis" on one GPU.
+# Seconds on two cores; for "lvis" on one GPU.
 ROUGHLY = {
     "tiny": {"draw": 3, "train": 20, "collect": 3, "evaluate": 3, "report": 10},
     "demo": {"draw": 25, "train": 350, "collect": 40, "evaluate": 125, "report": 55},
@@ -22,7 +22,7 @@ ROUGHLY = {
 
 
 def roughly(size: str, phases: Iterable[str]) -> str:
-    """How long phases take together, as a person says it.
+    """Approximate total duration of phases, rounded as in speech.
 
     Example:
         >>> roughly("tiny", ["draw"]), roughly("demo", ["draw", "train"])
@@ -35,61 +35,62 @@ def roughly(size: str, phases: Iterable[str]) -> str:
 
 
 def overview(run: Run) -> str:
-    """What comes, before anything is done."""
+    """The text before the first phase."""
     where = "one GPU" if run.size == "lvis" else "two cores"
     phases = ROUGHLY[run.size]
     return (
         f"{len(phases)} steps, about {roughly(run.size, phases)} on {where}: "
         f"{join_words(list(phases))}.\n"
-        "Each prints the command that it runs, which is the command for your own data as well. "
-        "Ctrl-C stops; the same command continues."
+        "Each prints the command that it runs; the same commands work for your own data. "
+        "Ctrl-C stops the demo; the same command resumes it."
     )
 
 
 def says(run: Run, phase: str) -> str:
-    """What happens in a phase."""
+    """One sentence about a phase."""
     size, solver = get_size(run.size), run.cfg.SOLVER
     rare = run.cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
     return {
         "draw": (
-            f"draws {size.train_images:,} training and {size.val_images:,} validation images of "
+            f"draws {size.train_images:,} training and {size.val_images:,} validation images with "
             f"{size.num_classes} kinds of characters; as in LVIS, most kinds are in few images"
         ),
         "train": (
             f"trains a Mask R-CNN to find them, {solver.MAX_ITER:,} iterations of "
             f"{solver.IMS_PER_BATCH} images{', rare kinds more often' if rare else ''}, on "
-            f"{run.cfg.MODEL.DEVICE}; below, eta is the time left, and the losses fall"
+            f"{run.cfg.MODEL.DEVICE}; in the lines below, eta is the remaining time, and the "
+            "losses fall"
         ),
         "collect": (
-            "measures how high the detector scores each kind in the training images: LogN's "
+            "measures the detector's logits for each kind in the training images: LogN's "
             "statistics, without any training"
         ),
         "evaluate": (
-            f"finds characters in the {size.val_images:,} validation images once, and scores the "
-            "detections as they are and with every calibration"
+            f"runs the detector once on the {size.val_images:,} validation images, and evaluates "
+            "it without and with every calibration"
         ),
         "report": "makes one page: intervals, errors, every class, pictures before and after",
     }[phase]
 
 
 def meaning(results: Results, subject: str) -> str:
-    """What the table says of boxes, in one sentence.
+    """The table's result for boxes in one sentence.
 
     Args:
-        results (Results): of a sweep, uncalibrated among them.
-        subject (str): the calibration that the sentence is about.
+        results (Results): results of a sweep, including the uncalibrated detector.
+        subject (str): the calibration to describe.
     """
     rows = {row.calibration: row for row in results.rows}
     base, calibrated = rows[UNCALIBRATED], rows[subject]
     best = max(results.rows, key=lambda row: _ap(row, "AP"))
     if math.isnan(_ap(base, "AP")) or _ap(best, "AP") < 1:
         return (
-            "What it means: nothing yet, the detector has not learnt to find anything. "
-            "`logn demo` trains one that has."
+            "Meaning: none, since this detector has not learnt to find anything. `logn demo` "
+            "trains one that has."
         )
     return (
-        f"What it means: without further training, {display_name(subject)} takes the box AP of "
-        f"rare classes {_from_to(base, calibrated, 'APr')} and that of frequent ones "
+        f"Meaning: without further training, {display_name(subject)} changes the box AP of rare "
+        f"classes {_from_to(base, calibrated, 'APr')} and that of frequent ones "
         f"{_from_to(base, calibrated, 'APf')}; over all classes, {display_name(best.calibration)} "
         f"is best here, {_from_to(base, best, 'AP')}."
     )
@@ -104,13 +105,13 @@ def _from_to(before: ResultRow, after: ResultRow, metric: str) -> str:
 
 
 def ending(run: Run) -> str:
-    """Time of each phase, where the page is, and what to type for one's own detector."""
+    """The last text: time of each phase, path of the page, commands for another detector."""
     times = {phase: run.seconds(phase) for phase in ROUGHLY[run.size]}
     each = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in times.items())
     return (
-        f"Seconds: {each}; {sum(times.values()):.0f} in all\n"
+        f"Seconds: {each}; total {sum(times.values()):.0f}\n"
         f"Report: {run.report}\n"
-        "Next, your own detector, as it is:\n"
+        "Next, for your own trained detector:\n"
         "$ logn collect --config-file C.yaml --weights W.pth --output stats.safetensors\n"
         "$ logn sweep --config-file C.yaml --weights W.pth --stats stats.safetensors "
         "--output output/sweep\n"

@@ -94,6 +94,8 @@ def calibrate(cfg: CfgNode, model: nn.Module) -> None:
 
 def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     """The config and model to write, with the model rebuilt from config and weights."""
+    # Rebuilt, because the comparison must run what a user will load, not the object that was
+    # folded.
     folded = fold(copy.deepcopy(model))
     plain_cfg = plain_config(cfg, folded)
     plain = build_model(plain_cfg).eval()
@@ -211,6 +213,7 @@ def compare(
             difference.rois += len(mine)
             difference.scores = _larger(difference.scores, (mine - theirs).abs())
         mine, theirs = (model([image])[0]["instances"] for model in (calibrated, folded))
+        # In both directions: a detection may be missing on either side.
         changes = [_score_changes(mine, theirs, cfg), _score_changes(theirs, mine, cfg)]
         difference.detections += len(mine)
         for matched, change in changes:
@@ -245,6 +248,7 @@ def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Te
     Returns:
         tuple[Tensor, Tensor]: (N,) bool, and (N,) difference of scores.
     """
+    # In a full image the worst kept score is the limit, otherwise the score threshold.
     full = len(theirs) >= cfg.TEST.DETECTIONS_PER_IMAGE > 0
     limit = theirs.scores.min() if full else config_site(cfg).threshold_in(cfg)
     to_limit = (mine.scores - limit).clamp(min=0)
@@ -260,7 +264,7 @@ def _score_changes(mine: Instances, theirs: Instances, cfg: CfgNode) -> tuple[Te
 
 
 def _larger(largest: float, values: Tensor) -> float:
-    """The maximum; NaN if any value is NaN."""
+    """The maximum; NaN if any value is NaN, which Python's max would not guarantee."""
     return float(torch.cat([values.flatten().cpu(), torch.tensor([largest])]).max())
 
 

@@ -40,6 +40,7 @@ def import_checkpoint(args: argparse.Namespace) -> int:
         statistics = load_batch_norm(path, classes, datasets=datasets, **options)
         statistics.save(output)
     except (ValueError, OSError, KeyError) as error:
+        # The text of a KeyError is the repr of its message.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     show(output, statistics, rows=10)
@@ -305,6 +306,7 @@ def _foreground_order(statistics: LogitStatistics, mean: Tensor) -> list[int]:
 
 def _standard_error(stage: StageStatistics) -> Tensor | None:
     """(C,) standard error of the mean; None for moving averages and files of early releases."""
+    # Files of early releases have no groups of images, so their errors are NaN.
     error = None if stage.moments is None else stage.moments.std_error
     return None if error is None or error.isnan().any() else error
 

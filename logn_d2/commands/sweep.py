@@ -172,7 +172,8 @@ class NetworkSweep:
         return self._swept(dataset, read_ground_truth(dataset), folder, store)
 
     def unknown(self, dataset: str, folder: str, store: str) -> None:
-        """Detections in images that show none of the classes; the outputs are stored."""
+        """Detections in images without any of the classes; the outputs are stored."""
+        # None of the detector's classes is verified there, so the sweep computes no masks.
         truth = read_ground_truth(dataset, masks=False)
         truth = without_known_classes(truth, config_site(self._cfg).classes_in(self._cfg))
         self._swept(dataset, truth, folder, store)
@@ -245,6 +246,7 @@ def work(args: argparse.Namespace) -> None:
         for other in args.ood:
             folder = os.path.join(args.output, f"sweep_{other}")
             find.unknown(other, folder, unknown_store(args, other))
+        # Only now: the others had to take part in every pass.
         if not comm.is_main_process():
             return
         keep_config(cfg, Path(args.output))
@@ -271,8 +273,9 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     images = ImageSweep(
         cfg, model, calibrations, args.output, resume=args.resume, odin_noise=args.odin
     )
+    # Every process takes part in a pass, so all passes come before the others leave.
     for name in filter(None, (dataset, chosen_on, *args.ood)):
-        images.logits(name)  # by all processes
+        images.logits(name)
     for name in (dataset, *args.ood) if args.ood else ():
         images.collect_scores(name)
     if not comm.is_main_process():
@@ -343,6 +346,8 @@ def keep_config(cfg: CfgNode, folder: Path) -> None:
 
 def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
     """Write the report's input: tasks for which all calibrations were evaluated."""
+    # A calibration from stored outputs may lack masks, and a row without mask AP could not be
+    # compared.
     common = set.intersection(*(set(by_task) for by_task in metrics.values()))
     rows = tuple(
         ResultRow(name, {task: value for task, value in by_task.items() if task in common})

@@ -75,14 +75,14 @@ def compare_unknown_objects(
     swept: SweepDetections,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Prints a table for each set and writes ``unknown_SET.json``, in percent.
+    """Print a table for each set and write ``unknown_SET.json``, in percent.
 
     Args:
-        cfg (CfgNode): of the detector.
-        args (Namespace): of the command line.
-        calibrations (Mapping): name -> one for each stage; each has a threshold of its own.
-        swept (SweepDetections): detections with each in the known images.
-        say (Callable): takes each table.
+        cfg (CfgNode): the detector's config.
+        args (Namespace): the command line.
+        calibrations (Mapping): name -> one calibration per stage; each name has its own threshold.
+        swept (SweepDetections): detections in the known images under each calibration.
+        say (Callable): receives each table.
     """
     dataset = cfg.DATASETS.TEST[0]
     known, truth = StoredOutputs.load(known_store(args)), read_ground_truth(dataset)
@@ -94,6 +94,7 @@ def compare_unknown_objects(
     found: dict[str, dict[str, UnknownObjectsResult]] = {name: {} for name in others}
     for text, stages in calibrations.items():
         options = {"calibrations": stages, "average": cfg.MODEL.LOGN.CASCADE_AVERAGE}
+        # The known side is the longer one, and the same for every set of unknown images.
         progress.step(f"{text}: known objects of {dataset}")
         mine = find_known_objects(
             *(known, truth),
@@ -114,7 +115,7 @@ def compare_unknown_objects(
 
 
 def as_text(results: Mapping[str, UnknownObjectsResult]) -> str:
-    """A table of all scores, and a line of each calibration on what they leave out."""
+    """A table of all scores, and a line per calibration with AP, boxes and recall."""
     rows = {
         f"{text}: {score}": found
         for text, result in results.items()
@@ -133,7 +134,7 @@ def as_text(results: Mapping[str, UnknownObjectsResult]) -> str:
 
 
 def in_percent(result: UnknownObjectsResult) -> dict[str, Any]:
-    """All shares in percent but the threshold; None for NaN, which JSON has not."""
+    """Convert shares, except the threshold, to percent, and NaN to None, since JSON has no NaN."""
 
     def plain(name: str, value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Data sets: LVIS-form registration of any vocabulary."""
+"""Data sets in LVIS or COCO format: registration, checks, class counts."""
 
 from .check import DatasetReport, check_dataset, image_problem
 from .counts import check_same_classes, class_counts, fractal_dimensions

@@ -55,6 +55,7 @@ def check_dataset(name: str) -> DatasetReport:
         return DatasetReport(name, problems=(f"the annotations are missing: {json_file}",))
     try:
         records = DatasetCatalog.get(name)
+    # Detectron2's loaders assert what they expect of a json; here that is a problem to report.
     except (OSError, ValueError, KeyError, AssertionError) as error:
         return DatasetReport(name, problems=(str(error),))
     objects = [a for record in records for a in record.get("annotations", ())]
@@ -93,7 +94,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{path} is not a readable image ({error})"
-    if turned:  # Detectron2 turns the picture upright
+    if turned:  # Detectron2 applies the rotation when it reads the image
         width, height = height, width
     expected = (record.get("width", width), record.get("height", height))
     if (width, height) != expected:
@@ -110,7 +111,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
 _ORIENTATION = 0x0112  # Exif
 # The end of complete files; some programs append a few bytes.
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 4096
+_TAIL = 4096  # bytes
 
 
 def _last_bytes(path: str) -> bytes:

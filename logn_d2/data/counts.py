@@ -119,6 +119,7 @@ def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
             continue
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
         corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2)
+        # In shares of the image, so that images of different sizes can be compared.
         centres.append(corners.mean(axis=1) / (record["width"], record["height"]))
         classes += [a["category_id"] for a in objects]
     x, y = np.concatenate([np.zeros((0, 2)), *centres]).T
@@ -128,6 +129,7 @@ def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
 def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | None:
     """Groups from the sets' own limits or json, (K,); None if they define none."""
     metadata = MetadataCatalog.get(names[0])
+    # Limits also apply to the summed counts of several sets, the letters of a json only to its own.
     limits = metadata.get("frequency_limits")
     if limits is not None:
         return frequency_groups(image_count, *limits)
@@ -140,6 +142,7 @@ def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.n
     counts, annotated = np.zeros((2, num_classes), dtype=np.int64), 0
     for record in records:
         classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        # An index that occurs twice is increased once by "+=", but each time by `np.add.at`.
         counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
         np.add.at(counts[1], classes, 1)
         annotated += len(classes) > 0

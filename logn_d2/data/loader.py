@@ -128,7 +128,7 @@ def build_statistics_loader(
         cfg (CfgNode): the training config.
         skip (int): number of batches that this process has already done.
         dataset (Sequence[dict]): replaces ``cfg.DATASETS.TRAIN``; already filtered.
-        mapper (Callable): instead of Detectron2's; it must keep the annotations.
+        mapper (Callable): replaces Detectron2's; it must keep the annotations.
 
     Returns:
         DataLoader: this process's share, in lists of one mapped image (MODEL.LOGN.IMAGE.TEST_BATCH
@@ -173,7 +173,7 @@ def build_evaluation_loader(
     Args:
         cfg (CfgNode): a Detectron2 config; the test-time mapper is made from it.
         dataset_name (str): a registered data set.
-        skip (int): batches of this process that are done already.
+        skip (int): number of batches that this process has already done.
 
     Returns:
         DataLoader: this process's share, in lists of one mapped image.
@@ -183,6 +183,7 @@ def build_evaluation_loader(
         index = list(cfg.DATASETS.TEST).index(dataset_name)
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[index]]
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False, proposal_files=files)
+    # Evaluators take the ground truth from the json; workers need not copy it.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     mapper = build_mapper(cfg, is_train=False)
     images = PassDataset(records, torch.arange(len(records)), mapper)
@@ -197,13 +198,14 @@ def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.D
 
     Args:
         cfg (CfgNode): as used for training.
-        images_per_class (int): on each process.
+        images_per_class (int): number on each process.
 
     Returns:
         DataLoader: of lists of one mapped image, this process's share, the same number on all.
     """
     records = training_images(cfg)
     sampler = ClassAwareTrainingSampler.from_config(cfg, records)
+    # The sampler's stream is endless; the product is the length of the pass.
     shape = (images_per_class, comm.get_world_size(), sampler.num_classes)
     drawn = itertools.islice(sampler.stream(), math.prod(shape))
     # Process r gets the positions r, r + W, ..., which are whole rounds of all classes.

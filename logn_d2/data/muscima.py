@@ -178,6 +178,7 @@ def _find_pages(source: Path) -> dict[tuple[int, int], Path]:
 def _write_page(objects: list[PageObject], name: str, target: Path) -> list[dict[str, Any]]:
     """Write the tiles of a page and return the annotations of each."""
     # Nothing is painted beyond the farthest box, so the page ends with its tile.
+    # -(-x // side) * side rounds up to whole tiles.
     side = _TILE * _SHRINK
     bottom = max(each.top + each.mask.shape[0] for each in objects)
     right = max(each.left + each.mask.shape[1] for each in objects)
@@ -189,6 +190,7 @@ def _write_page(objects: list[PageObject], name: str, target: Path) -> list[dict
         if each.name not in PAGE_WIDE:
             for tile, annotation in _on_tiles(each):
                 found.setdefault(tile, []).append(annotation)
+    # Block means of black ink on white give smooth edges.
     grey = np.rint(255 * (1 - _block_means(page))).astype(np.uint8)
     tiles = []
     for (row, column), on_tile in sorted(found.items()):
@@ -207,6 +209,7 @@ def _on_tiles(each: PageObject) -> Iterator[tuple[tuple[int, int], dict[str, Any
     least = max(_MIN_AREA, _MIN_SHARE * mask.sum())
     for row in range(top // _TILE, (top + height - 1) // _TILE + 1):
         for column in range(left // _TILE, (left + width - 1) // _TILE + 1):
+            # pycocotools encodes masks column by column, and refuses the other order.
             canvas = np.zeros((_TILE, _TILE), dtype=np.uint8, order="F")
             y, x = top - row * _TILE, left - column * _TILE
             part = mask[max(-y, 0) : _TILE - y, max(-x, 0) : _TILE - x]
@@ -226,6 +229,7 @@ def _on_tiles(each: PageObject) -> Iterator[tuple[tuple[int, int], dict[str, Any
 
 def _halved(each: PageObject) -> tuple[int, int, np.ndarray]:
     """Left, top and mask on the halved page, whose pixels are at least half covered."""
+    # Padded to even coordinates, so that its blocks are those of the page.
     top, left = each.top % _SHRINK, each.left % _SHRINK
     bottom, right = (
         -(start + length) % _SHRINK for start, length in zip((top, left), each.mask.shape)

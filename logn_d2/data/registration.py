@@ -89,7 +89,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
         )
     start = time.perf_counter()
     size = os.path.getsize(path) / 2**20
-    if size > 50:
+    if size > 50:  # LVIS's training set has 1,100 and takes half a minute
         logger.info("Reading %s (%.0f MiB) ...", path, size)
     content = read_annotations(path)
     for position, image in enumerate(content["images"]):
@@ -189,6 +189,7 @@ def register_lvis_form(
         MetadataCatalog.pop(name)
     fields = {**paths, "evaluator_type": "lvis", "_hint": hint, **(metadata or {})}
     DatasetCatalog.register(name, lambda: load_lvis_form(name, check_images=check_images))
+    # MetadataCatalog.get(name).set(...) would make a Metadata, which can't read the json later.
     MetadataCatalog[name] = _JsonMetadata(name=name, **fields)
 
 

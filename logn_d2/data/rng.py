@@ -43,9 +43,11 @@ def seed_rng(*key: int) -> None:
         *key (int): for example a seed and the position of an image. Each key has a stream of its
             own.
     """
+    # SeedSequence refuses negative numbers, but Detectron2's SEED is -1 by default.
     words = np.random.SeedSequence([number % 2**63 for number in key]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
+    # Not torch.manual_seed, which would also set the seed of a CUDA that is initialised later.
     torch.default_generator.manual_seed(int(words[2]))
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(int(words[2]))

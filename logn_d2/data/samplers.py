@@ -122,7 +122,7 @@ class ClassAwareTrainingSampler(Sampler):
         return itertools.islice(self.stream(), comm.get_rank(), None, comm.get_world_size())
 
     def stream(self) -> Iterator[int]:
-        """The stream shared by all processes; every ``num_classes`` draws hold each class once."""
+        """The stream shared by all processes; every ``num_classes`` draws have each class once."""
         generator = torch.Generator().manual_seed(self._seed)
         images = [_endless_shuffle(each, generator) for each in self._images]
         for index in _endless_shuffle(torch.arange(len(images)), generator):
@@ -134,7 +134,7 @@ def repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> Tensor:
 
     Args:
         cfg (CfgNode): DATALOADER.REPEAT_THRESHOLD, and REPEAT_SQRT if Detectron2 has it.
-        records (Sequence[dict]): N images in Detectron2's data set form.
+        records (Sequence[dict]): N images in Detectron2's data set format.
     """
     # Releases after 0.6 can repeat by the frequency itself instead of its square root.
     options = {}
@@ -166,7 +166,7 @@ def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
 
     Args:
         cfg (CfgNode): DATALOADER.SAMPLER_TRAIN.
-        records (Sequence[dict]): N images in Detectron2's data set form.
+        records (Sequence[dict]): N images in Detectron2's data set format.
 
     Returns:
         Tensor: (N,) float; None for unknown samplers. Class-aware sampling has no epochs, so N
@@ -190,7 +190,7 @@ def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
 
 
 def build_training_sampler(cfg: CfgNode, records: Sequence[Record]) -> Sampler | None:
-    """The sampler that DATALOADER.SAMPLER_TRAIN names.
+    """Build the sampler named by DATALOADER.SAMPLER_TRAIN.
 
     Args:
         cfg (CfgNode): the config.
@@ -220,7 +220,7 @@ TRAINING_SAMPLERS: dict[str, Callable[[CfgNode, Sequence[Record]], Sampler]] = {
     "CeilRepeatFactorTrainingSampler": _build_ceil,
     "ClassAwareTrainingSampler": ClassAwareTrainingSampler.from_config,
 }
-"""Value of DATALOADER.SAMPLER_TRAIN -> what builds the sampler; Detectron2's are not among them."""
+"""Value of DATALOADER.SAMPLER_TRAIN -> builder of the sampler; Detectron2's own are not listed."""
 
 
 def _classes(record: Record) -> set[int]:

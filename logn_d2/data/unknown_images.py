@@ -1,7 +1,7 @@
-"""Images of other classes: the part of a set in which none of some classes is annotated.
+"""Images of unknown classes: the part of a data set without objects of given classes.
 
-VOS and SIREN evaluate on COCO's validation images that show no class of PASCAL VOC or BDD100K.
-Annotations are not complete: the published subsets went through human hands as well, and still show
+VOS and SIREN evaluate on COCO's validation images without any class of PASCAL VOC or BDD100K.
+Annotations are incomplete: the published subsets were also filtered by hand, and still contain
 known classes (Montoya et al., arXiv 2506.14008).
 """
 
@@ -17,21 +17,21 @@ __all__ = ["images_without"]
 
 
 def images_without(content: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The images without any object of some classes, with all else that an annotation file has.
+    """Reduce an annotation file to the images without any object of given classes.
 
-    A crowd region is an object too. In LVIS form a class that is neither annotated nor listed as
-    absent may be there; such images are kept, as most of them don't show it.
+    A crowd region is an object too. In LVIS format, a class that is neither annotated nor listed as
+    absent may be present; such images are kept, since few of them contain it.
 
     Args:
-        content (Mapping): an annotation file in COCO or LVIS form, which `check_annotations`
-            passes; it is left as it is.
-        classes (Sequence[str]): names of categories, capitals aside.
+        content (Mapping): a valid annotation file in COCO or LVIS format (`check_annotations`); it
+            is not changed.
+        classes (Sequence[str]): names of categories; case is ignored.
 
     Returns:
         dict: the file with fewer images and annotations. All categories stay.
 
     Raises:
-        KeyError: a class that the file does not have; the message names the first, and the like.
+        KeyError: the file lacks a class; the message names the first.
         ValueError: no class is named, or no image is left.
 
     Example:
@@ -51,7 +51,7 @@ def images_without(content: Mapping[str, Any], classes: Sequence[str]) -> dict[s
         raise UnknownNameError(
             f"{len(missing)} of {len(classes)} classes are not in the file, the first is "
             f"'{missing[0]}'. It has {', '.join(list(ids)[:10])}{', ...' * (len(ids) > 10)}. Leave "
-            "out what it does not have, or write it as the file does."
+            "out missing classes, or spell them as in the file."
         )
     unwanted = {number for name in classes for number in ids[name.casefold()]}
     if not unwanted:
@@ -60,8 +60,8 @@ def images_without(content: Mapping[str, Any], classes: Sequence[str]) -> dict[s
     images = [image for image in content["images"] if image["id"] not in shown]
     if not images:
         raise UserError(
-            f"All {len(content['images'])} images show one of the {len(classes)} classes, so that "
-            "none is left."
+            f"All {len(content['images'])} images contain one of the {len(classes)} classes, so "
+            "that none is left."
         )
     kept = {image["id"] for image in images}
     objects = [a for a in content["annotations"] if a["image_id"] in kept]

@@ -69,7 +69,7 @@ MAX_CHUNK = 200
 
 
 def calibration_name(cfg: CfgNode, has_statistics: bool) -> str:
-    """The calibration that the config asks for; "" for none."""
+    """The calibration named by the config; "" for none."""
     text = cfg.MODEL.LOGN.CALIBRATION or ("logn" if has_statistics else "")
     return "" if text == UNCALIBRATED else text
 
@@ -266,6 +266,7 @@ def _one_pass_for_evaluators(
 
 def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[Instances]:
     """Detections of each image, as a model returns them."""
+    # Sorted once: comparing ids for each image would take time quadratic in the images.
     order = np.argsort(detections.image_id, kind="stable")
     sorted_ids = detections.image_id[order]
     for record in records:

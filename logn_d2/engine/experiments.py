@@ -141,7 +141,7 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
 
 
 def _evaluated_on(folder: Path) -> tuple[str, ...]:
-    """The data set of a run's results, for a training that was evaluated by `logn sweep` alone."""
+    """The data set of a run's results, for a training evaluated only by `logn sweep`."""
     path = folder / "results.json"
     about = json.loads(path.read_text()).get("provenance", {}) if path.is_file() else {}
     return (about["data set"],) if about.get("data set") else ()
@@ -243,6 +243,7 @@ def _statistics(
         node.STOP_AT = 0.0  # these have no standard error
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"logn_stats_{node.POPULATION}_{node.ESTIMATOR}.safetensors"
+    # The file of the training saves a pass if it still belongs to the weights.
     theirs = statistics_path(cfg)  # collected when training ended
     if comm.is_main_process() and is_own and not is_current(cfg, model, path):
         if is_current(cfg, model, theirs):

@@ -45,13 +45,13 @@ class ImageSweep:
     Every process passes over its images (`logits`); only the first computes figures.
 
     Args:
-        cfg (CfgNode): of the classifier.
-        model (nn.Module): gives raw logits, weights loaded.
-        calibrations (Mapping): name -> a list of one, or of none.
-        folder (str): gets each set's logits, "logits_SET.safetensors".
+        cfg (CfgNode): config of the classifier.
+        model (nn.Module): uncalibrated, with its weights.
+        calibrations (Mapping): name -> a list with one calibration, or an empty one.
+        folder (str): folder for the logits of each set, "logits_SET.safetensors".
         resume (bool): reuse stored logits of the same weights and images.
-        odin_noise (float): of ODIN's score of the uncalibrated logits (`ODINInputs`), for unknown
-            images; None leaves it out, as it takes a pass more over each set.
+        odin_noise (float): perturbation for ODIN's score (`ODINInputs`) of unknown images; None
+            leaves out this score, which takes another pass over each set.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class ImageSweep:
         return self._passed("logits", dataset, self._model, deciding_settings(self._cfg))
 
     def collect_scores(self, dataset: str) -> None:
-        """What the scores of a set need besides its logits, by all processes."""
+        """Make the pass that ODIN's score of a set needs besides its logits, by all processes."""
         if self._odin is not None:
             self._odin_logits(dataset)
 
     def _odin_logits(self, dataset: str) -> StoredLogits | None:
-        """Raw logits of the images that ODIN changes."""
+        """Raw logits of the images that ODIN has perturbed."""
         about = {"noise": self._odin.noise, "temperature": self._odin.temperature}
         settings = {**deciding_settings(self._cfg), "odin": about}
         return self._passed("odin_logits", dataset, self._odin, settings)
@@ -94,7 +94,7 @@ class ImageSweep:
             loader = build_evaluation_loader(self._cfg, dataset)
             digest = pass_digest(self._model, loader, settings)
             found = self._stored(path, digest)
-            # Every process must take the same way, also where they see a file at different times.
+            # A pass needs all processes, which may see a file of a shared disk at different times.
             if not all(comm.all_gather(found is not None)):
                 found = collect_logits(model, loader)
                 if found is not None:
@@ -119,21 +119,21 @@ class ImageSweep:
         """Write a CSV file of every class, and the predictions and scores so far for the report.
 
         Args:
-            dataset (str): registered.
-            results (Mapping): of `results`.
+            dataset (str): a registered set.
+            results (Mapping): return value of `results`.
         """
         counts = training_counts(self._cfg)
         write_per_class(results, dataset, counts, self._folder)
         write_predictions(results, self._scored, dataset, counts, self._folder)
 
     def temperatures(self, dataset: str, fitted_on: str) -> dict[str, dict[str, float]]:
-        """Expected calibration error with a temperature that is fitted on validation images.
+        """Expected calibration error with a temperature fitted on validation images.
 
-        The temperature divides the logarithms of class probabilities; for a softmax that is the
-        same as to divide its logits.
+        The temperature divides the logarithms of class probabilities; for a softmax this equals
+        dividing its logits.
 
         Args:
-            dataset (str): what is evaluated.
+            dataset (str): the evaluated set.
             fitted_on (str): another registered set of the same classes.
 
         Returns:
@@ -157,9 +157,9 @@ class ImageSweep:
             known, unknown (str): registered sets.
 
         Returns:
-            dict: name -> score -> numbers, where a score is one of `OOD_SCORES` of the calibrated
-            logits; of a classifier trained with LogitNorm also "msp, normalized"; without a
-            calibration "odin" where it was asked for.
+            dict: name -> score -> figures. Scores are those in `OOD_SCORES` of the calibrated
+            logits; for a classifier trained with LogitNorm also "msp, normalized"; uncalibrated
+            also "odin", with `odin_noise`.
         """
         sides = [self._scores(each) for each in (known, unknown)]
         return {
@@ -171,7 +171,7 @@ class ImageSweep:
         }
 
     def _scores(self, dataset: str) -> dict[str, dict[str, np.ndarray]]:
-        """Name -> score -> (N,); computed once for a set."""
+        """Scores of a set: name -> score -> (N,); computed once."""
         if dataset not in self._scored:
             stored = self.logits(dataset)
             self._scored[dataset] = {
@@ -193,12 +193,13 @@ class ImageSweep:
         return scored
 
     def _calibrated(self, name: str, stored: StoredLogits) -> torch.Tensor:
-        """(N, K) float64."""
+        """Calibrated logits, (N, K) float64."""
         logits = stored.logits.double()
         calibration = next(iter(self._calibrations[name]), None)
         return logits if calibration is None else calibration.cpu()(logits)
 
     def _log_scores(self, name: str, stored: StoredLogits) -> np.ndarray:
-        """(N, K) float64 logarithms of class probabilities."""
+        """Logarithms of class probabilities, (N, K) float64."""
+        # A probability may be 0 in float32; its logarithm would make the temperature's cost NaN.
         scores = scores_of(self._model, None, self._calibrated(name, stored)).double()
         return scores.clamp(min=np.finfo(np.float64).tiny).log().numpy()

@@ -52,16 +52,15 @@ def check_image_config(cfg: CfgNode, *, trains: bool) -> None:
         trains (bool): whether training sets are needed.
 
     Raises:
-        ValueError: a data set in another format, another population, or classes that only one split
-            has.
+        ValueError: a data set in another format, another population, or classes in only one split.
     """
     if not classifies_images(cfg):
         return
     check_image_sets([*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST])
     if cfg.MODEL.LOGN.COLLECT.POPULATION != "images":
         raise UserError(
-            f"MODEL.LOGN.COLLECT.POPULATION is {cfg.MODEL.LOGN.COLLECT.POPULATION}, but images are "
-            "not made of regions. Set it to images."
+            f"MODEL.LOGN.COLLECT.POPULATION is {cfg.MODEL.LOGN.COLLECT.POPULATION}, but an image "
+            "classifier has no regions. Set it to images."
         )
     if trains:
         check_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
@@ -77,8 +76,8 @@ def check_image_sets(names: Sequence[str]) -> None:
         kind = MetadataCatalog.get(name).get("evaluator_type", None)
         if kind != "classification":
             raise UserError(
-                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set of the form "
-                f"{kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
+                f"MODEL.META_ARCHITECTURE is ImageClassifier, but '{name}' is a set for the "
+                f"evaluator {kind!r}. Register sets of images with MODEL.LOGN.IMAGE.DATASETS."
             )
 
 
@@ -92,11 +91,11 @@ def one_pass_for_images(
     """Evaluate all calibrations from one pass; raw logits and each class's accuracy are stored.
 
     Args:
-        cfg (CfgNode): the model's.
-        model (nn.Module): gives raw logits, weights loaded.
+        cfg (CfgNode): the model's config.
+        model (nn.Module): uncalibrated, with its weights.
         dataset (str): a registered set of images.
-        calibrations (Mapping): name -> a list of one, or of none.
-        folder (str): for the files.
+        calibrations (Mapping): name -> a list with one calibration, or an empty one.
+        folder (str): folder for the files.
 
     Returns:
         dict: name -> "image" -> metrics in percent; empty on all processes but the first.
@@ -118,10 +117,10 @@ def write_per_class(
     """Write per_class_NAME.csv for each calibration.
 
     Args:
-        results (Mapping): name -> of the data set.
+        results (Mapping): name -> result on the data set.
         dataset (str): a registered set of images.
-        counts (ClassCounts): of the training set; None where it is not at hand.
-        folder (str): for the files.
+        counts (ClassCounts): counts of the training set; None if it is not available.
+        folder (str): folder for the files.
     """
     names = MetadataCatalog.get(dataset).thing_classes
     for name, result in results.items():
@@ -139,11 +138,11 @@ def write_predictions(
     """Write predictions_SET.safetensors, the input of `logn report`.
 
     Args:
-        results (Mapping): name of a calibration -> of the data set.
+        results (Mapping): name of a calibration -> result on the data set.
         scores (Mapping): see `StoredPredictions.gather`.
         dataset (str): a registered set of images.
-        counts (ClassCounts): of the training set; None where it is not at hand.
-        folder (str): for the file.
+        counts (ClassCounts): counts of the training set; None if it is not available.
+        folder (str): folder for the file.
     """
     names = MetadataCatalog.get(dataset).thing_classes
     stored = StoredPredictions.gather(results, scores, names, counts)
@@ -159,10 +158,10 @@ def evaluate_stored(
     """Results of each calibration, from raw logits.
 
     Args:
-        model (nn.Module): whose loss says what scores are.
-        stored (StoredLogits): with labels.
-        calibrations (Mapping): name -> a list of one, or of none.
-        counts (ClassCounts): of the training set; None where it is not at hand.
+        model (nn.Module): an `ImageClassifier`; its loss computes the scores.
+        stored (StoredLogits): raw logits and labels.
+        calibrations (Mapping): name -> a list with one calibration, or an empty one.
+        counts (ClassCounts): counts of the training set; None if it is not available.
     """
     model, groups = unwrapped(model), None if counts is None else class_groups(counts)
     return {
@@ -174,7 +173,8 @@ def evaluate_stored(
 
 
 def training_counts(cfg: CfgNode) -> ClassCounts | None:
-    """Class counts of the training set; None where it is not at hand."""
+    """Class counts of the training set; None if it is not available."""
+    # An evaluation needs only weights and test images; without counts it has no groups.
     try:
         return class_counts(cfg.DATASETS.TRAIN)
     except (AttributeError, KeyError, OSError, ValueError) as error:

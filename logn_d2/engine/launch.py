@@ -159,6 +159,7 @@ def _cpu_worker(
     dist_url: str,
     args: tuple[Any, ...],
 ) -> None:
+    # By default each process would use all cores, and they would wait for each other.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
     rank = machine_rank * num_processes + local_rank
@@ -214,6 +215,7 @@ def _create_local_group(num_processes: int) -> None:
     if hasattr(comm, "create_local_process_group"):  # since 0.6
         comm.create_local_process_group(num_processes)
         return
+    # Creating a group is a collective call: every process takes part in those of all machines.
     machine = dist.get_rank() // num_processes
     for first in range(0, dist.get_world_size(), num_processes):
         group = dist.new_group(list(range(first, first + num_processes)))

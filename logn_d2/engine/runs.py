@@ -1,4 +1,4 @@
-"""The three jobs of a run: train, collect statistics, evaluate."""
+"""The three parts of a run: training, statistics pass, evaluation."""
 
 from __future__ import annotations
 

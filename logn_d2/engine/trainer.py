@@ -92,7 +92,7 @@ class Trainer(DefaultTrainer):
         self._counts = TrainingClassCounts(cfg)
         super().__init__(cfg)
         if calibration_name(cfg, cfg.MODEL.LOGN.COLLECT.ENABLED):
-            # The evaluation would find the same mistake, but only after a day of training.
+            # The evaluation would find the same mistake, but only after days of training.
             check_head(self.model)
 
     @classmethod
@@ -288,7 +288,7 @@ def build_evaluator(
             if the data set itself has none; without them there are no groups.
 
     Raises:
-        ValueError: the data set has none of the known forms.
+        ValueError: the data set has an unknown evaluator type.
     """
     kind, options = evaluator_class(dataset_name), {}
     if kind is ImageEvaluator:
@@ -302,7 +302,7 @@ def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
     """The class of `build_evaluator`'s evaluator; this reads no files.
 
     Raises:
-        ValueError: the data set has none of the known forms.
+        ValueError: the data set has an unknown evaluator type.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     classes = {

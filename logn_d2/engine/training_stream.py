@@ -1,4 +1,4 @@
-"""The stream of training images, which a resumed training continues at its old position.
+"""The stream of training images, with a position from which a training resumes.
 
 Detectron2 saves weights, optimizer, schedule and iteration. A resumed training then starts the
 sampler and the random generators from the beginning, and ends with other weights than an
@@ -44,8 +44,8 @@ class TrainingStream:
     Args:
         cfg (CfgNode): its DATALOADER, INPUT and SOLVER.IMS_PER_BATCH apply, as in Detectron2.
         images (Sequence[dict]): the training images, in Detectron2's form.
-        sampler (Sampler or None): an endless stream of their indices, the same each time for its
-            seed; None for Detectron2's own, as DATALOADER.SAMPLER_TRAIN says.
+        sampler (Sampler or None): an endless stream of their indices, determined by its seed; None
+            for Detectron2's own, named by DATALOADER.SAMPLER_TRAIN.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class _Skipping(torchdata.Sampler):
         self.skip = 0
 
     def __iter__(self) -> Iterator[int]:
+        # Drawing them again is cheap, and needs no saved state of the sampler.
         stream = iter(self.sampler)
         for _ in range(self.skip):
             next(stream)

@@ -82,6 +82,7 @@ def draw_glyphs(
     folder = glyphs_folder(root, size.name)
     settings = _settings(size, seed)
     if _is_finished(folder, settings) and not overwrite:
+        # At each call, since a changed image would show only as an unexplained difference in AP.
         problems = verify_glyphs(folder)
         if problems:
             raise UserError(
@@ -100,7 +101,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return None
+        return None  # a damaged file is written again, as if there were none
 
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
@@ -125,6 +126,7 @@ def _prepare_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
     """The first differing settings of two sets, for an error message."""
+    # Flat, so that the message names the field of the size that differs, not the whole size.
     flat = [{**s, **s.get("size", {}), "size": None} for s in (found, asked)]
     keys = [k for k in {**flat[0], **flat[1]} if flat[0].get(k) != flat[1].get(k)]
     parts = [f"{k}={flat[0].get(k)}, asked for {k}={flat[1].get(k)}" for k in keys[:3]]

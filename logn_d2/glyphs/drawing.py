@@ -80,18 +80,21 @@ class _Scene:
 
     def paint(self, alpha: np.ndarray, place: Place, color: np.ndarray) -> None:
         """Paint a colour (3,) through a layer over everything."""
-        under = self.image[place]
+        under = self.image[place]  # a view, so this changes the image
         under += alpha[..., None] * (color - under)
 
     def hide(self, alpha: np.ndarray, place: Place) -> None:
         """Remove a layer from the visible parts of the objects so far."""
         for drawn in self.objects:
+            # A running sum: only the pixels under the layer are added up, not all masks again.
             drawn.visible_area -= float((drawn.visible[place] * alpha).sum())
             drawn.visible[place] *= 1 - alpha
 
     def contrasting_color(self, alpha: np.ndarray, place: Place) -> np.ndarray:
         """A random colour that differs in brightness from the pixels under a layer."""
         under = (self.image[place].mean(axis=2) * alpha).sum() / max(float(alpha.sum()), 1e-6)
+        # All candidates are drawn at once, so that the random numbers that follow do not depend on
+        # which one is taken. If none differs enough, the most different one serves.
         colors = self.rng.uniform(0, 255, (16, 3)).astype(np.float32)
         distance = np.abs(colors.mean(axis=1) - under)
         enough = np.flatnonzero(distance >= self.size.contrast)
@@ -119,6 +122,7 @@ class _Scene:
             place = np.s_[top : top + height, left : left + width]
             if self.hides_too_much(outer, place):
                 continue
+            # Painted before it is appended: `hide` would else remove the new object itself.
             self.paint_glyph(body, outer, place)
             self.hide(outer, place)
             visible = np.zeros((px, px), dtype=np.float32)
@@ -138,6 +142,7 @@ class _Scene:
 
     def occlude(self, drawn: DrawnObject) -> None:
         """Paint a shape across an object where it leaves enough visible, after a few attempts."""
+        # Without the faint rim, which would widen the box that the occluder is aimed at.
         rows, columns = np.nonzero(drawn.visible > 0.5)
         if rows.size == 0:
             return
@@ -178,8 +183,9 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     if not parts:
         return []
     areas = [float(cv2.contourArea(part.astype(np.float32))) for part in parts]
+    # An object that is smaller than a speck keeps its largest part.
     largest = max(areas)
-    offset = np.array([left - 2, top - 2])
+    offset = np.array([left - 2, top - 2])  # back from the padded image
     limit = np.array(visible.shape[::-1])
     return [
         np.clip(np.round(part + offset, 2), 0, limit).ravel().tolist()
@@ -216,6 +222,7 @@ def draw_image(
         scene.add_clutter(*draw_shape(size, rng))
     for class_index, annotated in plan.objects:
         scene.add_object(characters[class_index], class_index, annotated)
+    # After the last object, so that an occluder may cover several and none is drawn on top of it.
     for drawn in scene.objects:
         if rng.random() < size.occlusion_rate:
             scene.occlude(drawn)

@@ -38,6 +38,7 @@ def image_part(plan: ImagePlan, file_name: str, objects: Sequence[DrawnObject]) 
         "file_name": file_name,
         "annotations": annotations,
         "negatives": plan.negatives,
+        # LVIS lists here only classes with at least one annotation in the image.
         "not_exhaustive": [c for c in plan.not_exhaustive if c in shown],
     }
 
@@ -47,6 +48,7 @@ def count_classes(images: list[dict[str, Any]], num_classes: int) -> np.ndarray:
     counts = np.zeros((2, num_classes), dtype=np.int64)
     for image in images:
         classes = [annotation["class"] for annotation in image["annotations"]]
+        # An index that occurs twice is increased once by "+=", but each time by `np.add.at`.
         counts[0, list(set(classes))] += 1
         np.add.at(counts[1], classes, 1)
     return counts

@@ -39,6 +39,7 @@ class ImagePlan:
 
 
 def _stream(seed: int, split: str, kind: int) -> np.random.Generator:
+    # The third number separates these streams from those of the images, which have 1 there.
     return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), 0, kind]))
 
 
@@ -56,6 +57,7 @@ def class_image_counts(size: GlyphSize, seed: int, split: str) -> np.ndarray:
     rng = _stream(seed, split, _COUNTS_STREAM)
     if split == "train":
         return rng.permutation(size.train_image_counts())
+    # Loads are uniform between their bounds, so their mean is the middle.
     pairs = int(round(size.val_images * sum(size.classes_per_image) / 2))
     counts = np.full(size.num_classes, pairs // size.num_classes, dtype=np.int64)
     counts[rng.permutation(size.num_classes)[: pairs % size.num_classes]] += 1
@@ -93,6 +95,8 @@ def _deal_classes(
     named = np.zeros((num_characters, len(loads)), dtype=bool)
     for index in np.argsort(-counts, kind="stable"):
         # Weighted choice without replacement: the smallest of Exponential(1) / weight.
+        # Never 0: full images, and then those with another name of the character, serve if no
+        # others are left.
         weight = np.maximum(free, 1e-9)
         weight[named[index % num_characters]] = 1e-99
         keys = rng.standard_exponential(len(loads)) / weight
@@ -112,6 +116,7 @@ def _plan_image(
     objects += [(c, True) for c in positives if rng.random() < size.repeat_rate]
     partial = [c for c in positives if rng.random() < size.not_exhaustive_rate]
     objects += [(c, False) for c in partial]
+    # All names of a shown character are excluded: another name of it is neither present nor absent.
     character = np.arange(size.num_classes) % size.num_characters
     silent = ~np.isin(character, character[positives])
     if silent.any() and rng.random() < size.unlabelled_rate:
@@ -121,6 +126,7 @@ def _plan_image(
         silent &= character != character[unlisted]
     absent = np.flatnonzero(silent)
     negatives = rng.permutation(absent)[: size.negatives_per_image]
+    # In any other order, repeats and unannotated objects would always lie on top.
     order = rng.permutation(len(objects))
     return ImagePlan(
         index=index,

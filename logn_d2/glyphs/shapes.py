@@ -15,6 +15,8 @@ __all__ = ["draw_background", "draw_glyph", "draw_occluder", "draw_shape", "fini
 
 Layer = tuple[np.ndarray, tuple[slice, slice]]
 
+# Font sizes of the cached bitmaps. A glyph is scaled down from the smallest that is large enough,
+# taking the ink of a character as 0.7 of its font size.
 _MASTER_PX = (32, 64, 128)
 
 
@@ -50,6 +52,7 @@ def _affine(
     """
     angle = np.deg2rad(rng.uniform(-size.rotation, size.rotation))
     shear = rng.uniform(-size.shear, size.shear)
+    # Half to either axis: the area of a glyph stays the same.
     stretch = np.exp(rng.uniform(-1, 1) * np.log(size.aspect) / 2)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = rotation @ np.array([[1, shear], [0, 1]]) @ np.diag([stretch, 1 / stretch]) * scale
@@ -76,12 +79,14 @@ def draw_glyph(
     """
     face = int(rng.integers(len(FACES)))
     longest = shrink * np.exp(rng.uniform(*np.log(size.glyph_px)))
+    # Below 0 the font's own pen is kept: a third of the glyphs.
     pen, outlined = rng.uniform(-0.5, 1) * size.stroke, rng.random() < 0.25
     level = next((px for px in _MASTER_PX if 0.7 * px >= longest), _MASTER_PX[-1])
     body = glyph_bitmap(character, face, level)
     radius = int(round(max(pen, 0.0) * max(body.shape)))
     if outlined:
         radius = max(radius, 1)
+    # Room for the thicker pen, and a blank border, which the interpolation blends the edge with.
     body = np.pad(body, radius + 1)
     outer = body
     if radius:
@@ -98,11 +103,13 @@ def draw_glyph(
 
 
 def _canvas(size: GlyphSize) -> np.ndarray:
+    # OpenCV draws smooth edges (LINE_AA) only into 8 bits.
     return np.zeros((size.image_px, size.image_px), dtype=np.uint8)
 
 
 def _points(center: np.ndarray, radius: float, count: int, rng: np.random.Generator) -> np.ndarray:
     """Points around a centre in order of their angle, int32 (count, 2)."""
+    # In that order they form a polygon whose sides do not cross.
     angles = np.sort(rng.uniform(0, 2 * np.pi, count))
     radii = radius * rng.uniform(0.4, 1.0, count)
     offsets = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
@@ -163,7 +170,7 @@ def draw_occluder(
 def finish_image(image: np.ndarray, size: GlyphSize, rng: np.random.Generator) -> np.ndarray:
     """Blur, exposure and noise: float32 (px, px, 3) to uint8 of the same shape."""
     sigma = rng.uniform(0, size.blur)
-    if sigma > 0.2:
+    if sigma > 0.2:  # below that, the neighbours' weights are under 1e-5
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     gain, shift = rng.uniform(0.8, 1.1), rng.uniform(-15, 15)
     noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, size.noise)

@@ -62,7 +62,8 @@ class Shard:
         return all((self.folder / name).is_file() for name in self.read_part()["checksums"])
 
     def draw(self) -> int:
-        """Draw and write its images, then its annotations; returns the number of images."""
+        """Draw and write its images, then its annotations; return the number of images."""
+        # Here, because a set that is complete needs no OpenCV.
         import cv2
 
         from .drawing import draw_image
@@ -126,7 +127,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
+        os._exit(1)  # sys.exit would end only this thread
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -153,4 +154,5 @@ def _results(shards: Sequence[Shard], num_workers: int) -> Iterator[int]:
             "again to resume. Fewer processes (num_workers) need less memory."
         ) from error
     finally:
+        # After Ctrl-C, shards that are being drawn are finished and the others dropped.
         pool.shutdown(wait=True, cancel_futures=True)

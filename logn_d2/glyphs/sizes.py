@@ -108,6 +108,7 @@ class GlyphSize:
                 f"size '{self.name}': names_per_character={self.names_per_character} must be at "
                 f"least 1 and divide num_classes={self.num_classes}."
             )
+        # A glyph that is turned by 45 degrees is up to sqrt(2) times as wide.
         if self.glyph_px[1] > 0.6 * self.image_px:
             raise UserError(
                 f"size '{self.name}': glyphs of {self.glyph_px[1]} px leave no room in images of "
@@ -157,8 +158,8 @@ def zipf_image_counts(
     def counts_at(factor: float) -> np.ndarray:
         return np.clip(np.rint(factor * shape), 1, largest).astype(np.int64)
 
-    low, high = 0.0, largest / shape[-1]
-    for _ in range(100):  # bisection: the sum grows with the factor
+    low, high = 0.0, largest / shape[-1]  # at the upper end every class has the largest count
+    for _ in range(100):  # bisection to the last bit: the sum grows with the factor
         middle = (low + high) / 2
         low, high = (middle, high) if counts_at(middle).sum() < total else (low, middle)
     return counts_at(high)
@@ -225,8 +226,8 @@ SIZES: dict[str, GlyphSize] = {
             not_exhaustive_rate=0.1,
         ),
         _DEMO,
-        # Characters outside demo, all equally frequent: a start for trainings, as LVIS's detectors
-        # start from other photographs.
+        # Characters outside demo, all equally frequent: initial weights for trainings, as ImageNet
+        # is for LVIS's detectors.
         dataclasses.replace(
             _DEMO,
             name="pretrain",

@@ -2,11 +2,11 @@
 
 <root>/lt_glyphs/<size>/::
 
-  settings.json                             size, seed, version: what the rest follows from
+  settings.json                             size, seed and version, which determine all other files
   train/000000000001.jpg ...  val/...       images
-  annotations/lt_glyphs_<size>_train.json   LVIS v1 format; _val.json likewise SHA256SUMS
-  written last; ``sha256sum -c SHA256SUMS`` checks it .parts/
-  during drawing: annotations of finished images
+  annotations/lt_glyphs_<size>_train.json   LVIS v1 format; _val.json likewise
+  SHA256SUMS                                written last; ``sha256sum -c SHA256SUMS`` checks it
+  .parts/                                   during drawing: annotations of finished images
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def write_file(path: Path, content: bytes) -> str:
     Raises:
         OSError: the write failed; no file is left under the final or temporary name.
     """
+    # With the process's number, so that two processes never write into one temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def write_file(path: Path, content: bytes) -> str:
                 temporary.unlink()
             raise
     except OSError as error:
+        # Of the same kind: callers still tell a full disk from a folder that is not writable.
         raise type(error)(
             error.errno,
             f"cannot write {path} ({error.strerror}). Free space or choose a writable folder; the "
@@ -77,7 +79,7 @@ def write_file(path: Path, content: bytes) -> str:
 
 
 def write_json(path: Path, content: Any) -> str:
-    """Write compact JSON like :func:`write_file`; returns its SHA-256."""
+    """Write compact JSON like :func:`write_file`; return its SHA-256."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
     return write_file(path, text.encode("utf-8"))
 

@@ -103,6 +103,7 @@ def _compared_characters() -> tuple[list[str], np.ndarray]:
     """Drawable characters and their (n, n) mean cosine over the faces, float32."""
     characters, vectors = [], []
     for character in _common_characters():
+        # Past the cache, which these thousands of bitmaps would fill for a single use.
         bitmaps = [glyph_bitmap.__wrapped__(character, face, 32) for face in range(len(FACES))]
         if any(
             bitmap.size == 0 or max(bitmap.shape) > _MAX_ELONGATION * min(bitmap.shape)
@@ -111,6 +112,7 @@ def _compared_characters() -> tuple[list[str], np.ndarray]:
             continue
         characters.append(character)
         vectors.append(np.concatenate([_thumbnail(bitmap) for bitmap in bitmaps]))
+    # Each face's part has norm 1, so after this a product of two rows is the mean cosine.
     stacked = np.stack(vectors) / np.sqrt(len(FACES))
     return characters, stacked @ stacked.T
 
@@ -136,6 +138,7 @@ def select_vocabulary(
         ValueError: fewer than K characters differ enough.
     """
     characters, cosine = _compared_characters()
+    # Greedy: an optimal choice is a hard problem, and more characters than needed remain.
     excluded = (cosine[np.isin(characters, unlike)] > similarity).any(axis=0)
     kept = []
     for index in range(len(characters)):

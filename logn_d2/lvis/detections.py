@@ -278,7 +278,7 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
     array = np.asarray(image_ids)
     if not array.size:
         return array.astype(np.int64)
-    # numpy turns a mixture of integers and strings into strings without a word, and 7 would match
+    # numpy turns a mixture of integers and strings into strings silently, and 7 would match
     # "7".
     mixed = array.dtype.kind == "U" and isinstance(image_ids, Sequence)
     if mixed:

@@ -49,7 +49,7 @@ class OODResult:
 
 
 def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
-    """Measures how well a score separates ID from OOD inputs.
+    """Measure how well a score separates ID from OOD inputs.
 
     Args:
         id_scores (ArrayLike): (N,), higher for inputs that look known.
@@ -74,7 +74,7 @@ def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
 
 
 def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
-    """ "SCORE METRIC" -> percent; numbers of images as they are.
+    """Figures in percent under the names "SCORE METRIC"; numbers of inputs stay as they are.
 
     Args:
         by_score (Mapping): name of a score -> its result.
@@ -94,15 +94,15 @@ def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
 def resample_ood(
     id_scores: ArrayLike, ood_scores: ArrayLike, samples: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Bootstrap: draws as many ID and as many OOD inputs again and again, and measures each time.
+    """Bootstrap: draw as many ID and OOD inputs with replacement, and evaluate each resample.
 
-    Scores of the same inputs are drawn alike with the same seed, so that differences are paired.
+    With the same seed, scores of the same inputs have the same draws, so differences are paired.
 
     Args:
         id_scores (ArrayLike): (N,), higher for inputs that look known.
         ood_scores (ArrayLike): (M,).
         samples (int): B.
-        seed (int): of the draws.
+        seed (int): seed of the draws.
 
     Returns:
         dict: name, as in `OODResult`, -> (B,) metric in [0, 1].
@@ -116,6 +116,7 @@ def resample_ood(
     """
     scores = np.concatenate([np.asarray(id_scores), np.asarray(ood_scores)])
     metrics.score_histograms(id_scores, ood_scores)  # checks them
+    # A resample is a new histogram over the same different scores, so only this step sorts.
     places = np.split(np.unique(scores, return_inverse=True)[1], [len(np.asarray(id_scores))])
     rng, rows = np.random.default_rng(seed), []
     for _ in range(samples):
@@ -126,7 +127,7 @@ def resample_ood(
 
 
 def ood_table(results: Mapping[str, OODResult]) -> str:
-    """A table in Markdown, in percent.
+    """A Markdown table in percent.
 
     Args:
         results (Mapping): name of a row -> its metrics.

@@ -216,12 +216,13 @@ def all_metrics(id_histogram: np.ndarray, ood_histogram: np.ndarray) -> dict[str
     """Every metric of this module, from `score_histograms`.
 
     Args:
-        id_histogram (ndarray): (U,) at least 0, as are resampled inputs; not all 0.
+        id_histogram (ndarray): (U,) counts, which may be 0 as in a resample; not all 0.
         ood_histogram (ndarray): (U,).
 
     Returns:
         dict: name, as in `OODResult`, -> metric in [0, 1].
     """
+    # A score without inputs is no threshold: as the first one, its precision would be 0 / 0.
     present = (id_histogram + ood_histogram) > 0
     known, unknown = id_histogram[present], ood_histogram[present]
     accepted, rejected = _accepted(known, unknown), _rejected(known, unknown)
@@ -255,8 +256,7 @@ def _rejected(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _precision_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at each threshold; at recall 0 the precision is 1, as in
-    scikit-learn."""
+    """Recall and precision at each threshold; precision is 1 at recall 0, as in scikit-learn."""
     precision = positives / (positives + negatives)
     return _with_origin(positives) / positives[-1], np.concatenate([[1.0], precision])
 
@@ -290,7 +290,7 @@ def _checked(scores: ArrayLike, side: str) -> np.ndarray:
     if scores.ndim != 1 or not scores.size:
         raise UserError(
             f"The {side} scores have shape {scores.shape}, expected (number of inputs,) with at "
-            "least one: nothing can be told apart from an empty side."
+            "least one: separation needs inputs on both sides."
         )
     bad = np.flatnonzero(np.isnan(scores))
     if bad.size:

@@ -110,13 +110,13 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
 def normalized_logits(logits: ArrayLike, tau: float = 0.04, eps: float = 1e-7) -> np.ndarray:
     """``z / (tau (|z| + eps))``, the logits in the loss of LogitNorm (Wei et al., ICML 2022).
 
-    The paper scores raw logits, whose length the loss does not determine. Normalised logits rank
-    better if the length is arbitrary, and worse if it separates known from unknown inputs.
+    The paper scores raw logits, whose norm the loss leaves free. Normalised logits rank better if
+    the norm is arbitrary, and worse if it separates known from unknown inputs.
 
     Args:
         logits (ArrayLike): (N, K).
         tau (float): temperature, above 0.
-        eps (float): added to the length.
+        eps (float): added to the norm.
 
     Returns:
         ndarray: (N, K) float64.
@@ -143,7 +143,7 @@ OOD_SCORES: Mapping[str, Callable[..., np.ndarray]] = {
 
 
 def score_logits(name: str, logits: ArrayLike) -> np.ndarray:
-    """Computes the score with a name.
+    """Compute a score by its name.
 
     Args:
         name (str): a name in `OOD_SCORES`.

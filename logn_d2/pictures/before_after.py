@@ -62,7 +62,7 @@ class Shown:
 
 
 class BeforeAfter:
-    """Runs a detector once, and returns its detections without and with a calibration.
+    """Runs a detector once and returns its detections without and with a calibration.
 
     The shown boxes, classes and scores equal those of the model without and with the calibration
     attached, bit for bit. A calibration that is already attached is ignored. The model is left
@@ -133,6 +133,7 @@ class BeforeAfter:
 
     def _of_site(self, inputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
         """The shown detections of the detector's own inference, for both sides."""
+        # A site has one classifier, so a side has one calibration.
         sides = {str(index): side[0] for index, side in enumerate(self._sides)}
         found = outputs_under(self._model, self._site, inputs, sides).values()
         pairs = zip(*([instances_of(image).to("cpu") for image in side] for side in found))
@@ -156,6 +157,7 @@ class BeforeAfter:
         return [self._pair(*of_image) for of_image in zip(before, after, strict=True)]
 
     def _thresholds(self) -> tuple[float, float]:
+        # Without a threshold of its own, the number on the left limits the right side.
         after = self._shown.calibrated_threshold
         return self._shown.threshold, 0.0 if after is None else after
 

@@ -113,7 +113,7 @@ def _canvas(pixels: np.ndarray) -> Any:
 
 
 def _move_labels_inside(canvas: Any) -> None:
-    """Labels begin at their box and would end beyond the right border, without their score."""
+    """Move labels that would extend beyond the right border, which would cut off their score."""
     axes = canvas.output.ax
     renderer = canvas.output.canvas.get_renderer()
     right = axes.get_window_extent(renderer).x1

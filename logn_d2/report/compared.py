@@ -1,4 +1,4 @@
-"""What a report of any kind compares: runs, and figures with intervals and paired differences.
+"""Runs compared by a report of any kind: figures with intervals, and paired differences.
 
 Shapes: K foreground classes.
 """
@@ -103,7 +103,7 @@ class TaskFigures:
 
 @dataclass(frozen=True, eq=False)
 class ComparedRuns:
-    """What a report of any kind compares.
+    """The runs compared by a report, with their figures.
 
     Attributes:
         runs (tuple[Run, ...]): the first is the baseline.
@@ -170,6 +170,7 @@ def find_focus(runs: Sequence[Run], focus: str | None) -> Run:
 
 def minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
     """The result of `bootstrap_difference`, from existing resamples with the same draws."""
+    # Resample i of both runs holds the same images, so subtracting sample by sample is paired.
     return replace(
         second,
         estimate=OrderedDict((n, second.estimate[n] - first.estimate[n]) for n in first.estimate),
@@ -183,6 +184,7 @@ def minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:
 def _value(figures: BootstrapResult, metric: str) -> Value:
     if metric not in figures.estimate:
         return Value(math.nan)
+    # Intervals of all metrics are computed together, and each takes a quantile; only one is needed.
     single = replace(figures, samples={metric: figures.samples[metric]})
     low, high = single.intervals[metric]
     return Value(100 * figures.estimate[metric], 100 * low, 100 * high)

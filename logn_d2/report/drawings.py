@@ -30,19 +30,19 @@ def draw(
     statistics: Mapping[str, LogitStatistics],
     studies: Sequence[Mapping[str, Any]] = (),
 ) -> Drawings:
-    """Draws all figures of a page.
+    """Draw all figures of a page.
 
     Args:
-        comparison (ComparedRuns): of detectors or image classifiers.
+        comparison (ComparedRuns): runs of detectors or image classifiers.
         statistics (Mapping): name of a run's folder -> statistics of its raw logits.
-        studies (Sequence[Mapping]): of AP versus images in the statistics pass.
+        studies (Sequence[Mapping]): studies of AP versus images in the statistics pass.
     """
     kind = _ImageDrawings if comparison.of_images else _DetectorDrawings
     return kind(comparison, statistics, studies)
 
 
 class Drawings(abc.ABC):
-    """What all pages have: figures of the logits, and bars of the results.
+    """The figures common to all pages: logits and results.
 
     Attributes:
         figures (dict[str, Figure]): file name without suffix -> figure.
@@ -66,6 +66,8 @@ class Drawings(abc.ABC):
         self._comparison, self._classes = comparison, comparison.classes
         self._statistics = statistics
         self._draw_comparison()
+        # In the population of positives each class has RoIs of its own, so its means do not
+        # compare between classes and do not show a bias.
         calibrating = {n: each for n, each in statistics.items() if each.population != _POSITIVES}
         if calibrating:
             self.raw_logits = _foreground(next(iter(calibrating.values())))[0]
@@ -74,14 +76,14 @@ class Drawings(abc.ABC):
 
     @abc.abstractmethod
     def _draw_comparison(self) -> None:
-        """Figures of the results."""
+        """Draw the results."""
 
     @abc.abstractmethod
     def _draw_others(self, studies: Sequence[Mapping[str, Any]]) -> None:
-        """Figures that need the logits' or come after them."""
+        """Draw the figures that depend on those of the logits, or follow them."""
 
     def _draw_results(self, task: str, name: str, what: str) -> None:
-        """Bars of baseline and focus, and differences of all runs."""
+        """Draw bars of baseline and focus, and differences of all runs."""
         comparison = self._comparison
         own = {run.name: comparison.figures[run.name, task].own for run in comparison.pair}
         self.figures[f"ap_{name}"] = figures.interval_figure(

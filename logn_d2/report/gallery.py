@@ -55,8 +55,7 @@ class GalleryEntry:
         image_id (int or str): as in the annotations.
         gained (tuple[int, ...]): classes of the objects found only after calibration.
         lost (tuple[int, ...]): classes of the objects found only before.
-        is_gain (bool): whether the image gains more objects than it loses; rare objects decide
-            first.
+        is_gain (bool): whether more objects are gained than lost; rare objects decide first.
         picture (str): ``data:`` address of the image.
         width (int): in pixels.
         height (int): in pixels.

@@ -44,15 +44,15 @@ _BINS = 15  # of confidence, as in the expected calibration error of `ImageResul
 
 @dataclass(frozen=True, eq=False)
 class UnknownSet:
-    """How well runs tell a set of unknown images apart.
+    """Separation of a set of unknown images from the known ones, by run.
 
     Attributes:
-        dataset (str): of the unknown images.
-        num_known, num_unknown (int): images.
+        dataset (str): name of the unknown set.
+        num_known, num_unknown (int): number of images.
         figures (Mapping): (run's name, score) -> metrics, and their difference from the baseline's
             MSP.
-        scores (Mapping): (run's name, score) -> scores of known and of unknown images, for those
-            that are drawn.
+        scores (Mapping): (run's name, score) -> scores of known and of unknown images, for the
+            figure.
     """
 
     dataset: str
@@ -99,7 +99,7 @@ class ImageComparison(ComparedRuns):
     columns = metrics
 
     def temperature(self, run: Run) -> dict[str, float]:
-        """ "T" and "ECE_T" in percent, as the sweep fitted them; empty where it did not."""
+        """The sweep's fitted "T", and "ECE_T" in percent; empty if it fitted none."""
         if run.folder.results is None:
             return {}
         found = run.folder.results.row(run.calibration).tasks["image"]
@@ -156,22 +156,22 @@ def class_info(stored: StoredPredictions) -> ClassInfo:
 
 
 def _check_same(runs: Sequence[Run]) -> None:
-    """Refuses runs on other images or classes, or without class counts."""
+    """Refuse runs on other images or classes, or without class counts."""
     first = runs[0].folder.predictions
     for run in runs:
         each = run.folder.predictions
         if each.image_count is None:
             raise UserError(
-                f"The predictions in '{run.folder.source}' have no numbers of training images, "
-                "because the training set could not be read. Give them where it can "
-                "(DATASETS.TRAIN)."
+                f"The predictions in '{run.folder.source}' lack the number of training images of "
+                "each class, because the training set could not be read. Evaluate again on a "
+                "machine that has the training set (DATASETS.TRAIN)."
             )
         if each.class_names != first.class_names or not np.array_equal(each.labels, first.labels):
             raise UserError(
                 f"'{run.folder.path}' has {len(each.labels)} images of {len(each.class_names)} "
                 f"classes, '{runs[0].folder.path}' has {len(first.labels)} of "
-                f"{len(first.class_names)}, or others. Only runs on the same images can be "
-                "compared."
+                f"{len(first.class_names)}; images, classes or labels differ. Only runs on the "
+                "same images can be compared."
             )
 
 
@@ -190,6 +190,8 @@ def _accuracies(result: ImageResult, settings: Settings) -> BootstrapResult:
 
 def _quality(result: ImageResult) -> CalibrationQuality:
     """Reliability by the predicted class, as for a detection."""
+    # A bin holds its upper edge, and the first one 0 too, as in `expected_calibration_error`: the
+    # figure and the table then show the same number.
     edges = np.linspace(0, 1, _BINS + 1)
     bins = np.maximum(np.searchsorted(edges, result.confidence) - 1, 0)
     shape = result.num_classes, _BINS
@@ -201,6 +203,7 @@ def _quality(result: ImageResult) -> CalibrationQuality:
     members = {"all": np.arange(result.num_classes)}
     groups = (("few", "r"), ("medium", "c"), ("many", "f"))
     members |= {name: np.flatnonzero(result.groups == letter) for name, letter in groups}
+    # Every image has exactly one label: nothing is unverified, and nothing lies on background.
     nothing = np.zeros(shape, dtype=np.int64)
     return CalibrationQuality(
         iou_type="image",

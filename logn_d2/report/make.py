@@ -64,6 +64,7 @@ class _Annotations:
         truth = LvisGroundTruth.from_dict(content, json_file=path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         names, counts = ("image_count", "instance_count"), None
+        # A count missing for one class would make it look rare, so partial counts are not used.
         if all(name in category for category in categories for name in names):
             told = ([category[name] for category in categories] for name in names)
             counts = tuple(np.array(each, dtype=np.int64) for each in told)
@@ -72,6 +73,7 @@ class _Annotations:
 
 def _file(image: Mapping[str, Any]) -> str:
     """Relative path of an image, as the loader finds it: see `register_lvis_form`."""
+    # LVIS's images lie in two folders of COCO, which only the address tells.
     address = image.get("coco_url")
     if address and ("neg_category_ids" in image or "file_name" not in image):
         return "/".join(address.split("/")[-2:])
@@ -133,6 +135,7 @@ def make_report(
         try:
             gallery = _gallery(comparison, known, pictures)
         except FileNotFoundError as error:
+            # The figures took minutes and do not need the images, so the page is written anyway.
             notes.append(
                 "The page has no pictures, because the images of the data set are missing."
             )
@@ -154,7 +157,7 @@ def _image_report(
     statistics: Sequence[str | os.PathLike[str]],
     **about: str,
 ) -> Report:
-    """The same for image classifiers, whose predictions hold all that is needed."""
+    """The same for image classifiers, whose predictions contain labels and class counts."""
     comparison = compare_images(runs, focus=focus, settings=settings)
     folders = list({id(run.folder): run.folder for run in runs}.values())
     notes = _few_resamples(settings)
@@ -232,7 +235,7 @@ def _counts(truth: LvisGroundTruth, folders: Sequence[RunFolder]) -> tuple[np.nd
     if counts.class_names != truth.class_names:
         raise UserError(
             f"{', '.join(train_sets)} has {len(counts.class_names)} classes, the annotations of "
-            f"{folders[0].dataset} have {truth.num_classes}, or the same in another order."
+            f"{folders[0].dataset} have {truth.num_classes}; names or order differ."
         )
     return counts.image_count, counts.instance_count
 

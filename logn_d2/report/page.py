@@ -112,6 +112,7 @@ def write_report(
         figure_folder (PathLike): folder for all figures as SVG and PNG; None writes none.
     """
     drawn = _drawn(report)
+    # Rendered before anything is written: a mistake in a template leaves no half-written folder.
     text = _render(report, drawn)
     if figure_folder is not None:
         Path(figure_folder).mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("logn_d2.report"),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name fails instead of printing nothing
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -211,7 +212,7 @@ def _class_columns(
 ) -> list[_Column]:
     """Counts, logits, AP of baseline and focus and their difference, then AP of other runs.
 
-    Of image classifiers accuracy in place of AP.
+    For image classifiers, accuracy takes the place of AP.
     """
     classes = comparison.classes
     columns = [_Column("Images", classes.image_count, 0)]

@@ -1,4 +1,4 @@
-"""Progress of work that takes minutes, as log lines."""
+"""Progress of long work, as log lines."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class RunFolder:
 
     @functools.cached_property
     def statistics(self) -> LogitStatistics | None:
-        """Those that the run calibrated with; None where there are none."""
+        """The statistics of the run's calibrations; None if it has none."""
         named = self.provenance.get("statistics")
         named = named if isinstance(named, str) else ""
         named = named or self.config.get("MODEL", {}).get("LOGN", {}).get("STATISTICS", "")
@@ -196,6 +196,7 @@ class RunFolder:
 
     @functools.cached_property
     def _sweep(self) -> SweepDetections | None:
+        # `logn evaluate` writes a single file of detections, a sweep a folder of chunks.
         found = (self.source / _SWEEP).is_file()
         return SweepDetections.load(self.source) if found else None
 
@@ -220,7 +221,7 @@ class ImageRunFolder(RunFolder):
 
     @functools.cached_property
     def predictions(self) -> StoredPredictions:
-        """Of all calibrations."""
+        """The predictions under all calibrations."""
         return StoredPredictions.load(self.source)
 
     @property
@@ -294,6 +295,7 @@ def split_run(text: str) -> tuple[str, str]:
     """Folder and calibration ("" for all); either may contain a colon."""
     if os.path.isdir(text):
         return text, ""
+    # The first colon after an existing folder separates: "C:" is none, and a grid has colons too.
     for place in (place for place, letter in enumerate(text) if letter == ":"):
         if os.path.isdir(text[:place]):
             return text[:place], text[place + 1 :]

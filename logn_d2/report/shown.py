@@ -1,4 +1,4 @@
-"""Selection of the detections in a picture, and the objects that they find.
+"""Selection of the detections in a picture, and the objects found by them.
 
 A calibration changes all scores, so one score threshold would compare different numbers of
 detections. Instead, each image shows its n best detections, where n is the number of its annotated

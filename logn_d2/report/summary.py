@@ -62,6 +62,8 @@ def _name(metric: str) -> str:
 
 def _verdict(comparison: ComparedRuns) -> str:
     """Metrics that rise or fall by more than the sampling error, and those that do not."""
+    # A sign compares the whole interval with 0 in the digits shown, so the sentence and the table
+    # below it can't disagree.
     figures = comparison.figures[comparison.focus.name, comparison.tasks[0]]
     signs = {
         metric: change.sign
@@ -80,7 +82,7 @@ def _verdict(comparison: ComparedRuns) -> str:
     text = f"On these images {comparison.focus.name} {' and '.join(said)}."
     if same:
         change = "changes" if len(same) > 1 else "change"
-        text += f" The {change} of {join_words(same)} {'are' if len(same) > 1 else 'is'} within "
+        text += f" The {change} in {join_words(same)} {'are' if len(same) > 1 else 'is'} within "
         text += "the sampling error."
     return text
 
@@ -101,6 +103,7 @@ def _parts(comparison: ComparedRuns) -> str:
         if run.calibration in _PARTS and run.folder is focus.folder
     }
     known = [f"{n} {format_change(gains[n])}" for n in _PARTS.values() if n in gains]
+    # The parts explain LogN itself; beside a variant of it, or alone, they would mislead.
     if focus.calibration != _WHOLE or len(known) < 2:
         return ""
     return f"Applied alone, LogN's parts change {_name(metric)} by: {', '.join(known)}."
@@ -109,6 +112,7 @@ def _parts(comparison: ComparedRuns) -> str:
 def _better(comparison: ComparedRuns) -> list[str]:
     """Other runs that are better for all classes, or for rare ones, in the digits shown."""
     said, task = [], comparison.tasks[0]
+    # Rounded as shown: 20.04 is not called higher than 20.01, which the table prints as equal.
     for metric in reversed(_rare_and_all(comparison)):
         reached = {
             run.name: round(comparison.figures[run.name, task].value(metric).value, 1)
@@ -134,8 +138,8 @@ def _unknown(comparison: ImageComparison) -> list[str]:
         of_focus = each.figures[focus, "msp"]
         change = _said("", of_focus.difference("auroc")).strip()
         said.append(
-            f"Against the images of {each.dataset} MSP of {focus} has an AUROC of "
-            f"{format_value(of_focus.value('auroc').value)} %, {change} against "
+            f"Against the images of {each.dataset}, MSP under {focus} has an AUROC of "
+            f"{format_value(of_focus.value('auroc').value)} %, {change} relative to "
             f"{comparison.baseline.name}."
         )
     return said

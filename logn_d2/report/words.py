@@ -24,7 +24,7 @@ __all__ = [
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
 MEASURES = {**TASKS, "image": "accuracy"}
-"""What is measured in a task: AP of the former, of image classifiers accuracy."""
+"""The object of each task: AP of boxes or masks; accuracy for image classifiers."""
 SCORES = {
     "msp": "MSP",
     "max_logit": "largest logit",
@@ -32,7 +32,7 @@ SCORES = {
     "msp, normalized": "MSP, normalised",
     "odin": "ODIN",
 }
-"""Names of OOD scores; others keep theirs."""
+"""Display names of OOD scores; a score that is not listed is shown under its own name."""
 _NAMES = {
     UNCALIBRATED: "Uncalibrated",
     "logn": "LogN",
@@ -167,4 +167,5 @@ def plural(number: int, noun: str) -> str:
 
 
 def _minus(text: str) -> str:
+    # The true minus has the width of the plus sign, so that columns of changes stay aligned.
     return text.replace("-", "−")

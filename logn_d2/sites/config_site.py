@@ -30,7 +30,7 @@ class ConfigSite:
     activation: Literal["sigmoid", "softmax"] = "softmax"
 
     def classes_in(self, cfg: CfgNode) -> int:
-        """K."""
+        """Number of classes K."""
         return _value(cfg, self.num_classes)
 
     def threshold_in(self, cfg: CfgNode) -> float:

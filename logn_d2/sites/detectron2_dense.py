@@ -21,7 +21,7 @@ _KEYS = ConfigSite(
     activation="sigmoid",
 )
 register_config_site("RetinaNet", _KEYS)
-# FCOS has LazyConfigs alone, whose settings commands write under these keys.
+# FCOS has only LazyConfigs; the commands write their settings under these keys.
 register_config_site("FCOS", _KEYS)
 
 
@@ -48,6 +48,6 @@ def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Sequence[T
     check_ground_truth(
         inputs, "instances", "Map the data set with ground truth (DatasetMapper, is_train=True)"
     )
-    # The arguments that RetinaNet and FCOS have in common come first; newer releases append others.
+    # The arguments common to RetinaNet and FCOS come first; newer releases append others.
     anchors, logits, labels, *others = heard(model, model, "losses", lambda: model(list(inputs)))
     return labels

@@ -21,16 +21,16 @@ __all__ = ["semantic_site"]
 def semantic_site(model: nn.Module) -> LogitSite:
     """The softmax scores of `sem_seg_head`: every cell of its output is a candidate.
 
-    A calibration of each class and the bilinear interpolation that follows can change places, so
-    that pixels are calibrated as cells are. For the heads of a PanopticFPN, whose box predictors
-    are found without it, pass ``site=semantic_site(model)``.
+    The calibration of each class commutes with the bilinear interpolation that follows, so that
+    calibrated cells give calibrated pixels. For a PanopticFPN, whose box predictors would be found
+    otherwise, pass ``site=semantic_site(model)``.
 
     Args:
-        model (nn.Module): has `sem_seg_head`, which ends in the convolution `predictor` and has
-            Detectron2's `losses`.
+        model (nn.Module): a model with `sem_seg_head`, which ends in the convolution `predictor`
+            and has Detectron2's `losses`.
 
     Raises:
-        UserError: the model's head is another one.
+        UserError: the model has another head.
     """
     head = getattr(model, "sem_seg_head", None)
     layer = getattr(head, "predictor", None)
@@ -59,6 +59,6 @@ def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tenso
     # "nearest-exact" takes the pixel at the centre of a cell; "nearest" would take its corner. In
     # float64, since it has no integer form.
     cells = F.interpolate(targets[:, None].double(), size=logits.shape[-2:], mode="nearest-exact")
-    # The ignored value, 255 by default, could be a class where there are more than 255.
+    # The ignored value, 255 by default, could be the number of a class.
     labels = cells.long().masked_fill_(cells == head.ignore_value, -1)
     return list(labels.flatten(1))

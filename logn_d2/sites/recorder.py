@@ -1,4 +1,4 @@
-"""A site's logits of each image of a batch, with the labels that training would give them.
+"""A site's logits for each image of a batch, with the labels of training.
 
 Shapes: N images, Ri candidates of image i, R of all images, C logit columns.
 """
@@ -30,9 +30,9 @@ class SiteStage:
         logits (Tensor): (R, C).
         lengths (list[int]): Ri of each image.
         labels (list[Tensor]): N tensors (Ri,) of column indices, C for a background without a
-            column; None where candidates are not matched.
-        classifier (LogitSite): where they come from.
-        site (str): the class of the detector.
+            column; None if candidates are not matched.
+        classifier (LogitSite): source of the logits.
+        site (str): class of the detector.
     """
 
     logits: Tensor
@@ -143,7 +143,7 @@ class SiteRecorder:
                 level.clone()
             )  # RetinaNet applies the sigmoid in place to a level with a single cell
         if self.site.calls == "last":
-            # Earlier decoder layers serve the training alone.
+            # Earlier decoder layers are used only in training.
             levels.clear()
         levels.append(level)
 
@@ -155,8 +155,7 @@ class SiteRecorder:
             total = sum(map(len, levels))
             if len(labels) != total:
                 raise RuntimeError(f"There are {len(labels)} labels for {total} candidates.")
-            # Negative labels mark candidates that the loss ignores: they are neither of a class nor
-            # background.
+            # The loss ignores candidates with negative labels: neither a class nor background.
             counted = labels >= 0
             return _chosen(levels, counted), labels[counted]
         if self.site.chosen is None:

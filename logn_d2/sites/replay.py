@@ -1,4 +1,4 @@
-"""A model's outputs under many calibrations, at the cost of little more than one pass."""
+"""A model's outputs under many calibrations, for little more than the cost of one pass."""
 
 from __future__ import annotations
 

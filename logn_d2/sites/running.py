@@ -39,7 +39,7 @@ def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]
 def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
     """Set evaluation mode everywhere except in these modules (not their children).
 
-    Compiled modules run as they were written, because they would not see a pass's hooks.
+    Compiled modules run eagerly, because compiled code ignores the hooks of a pass.
     """
     # Flags and not train(): that would also change the children.
     before = [(module, module.training) for module in model.modules()]
@@ -55,7 +55,7 @@ def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterat
 
 
 def forget_compiled() -> None:
-    """Have compiled modules compiled again: they do not see that hooks have changed."""
+    """Make compiled modules compile again, because they do not notice changed hooks."""
     if _may_be_compiled():
         torch.compiler.reset()
 
@@ -72,10 +72,10 @@ def _may_be_compiled() -> bool:
 
 
 def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any]) -> tuple:
-    """The arguments of a method that a model calls in training, where the pass ends.
+    """The arguments of a method that a model calls in training; the pass ends at that call.
 
-    Only the model itself and the method's owner are in training, so that all layers give the logits
-    of test time.
+    Only the model itself and the method's owner are in training mode, so that all layers compute
+    the logits of test time.
 
     Args:
         model (nn.Module): the detector.
@@ -89,7 +89,7 @@ def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any
     arguments: list[tuple] = []
 
     def listen(*args: Any, **kwargs: Any) -> None:
-        # In one row, since releases pass the same arguments by position or by name.
+        # As one tuple, since releases pass the same arguments by position or by name.
         arguments.append((*args, *kwargs.values()))
         raise PassEnds
 

@@ -52,7 +52,7 @@ class TopScores:
         best = torch.zeros_like(scores, dtype=torch.bool)
         # Over all levels, as SSD does for each class.
         order = scores.topk(min(self.count, len(scores)), dim=0).indices
-        # A candidate counts once, with however many classes it is chosen.
+        # A candidate counts once, however many of its classes are chosen.
         return (best.scatter_(0, order, True) & (scores > self.threshold)).any(dim=1)
 
     def _of_level(self, scores: Tensor) -> Tensor:
@@ -74,22 +74,22 @@ class TopScores:
 
 @dataclass(frozen=True, eq=False)
 class LogitSite(ClassLayers):
-    """A classification site: layers whose outputs are logits, and what becomes of these.
+    """A classification site: layers whose outputs are logits, and the use of these logits.
 
     Attributes:
         calls (str): "all" outputs of a pass are candidates (feature levels), or only the "last"
-            (decoder layers, of which earlier ones serve the training alone).
+            (decoder layers, of which earlier ones are used only in training).
         run (Callable): runs the model on mapped images; None for ``model(inputs)``.
-        matched (Callable): runs the model once, as training would see it, and returns each image's
-            labels (R,): the column of a candidate's class, that of the background (K where it has
-            no column), or a negative number for candidates that the loss ignores. None if not
-            known; statistics then are of candidates as at test.
-        chosen (Callable): from the scores of each level, (R of the level, K), to (R,) bool: the
-            candidates as at test. None for all.
-        reused (Sequence[nn.Module]): what a sweep runs once for all calibrations: modules whose
-            outputs no calibration changes. The fewer, the slower; the result is the same.
+        matched (Callable): runs the model once, as in training, and returns each image's labels
+            (R,): the column of a candidate's class, that of the background (K if it has no column),
+            or a negative number for candidates that the loss ignores. None if unknown; statistics
+            then cover the candidates of test time.
+        chosen (Callable): maps the scores of each level, (R of the level, K), to (R,) bool: the
+            candidates of test time. None for all.
+        reused (Sequence[nn.Module]): modules whose outputs no calibration changes, which a sweep
+            runs once for all calibrations. The fewer, the slower; the result is the same.
         results (str): key of the model's output for an image: "instances" for detections, or
-            "sem_seg", which sweeps and evaluations do not take.
+            "sem_seg", which sweeps and evaluations refuse.
 
     Example:
         >>> layer = nn.Linear(8, 4)  # three classes, "no object" last
@@ -111,10 +111,10 @@ class LogitSite(ClassLayers):
         check_choice("results", self.results, ("instances", "sem_seg"))
 
     def levels(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """(N, R, C) logits of each feature level, or of the last decoder layer alone.
+        """Logits (N, R, C) of each feature level, or of only the last decoder layer.
 
         Args:
-            outputs (Sequence[Tensor]): of the layers, in the order of the calls.
+            outputs (Sequence[Tensor]): outputs of the layers, in the order of their calls.
         """
         if self.calls == "all":
             return [self.candidates(each) for each in outputs]

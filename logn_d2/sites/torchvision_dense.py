@@ -18,7 +18,7 @@ from .site import LogitSite, TopScores
 __all__ = ["fcos_site", "ssd_site"]
 
 _PACKAGE = "torchvision.models.detection"
-_IGNORED = -2  # of torchvision's matcher: between both thresholds
+_IGNORED = -2  # torchvision's matcher, for an overlap between both thresholds
 
 Inputs = Sequence[Mapping[str, Any]]
 

@@ -228,5 +228,5 @@ def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
 def test_failed_training_shows_its_message(tool, tmp_path, monkeypatch):
     failed = type("Failed", (), {"returncode": 1})
     monkeypatch.setattr(tool.subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(ValueError, match=r"what it said is in .*terminal\.txt"):
+    with pytest.raises(ValueError, match=r"its log is .*terminal\.txt"):
         tool.train(tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy"))

@@ -174,7 +174,7 @@ def test_logits_and_evaluator_of_a_pass(trained, tmp_path):
     stored.save(tmp_path / "z.safetensors")
     assert torch.equal(StoredLogits.load(tmp_path / "z.safetensors").logits, stored.logits)
     (tmp_path / "z.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="not a whole file of logits"):
+    with pytest.raises(UserError, match="not a complete file of logits"):
         StoredLogits.load(tmp_path / "z.safetensors")
     evaluator = ImageEvaluator()
     found = inference_on_dataset(model, build_evaluation_loader(cfg, "im_test"), evaluator)

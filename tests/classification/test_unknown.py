@@ -56,5 +56,5 @@ def test_a_score_that_does_not_exist_and_a_set_without_images_are_refused():
         inference_on_dataset(model, loader(1), OODEvaluator(known, scores=["mps"]))
     evaluator = OODEvaluator(known)
     evaluator.reset()
-    with pytest.raises(ValueError, match="No image was seen"):
+    with pytest.raises(ValueError, match="The evaluation had no images"):
         evaluator.evaluate()

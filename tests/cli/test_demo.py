@@ -55,7 +55,7 @@ def test_one_command_ends_with_a_table_and_a_report(
     assert "Images before and after" in page and "class prior" in page
     assert "LogN against Uncalibrated, boxes: " in printed
     assert printed.startswith("5 steps, about ") and "draw: done in" in printed
-    assert "What it means: nothing yet" in printed  # of twenty iterations
+    assert "Meaning: none" in printed  # of twenty iterations
     assert f"Seconds: draw {results['provenance']['seconds']['draw']:.0f}, train " in printed
     assert f"Report: {root / 'output/report.html'}" in printed
 
@@ -82,7 +82,7 @@ def test_a_sentence_explains_the_table() -> None:
 @pytest.mark.parametrize("ap", [0.2, float("nan")])
 def test_the_sentence_claims_nothing_for_a_detector_that_finds_nothing(ap: float) -> None:
     results = _results(uncalibrated=(ap, 0.0, 0.0), logn=(0.4, 0.9, 0.0))
-    assert "nothing yet" in demo_words.meaning(results, "logn")
+    assert "none, since" in demo_words.meaning(results, "logn")
 
 
 @pytest.mark.parametrize("size", ["tiny", "demo", "lvis"])
@@ -107,7 +107,7 @@ def test_a_second_call_does_nothing(finished: tuple[Path, str]) -> None:
     root, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (root / "output").rglob("*.*")}
     printed = _demo(root)
-    assert printed.count("done before") == 5 and "done in" not in printed
+    assert printed.count("already done") == 5 and "done in" not in printed
     del before[root / "output/log.txt"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "uncalibrated" in printed

@@ -232,7 +232,7 @@ def test_overrides_reach_the_model_and_unknown_keys_are_refused(runs, capsys):
     text = refusal(capsys, runs, "evaluate", "model.roi_heads.num_clases=7")
     assert "no key model.roi_heads.num_clases; model.roi_heads.num_classes is near" in text
     text = refusal(capsys, runs, "evaluate", "model.pixel_std=[1.0")
-    assert "is no valid KEY=VALUE" in text
+    assert "is not a valid KEY=VALUE" in text
     text = refusal(capsys, runs, "evaluate", "MODEL.ROI_HEADS.NUM_CLASSES", "7")
     assert "MODEL.ROI_HEADS.NUM_CLASSES has no effect beside a LazyConfig" in text
     text = refusal(capsys, runs, "evaluate", "model.roi_heads.num_classes=7")
@@ -250,7 +250,7 @@ def test_overrides_reach_the_model_and_unknown_keys_are_refused(runs, capsys):
         ),
         ("model.roi_heads.pop('num_classes')", "can't know its classes"),
         ("train.model_ema = dict(enabled=True)", "does not average weights"),
-        ("def of_python(:", "is no valid Python"),
+        ("def of_python(:", "is not valid Python"),
         ("del train.max_iter", "lacks a setting that commands need (Missing key max_iter"),
     ],
 )

@@ -77,7 +77,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     with pytest.raises(UnknownNameError, match=r"'logn'. There are: uncalibrated, norcal"):
         again.result("logn")
     (tmp_path / "x.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="not a whole file of predictions"):
+    with pytest.raises(UserError, match="not a complete file of predictions"):
         StoredPredictions.load(tmp_path / "x.safetensors")
 
 
@@ -156,7 +156,7 @@ def test_the_page_has_every_section_and_escapes_names(report):
     assert f"{value:.1f}" in page and "Uncalibrated, MSP" in page and "2.2" in page
     sentences = summarise(report.comparison)
     assert sentences[0].startswith("LogN against Uncalibrated, accuracy: Few +")
-    assert any("Against the images of far MSP of LogN has an AUROC of" in s for s in sentences)
+    assert any("Against the images of far, MSP under LogN has an AUROC of" in s for s in sentences)
 
 
 def test_the_command_writes_a_page_for_two_trainings(tmp_path, capsys):
@@ -174,8 +174,8 @@ def test_the_command_writes_a_page_for_two_trainings(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_count": None}, "no numbers of training images"),
-        ({"labels": np.zeros(N, int)}, "'.*b' has 300 images of 5 classes, .* or others"),
+        ({"image_count": None}, "lack the number of training images"),
+        ({"labels": np.zeros(N, int)}, "'.*b' has 300 images of 5 classes, .* labels differ"),
     ],
 )
 def test_runs_that_can_not_be_compared(tmp_path, change, message):

@@ -50,7 +50,7 @@ def test_verdict_is_what_the_intervals_allow(
 ) -> None:
     _, text, *_ = summarise(_comparison(uncalibrated=(20.0, 10.0), logn=logn))
     assert (_listed(text, "raises"), _listed(text, "lowers")) == (up, down)
-    assert _listed(text, "changes? of") == same
+    assert _listed(text, "changes? in") == same
     assert bool(up or down) != text.startswith("No change is larger")
 
 

@@ -1,4 +1,4 @@
-"""The figures, a file each: functions of plain data that return a matplotlib Figure."""
+"""The figures, one file each: functions that take plain data and return a matplotlib Figure."""
 
 from .changes import change_figure
 from .errors import error_figure

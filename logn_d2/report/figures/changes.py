@@ -1,4 +1,4 @@
-"""How each run changes the figure of each group of classes, with intervals."""
+"""Change of AP or accuracy by each run, for each group of classes, with intervals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["change_figure"]
 
 
 def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "AP of boxes") -> Figure:
-    """How each run changes the figure of each group, with intervals.
+    """Draw the change of a metric by each run, for each group, with intervals.
 
     Args:
         changes (Mapping): run -> metric -> difference in points, that of all classes first, then
             those of groups; the first run is drawn on top.
-        what (str): what is measured.
+        what (str): name of the metric, for the axis.
     """
     metrics = list(next(iter(changes.values())))
     styles = {metrics[0]: (INK, "D"), **group_styles(metrics[1:])}
@@ -40,7 +40,7 @@ def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "AP of
                 markeredgecolor=INK, markeredgewidth=0.6,
             )  # fmt: skip
         name_ticks(axis.yaxis, rows, list(changes))
-        axis.set_ylim(len(changes) - 0.5, -0.5)
+        axis.set_ylim(len(changes) - 0.5, -0.5)  # downwards: the first run on top
         axis.xaxis.set_major_locator(MaxNLocator(4))
         name = group_title(metric.removeprefix("AP"))
         title(axis, metric, name if name != metric else "")

@@ -1,4 +1,4 @@
-"""What each kind of error costs, before and after (the paper's Fig. 4 and appendix B.1)."""
+"""AP cost of each kind of error, before and after (the paper's Fig. 4 and appendix B.1)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from .style import BAR_STYLES, INK, label, legend, new_figure, title
 
 __all__ = ["error_figure"]
 
-# The six kinds, then what all of them together cost: far more, so on a scale of its own.
+# The six kinds, then all false positives and all false negatives: these cost far more, so they get
+# a scale of their own.
 _KINDS, _TOGETHER = ERROR_TYPES[:6], ERROR_TYPES[6:]
 
 
 def error_figure(
     analyses: Mapping[str, ErrorAnalysis], groups: Sequence[str] | None = None
 ) -> Figure:
-    """Bars of the AP that each group would gain without a kind of error.
+    """Draw the AP that each group would gain without each kind of error.
 
     Args:
-        analyses (Mapping): name of a calibration -> its analysis, the uncalibrated one first; two
-            to four of one data set.
-        groups (Sequence[str] | None): in the order of the rows; None for all that there are.
+        analyses (Mapping): name of a calibration -> its analysis, the uncalibrated one first; one
+            to four on the same data set.
+        groups (Sequence[str] | None): groups in the order of the rows; None for all.
 
     Returns:
         Figure: a row for all classes and for each group that has objects.
 
     Raises:
-        ValueError: none or more runs than can be told apart.
+        ValueError: no run, or more runs than there are styles.
     """
     if not 1 <= len(analyses) <= len(BAR_STYLES):
         raise UserError(f"There are {len(analyses)} runs, expected 1 to {len(BAR_STYLES)}.")
@@ -58,7 +59,7 @@ def error_figure(
 
 
 def _bars(axis: Axes, errors: tuple[str, ...], gains: Mapping[str, Mapping[str, float]]) -> None:
-    """Bars of all runs beside each other for each kind of error, with their numbers."""
+    """Draw the bars of all runs side by side for each kind of error, with their numbers."""
     position, width = np.arange(len(errors)), 0.8 / len(gains)
     for side, (name, style) in enumerate(zip(gains, BAR_STYLES)):
         heights = np.array([gains[name][error] for error in errors])

@@ -23,7 +23,7 @@ def interval_figure(
     level: float = 0.95,
     what: str = "AP",
 ) -> Figure:
-    """Bars of AP for each group and run, with intervals.
+    """Draw bars of AP for each group and run, with intervals.
 
     Args:
         estimate (Mapping): name of a calibration -> metric -> figure in [0, 1], NaN for no bar; up
@@ -31,7 +31,7 @@ def interval_figure(
         metrics (Sequence[str]): AP or AP with the name of a group.
         interval (Mapping | None): like `estimate` -> lower and upper end, NaN for none. A bootstrap
             of each run gives both: `BootstrapResult.estimate` and `BootstrapResult.intervals`.
-        level (float): of the intervals, such as `BootstrapResult.level`.
+        level (float): level of the intervals, `BootstrapResult.level`.
         what (str): title of the figure.
     """
     figure, (axis,) = new_figure(9.0, 3.4, columns=1)
@@ -63,7 +63,7 @@ def _whiskers(
     heights: np.ndarray,
     ends: Sequence[tuple[float, float] | None],
 ) -> list[float]:
-    """Draw intervals, and return above what a number can be written."""
+    """Draw intervals, and return the heights above which the numbers are written."""
     tops = np.nan_to_num(heights).tolist()
     for index, (x, end) in enumerate(zip(place, ends, strict=True)):
         if end is not None and np.isfinite(end).all():

@@ -19,7 +19,7 @@ __all__ = ["logit_figure", "population_figure"]
 
 
 def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figure:
-    """Mean and standard deviation of each class's logit against its training images (Fig. 2).
+    """Draw mean and standard deviation of each class's logit against its training images (Fig. 2).
 
     Args:
         mean (ndarray): (K,), in nats.
@@ -27,7 +27,7 @@ def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figur
         classes (ClassInfo): K classes; those without images are left out.
     """
     figure, axes = new_figure(9.0, 3.8, columns=2)
-    seen = classes.image_count > 0
+    seen = classes.image_count > 0  # 0 has no place on a logarithmic axis
     count = classes.image_count[seen]
     for axis, name, values in zip(axes, ("Mean", "Standard deviation"), (mean, std), strict=True):
         values = np.asarray(values)[seen]
@@ -44,7 +44,7 @@ def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figur
 def population_figure(
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]], image_count: np.ndarray
 ) -> Figure:
-    """Mean and standard deviation of each class's logit for two populations of RoIs (Fig. 0.B.2).
+    """Draw mean and deviation of each class's logit for several populations of RoIs (Fig. 0.B.2).
 
     Args:
         statistics (Mapping): name of a population, such as "sampled" and "positives" (each RoI

@@ -22,13 +22,13 @@ def prior_figure(
     foreground_share: float | None = None,
     sampled: np.ndarray | None = None,
 ) -> Figure:
-    """The model's label prior against the labels of the training set (Fig. 1).
+    """Draw the model's label prior beside the labels of the training set (Fig. 1).
 
     Args:
         prior (ndarray): (K,), sums to 1.
         classes (ClassInfo): K classes.
-        foreground_share (float): of the RoIs in training, in [0, 1]; None if not known.
-        sampled (ndarray | None): (K,) positive RoIs that training draws, if known.
+        foreground_share (float): share of foreground RoIs in training, in [0, 1]; None if unknown.
+        sampled (ndarray | None): (K,) positive RoIs sampled in training, if known.
     """
     known = foreground_share is not None
     figure, axes = new_figure(9.0, 3.8, columns=2 if known else 1, widths=(5, 1) if known else (1,))
@@ -39,6 +39,7 @@ def prior_figure(
         ("labels as sampled", sampled, ":"),
     ):
         if counts is not None:
+            # A class without labels leaves a gap: 0 has no place on a logarithmic axis.
             shares = np.where(counts > 0, counts, np.nan)[order] / max(counts.sum(), 1)
             line = {"color": INK, "linewidth": 1.6, "linestyle": style, "zorder": 4}
             axes[0].plot(rank, shares, label=label, **line)
@@ -54,7 +55,7 @@ def prior_figure(
 
 
 def _stacked_share(axis: Axes, foreground: float) -> None:
-    """One bar: background below, foreground on top."""
+    """Draw one bar: background below, foreground on top."""
     style = {"edgecolor": INK, "width": 0.5}
     axis.bar([0], [1 - foreground], facecolor="none", hatch="////", **style)
     axis.bar([0], [foreground], bottom=[1 - foreground], facecolor=ACCENT, **style)

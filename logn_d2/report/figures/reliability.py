@@ -20,13 +20,15 @@ def reliability_figure(
     groups: Sequence[str] | None = None,
     what: str = "precision",
 ) -> Figure:
-    """Precision of the detections against their score, for each group: on the diagonal is right.
+    """Draw the precision of the detections against their score, for each group.
+
+    On the diagonal a score is a probability.
 
     Args:
         qualities (Mapping): name of a calibration -> its quality, the uncalibrated one first; up
-            to four of one data set. Empty bins have no point.
-        groups (Sequence[str] | None): in the order of the axes; None for all that there are.
-        what (str): what the share of right ones is called.
+            to four on the same data set. Empty bins have no point.
+        groups (Sequence[str] | None): groups in the order of the axes; None for all.
+        what (str): label of the vertical axis.
 
     Returns:
         Figure: all classes, then each group that has labelled detections.
@@ -46,7 +48,7 @@ def reliability_figure(
             error = quality.ece(group)
             errors.append("–" if math.isnan(error) else f"{100 * error:.1f} %")
         axis.set_aspect("equal")
-        # Points at the ends stay whole.
+        # A margin, or the markers at 0 and 1 would be cut.
         axis.set_xlim(-0.03, 1.03)
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("score")

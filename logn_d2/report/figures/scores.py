@@ -1,4 +1,4 @@
-"""Scores of true and false positives, and what the detections of each score lie on.
+"""Scores of true and false positives, and the composition of each score bin.
 
 Shapes: B bins of scores.
 """
@@ -23,15 +23,15 @@ _PARTS = ("true positives", "false, on an object", "false, on background")
 
 
 def score_figure(qualities: Mapping[str, CalibrationQuality], group: str = "all") -> Figure:
-    """Scores of true and false positives, and what the detections of each score lie on.
+    """Draw the scores of true and false positives, and the composition of each score bin.
 
     Args:
         qualities (Mapping): name of a calibration -> its quality, the uncalibrated one first.
-        group (str): whose classes.
+        group (str): group of classes.
 
     Returns:
-        Figure: a column for each run: on top the share of the true and of the false positives in
-        each bin, below the parts of each bin. All are shares of labelled detections.
+        Figure: a column for each run: the histograms of true and of false positives above, the
+        composition of each bin below. Both cover labelled detections only.
     """
     width = max(4.5 * len(qualities), 4.5)
     figure, axes = new_figure(width, 5.2, columns=len(qualities), rows=2, share_y="row")
@@ -50,7 +50,7 @@ def score_figure(qualities: Mapping[str, CalibrationQuality], group: str = "all"
 
 
 def _histograms(axis: Axes, quality: CalibrationQuality, group: str) -> None:
-    """Outlines of the scores of true positives and of false positives, on a log scale."""
+    """Draw the outlines of both histograms on a log scale."""
     for name, label, style in (
         ("hits", "true positives", LINE_STYLES[1]),
         ("false", "false positives", LINE_STYLES[0]),
@@ -59,13 +59,14 @@ def _histograms(axis: Axes, quality: CalibrationQuality, group: str) -> None:
         share = histogram / max(histogram.sum(), 1)
         line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
         axis.stairs(share, quality.edges, label=label, **line)
+    # Nearly all false positives have low scores; "symlog" keeps the empty bins, which are 0.
     axis.set_yscale("symlog", linthresh=1e-3)
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(FuncFormatter(percent))
 
 
 def _parts(axis: Axes, quality: CalibrationQuality, group: str) -> None:
-    """For each bin the shares of true positives and of the false ones by what they lie on."""
+    """Draw the shares of each bin: true positives, false ones on an object, on background."""
     hits, objects, count = (quality.histogram(name, group) for name in ("hits", "objects", "count"))
     parts = np.stack([hits, objects - hits, count - objects]) / np.maximum(count, 1)
     centre, width = (quality.edges[1:] + quality.edges[:-1]) / 2, np.diff(quality.edges)

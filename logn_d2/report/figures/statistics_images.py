@@ -15,20 +15,20 @@ from .style import INK, LINE_STYLES, label, legend, log_counts, new_figure, titl
 __all__ = ["images_figure"]
 
 _SHOWN = ("AP", "APr")
-# Factor between the bars of two calibrations, which else hide each other.
+# Factor between the bars of two calibrations, which would hide each other at the same place.
 _APART = 1.04
 
 
 def images_figure(study: Mapping[str, Any]) -> Figure:
-    """What is reached with the statistics of so many images, over several passes.
+    """Draw AP against the number of images in the statistics, over several passes.
 
     Args:
-        study (Mapping): what benchmarks/statistics_images.py writes: "passes", "calibrations",
+        study (Mapping): output of benchmarks/statistics_images.py: "passes", "calibrations",
             "uncalibrated" (metric -> percent) and "by_images", rows with "images" and, for each
             calibration, metric -> "mean", "min" and "max" over passes, in percent.
 
     Returns:
-        Figure: AP and APr; lines are means, bars reach from the least to the largest.
+        Figure: AP and APr; lines are means, bars reach from the smallest to the largest value.
     """
     figure, axes = new_figure(9.0, 3.6, columns=len(_SHOWN))
     rows = study["by_images"]

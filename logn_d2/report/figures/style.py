@@ -1,12 +1,12 @@
-"""What all figures have in common: colours, axes, titles, and how they become files.
+"""The style shared by all figures: colours, axes, titles, output files.
 
-They are drawn for a web page: no background, and all lines and letters in one colour that
-`svg_data_uri` leaves to the page, so that they suit light and dark mode. What is compared differs
-by colour (Okabe and Ito's palette, safe for colour-blind readers) and by marker, line or hatch too,
-so that it can be told apart in grey.
+Figures are drawn for a web page: without a background, and with all lines and letters in one colour
+that the page sets (`svg_data_uri`), so that they suit light and dark mode. Runs and groups differ
+in colour (Okabe and Ito's palette, safe for colour-blind readers) and also in marker, line or
+hatch, so that a grey print separates them.
 
-Names may hold any characters: none is read as a formula, and those that no installed font has are
-written as their code point (U+732B).
+Names may contain any characters: none is read as a formula, and those that no installed font has
+are written as their code point (U+732B).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ BAR_STYLES: tuple[dict[str, Any], ...] = (
     {"facecolor": "#E69F00", "edgecolor": INK, "hatch": "..", "linewidth": 1.0},
     {"facecolor": "#009E73", "edgecolor": INK, "hatch": "xx", "linewidth": 1.0},
 )
-"""Of runs in the order in which they are given: before, after, others."""
+"""Bars of the runs, in their order: before, after, others."""
 
 LINE_STYLES: tuple[dict[str, Any], ...] = (
     {"color": INK, "linestyle": "--", "marker": "o", "markerfacecolor": "none"},
@@ -87,7 +87,7 @@ LINE_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#E69F00", "linestyle": "-.", "marker": "^"},
     {"color": "#009E73", "linestyle": ":", "marker": "D"},
 )
-"""Likewise."""
+"""Lines of the runs, in the same order."""
 
 
 def new_figure(
@@ -99,14 +99,14 @@ def new_figure(
     widths: Sequence[float] | None = None,
     share_y: bool | str = False,
 ) -> tuple[Figure, list[Axes]]:
-    """Axes in the common style; no pyplot, so no global state.
+    """Make axes in the common style; without pyplot, so without global state.
 
     Args:
-        width (float): of the figure in inches.
-        height (float): likewise.
-        columns (int): of axes.
-        rows (int): likewise.
-        widths (Sequence[float] | None): of the columns, in any unit.
+        width (float): width of the figure in inches.
+        height (float): height in inches.
+        columns (int): number of columns of axes.
+        rows (int): number of rows.
+        widths (Sequence[float] | None): relative widths of the columns.
         share_y (bool or str): False, True for one scale for all, "row" or "col".
 
     Returns:
@@ -120,7 +120,7 @@ def new_figure(
 
 
 def _style_axis(axis: Axes) -> None:
-    """Thin lines in the common colour, no frame, a faint grid behind the data."""
+    """Set thin lines in the common colour, no frame, a faint grid behind the data."""
     axis.spines[["top", "right"]].set_visible(False)
     for spine in axis.spines.values():
         spine.set_color(INK)
@@ -132,7 +132,7 @@ def _style_axis(axis: Axes) -> None:
 
 
 def title(axis: Axes, text: str, note: str) -> None:
-    """A bold title with a plain note below it."""
+    """Write a bold title with a plain note below it."""
     pad = 18 if note else 8
     _plain(axis.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=pad))
     if note:
@@ -141,7 +141,7 @@ def title(axis: Axes, text: str, note: str) -> None:
 
 
 def legend(axis: Axes, above: bool = False) -> None:
-    """A legend where there is anything to name; above the axes where data may be anywhere."""
+    """Add a legend if an artist has a label; above the axes if data may be anywhere in them."""
     handles, labels = axis.get_legend_handles_labels()
     if not handles:
         return
@@ -155,7 +155,7 @@ def legend(axis: Axes, above: bool = False) -> None:
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """The legend of an axis, below all of them."""
+    """Add the legend of one axis below all axes."""
     handles, labels = axis.get_legend_handles_labels()
     place = {"loc": "outside lower center", "ncols": len(labels)}
     box = figure.legend(handles, labels, fontsize=9, frameon=False, labelcolor=INK, **place)
@@ -163,19 +163,20 @@ def legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def label(name: str) -> str:
-    """A name as the label of something drawn; matplotlib hides labels with a leading underscore."""
+    """A name as a legend entry; matplotlib hides labels with a leading underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
 def name_ticks(axis: XAxis | YAxis, places: np.ndarray, labels: Sequence[str]) -> None:
-    """Ticks whose labels are names from outside."""
-    # The labels are set again whenever the figure is drawn, so texts must be readable before.
+    """Set ticks whose labels are a user's names."""
+    # Matplotlib creates the labels anew at each drawing, so `_plain` on the present ones would be
+    # lost.
     shown = [readable(each) for each in labels]
     axis.set_ticks(places, shown, parse_math=False, fontfamily=_families())
 
 
 def _names(texts: Iterable[Text]) -> None:
-    """Texts that hold names from outside, shown as they are."""
+    """Show a user's names as they are."""
     for text in texts:
         _plain(text)
 
@@ -187,7 +188,7 @@ def _plain(text: Text) -> None:
 
 
 def readable(text: str) -> str:
-    """A text with code points in place of the characters that no installed font has."""
+    """Replace characters that no installed font has by their code points."""
     return "".join(
         letter if letter.isspace() or _has_glyph(letter) else f"U+{ord(letter):04X}"
         for letter in text
@@ -196,7 +197,7 @@ def readable(text: str) -> str:
 
 @functools.cache
 def _families() -> list[str]:
-    """Matplotlib's own font, then installed ones with other scripts; glyphs come from the first."""
+    """Matplotlib's own font, then installed ones for other scripts, in order of preference."""
     installed = {font.name for font in fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
 
@@ -219,7 +220,7 @@ def group_styles(groups: Sequence[str]) -> dict[str, tuple[str, str]]:
 def scatter(
     axis: Axes, x: np.ndarray, y: np.ndarray, classes: ClassInfo, chosen: np.ndarray
 ) -> None:
-    """Points of each group of the chosen classes, the rare ones last and so on top."""
+    """Draw the chosen classes by group, the rare ones last and therefore on top."""
     groups = np.array(classes.groups)[chosen]
     for group, (color, marker) in reversed(group_styles(classes.group_names).items()):
         members = groups == group
@@ -232,9 +233,10 @@ def scatter(
 
 
 def log_counts(axis: Axes, count: np.ndarray) -> None:
-    """A log axis of counts labelled 1, 10, 100 rather than with powers, and 2 and 5 if few."""
+    """Scale an axis of counts logarithmically, with plain numbers instead of powers of ten."""
     if not len(count):
         return
+    # Less than two decades may contain a single power of ten, so 2 and 5 are labelled too.
     wide = np.max(count) > 100 * np.min(count)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
@@ -243,7 +245,7 @@ def log_counts(axis: Axes, count: np.ndarray) -> None:
 
 
 def percent(value: float, _: int | None = None) -> str:
-    """A share in percent; takes a tick's position too, as matplotlib gives it."""
+    """Format a share in percent; the second argument is the tick position from matplotlib."""
     return f"{100 * value:.3g} %"
 
 
@@ -251,9 +253,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) ->
     """Write a figure for print or slides: on white, in near-black.
 
     Args:
-        figure (Figure): any.
-        path (str or PathLike): the file, written whole or not at all; its ending decides the form:
-            .png, .svg or .pdf.
+        figure (Figure): the figure.
+        path (str or PathLike): the file; its ending .png, .svg or .pdf sets the format. On failure
+            an existing file stays intact.
         dpi (int): pixels per inch of a png.
 
     Raises:
@@ -280,5 +282,5 @@ def svg_data_uri(figure: Figure) -> str:
 
 
 def _fixed_svg() -> contextlib.AbstractContextManager[None]:
-    """Letters become shapes, since nobody's fonts can be counted on, and names are not random."""
+    """Settings for SVG: letters as shapes, since a reader may lack the font, and fixed ids."""
     return matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "logn_d2"})

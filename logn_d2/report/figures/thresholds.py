@@ -18,15 +18,15 @@ __all__ = ["threshold_figure"]
 
 
 def threshold_figure(curves: Mapping[str, ThresholdCurve], metrics: Sequence[str]) -> Figure:
-    """AP of what is left above a score threshold.
+    """Draw the AP of the detections above a score threshold.
 
     Args:
         curves (Mapping): name of a calibration -> its curve, the uncalibrated one first; up to
             four.
-        metrics (Sequence[str]): of `evaluate_lvis`; those that no run has are left out.
+        metrics (Sequence[str]): metrics of `evaluate_lvis`; undefined ones are left out.
 
     Returns:
-        Figure: one for each metric, and the number of detections.
+        Figure: an axis for each metric, and one for the number of detections.
     """
     first = next(iter(curves.values()))
     shown = [name for name in metrics if not np.isnan(first.metrics.get(name, np.nan)).all()]
@@ -51,12 +51,12 @@ def threshold_figure(curves: Mapping[str, ThresholdCurve], metrics: Sequence[str
 
 
 def _score_axis(axis: Axes, threshold: np.ndarray) -> None:
-    """A log scale with a place for 0 where thresholds differ by orders of magnitude."""
+    """Set a log scale with a place for 0 if thresholds differ by orders of magnitude."""
     axis.set_xlabel("score threshold")
     positive = threshold[threshold > 0]
     if len(positive) and positive.max() > 30 * positive.min():
         axis.set_xscale("symlog", linthresh=positive.min(), linscale=1.0)
         decades = 10.0 ** np.arange(math.ceil(math.log10(positive.min())), 1)
-        # Every other one from 1 down, or they would run into each other.
+        # Every other decade from 1 down, or the labels would overlap.
         ticks = [*([0.0] if (threshold == 0).any() else []), *decades[::-1][::2]]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -1,4 +1,4 @@
-"""Scores of known and unknown images, and how well they are told apart."""
+"""Scores of known and unknown images, and their separation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ENDS = (0.005, 0.995)  # quantiles beyond which scores are counted in the outer
 
 
 def unknown_figure(scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Histograms of some scores, and their ROC curves.
+    """Draw histograms of scores, and their ROC curves.
 
     Args:
-        scores (Mapping): name -> scores of known and of unknown images, higher for images that look
-            known; the baseline first, up to four.
+        scores (Mapping): name -> scores of known and of unknown images, higher for known ones; the
+            baseline first, up to four.
 
     Returns:
         Figure: an axis for each score, and one for the curves.
@@ -48,6 +48,7 @@ def unknown_figure(scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figur
 
 
 def _histograms(axis: Axes, known: np.ndarray, unknown: np.ndarray) -> None:
+    # Energies have no bounds: a single outlier would squeeze all others into one bin.
     together = np.concatenate([known, unknown])
     low, high = np.quantile(together[np.isfinite(together)], _ENDS)
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
