@@ -47,7 +47,7 @@ $(STAMP): requirements.lock setup.py tools/install_detectron2.py
 	@$(BIN)/python -c 'import detectron2.modeling, lvis, torchvision'
 	@touch $@
 
-demo: $(STAMP)  ## the main job on the drawn benchmark; SIZE=tiny for a first look
+demo: $(STAMP)  ## all steps on LT-Glyphs, with a report; SIZE=tiny for a smoke test
 	$(BIN)/logn demo $(if $(SIZE),--size $(SIZE))
 
 demo-classification: $(STAMP)  ## image classifiers on drawn characters, unknown images, a report

@@ -137,7 +137,7 @@ def make_config(args: argparse.Namespace, detector: str, seed: int) -> CfgNode:
 
 
 def train_detector(cfg: CfgNode) -> None:
-    """Trains, from where it was interrupted; `measure` evaluates."""
+    """Train, or resume an interrupted training; `measure` evaluates."""
     folder = Path(cfg.OUTPUT_DIR)
     if is_trained(folder):
         return

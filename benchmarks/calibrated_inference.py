@@ -146,7 +146,7 @@ def random_proposals(count: int, size: tuple[int, int], device: str) -> list[Ins
 
 
 def compare_all(model: nn.Module, image: Tensor, args: argparse.Namespace) -> None:
-    """Prints the table."""
+    """Print the table."""
     heads = model.roi_heads
     resolution = heads.box_pooler.output_size[0]
     channels = model.backbone.output_shape()[heads.box_in_features[0]].channels

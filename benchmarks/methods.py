@@ -201,7 +201,7 @@ class Table:
     """All results so far, of all processes that write to one folder, as Markdown.
 
     Args:
-        args (Namespace): of the command line; its samplers and methods are ignored.
+        args (Namespace): arguments of the command line; its samplers and methods are ignored.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:

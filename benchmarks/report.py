@@ -116,7 +116,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    """Draws, then measures."""
+    """Draw the runs, then measure."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8.0f ms  %(message)s")
     rng = np.random.default_rng(args.seed)

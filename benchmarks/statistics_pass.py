@@ -124,7 +124,7 @@ class ReleasedWay:
     """One epoch of training at learning rate 0, with a BatchNorm1d behind each classifier.
 
     Args:
-        cfg (CfgNode): of the model.
+        cfg (CfgNode): config of the model.
         model (nn.Module): with its weights loaded.
     """
 

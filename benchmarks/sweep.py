@@ -51,7 +51,7 @@ class Sides:
     """The ways to evaluate; each returns the metrics of the model without calibration.
 
     Args:
-        cfg (CfgNode): of the detector.
+        cfg (CfgNode): config of the detector.
         run (Path): folder with its weights and statistics.
         folder (Path): folder for stored outputs.
     """

@@ -48,7 +48,7 @@ class Patch:
     """One row of the patch table.
 
     Args:
-        reason (str): what fails, or warns, without the patch.
+        reason (str): failure or warning without the patch.
         files (str): glob of paths inside the wheel (``*`` matches ``/`` too).
         pattern (str): regular expression, multi-line mode.
         replacement (str): as for ``re.sub``.

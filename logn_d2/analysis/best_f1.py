@@ -28,8 +28,8 @@ def best_f1_threshold(matches: LvisMatches) -> float:
     reached has precision and score 0.
 
     Args:
-        matches (LvisMatches): of known classes, in the images that the threshold is for. Chosen on
-            the very images that are then reported, it promises a little too much.
+        matches (LvisMatches): matches of known classes, in the images that the threshold is for.
+            Chosen on the very images that are then reported, it promises a little too much.
 
     Returns:
         float: in [0, 1], over the classes with a detection that is right.

@@ -70,7 +70,7 @@ class CalibrationQuality:
             name (str): "count", "hits" (true positives), "false" (false positives), "background"
                 (those that overlap no annotated object) or "objects" (those that do overlap one,
                 right or wrong).
-            group (str): of `members`.
+            group (str): a name in `members`.
         """
         # Classes are added before anything is divided, so that a group's figures are those of its
         # detections pooled; a mean over classes would mostly show the noise of classes with few
@@ -164,7 +164,7 @@ def calibration_quality(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of the images; scores in [0, 1].
+        detections (Detections): detections in any of the images; scores in [0, 1].
         iou_type (str): "bbox" or "segm".
         iou_threshold (float): IoU at which a detection matches an object.
         num_bins (int): B, all of the same width.

@@ -128,7 +128,7 @@ def error_analysis(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of the images, with masks for "segm".
+        detections (Detections): detections in any of the images, with masks for "segm".
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): IoU at which a detection matches an object.
         background_iou (float): largest IoU of a detection on background.
@@ -245,7 +245,7 @@ def _ranked_ap(
     """AP of each class, (K,).
 
     Args:
-        matches (LvisMatches): of D detections and G objects.
+        matches (LvisMatches): matches of D detections and G objects.
         kept (ndarray): (L,) detections that count.
         category (ndarray): (D,) their classes.
         hit (ndarray): (D,) bool, true positives.

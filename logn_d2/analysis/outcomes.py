@@ -97,7 +97,7 @@ def label_detections(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of its images.
+        detections (Detections): detections in any of its images.
         iou_type (str): "bbox" or "segm".
         foreground_iou (float): IoU at which a detection matches an object.
         background_iou (float): largest IoU of a detection on background.

@@ -200,7 +200,7 @@ def ap_against_threshold(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of the images.
+        detections (Detections): detections in any of the images.
         thresholds (Sequence[float]): H scores.
         iou_type (str): "bbox" or "segm".
         matches (LvisMatches | None): the matches of these detections, if known. They save the

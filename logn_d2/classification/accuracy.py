@@ -30,6 +30,7 @@ __all__ = ["GROUPS", "ImageResult", "accuracy_table", "class_groups", "evaluate_
 GROUPS = {"many": "f", "medium": "c", "few": "r"}
 """ImageNet-LT's names of groups -> the letters of `frequency_groups`."""
 
+# Inclusive limits, as `frequency_groups` takes them: few has fewer than 20 images.
 _IMAGENET_LT = (19, 100)
 
 
@@ -74,6 +75,7 @@ class ImageResult:
             classes = self.per_class(weights)
             for name, letter in GROUPS.items():
                 values = classes[self.groups == letter]
+                # Classes without test images are left out, not counted as errors.
                 known = values[~np.isnan(values)]
                 found[name] = float(known.mean()) if known.size else np.nan
         return found

@@ -209,6 +209,7 @@ def _long_tailed(
     if ratio == 1 and not largest:
         return data
     available = np.bincount(data.labels, minlength=len(data.class_names))
+    # Any class may get the first rank, so by default the smallest class limits the largest.
     largest = largest or int(available.min())
     counts = long_tail_counts(len(available), largest, ratio, order)
     return data.take(long_tail_indices(data.labels, counts, seed, data.class_names))
@@ -362,4 +363,5 @@ def _cifar_part(path: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     wrong = [label for label in labels if type(label) is not int]  # a bool is an int, but no label
     if wrong:
         raise UserError(f"'{path}' has {len(wrong)} labels that are not numbers: {wrong[0]!r}.")
+    # An image is stored as its red, then its green, then its blue plane.
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, dtype=np.int64)

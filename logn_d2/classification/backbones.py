@@ -118,6 +118,7 @@ class MLPBackbone(Backbone):
 def build_torchvision_features(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionFeatures:
     """Build the network of MODEL.LOGN.BACKBONE, with its weights if MODEL.WEIGHTS is ""."""
     node = logn_node(cfg).BACKBONE
+    # A checkpoint replaces all weights, so these would be read or downloaded for nothing.
     weights = "" if cfg.MODEL.WEIGHTS else node.WEIGHTS
     backbone = TorchvisionFeatures(node.NETWORK, weights, node.SMALL_STEM)
     if backbone.convention is not None:

@@ -75,6 +75,7 @@ class ImageClassifier(nn.Module):
                 f"The backbone has no map '{in_feature}'. It has "
                 f"{', '.join(backbone.output_shape())} (MODEL.LOGN.IMAGE.IN_FEATURE)."
             )
+        # Not in the checkpoint, as in Detectron2: the config defines them.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
@@ -143,6 +144,7 @@ def _head(cfg: CfgNode, in_features: int) -> ClassifierHead:
         counts=counts,
         dropout=node.IMAGE.DROPOUT,
     )
+    # After the head is built: a calibration may be computed from its weights.
     (calibration,), (guard,) = calibrations_from_config(cfg, [head], counts, head.background)
     head._check_calibration(calibration)
     head.calibration, head.weights_check = calibration, guard

@@ -98,6 +98,7 @@ def folder_images(
 
 
 def _images_of(folder: Path) -> list[str]:
+    # Sorted, or the order of the file system would decide which images a long tail takes.
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(map(str, paths))
 
@@ -119,6 +120,7 @@ def _parsed(lines: list[str], file: str) -> tuple[list[str], list[int]]:
     paths, labels, wrong = [], [], []
     for number, line in enumerate(lines, start=1):
         path, _, label = line.rpartition(" ")  # from the right: a path may contain spaces
+        # `isdigit` alone accepts superscripts, which `int` refuses.
         if path and label.isascii() and label.isdigit():
             paths.append(path.strip())
             labels.append(int(label))

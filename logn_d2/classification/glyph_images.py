@@ -90,6 +90,7 @@ def glyph_images(
     return ImageData(array_records(f"glyphs_{split}", pixels, labels), tuple(names))
 
 
+# Checks, training, statistics and evaluation each load the set, which takes seconds to draw.
 @functools.lru_cache(maxsize=8)
 def _drawn(
     characters: Sequence[str], counts: tuple[int, ...], side: int, seed: int, stream: int

@@ -80,6 +80,7 @@ def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]
 ) -> None:
     """Write a safetensors file with a "format" in its metadata; on failure no file is left."""
+    # safetensors refuses tensors that are not contiguous.
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(content, dict(about)))
@@ -154,6 +155,8 @@ def collect_logits(model: nn.Module, loader: BatchLoader) -> StoredLogits | None
     Raises:
         ValueError: an image whose logits are not finite.
     """
+    # Starting a loader draws a seed for its workers, which would change a training around this
+    # pass.
     with preserved_rng():
         return inference_on_dataset(model, loader, LogitsCollector()).get("logits")
 

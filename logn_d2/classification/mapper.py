@@ -103,6 +103,7 @@ def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
         "padded_crop": [*middle, v2.RandomCrop(node.SIZE, padding=node.PAD)],
         "none": middle,
     }
+    # Brightness, contrast and saturation; no hue, as in Kang et al.
     jitter = [v2.ColorJitter(*[node.COLOR_JITTER] * 3)] if node.COLOR_JITTER else []
     return v2.Compose([*crops[node.AUGMENT], *_FLIPS[flip], *jitter])
 

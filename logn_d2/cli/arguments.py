@@ -27,7 +27,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_config(self, required: bool = True) -> None:
-        """Add --config-file, --weights, --import, and KEY VALUE at the end."""
+        """Add --config-file, --weights, --import, and KEY VALUE at the end.
+
+        Commands with these call `parse_intermixed_args`, because argparse otherwise takes a
+        positional list only in one place.
+        """
         self.add_argument(
             "--config-file",
             required=required,

@@ -1,4 +1,4 @@
-"""Run all steps on LT-Glyphs: draw, train, collect, evaluate, report.
+"""Run all phases on LT-Glyphs: draw, train, collect, evaluate, report.
 
 Finished phases are skipped, and an interrupted one is resumed: after any failure, repeat the same
 command. Results are OUTPUT/results.json and OUTPUT/report.html.

@@ -28,7 +28,7 @@ COMMANDS = {
     "show": "draw detections before and after calibration for images, videos or a camera",
     "stats": "show, compare, merge, check and import statistics files",
     "data": "draw LT-Glyphs; check, convert or filter data sets",
-    "demo": "run all steps on LT-Glyphs, from drawing to the report",
+    "demo": "run all phases on LT-Glyphs, from drawing to the report",
     "ablate": "run the ablations of the LogN paper",
     "average": "print mean and standard deviation over runs of several seeds",
     "trends": "print how a detector's logits depend on the training images of each class",

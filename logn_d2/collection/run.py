@@ -93,7 +93,7 @@ def collect_statistics(
         estimator (str): "exact", "ema" or "ema_debiased".
         momentum (float): momentum of the moving averages.
         seed (int): seed of the sampling of RoIs.
-        sampler (str): how the loader repeats images, for the record.
+        sampler (str): repetition of images by the loader, for the record.
         augmented (bool): whether the loader augments, for the record.
         complete (bool): whether the loader yields every training image. LogN's beta then ignores
             classes without matched RoIs. None if unknown.

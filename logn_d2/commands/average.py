@@ -22,6 +22,7 @@ def read_rows(run: Path) -> dict[str, Scores]:
         FileNotFoundError: there are no results.
         ValueError: there are results for several data sets, or in another format.
     """
+    # A sweep or demo has one file in its folder, a training one for each data set.
     files = [run] if run.is_file() else sorted(run.glob("results.json"))
     files = files or sorted(run.glob("inference/*/results.json"))
     if not files:

@@ -1,4 +1,4 @@
-"""All steps on LT-Glyphs, as a chain of commands: draw, train, collect, sweep, report."""
+"""All phases on LT-Glyphs, as a chain of commands: draw, train, collect, sweep, report."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def overview(run: Run) -> str:
     where = "one GPU" if run.size == "lvis" else "two cores"
     phases = ROUGHLY[run.size]
     return (
-        f"{len(phases)} steps, about {roughly(run.size, phases)} on {where}: "
+        f"{len(phases)} phases, about {roughly(run.size, phases)} on {where}: "
         f"{join_words(list(phases))}.\n"
         "Each prints the command that it runs; the same commands work for your own data. "
         "Ctrl-C stops the demo; the same command resumes it."

@@ -33,7 +33,7 @@ __all__ = ["Job", "processes_here", "run"]
 
 @dataclass(frozen=True)
 class Job:
-    """A verb and its settings, passed to every process.
+    """A command and its settings, passed to every process.
 
     Attributes:
         verb (str): "train", "collect" or "evaluate".
@@ -145,6 +145,7 @@ def run(job: Job) -> int:
     with short_errors():
         cfg = job.setup()
         here = processes_here(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)
+        # Once, before processes start: otherwise each of them would report the same mistake.
         job.check(cfg, started_processes() or here * job.num_machines)
         launch(
             work,

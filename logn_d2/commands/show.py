@@ -126,6 +126,7 @@ def show_video(args: argparse.Namespace, cfg: CfgNode, shown: Shown) -> None:
         if not capture.isOpened():
             what = "The camera can't be opened" if args.webcam else f"{source} is no video"
             raise UserError(f"{what} that OpenCV can read. Check it, or use --input with images.")
+        # Cameras and some containers report 0, NaN or a clock of thousands.
         rate = capture.get(cv2.CAP_PROP_FPS)
         if args.webcam or not 0 < rate < 1000:
             rate = WEBCAM_FPS

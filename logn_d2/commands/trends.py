@@ -50,6 +50,7 @@ def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "la
         Mapping: each of `COLUMNS` -> its value over the L usable classes; NaN if undefined.
     """
     foreground = foreground_columns(background)
+    # A class with a single logit has a deviation of 0, which would decide the geometric mean.
     usable = stage.usable[foreground].numpy()
     mean, std = (each[foreground].numpy()[usable] for each in (stage.mean, stage.std))
     count = np.asarray(image_count)[usable]

@@ -1,4 +1,4 @@
-"""The mathematics: what a project without Detectron2 can use. Imports torch, numpy, safetensors."""
+"""The mathematics, for use without Detectron2: imports only torch, numpy and safetensors."""
 
 from ..frequency import ClassCounts, CountsSource, frequency_groups, shot_groups
 from . import calibration_entries  # noqa: F401  only registration

@@ -103,14 +103,14 @@ def import_batch_norm(
     - The layer counts batches; images and RoIs follow from the settings of the training.
 
     Args:
-        state_dict (Mapping): of the model, from MMDetection.
+        state_dict (Mapping): state dict of the MMDetection model.
         class_names (Sequence[str]): K names in the order of the logits; numbers if not given.
-        momentum (float): of the layer; 5e-5 in the released fine-tuning configs, 1e-4 where a
-            config has none.
+        momentum (float): momentum of the layer; 5e-5 in the released fine-tuning configs, 1e-4
+            where a config has none.
         debias (bool): remove the share of the start values.
-        images_per_batch (int): of one process; 1 in the released fine-tuning configs.
+        images_per_batch (int): batch size of one process; 1 in the released fine-tuning configs.
         rois_per_image (int): sampled RoIs; 512 in the released configs.
-        datasets (Sequence[str]): what was passed over, for the record.
+        datasets (Sequence[str]): data sets of the pass, for the record.
 
     Returns:
         LogitStatistics: S stages, estimator "ema" or "ema_debiased", with fingerprints where the

@@ -224,7 +224,7 @@ def stage_calibrations(
         num_stages (int): S.
         statistics (LogitStatistics): S stages, or a function that returns them, called only where
             they are needed; None for calibrations that need none.
-        counts (ClassCounts): of the training set, or a function that returns them, or None.
+        counts (ClassCounts): counts of the training set, or a function that returns them, or None.
         background (str): position of the background column.
         classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
             for calibrations that need them.

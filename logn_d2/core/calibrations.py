@@ -158,8 +158,8 @@ def tau_norm(
     shift = torch.zeros_like(scale)
     if bias is not None:
         bias = bias.detach().cpu().double()[foreground]
-        # The map acts on w x + b: scaling it scales the bias as well, and the shift puts back (or
-        # takes off) what the formula wants.
+        # The map acts on w x + b and so scales the bias too; the shift restores the bias, or
+        # removes it, as the formula wants.
         shift = bias * (1 - scale) if keep_bias else -scale * bias
     return AffineCalibration(scale, shift, background=background, name="tau_norm")
 

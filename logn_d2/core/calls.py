@@ -82,8 +82,8 @@ def check_bool(name: str, value: Any) -> None:
     """Check an option that is on or off; a bare word such as ``no`` is a string, and would be true.
 
     Args:
-        name (str): of the option, for the error message.
-        value (Any): what was given for it.
+        name (str): name of the option, for the error message.
+        value (Any): the given value.
 
     Raises:
         ValueError: neither True nor False.
@@ -99,8 +99,8 @@ def check_number(name: str, value: Any, interval: str, *, whole: bool = False) -
     """Check a number from a config or command line.
 
     Args:
-        name (str): of the option, for the error message.
-        value (Any): what was given for it.
+        name (str): name of the option, for the error message.
+        value (Any): the given value.
         interval (str): allowed values, for example "[0, 1)"; a square bracket includes its end.
         whole (bool): whether it must be an integer.
 

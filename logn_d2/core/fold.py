@@ -27,7 +27,7 @@ def fold_linear(
     Args:
         weight (Tensor): (C, D), any floating type.
         bias (Tensor): (C,), or None.
-        calibration (AffineCalibration): of C columns.
+        calibration (AffineCalibration): a calibration of C columns.
 
     Returns:
         tuple[Tensor, Tensor]: new weight (C, D) and bias (C,), of the weight's type and device.
@@ -65,7 +65,7 @@ def fold_cosine(
         temperature (float): T. Give 1 for a layer that multiplies the gain by its own T, such as
             `logn_d2.modeling.CosineLinear`: the gain then holds the scales alone.
         bias (Tensor): (C,), or None.
-        calibration (AffineCalibration): of C columns.
+        calibration (AffineCalibration): a calibration of C columns.
         num_columns (int): C of the layer.
 
     Returns:

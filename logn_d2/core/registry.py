@@ -1,4 +1,4 @@
-"""A name-to-function registry whose misses list what is known."""
+"""A name-to-function registry whose errors list the known names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Registry(Generic[T]):
     only torch and numpy, and with errors that name the alternatives.
 
     Args:
-        kind (str): what the entries are, for error messages, for example "calibration".
+        kind (str): noun for an entry in error messages, for example "calibration".
 
     Example:
         >>> registry = Registry("greeting")

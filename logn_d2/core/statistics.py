@@ -46,7 +46,7 @@ class LogitStatistics:
             "proposals" (as at test), "foreground" (matched RoIs only) or "positives" (each RoI
             counts only for its matched class); "images" for image classifiers.
         estimator (str): "exact", "ema" (as published) or "ema_debiased".
-        momentum (float): of the moving average; None for exact statistics.
+        momentum (float): momentum of the moving average; None for exact statistics.
         sampler (str): training sampler with its settings, which sets the images' weights.
         augmented (bool): whether training augmentation was on.
         autocast (str): the type of mixed precision, for example "bfloat16"; "" without it, None if

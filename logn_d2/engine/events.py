@@ -90,6 +90,7 @@ class ComparedImages:
                 [(UNCALIBRATED, before), (name, after)],
                 metadata.get("thing_classes", ()),
             )
+            # TensorBoard's writer takes channels first.
             channels_first = np.ascontiguousarray(picture.transpose(2, 0, 1))
             storage.put_image(f"before_after/{image['image_id']}", channels_first)
 

@@ -75,6 +75,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
     check_loss_options(node.LOSS, num_classes, without_background=classifies_images(cfg))
     check_collection_settings(cfg)
     check_second_stage(cfg)
+    # Last, since reading LVIS's annotations takes a minute.
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     with records_kept(names):
         _check_files(cfg, names)

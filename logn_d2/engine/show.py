@@ -83,6 +83,8 @@ class SideBySide:
         Returns:
             ndarray: the picture, uint8 RGB; its size depends only on the image's size.
         """
+        # Boxes are scaled to the enlarged picture, so that names fit; the network sees the
+        # original.
         canvas = enlarged(pixels)
         height, width = canvas.shape[:2]
         image = self._resize(convert_PIL_to_numpy(Image.fromarray(pixels), self._format))
@@ -104,5 +106,6 @@ class SideBySide:
             counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
             class_names=self._class_names or None,
         )
+        # Both sides come from one pass of the uncalibrated model.
         attachment.detach()
         return attachment.calibrations

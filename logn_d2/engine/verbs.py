@@ -1,7 +1,7 @@
 """Evaluate and sweep from Python, with the arguments of `attach`.
 
 The model comes first, then the source of the calibration: a statistics file or a `LogitStatistics`,
-    a calibration or its text.
+a calibration or its text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def evaluate(
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
 ) -> Metrics:
-    """AP of a detector by the rules of LVIS, or of COCO for data sets in its form.
+    """AP of a detector by the rules of LVIS, or of COCO for data sets in COCO format.
 
     The model is not changed, and a calibration that is already attached is ignored. Without a
     source the detector is evaluated uncalibrated.
@@ -136,6 +136,7 @@ def _sweep(
     sites = find_sites(model)
     made = {UNCALIBRATED: chosen_calibrations(sites, UNCALIBRATED)[0]}
     for name, (source, calibration) in chosen.items():
+        # `attach` refuses statistics beside a finished calibration, which does not need them.
         own = None if isinstance(calibration, AffineCalibration) else statistics
         made[name], _ = chosen_calibrations(
             *(sites, source, calibration, own), counts=counts, class_names=class_names

@@ -140,7 +140,7 @@ def plan_split(size: GlyphSize, seed: int, split: str) -> list[ImagePlan]:
     """Plan all images of a split.
 
     Args:
-        size (GlyphSize): what to draw.
+        size (GlyphSize): parameters of the set.
         seed (int): >= 0.
         split (str): "train" or "val".
 

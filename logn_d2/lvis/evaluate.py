@@ -49,8 +49,8 @@ def evaluate_lvis(
 
     Args:
         ground_truth (LvisGroundTruth): the annotations.
-        detections (Detections): of any of its images; all objects of an image without detections
-            are missed.
+        detections (Detections): detections in any of its images; all objects of an image without
+            detections are missed.
         iou_type (str): "bbox" or "segm"; the area of a detection is that of its box or mask.
         max_dets (int | None): number of best detections kept per image; negative keeps all. None
             means 300 in LVIS format and all in COCO format, whose rule has no such limit.

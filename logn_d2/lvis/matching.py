@@ -331,8 +331,8 @@ def _mask_iou_of_keys(
         det (ndarray): (p,), the pairs of each detection adjacent.
         gt (ndarray): (p,).
         start (ndarray): first pair of each key.
-        det_masks (RleMasks): of all detections.
-        gt_masks (RleMasks): of all objects, sorted by key.
+        det_masks (RleMasks): masks of all detections.
+        gt_masks (RleMasks): masks of all objects, sorted by key.
         gt_crowd (ndarray): (G,) bool.
     """
     new = np.diff(det, prepend=-1) != 0

@@ -98,7 +98,7 @@ def federated_filter(
 
     Args:
         ground_truth (LvisGroundTruth): must know all images of the detections.
-        detections (Detections): of any of its images.
+        detections (Detections): detections in any of its images.
         max_dets (int): kept of each image; negative keeps all.
         max_dets_per_class (int): kept of each class; negative keeps all.
 

@@ -1,7 +1,7 @@
-"""Finding the box predictors of a model, under any name of its heads.
+"""Finding the box predictors of a model, whatever the class of its heads.
 
 A box predictor is recognised by its methods: Detectron2's `FastRCNNOutputLayers`, its subclasses,
-    and any other module with the same methods.
+and any other module with the same methods.
 
 Shapes: K foreground classes, C = K + 1 logit columns, D feature channels.
 """

@@ -134,7 +134,7 @@ class CosineMaskHead(MaskRCNNConvUpsampleHead):
     """Detectron2's mask head with a cosine predictor, as the paper's models have.
 
     Args:
-        input_shape (ShapeSpec): of the pooled features.
+        input_shape (ShapeSpec): shape of the pooled features.
         num_classes (int): K, or 1 for class-agnostic masks.
         conv_dims (list[int]): channels of the convolutions and of the upsampling layer.
         temperature (float): T of the predictor.

@@ -91,7 +91,7 @@ def lite_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Both list the same layers in the same order, which the shapes confirm.
 
     Args:
-        state (Mapping[str, Tensor]): of the package.
+        state (Mapping[str, Tensor]): state dict of the package.
 
     Raises:
         UserError: the weights belong to another network.

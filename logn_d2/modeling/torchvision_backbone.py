@@ -59,7 +59,7 @@ class TorchvisionBackbone(Backbone):
             network (str): a network of torchvision, such as "mobilenet_v2", or
                 "efficientnet_lite0".
             weights (str): see `load_network_weights`; "" draws them at random.
-            out_features (Sequence[str]): of "stem" and "res2" to "res5".
+            out_features (Sequence[str]): some of "stem" and "res2" to "res5".
             norm (str): "BN" leaves batch norm unchanged, "FrozenBN" freezes its statistics and
                 parameters, "SyncBN" shares its statistics between processes.
             freeze_at (int): 0 trains everything, 1 freezes all layers before "res2", 2 also "res2",
@@ -121,7 +121,7 @@ def _levels(network: nn.Module, name: str) -> dict[str, tuple[str, int]]:
     """The module that produces each level, and its channels.
 
     All networks of torchvision contain a row of blocks: the module whose children have the most
-        strides. A level is the output of its last block.
+    strides. A level is the output of its last block.
     """
     shapes = _output_shapes(network, name)
     rows = {
@@ -261,7 +261,7 @@ def build_torchvision_backbone(
 
     Args:
         cfg (CfgNode): with MODEL.LOGN.
-        input_shape (ShapeSpec): of images; three channels.
+        input_shape (ShapeSpec): shape of images; three channels.
         out_features (Sequence[str]): levels to use instead of the config's.
     """
     node = cfg.MODEL.LOGN.BACKBONE
@@ -291,7 +291,7 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None =
 
     Args:
         cfg (CfgNode): as for `build_torchvision_backbone`.
-        input_shape (ShapeSpec): of images.
+        input_shape (ShapeSpec): shape of images.
     """
     fpn = cfg.MODEL.FPN
     return FPN(

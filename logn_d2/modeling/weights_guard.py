@@ -40,7 +40,7 @@ class WeightsGuard:
     Attributes:
         text (str): the calibration; see `parse_calibration`.
         statistics (LogitStatistics): those of the calibration, or None.
-        counts (ClassCounts): of the training set, or a function that returns them, or None.
+        counts (ClassCounts): counts of the training set, or a function that returns them, or None.
         stage (int): index of the cascade stage.
         background (str): position of the background column.
         strict (bool): whether the statistics must belong to exactly these weights.

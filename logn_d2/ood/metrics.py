@@ -269,6 +269,7 @@ def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> float:
 def _false_positives(negative_rate: np.ndarray, positive_rate: np.ndarray, level: float) -> float:
     if not 0 < level <= 1:
         raise UserError(f"level is {level!r}, expected a share in (0, 1].")
+    # The strictest threshold whose rate reaches the level: rates increase from strict to lax.
     return float(negative_rate[np.searchsorted(positive_rate, level)])
 
 
@@ -277,6 +278,7 @@ def _smallest_error(ood_rate: np.ndarray, id_rate: np.ndarray) -> float:
 
 
 def _trapezoid(x: np.ndarray, y: np.ndarray) -> float:
+    # numpy's own function has different names in releases 1 and 2.
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
 
 

@@ -38,6 +38,7 @@ def log_softmax(logits: ArrayLike) -> np.ndarray:
         [[-0.6931, -0.6931]]
     """
     logits = _checked(logits)
+    # Without the largest logit, exp would overflow above 709.
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
@@ -103,7 +104,7 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     if not 0 < temperature < np.inf:
         raise UserError(f"The temperature is {temperature!r}, expected a number above 0.")
     scaled = _checked(logits) / temperature
-    top = scaled.max(axis=1)
+    top = scaled.max(axis=1)  # as in `log_softmax`, against overflow
     return temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)))
 
 

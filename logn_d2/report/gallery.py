@@ -152,13 +152,14 @@ def _choose(
 
     rare_change = per_image(gained & rare) - per_image(lost & rare)
     change = per_image(gained) - per_image(lost)
+    # `lexsort` takes its main key last: rare objects decide, then all, then the order of images.
     by_gain = np.lexsort((-change, -rare_change)).tolist()
     better = (rare_change > 0) | ((rare_change == 0) & (change > 0))
     worse = (rare_change < 0) | ((rare_change == 0) & (change < 0))
     wins = [image for image in by_gain if better[image]]
     losses = [image for image in reversed(by_gain) if worse[image]]
-    # At least half of the pictures are losses, if there are that many, so that the choice flatters
-    # nobody.
+    # At least half of the pictures are losses, if there are that many, so that the choice does not
+    # favour the calibration.
     num_losses = min(len(losses), max(limit // 2, limit - len(wins)))
     return wins[: limit - num_losses] + losses[:num_losses]
 
@@ -186,6 +187,7 @@ def _entry(
         height=pixels.shape[0],
         before=_boxes(truth, image, sides[0], classes),
         after=_boxes(truth, image, sides[1], classes),
+        # A tenth of a pixel is enough for a picture, and keeps the page small.
         objects=tuple(Box(*box) for box in truth.box[own].round(1).tolist()),
     )
 

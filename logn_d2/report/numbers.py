@@ -298,6 +298,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Mean ranks from 0, (L,) float64."""
+    # By hand, because scipy, which has rank correlations, is not a requirement.
     _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return ((last - count + last - 1) / 2)[inverse]
@@ -312,5 +313,6 @@ def label_prior(mean_logit: np.ndarray) -> np.ndarray:
     Returns:
         ndarray: (K,), sums to 1.
     """
+    # The shift keeps exp from overflowing and cancels in the quotient.
     shifted = np.exp(mean_logit - np.max(mean_logit))
     return shifted / shifted.sum()

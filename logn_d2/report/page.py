@@ -154,6 +154,7 @@ def _render(report: Report, drawn: Drawings) -> str:
         prior=drawn.prior,
         studies=report.studies,
         class_columns=_class_columns(comparison, drawn.raw_logits),
+        # Stable, so that classes with equal counts keep the order of their ids.
         class_order=np.argsort(-comparison.classes.image_count, kind="stable").tolist(),
         style=_asset(environment, "report.css"),
         script=_asset(environment, "report.js"),

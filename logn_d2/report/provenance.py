@@ -20,6 +20,7 @@ __all__ = ["commit", "machine", "versions"]
 
 def machine() -> dict[str, str | int | None]:
     """Processor, cores, torch threads and GPU."""
+    # On Linux the standard library knows only the architecture, not the model.
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -49,6 +50,7 @@ def commit() -> str | None:
     root = Path(logn_d2.__file__).parents[1]
     if not (root / ".git").exists():  # otherwise git would find a repository further up
         return None
+    # --exclude, or the name of a tag would stand in place of the hash.
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)

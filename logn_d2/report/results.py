@@ -74,6 +74,7 @@ class ClassInfo:
     instance_count: np.ndarray
 
     def __post_init__(self) -> None:
+        # Read from json they are lists; a frozen dataclass can be changed only in this way.
         for name in ("image_count", "instance_count"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         lengths = {name: len(getattr(self, name)) for name in _CLASS_FIELDS}

@@ -349,6 +349,7 @@ def _find_detections(path: Path, dataset: str | None) -> Path:
         raise UserError(
             f"'{path}' has several folders of detections: {listed}. Choose with --dataset NAME."
         )
+    # With --dataset, the folder of that set comes last in `places`.
     return found[-1]
 
 

@@ -134,8 +134,8 @@ class StoreWriter:
 
         Args:
             inputs (Sequence[Mapping]): inputs of the model.
-            raw (RawOutputs): of all images.
-            parts (Sequence[ImageDetections]): of each image.
+            raw (RawOutputs): outputs for all images.
+            parts (Sequence[ImageDetections]): detections in each image.
             best (Sequence[Tensor]): N tensors (Ri, K) bool, the boxes to keep; None for all.
 
         Raises:

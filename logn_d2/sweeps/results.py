@@ -96,7 +96,7 @@ def best_of_grid(
     Args:
         rows (Mapping): name -> task -> metric -> percent, as `evaluate_sweep` returns them.
         members (Sequence[str]): at least one name.
-        task, metric (str): what is highest, where that is not box AP.
+        task, metric (str): the figure to maximise.
 
     Example:
         >>> rows = {"a": {"bbox": {"AP": 1.0}}, "b": {"bbox": {"AP": 2.0}}}

@@ -57,8 +57,8 @@ class _StoredImage:
         logits (list[Tensor]): S tensors (Ri, K + 1).
         boxes (Tensor): (Ri, 4 or K * 4); or (P, 4), the stored ones of Ri * K.
         box_index (Tensor): (P,) their positions; None if all are stored.
-        image_size (tuple[int, int]): of the model's input.
-        output_size (tuple[int, int]): of the image.
+        image_size (tuple[int, int]): height and width of the model's input.
+        output_size (tuple[int, int]): height and width of the image.
     """
 
     image_id: int | str
@@ -248,7 +248,7 @@ def sweep_stored(
     counts the others, and `sweep_results` evaluates masks only if none is missing.
 
     Args:
-        stored (StoredOutputs): of a data set.
+        stored (StoredOutputs): outputs for a data set.
         calibrations (Mapping): name -> one calibration for each cascade stage.
         average (str): the quantity that a cascade averages over stages, "probs" or "logits".
         ground_truth (LvisGroundTruth): annotations of the later evaluation; masks that it drops do

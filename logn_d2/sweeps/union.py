@@ -185,7 +185,7 @@ def _check_known(
     one nor suppresses one.
     """
     candidates = scores > threshold
-    # A candidate below the threshold is none, whatever its box.
+    # A candidate below the threshold does not count, whatever its box.
     unknown = candidates & ~known
     # With few candidates, torchvision shifts boxes by the largest coordinate of all, which affects
     # the rounding of overlaps: then every box matters.

@@ -6,8 +6,8 @@ unknown (OOD), wherever it lies (Du et al., "VOS", ICLR 2022). A score of the bo
 the background column, should be higher for known boxes.
 
 This measure ignores objects that are not found at all: a detector with fewer boxes in the unknown
-    images separates better. The results therefore include AP on the known images, the numbers of
-    boxes and images, and recall and AP of the unknown objects.
+images separates better. The results therefore include AP on the known images, the numbers of boxes
+and images, and recall and AP of the unknown objects.
 
 Shapes: N images, D boxes, K foreground classes, S cascade stages.
 """
@@ -133,16 +133,16 @@ def evaluate_unknown_objects(
     """Measure how well a detector's logits separate unknown objects from known ones; no network.
 
     Args:
-        known (StoredOutputs): of images of the known classes (``sweep(..., store=)``).
-        unknown (StoredOutputs): of the same model on images without any known class.
-        ground_truth (LvisGroundTruth): of the known images.
-        unknown_ground_truth (LvisGroundTruth): of the unknown images, with any classes; None
-            without annotations.
+        known (StoredOutputs): outputs for images of the known classes (``sweep(..., store=)``).
+        unknown (StoredOutputs): outputs of the same model for images without any known class.
+        ground_truth (LvisGroundTruth): annotations of the known images.
+        unknown_ground_truth (LvisGroundTruth): annotations of the unknown images, with any classes;
+            None without annotations.
         calibrations (Sequence[AffineCalibration]): one for each stage; None for none.
-        average (str): what a cascade averages over stages: "probs" or "logits".
+        average (str): quantity that a cascade averages over stages: "probs" or "logits".
         threshold (float): smallest probability of the best known class, in [0, 1]; None for the
             best F1 on the known images (`best_f1_threshold`).
-        known_objects (KnownObjects): of `known` with these calibrations, for several sets of
+        known_objects (KnownObjects): those of `known` with these calibrations, for several sets of
             unknown images; None finds them, and only then `threshold` counts.
 
     Raises:
@@ -252,10 +252,10 @@ def sure_boxes(
     A region counts once, with its best class, even if it is detected as several classes.
 
     Args:
-        stored (StoredOutputs): of a data set.
+        stored (StoredOutputs): outputs for a data set.
         calibrations (Sequence[AffineCalibration]): one for each stage.
         threshold (float): smallest probability of the best class, in [0, 1].
-        average (str): what a cascade averages over stages: "probs" or "logits".
+        average (str): quantity that a cascade averages over stages: "probs" or "logits".
 
     Raises:
         ValueError: a threshold outside [0, 1], an unknown average, or boxes that were not stored.
@@ -294,7 +294,7 @@ def without_known_classes(ground_truth: LvisGroundTruth, num_classes: int) -> Lv
     """Ground truth for a sweep over unknown images, with which it computes no masks.
 
     Args:
-        ground_truth (LvisGroundTruth): of the unknown images, with any classes.
+        ground_truth (LvisGroundTruth): annotations of the unknown images, with any classes.
         num_classes (int): K of the detector.
 
     Returns:

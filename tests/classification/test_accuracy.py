@@ -102,5 +102,5 @@ def test_what_is_refused(predictions):
     wrong = np.where(np.arange(60) == 7, -1, labels)
     with pytest.raises(UserError, match="1 of 60 images .* number 7 with label -1"):
         evaluate_images(probabilities, wrong)
-    with pytest.raises(UserError, match="60 of 60 images have scores that are no probabilities"):
+    with pytest.raises(UserError, match="60 of 60 images have scores outside"):
         evaluate_images(10 * probabilities, labels)

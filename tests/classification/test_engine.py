@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_calibrated_trains_and_evaluates(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"DATASETS__TEST": ("im_boxes",)}, "'im_boxes' is a set of the form 'coco'"),
+        ({"DATASETS__TEST": ("im_boxes",)}, "'im_boxes' is a set for the evaluator 'coco'"),
         ({"MODEL__LOGN__COLLECT__POPULATION": "sampled"}, "POPULATION is sampled"),
         ({"MODEL__ROI_HEADS__NUM_CLASSES": 5}, "'im_train' has 4 classes"),
         ({"MODEL__LOGN__LOSS": "bags"}, "no form without background"),

@@ -246,7 +246,7 @@ def test_odin_is_scored_without_a_calibration_where_it_is_asked_for(tool, folder
         (("--save-outputs", "store"), "always keeps the logits"),
         (("--choose-on", "sw_test"), "'sw_test' is the evaluated set"),
         (("--ood", "sw_test"), "'sw_test' is the evaluated set"),
-        (("--ood", "sw_boxes"), "'sw_boxes' is a set of the form 'coco'"),
+        (("--ood", "sw_boxes"), "'sw_boxes' is a set for the evaluator 'coco'"),
         (("--ood", "sw_nothing"), "'sw_nothing' is not registered"),
         (("--calibrations", "logn"), "needs logit statistics"),
     ],

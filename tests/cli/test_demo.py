@@ -54,7 +54,7 @@ def test_one_command_ends_with_a_table_and_a_report(
     page = (root / "output/report.html").read_text()
     assert "Images before and after" in page and "class prior" in page
     assert "LogN against Uncalibrated, boxes: " in printed
-    assert printed.startswith("5 steps, about ") and "draw: done in" in printed
+    assert printed.startswith("5 phases, about ") and "draw: done in" in printed
     assert "Meaning: none" in printed  # of twenty iterations
     assert f"Seconds: draw {results['provenance']['seconds']['draw']:.0f}, train " in printed
     assert f"Report: {root / 'output/report.html'}" in printed
@@ -74,7 +74,7 @@ def test_a_sentence_explains_the_table() -> None:
         uncalibrated=(18.5, 4.8, 28.3), logn=(17.2, 8.1, 23.5), logn_mean=(20.0, 8.4, 28.4)
     )
     sentence = demo_words.meaning(results, "logn")
-    assert "LogN takes the box AP of rare classes from 4.8 to 8.1" in sentence
+    assert "LogN changes the box AP of rare classes from 4.8 to 8.1" in sentence
     assert "frequent ones from 28.3 to 23.5" in sentence
     assert "LogN, mean only is best here, from 18.5 to 20.0." in sentence
 

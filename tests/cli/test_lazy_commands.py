@@ -230,7 +230,7 @@ def test_overrides_reach_the_model_and_unknown_keys_are_refused(runs, capsys):
     assert (loader.NUM_WORKERS, solver.IMS_PER_BATCH) == (2, 6)
     assert not loader.ASPECT_RATIO_GROUPING and not loader.FILTER_EMPTY_ANNOTATIONS
     text = refusal(capsys, runs, "evaluate", "model.roi_heads.num_clases=7")
-    assert "no key model.roi_heads.num_clases; model.roi_heads.num_classes is near" in text
+    assert "no key model.roi_heads.num_clases; is it model.roi_heads.num_classes?" in text
     text = refusal(capsys, runs, "evaluate", "model.pixel_std=[1.0")
     assert "is not a valid KEY=VALUE" in text
     text = refusal(capsys, runs, "evaluate", "MODEL.ROI_HEADS.NUM_CLASSES", "7")

@@ -49,7 +49,7 @@ def test_mistakes():
         images_without(small(), ["cat", "cow"])
     with pytest.raises(UserError, match="No class is named"):
         images_without(small(), [])
-    with pytest.raises(UserError, match="All 2 images show one of the 2 classes"):
+    with pytest.raises(UserError, match="All 2 images contain one of the 2 classes"):
         images_without(small(), ["cat", "dog"])
 
 

@@ -34,7 +34,7 @@ class BalancedGroupSoftmax(ClassificationLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         edges (Sequence[int]): numbers of instances that separate the groups; a class with exactly
             that many is in the group above.
         others_ratio (float): see above.

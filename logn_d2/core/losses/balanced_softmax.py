@@ -28,7 +28,7 @@ class BalancedSoftmax(SoftmaxLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         count (str): unit of the counts in pi, "image" or "instance".
         tau (float): strength.
 
@@ -75,7 +75,7 @@ class BalancedSigmoid(CountedSigmoidLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.
 

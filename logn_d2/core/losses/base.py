@@ -127,7 +127,7 @@ class ClassificationLoss(nn.Module, ABC):
         return self._inside_another or not self._calibration_obstacle()
 
     def check_calibratable(self) -> None:
-        """Raises an error if the logits can't be calibrated.
+        """Raise an error if the logits can't be calibrated.
 
         Raises:
             ValueError: with the reason.

@@ -20,7 +20,7 @@ Counted = Literal["image", "instance"]
 
 
 def check_counted(counted: str) -> None:
-    """Raises a ValueError if it is neither "image" nor "instance"."""
+    """Raise a ValueError if it is neither "image" nor "instance"."""
     if counted not in ("image", "instance"):
         raise UserError(f"count is {counted!r}, expected 'image' or 'instance'.")
 
@@ -129,7 +129,7 @@ class CountedSigmoidLoss(SigmoidLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.
     """

@@ -12,7 +12,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor; the tensor itself where there is one process.
 
     Args:
-        tensor (Tensor): of the same shape on every process; not changed.
+        tensor (Tensor): has the same shape on every process; not changed.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor

@@ -33,7 +33,7 @@ class EffectiveClassMargins(OneVsAllLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set; a class without images counts as one.
+        counts (ClassCounts): counts of the training set; a class without images counts as one.
         background_share (float): n_bg as a multiple of the classes' images.
 
     Example:

@@ -24,7 +24,7 @@ class EqualizationLoss(CountedSigmoidLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         threshold (float): lambda, a share of images: 0.0011 for LVIS v1, 0.00177 for LVIS v0.5.
         prior (float): initial probability of each class.
         unused_column (bool): see `SigmoidLoss`.

@@ -29,7 +29,7 @@ class FederatedLoss(CountedSigmoidLoss):
 
     Args:
         num_classes (int): K.
-        counts (ClassCounts): of the training set.
+        counts (ClassCounts): counts of the training set.
         classes (int): number of classes per step; more if the batch has more labels.
         power (float): exponent of the counts.
         prior (float): initial probability of each class; 0.5 is a bias of 0.

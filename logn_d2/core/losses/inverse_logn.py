@@ -30,7 +30,7 @@ class InverseLogN(SoftmaxLoss):
         columns (str): "foreground" leaves background unchanged, "all" treats it as a class.
         beta (str): subtracted from the foreground: "none" for 0, or "min", the smallest mean of a
             class. As we read the paper, the first helps and the second hurts.
-        momentum (float): of the moving averages, in (0, 1].
+        momentum (float): momentum of the moving averages, in (0, 1].
 
     Attributes:
         mean (Tensor): (K + 1,) float64 buffer.

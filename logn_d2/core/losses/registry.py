@@ -55,7 +55,7 @@ def build_loss(
     Args:
         text (str): see `parse_loss`.
         num_classes (int): K.
-        counts (ClassCounts): of the training set, for losses that need them; a function that
+        counts (ClassCounts): counts of the training set, for losses that need them; a function that
             returns them, called in the first training step; or None for a model that is only tested
             and whose checkpoint contains them.
 

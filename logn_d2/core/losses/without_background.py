@@ -27,7 +27,7 @@ class LossWithoutBackground(ClassificationLoss):
     background is exactly 0, so nothing is learned about it.
 
     Args:
-        loss (ClassificationLoss): of K classes; of K - 1 if its ``background_is_class``.
+        loss (ClassificationLoss): a loss for K classes; for K - 1 if its ``background_is_class``.
 
     Raises:
         ValueError: the loss has no form without background.
