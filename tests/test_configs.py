@@ -133,7 +133,7 @@ def test_all_models_of_the_paper_are_there():
 
 
 @pytest.mark.parametrize("name", YAML)
-def test_config_loads_and_says_what_it_is(name):
+def test_config_loads_and_has_a_description(name):
     load(CONFIGS / name)
     assert (CONFIGS / name).read_text().startswith("# ")
 

@@ -119,7 +119,7 @@ def test_a_bin_holds_its_upper_end() -> None:
     assert quality.histogram("count")[0] == 2
 
 
-def test_histograms_tell_what_detections_lie_on() -> None:
+def test_histograms_separate_objects_and_background() -> None:
     quality = _of_one_image((0, 0.9, HIT), (1, 0.9, HIT), (0, 0.2, NEAR), (0, 0.2, AWAY))
     for name, first, last in (
         ("count", 2, 2), ("hits", 0, 1), ("false", 2, 1), ("background", 1, 0), ("objects", 1, 2),

@@ -81,7 +81,7 @@ def test_blocks_of_draws_change_nothing(data, monkeypatch):
     assert seen == [1]
 
 
-def test_a_choice_among_equals_is_worth_nothing_though_its_own_images_say_so(data):
+def test_a_choice_among_equals_gains_only_on_its_own_images(data):
     categories, truth, _ = data
     found = {f"c{seed}": noisy(60, seed, 0.5, categories) for seed in range(30)}
     matches = {name: match_lvis(truth, each) for name, each in found.items()}

@@ -81,7 +81,7 @@ def test_its_own_size_has_classes_of_every_frequency_and_is_found(tool, tmp_path
     assert str(tmp_path) in MetadataCatalog.get("lt_glyphs_few_val").json_file
 
 
-def test_the_backbone_learns_more_slowly_than_what_is_new(tool, detector):
+def test_the_backbone_learns_more_slowly_than_new_layers(tool, detector):
     args = argparse.Namespace(size="tiny", start=None, iterations=4, output=Path())
     cfg = tool.make_config(args, "queries", 0)
     new, old = tool.Adam.build_optimizer(cfg, detector).param_groups

@@ -188,7 +188,7 @@ def test_torchvision_classifiers_by_name():
         TorchvisionFeatures("squeezenet1_0")
 
 
-def test_a_torchvision_backbone_gives_what_the_classifier_was_given():
+def test_torchvision_features_are_those_before_the_classifier():
     from torchvision.models import resnet18
 
     torch.manual_seed(0)

@@ -113,7 +113,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_folder_whole_and_long_tailed(folder):
+def test_folder_complete_and_long_tailed(folder):
     root = str(folder / "images")
     whole = folder_images(root=root)
     assert whole.class_names == ("ant", "bee", "cat")
@@ -362,7 +362,7 @@ def test_noise_is_uniform_and_follows_its_seed():
         noise_images(side=0)
 
 
-def test_glyphs_are_drawn_alike_and_unknown_ones_are_others():
+def test_glyphs_are_reproducible_and_unknown_ones_differ():
     options = {"classes": 4, "largest": 8, "ratio": 4, "side": 12}
     train, again = (glyph_images(**options, seed=2) for _ in range(2))
     assert sorted(np.bincount(train.labels).tolist()) == [2, 3, 5, 8]
@@ -434,7 +434,7 @@ def test_classes_in_one_split_alone(catalog):
 
 
 # ------------------------------------------------------------------ the mapper
-def test_mapper_reads_files_and_arrays_alike(tmp_path):
+def test_mapper_reads_files_and_arrays_equally(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     for order in ("RGB", "BGR", "L"):

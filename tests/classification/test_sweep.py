@@ -149,7 +149,7 @@ def test_unknown_images_are_told_by_the_scores_of_calibrated_logits(folder, swep
         assert (found["msp num_id"], found["msp num_ood"]) == (32, 11)
 
 
-def test_the_report_is_made_of_what_the_sweep_has_written(folder, swept, capsys):
+def test_the_report_reads_the_files_of_the_sweep(folder, swept, capsys):
     page = folder / "report.html"
     assert main(["report", f"{folder}/all", "--output", str(page), "--resamples", "9"]) == 0
     predictions = StoredPredictions.load(folder / "all" / predictions_name("sw_test"))
@@ -260,7 +260,7 @@ def test_mistakes_are_found_before_any_work(tool, folder, capsys, more, message)
 
 
 @pytest.mark.slow
-def test_two_processes_gather_and_sweep_what_one_does(tool, tmp_path):
+def test_two_processes_collect_and_sweep_the_same_as_one(tool, tmp_path):
     config = config_file("classification/digits_lt_linear.yaml")
     model = build_model(load_config(config, ["MODEL.DEVICE", "cpu"]))
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")

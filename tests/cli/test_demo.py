@@ -86,12 +86,12 @@ def test_the_sentence_claims_nothing_for_a_detector_that_finds_nothing(ap: float
 
 
 @pytest.mark.parametrize("size", ["tiny", "demo", "lvis"])
-def test_every_phase_of_every_size_says_how_long_it_takes(size: str) -> None:
+def test_every_phase_of_every_size_has_a_duration(size: str) -> None:
     assert set(demo_words.ROUGHLY[size]) == set(demo.PHASES)
 
 
 @pytest.mark.slow
-def test_results_say_where_they_come_from(finished: tuple[Path, str]) -> None:
+def test_results_have_provenance(finished: tuple[Path, str]) -> None:
     provenance = json.loads((finished[0] / "output/results.json").read_text())["provenance"]
     assert provenance["seed"] == 0 and provenance["size"] == "tiny"
     assert provenance["config"].startswith("glyphs_tiny")

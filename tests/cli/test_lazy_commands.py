@@ -313,7 +313,7 @@ def test_cascades_dense_detectors_and_classifiers_are_understood(tmp_path):
     assert cfg.MODEL.LOGN.COLLECT.POPULATION == "images"
 
 
-def test_passes_depend_on_what_the_file_says_and_not_on_its_place(runs, tmp_path):
+def test_passes_depend_on_the_content_of_the_file_not_on_its_path(runs, tmp_path):
     settings = deciding_settings(load_config(runs.lazy))
     moved = tmp_path / "moved.py"
     moved.write_text(LAZY)

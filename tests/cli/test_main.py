@@ -84,7 +84,7 @@ def test_options_stand_for_config_keys(
     assert list(jobs[0].opts) == overrides and jobs[0].stats == "s"
 
 
-def test_a_second_command_says_nothing_twice(monkeypatch, capsys):
+def test_a_second_command_logs_each_line_once(monkeypatch, capsys):
     from detectron2.utils.logger import setup_logger
 
     def command(argv):

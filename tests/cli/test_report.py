@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
     return make_small_runs(tmp_path_factory.mktemp("runs"), "report_tool_val", seed=1)
 
 
-def test_one_command_writes_the_page_and_says_the_result(
+def test_one_command_writes_the_page_and_prints_the_result(
     tool: ModuleType,
     runs: SmallRuns,
     tmp_path: Path,
@@ -88,7 +88,7 @@ def test_annotations_of_a_set_that_nobody_registers(
     assert "Calibrations on nobody_val" in text and "data:image/jpeg" in text
 
 
-def test_config_file_tells_the_training_sets_of_runs_that_do_not(
+def test_config_file_names_training_sets_for_runs_without_them(
     tool: ModuleType, runs: SmallRuns, tmp_path: Path
 ) -> None:
     config = tmp_path / "C.yaml"

@@ -254,7 +254,7 @@ def test_merged_shards_equal_one_job(
         assert_same(other.merge(one), whole)
 
 
-def test_merged_shards_may_reach_together_what_none_did_alone(
+def test_merged_shards_may_reach_a_target_that_none_reaches_alone(
     model: nn.Module, images: list[list[dict]], errors: dict[int, float]
 ) -> None:
     parts = [images[:5], images[5:]]

@@ -162,7 +162,7 @@ def test_unknown_background_is_an_error():
         AffineCalibration(torch.ones(1), torch.zeros(1), background="middle")
 
 
-def test_printed_form_tells_what_it_is():
+def test_printed_form_names_the_calibration():
     assert repr(draw("first")[0]) == (
         "AffineCalibration(name='affine', num_classes=6, background='first')"
     )

@@ -119,7 +119,7 @@ def test_merging_an_empty_object_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in moments.state_dict().items())
 
 
-def test_standard_error_of_alike_images_is_the_textbooks():
+def test_standard_error_of_equal_images_is_the_textbook_formula():
     batches = draw_batches([4] * 7)
     moments = LogitMoments(5)
     for image, batch in zip(OWN_GROUPS, batches, strict=True):

@@ -206,7 +206,7 @@ def test_wrong_options_are_named(text, message):
 @pytest.mark.parametrize(
     "text", ["auto", "p2p", "p2p(source=labels)", "norcal(gamma=auto)", "logn(source=negatives)"]
 )
-def test_the_error_of_older_statistics_says_how_to_collect_them_again(text):
+def test_the_error_for_older_statistics_has_the_remedy(text):
     moments = LogitMoments(4)
     moments.update(LOGITS)
     with pytest.raises(StatisticsError, match="lack: .* Collect them again: logn collect"):

@@ -98,7 +98,7 @@ def test_files_from_before_passes_could_end_early_are_read(tmp_path):
     assert (merged.num_images, merged.autocast) == (12, "float16")
 
 
-def test_files_without_posteriors_are_read_and_say_so(tmp_path):
+def test_files_without_posteriors_are_read_and_refused_where_needed(tmp_path):
     """Format version 2."""
     path, statistics = tmp_path / "stats.safetensors", make_statistics()
     statistics.save(path)

@@ -86,7 +86,7 @@ def test_counts_of_several_sets_are_added(register):
 
 
 @pytest.mark.parametrize("told, warns", [([2, 1], False), ([2, 9], True)])
-def test_warns_when_the_json_tells_other_counts(register, caplog, told, warns):
+def test_warns_if_the_json_has_other_counts(register, caplog, told, warns):
     register("shop", OBJECTS, image_count=told)
     with caplog.at_level(logging.WARNING, logger="logn_d2.data.counts"):
         assert class_counts("shop").image_count.tolist() == [2, 1]

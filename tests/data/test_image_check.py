@@ -26,7 +26,7 @@ def test_a_file_that_ends_early_is_named(record, kept):
     assert record["file_name"] in image_problem(record)
 
 
-def test_another_size_is_told_with_both(record):
+def test_a_wrong_size_is_reported_with_both_sizes(record):
     problem = image_problem({**record, "width": 41})
     assert "has 40 x 32 pixels, its json says 41 x 32" in problem
 

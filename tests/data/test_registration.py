@@ -108,7 +108,7 @@ def test_metadata_is_there_before_the_set_is_loaded(shop):
     assert meta.get("no_such_key", 3) == 3
 
 
-def test_counts_of_objects_are_absent_where_the_json_tells_none(shop):
+def test_object_counts_are_absent_if_the_json_has_none(shop):
     register_lvis_form("shop", *shop(coco_form()))
     assert MetadataCatalog.get("shop").get("class_instance_count") is None
 

@@ -101,7 +101,7 @@ def test_weights_that_leave_a_part_at_random_are_refused(name, tmp_path):
     assert path in str(error.value)
 
 
-def test_a_training_may_start_from_such_weights_and_says_so_once(tmp_path, caplog):
+def test_a_training_may_start_from_such_weights_with_one_warning(tmp_path, caplog):
     path = saved(tmp_path, Detector(5).state_dict())
     model = Detector()
     AtomicCheckpointer(model, str(tmp_path)).load(path, checkpointables=[])

@@ -31,7 +31,7 @@ def test_mistakes_end_with_one_message(capsys, tmp_path, error, monkeypatch):
     assert log.read_text().startswith("before\nTraceback")
 
 
-def test_without_a_log_the_message_says_how_to_see_more(capsys, monkeypatch, tmp_path):
+def test_without_a_log_the_message_explains_how_to_see_more(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
     for log in (None, str(tmp_path / "missing" / "log.txt")):
         with pytest.raises(SystemExit), short_errors(log):

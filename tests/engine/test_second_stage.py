@@ -52,7 +52,7 @@ def trained(cfg, steps=2):
 @pytest.mark.parametrize(
     ("name", "classifier"), [*((name, "linear") for name in SECOND_STAGES), ("lws", "cosine")]
 )
-def test_only_what_is_trained_changes(name, classifier, first):
+def test_only_trained_parts_change(name, classifier, first):
     first.MODEL.LOGN.SECOND_STAGE, first.MODEL.LOGN.CLASSIFIER = name, classifier
     first.SOLVER.BASE_LR, first.SOLVER.WARMUP_ITERS = 0.1, 0
     before, after = trained(first)

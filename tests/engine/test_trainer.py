@@ -178,7 +178,7 @@ def test_settings_of_a_pass_omit_keys_without_effect(cfg):
         ("INPUT.MIN_SIZE_TEST", 33),
     ],
 )
-def test_settings_of_a_statistics_pass_have_what_it_gathers_and_how_images_repeat(cfg, key, value):
+def test_settings_of_a_statistics_pass_include_population_and_repetition(cfg, key, value):
     cfg.DATALOADER.REPEAT_SQRT = True  # a key of newer releases of Detectron2
     settings = deciding_settings(cfg, collects=True)
     cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD = cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES = 3

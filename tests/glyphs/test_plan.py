@@ -134,7 +134,7 @@ def test_random_streams_of_images_differ():
     assert len(draws) == 80
 
 
-def test_vocabulary_holds_no_two_characters_that_look_alike():
+def test_vocabulary_has_no_two_similar_characters():
     characters = select_vocabulary(150, SIZES["demo"].similarity)
     assert len(set(characters)) == 150
     for looser, stricter in ((1203, SIZES["lvis"].similarity), (12, SIZES["tiny"].similarity)):
@@ -164,7 +164,7 @@ def test_every_character_has_ink_in_every_face():
         assert all(glyph_bitmap(character, face, 32).any() for face in range(len(FACES)))
 
 
-def test_too_strict_a_similarity_says_how_many_characters_remain():
+def test_the_error_for_a_strict_similarity_has_the_number_of_characters():
     with pytest.raises(ValueError, match=r"only \d+ characters .* num_classes=2000.*Raise"):
         select_vocabulary(2000, 0.8)
 

@@ -274,7 +274,7 @@ def test_class_counts_suffice_for_calibrations_without_statistics():
 
 
 @pytest.mark.parametrize("head", ["StandardROIHeads", "LogNROIHeads"])
-def test_attaching_twice_says_to_detach(head):
+def test_the_error_for_attaching_twice_names_detach(head):
     model = model_of(head)
     attach(model, some_calibration())
     with pytest.raises(ValueError, match="already has the calibration 'affine'.*detach"):

@@ -6,7 +6,7 @@ from logn_d2.data import register_lvis_form
 from logn_d2.modeling.build import known_class_names
 
 
-def test_a_training_set_that_is_not_here_says_nothing_about_names(tmp_path):
+def test_a_missing_training_set_gives_no_names(tmp_path):
     name = "somewhere_else_train"
     register_lvis_form(name, str(tmp_path / "missing.json"), str(tmp_path))
     try:

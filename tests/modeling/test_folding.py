@@ -177,7 +177,7 @@ def test_folded_linear_model_is_a_plain_detectron2_model(head, twin):
 
 
 @pytest.mark.parametrize(("head", "twin"), PARENTS.items())
-def test_model_that_never_knew_logn_d2_folds_alike(head, twin):
+def test_a_model_without_our_heads_folds_equally(head, twin):
     plain, ours = small_model(twin), small_model(head)
     calibrations = calibrations_of(plain)
     fold(plain, calibrations)
@@ -208,7 +208,7 @@ class CalibratedSigmoidOutputLayers(SigmoidOutputLayers):
         return super().predict_probs((self.calibration(logits), deltas), proposals)
 
 
-def test_sigmoid_heads_fold_alike():
+def test_sigmoid_heads_fold_equally():
     model = small_model("StandardROIHeads")
     model.roi_heads.box_predictor.__class__ = SigmoidOutputLayers
     calibrations = calibrations_of(model)

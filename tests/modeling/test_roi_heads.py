@@ -225,7 +225,7 @@ def test_building_a_model_does_not_invent_data_sets():
     assert set(MetadataCatalog.list()) == before
 
 
-def test_missing_statistics_say_how_to_make_them():
+def test_the_error_for_missing_statistics_has_the_remedy():
     with pytest.raises(FileNotFoundError, match="logn collect"):
         small_model(MODEL__LOGN__STATISTICS="/no/such/file")
 

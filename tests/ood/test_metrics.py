@@ -112,7 +112,7 @@ def test_an_empty_side_and_nan_are_refused(metric):
         function([[1.0]], [1.0])
 
 
-def test_resamples_are_evaluations_of_what_is_drawn():
+def test_resamples_are_evaluations_of_the_draws():
     rng = np.random.default_rng(3)
     known, unknown = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 25).round(1)
     found, draws = resample_ood(known, unknown, samples=5, seed=8), np.random.default_rng(8)

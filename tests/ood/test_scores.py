@@ -40,7 +40,7 @@ def test_msp_ranks_as_the_probability_does(logits):
     assert (np.argsort(msp(logits)) == np.argsort(top)).all()
 
 
-def test_msp_tells_apart_where_float32_saturates():
+def test_msp_separates_inputs_where_float32_saturates():
     logits = np.array([[60.0, 0, 0], [80.0, 0, 0], [700.0, 0, 0], [1e6, 0, 0]])
     assert (torch.tensor(logits, dtype=torch.float32).softmax(1).amax(1) == 1).all()
     assert (np.diff(msp(logits)) > 0).all()

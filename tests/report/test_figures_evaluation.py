@@ -165,7 +165,7 @@ def test_nothing_detected_still_makes_figures(truth: LvisGroundTruth) -> None:
     assert all(svg_data_uri(figure) for figure in figures)
 
 
-def test_figures_are_saved_whole_and_alike(
+def test_figures_are_saved_completely_and_reproducibly(
     tmp_path: Path, qualities: dict[str, CalibrationQuality]
 ) -> None:
     for name, head in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")):

@@ -194,7 +194,7 @@ def _most(comparison: Comparison) -> int:
     return max(ids.count(each) for each in ids)
 
 
-def test_what_intervals_leave_out_is_told(page: Page) -> None:
+def test_limits_of_the_intervals_are_stated(page: Page) -> None:
     assert "another training can change the figures by more" in page.text
 
 

@@ -77,7 +77,7 @@ def test_the_best_of_a_column_has_a_star(page: Page) -> None:
             assert [cell.startswith("★") for cell in column] == [each == best for each in values]
 
 
-def test_marks_say_whether_an_interval_leaves_out_zero(page: Page) -> None:
+def test_marks_show_intervals_without_zero(page: Page) -> None:
     for task in TASKS:
         for row in page.tables[f"changes-{task}"][1:]:
             for cell in row[1:]:

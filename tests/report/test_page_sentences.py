@@ -56,7 +56,7 @@ def test_data_are_told(page: Page, small_runs: SmallRuns) -> None:
     assert f"{RESAMPLES} bootstrap resamples of the {len(content['images'])}" in page.text
 
 
-def test_charts_say_what_the_tables_say(page: Page) -> None:
+def test_charts_and_tables_agree(page: Page) -> None:
     bars, dots = _alt(page, "Bar chart. "), _alt(page, "Dot plot")
     for task, bar, dot in zip(WORDS, bars, dots, strict=True):
         for name in ORDER[:2]:

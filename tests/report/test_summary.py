@@ -45,7 +45,7 @@ def test_headline_has_the_differences_that_can_be_measured() -> None:
         ((20.5, 9.5), set(), set(), set()),
     ],
 )
-def test_verdict_is_what_the_intervals_allow(
+def test_verdict_follows_from_the_intervals(
     logn: tuple[float, float], up: set[str], down: set[str], same: set[str]
 ) -> None:
     _, text, *_ = summarise(_comparison(uncalibrated=(20.0, 10.0), logn=logn))
@@ -71,7 +71,7 @@ def test_significance_is_decided_in_the_digits_that_are_shown() -> None:
     assert signs == [1, 0, 0, -1, 0, 0]
 
 
-def test_parts_are_told_with_what_each_gives_alone() -> None:
+def test_parts_have_their_separate_gains() -> None:
     runs = {"logn_mean": (20.5, 10.0), "logn_std": (21.0, 10.0), "logn_beta": (18.0, 10.0)}
     text = " ".join(summarise(_comparison(uncalibrated=(20.0, 10.0), logn=(19.0, 10.0), **runs)))
     assert "mean +0.5, std +1.0, beta −2.0" in text

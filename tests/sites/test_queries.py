@@ -133,6 +133,6 @@ def test_weights_that_another_layer_shares_are_not_folded():
         fold(model, calibration, site=site_of(model))
 
 
-def test_an_unknown_detector_is_told_of_sites():
+def test_the_error_for_an_unknown_detector_mentions_sites():
     with pytest.raises(UserError, match=r"docs/sites.md"):
         attach(small_detr(True), AffineCalibration.identity(CLASSES))

@@ -63,7 +63,7 @@ def test_the_network_runs_once():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_torchvision_detectors_are_replayed_alike(kind):
+def test_torchvision_detectors_are_replayed_exactly(kind):
     model, batch, calibration = build(kind), inputs(), drawn(kind)
     raw = outputs(model, batch)
     identity = AffineCalibration.identity(calibration.num_classes, calibration.background)

@@ -200,7 +200,7 @@ def test_masks_are_evaluated_only_where_all_are_known(
         assert f"The masks of {name} are not evaluated" in caplog.text
 
 
-def test_masks_that_nobody_looks_at_are_neither_stored_nor_missed(
+def test_unused_masks_are_neither_stored_nor_missing(
     models: dict[str, nn.Module], loader: list, data_set: list[dict], tmp_path: Path
 ) -> None:
     federated = ground_truth(data_set, negatives=[[1, 3], [2], [], [1], [4]])

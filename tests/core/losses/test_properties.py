@@ -268,7 +268,7 @@ def test_logits_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_says_whether_its_logits_can_be_calibrated(name):
+def test_a_loss_declares_whether_its_logits_can_be_calibrated(name):
     loss = make(name)
     if name in ("bags", "seesaw", "ecm", "eql_v2", "logit_norm"):
         assert not loss.calibratable
