@@ -244,6 +244,21 @@ SIZES: dict[str, GlyphSize] = {
             names_per_character=2,
             count_knots=tuple((share, max(1.0, count / 2)) for share, count in _DEMO_KNOTS),
         ),
+        # As many classes as LVIS in the same shares, on two cores: fewer and smaller images.
+        dataclasses.replace(
+            _DEMO,
+            name="lvis_small",
+            num_classes=1203,
+            train_images=4800,
+            val_images=300,
+            image_px=192,
+            classes_per_image=(8, 16),
+            count_knots=((0.0, 1.0), (337 / 1203, 5.5), (798 / 1203, 25.5), (1.0, 350.0)),
+            rare_max=5,
+            common_max=25,
+            similarity=0.92,
+            negatives_per_image=60,
+        ),
         GlyphSize(
             name="lvis",
             num_classes=1203,

@@ -30,7 +30,12 @@ def test_lvis_size_has_the_group_sizes_of_lvis_v1():
 
 @pytest.mark.parametrize(
     "name, expected",
-    [("tiny", [5, 4, 3]), ("demo", [42, 58, 50]), ("synonyms", [119, 131, 50])],
+    [
+        ("tiny", [5, 4, 3]),
+        ("demo", [42, 58, 50]),
+        ("synonyms", [119, 131, 50]),
+        ("lvis_small", [337, 461, 405]),
+    ],
 )
 def test_group_sizes_are_those_of_the_readme(name, expected):
     assert group_sizes(SIZES[name]) == expected
@@ -170,7 +175,7 @@ def test_the_error_for_a_strict_similarity_has_the_number_of_characters():
 
 
 def test_unknown_size_names_the_known_ones():
-    with pytest.raises(KeyError, match="tiny, demo, pretrain, synonyms, lvis"):
+    with pytest.raises(KeyError, match="tiny, demo, pretrain, synonyms, lvis_small, lvis"):
         get_size("huge")
 
 
