@@ -3,11 +3,12 @@
 
 Every block is a training of `benchmarks/methods.py` (sampler, seed, classifier, length). One pass
 over the training set collects its statistics, and one pass over the validation set evaluates the
-whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common shifts. The
-table of a block has the best point of each family. Then come the criteria for `auto`: its distance
-to the best point of the grid, its gain over LogN and NorCal 0.6, and the largest loss of a group
-against the uncalibrated detector. The last table has the spread over seeds. Finished blocks
-are kept. `--runs` takes finished trainings of any detector instead.
+boxes of the whole grid: LogN and its parts, NorCal, P2P and FRACAL over their strengths and common
+shifts. The table of a block has the best point of each family. Then come the criteria for `auto`:
+its distance to the best point of the grid, its gain over LogN and NorCal 0.6, and the largest loss
+of a group against the uncalibrated detector, with `--intervals` from a paired bootstrap over
+images. The last table has the spread over seeds. Finished blocks are kept. `--runs` takes finished
+trainings of any detector instead.
 
 Example:
     python benchmarks/calibration_grid.py \\
@@ -26,18 +27,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compared_methods import SIZES
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from methods import make_job, make_pretraining, train
 from tabulate import tabulate
 
 from logn_d2 import UNCALIBRATED
+from logn_d2.analysis import bootstrap_difference
 from logn_d2.core import expand_grid
 from logn_d2.engine import short_errors
 from logn_d2.engine.experiments import Row, measure, run_config
 from logn_d2.files import atomic_write
 from logn_d2.glyphs import draw_glyphs
+from logn_d2.lvis import LvisGroundTruth, match_lvis
+from logn_d2.sweeps import SweepDetections
 
 METRICS = ("AP", "APr", "APc", "APf")
 PLAIN, LOGN, NORCAL, AUTO = UNCALIBRATED, "logn", "norcal(gamma=0.6)", "auto"
+# The point of the grid that `auto` is; figures of older rules must not pass for its own.
+AUTO_POINT = "p2p(alpha=1.0, offset=0)"
 FAMILIES = {
     PLAIN: (PLAIN,),
     LOGN: (LOGN,),
@@ -53,14 +61,15 @@ FAMILIES = {
     "P2P, negatives": ("p2p(source=negatives, alpha=[0.65, 1.0], offset=[0, -1, -2])",),
     "P2P, labels": ("p2p(source=labels, alpha=[0.65, 1.0], offset=[0, -1, -2])",),
     "FRACAL": ("fracal", "fracal(lam=0)"),
-    AUTO: (AUTO,),
 }
 # Points without a parameter chosen on these images.
 GEOMETRIC = "logn(std_reference=geometric, beta=none)"
 CHOSEN_BY_NOBODY = (PLAIN, LOGN, GEOMETRIC, NORCAL, "fracal", AUTO)
 GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
+POINTS = [text for family in GRID.values() for text in family]
 
 Scores = Mapping[str, float]
+Interval = tuple[float, float]
 
 
 def trained_block(args: argparse.Namespace, block: str) -> Path:
@@ -75,7 +84,7 @@ def trained_block(args: argparse.Namespace, block: str) -> Path:
 def missing_points(run: Path) -> list[str]:
     """Points that joined the grid after a run was evaluated; the others keep their figures."""
     known = stored_scores(run)
-    return [text for family in GRID.values() for text in family if text not in known]
+    return [text for text in POINTS if text not in known]
 
 
 def stored_scores(run: Path) -> dict[str, Scores]:
@@ -84,23 +93,41 @@ def stored_scores(run: Path) -> dict[str, Scores]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def box_config(run: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a run without masks, which no figure of the grid needs."""
+    return run_config(run, ["MODEL.MASK_ON", "False", *opts])
+
+
 def evaluate(run: Path, opts: Sequence[str] = ()) -> dict[str, Scores]:
     """Box AP of every point of the grid for a finished training; `opts` are KEY VALUE pairs."""
     scores, path = stored_scores(run), run / "grid.json"
-    texts = [text for family in GRID.values() for text in family]
     rows = [Row(text, text) for text in missing_points(run)]
     if rows:
-        found = measure(run_config(run, opts), rows, run / "grid")
+        found = measure(box_config(run, opts), rows, run / "grid")
         scores |= {name: {m: tasks["bbox"][m] for m in METRICS} for name, tasks in found.items()}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    return {text: scores[text] for text in texts}
+    return {text: scores[text] for text in POINTS} | {AUTO: scores[AUTO_POINT]}
+
+
+def intervals(run: Path, opts: Sequence[str] = ()) -> dict[str, Interval]:
+    """95 % intervals of the changes by `auto` over the validation images, in percent."""
+    cfg = box_config(run, opts)
+    folder = run / "grid" / f"sweep_{cfg.MODEL.LOGN.CASCADE_AVERAGE}"
+    names = SweepDetections.load(folder).names if folder.is_dir() else ()
+    if not {PLAIN, AUTO_POINT} <= set(names):  # those of other points replaced them
+        measure(cfg, [Row(text, text) for text in (PLAIN, AUTO_POINT)], run / "grid")
+    swept = SweepDetections.load(folder)
+    truth = LvisGroundTruth.from_json(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
+    matches = (match_lvis(truth, swept.detections(text)) for text in (PLAIN, AUTO_POINT))
+    found = bootstrap_difference(*matches).intervals
+    return {m: tuple(100 * end for end in found[m]) for m in METRICS}
 
 
 def table(scores: Mapping[str, Scores]) -> str:
     """The best point of each family, with its change of AP and of each group."""
     lines = []
-    for family, texts in GRID.items():
+    for family, texts in {**GRID, AUTO: [AUTO]}.items():
         best = max(texts, key=lambda text: scores[text]["AP"])
         base = {m: 0.0 if family == PLAIN else scores[PLAIN][m] for m in METRICS}
         change = [
@@ -113,9 +140,14 @@ def table(scores: Mapping[str, Scores]) -> str:
 def asked(scores: Mapping[str, Scores], text: str) -> tuple[float, float, float, float]:
     """The criteria: AP less the best point's, LogN's, NorCal 0.6's; change of the worst group."""
     best = max(values["AP"] for values in scores.values())
-    mine, plain = scores[text], scores[PLAIN]
-    gaps = (mine["AP"] - each for each in (best, scores[LOGN]["AP"], scores[NORCAL]["AP"]))
-    return (*gaps, min(mine[m] - plain[m] for m in METRICS[1:]))
+    gaps = (scores[text]["AP"] - each for each in (best, scores[LOGN]["AP"], scores[NORCAL]["AP"]))
+    group = worst_group(scores, text)
+    return (*gaps, scores[text][group] - scores[PLAIN][group])
+
+
+def worst_group(scores: Mapping[str, Scores], text: str) -> str:
+    """The group whose AP changes least, or falls most."""
+    return min(METRICS[1:], key=lambda m: scores[text][m] - scores[PLAIN][m])
 
 
 def is_met(scores: Mapping[str, Scores], text: str) -> bool:
@@ -126,18 +158,25 @@ def is_met(scores: Mapping[str, Scores], text: str) -> bool:
 
 def most_often_met(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
     """The five points that meet the criteria in most blocks, with the number of blocks."""
-    texts = [text for family in GRID.values() for text in family]
-    counts = {text: sum(is_met(scores, text) for scores in blocks.values()) for text in texts}
-    found = sorted(texts, key=lambda text: -counts[text])[:5]
+    counts = {text: sum(is_met(scores, text) for scores in blocks.values()) for text in POINTS}
+    found = sorted(POINTS, key=lambda text: -counts[text])[:5]
     return ", ".join(f"{text}: {counts[text]} of {len(blocks)}" for text in found)
 
 
-def verdict(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
-    """How `auto` does in each block."""
+def verdict(
+    blocks: Mapping[str, Mapping[str, Scores]],
+    ends: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> str:
+    """How `auto` does in each block; the worst group with its interval, if known."""
     lines = []
     for block, scores in blocks.items():
-        lines.append([block, *(f"{value:+.2f}" for value in asked(scores, AUTO))])
-    head = ["block", "auto - best of the grid", "- LogN", "- NorCal 0.6", "worst group"]
+        *gaps, change = (f"{value:+.2f}" for value in asked(scores, AUTO))
+        group = worst_group(scores, AUTO)
+        cell = f"{group} {change}"
+        if ends and block in ends:
+            cell += " [{:+.1f}, {:+.1f}]".format(*ends[block][group])
+        lines.append([block, *gaps, cell, "yes" if is_met(scores, AUTO) else "no"])
+    head = ["block", "auto - best of the grid", "- LogN", "- NorCal 0.6", "worst group", "all met"]
     return tabulate(lines, head, "pipe", disable_numparse=True)
 
 
@@ -173,6 +212,7 @@ def main() -> None:
     source.add_argument("--blocks", nargs="+", default=[], metavar="SAMPLER/seedN/METHOD")
     source.add_argument("--runs", nargs="+", default=[], type=Path, metavar="FOLDER")
     parser.add_argument("--dataset", metavar="NAME", help="data set of --runs (default: their own)")
+    parser.add_argument("--intervals", action="store_true", help="of the worst group's change")
     parser.add_argument("--size", choices=list(SIZES), default="demo")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("output/methods"))
@@ -184,13 +224,15 @@ def main() -> None:
             draw_glyphs(_root(), "pretrain")
             train(make_pretraining(args))
         opts = ["DATASETS.TEST", f"('{args.dataset}',)"] if args.dataset else []
-        found = {}
+        found, ends = {}, {}
         for block in [*args.blocks, *args.runs]:
             run = block if block in args.runs else trained_block(args, block)
             name = run.name if block in args.runs else block
             found[name] = evaluate(run, opts)
+            if args.intervals:
+                ends[name] = intervals(run, opts)
             print(f"\n## {name}\n\n{table(found[name])}", flush=True)
-    print(f"\n## auto\n\n{verdict(found)}\n\nAll three met: {most_often_met(found)}")
+    print(f"\n## auto\n\n{verdict(found, ends)}\n\nAll three met: {most_often_met(found)}")
     print(f"\n## Over seeds: uncalibrated, and changes\n\n{over_seeds(found)}")
 
 

@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from logn_d2.engine import short_errors
 from logn_d2.lvis import Detections, LvisGroundTruth, evaluate_fixed_ap, evaluate_lvis
-from logn_d2.sweeps import SweepPredictions
+from logn_d2.sweeps import SweepDetections
 
 METRICS = ("AP", "APr", "APc", "APf")
 
@@ -37,7 +37,7 @@ def evaluations(
     yield "fixed AP", evaluate_fixed_ap(truth, detections).as_dict()
 
 
-def table(truth: LvisGroundTruth, sweep: SweepPredictions, limits: Sequence[int]) -> str:
+def table(truth: LvisGroundTruth, sweep: SweepDetections, limits: Sequence[int]) -> str:
     """The first calibration's figures, and the changes from them."""
     base: dict[str, Mapping[str, float]] = {}
     lines = []
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     with short_errors():
         truth = LvisGroundTruth.from_json(args.annotations, masks=False)
-        print(table(truth, SweepPredictions.load(args.sweep / "sweep"), args.limits))
+        print(table(truth, SweepDetections.load(args.sweep / "sweep"), args.limits))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import operator
 import os
 import statistics
@@ -34,9 +35,11 @@ from pathlib import Path
 
 from compared_methods import CROSS_ENTROPY, METHODS, SAMPLERS, SIZES
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from resumable import run_to_exit_status
 from tabulate import tabulate
 
+from logn_d2 import UNCALIBRATED
 from logn_d2.analysis import format_spread
 from logn_d2.config import config_file
 from logn_d2.engine import Trainer, load_config
@@ -50,9 +53,15 @@ from logn_d2.engine.experiments import (
 )
 from logn_d2.files import atomic_write
 from logn_d2.glyphs import draw_glyphs
+from logn_d2.lvis import LvisGroundTruth, evaluate_fixed_ap, evaluate_lvis
+from logn_d2.sweeps import SweepDetections
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("AP", "APr", "APc", "APf")
+# Classes do not compete for places in an image (docs/when_logn_helps.md).
+FIXED = ("fixed AP", "fixed APr")
+# Detections of an image for fixed AP; AP takes the best of them, as many as the config keeps.
+KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -157,13 +166,41 @@ def train(job: Job) -> None:
 
 
 def calibrate(job: Job) -> dict[str, dict[str, float]]:
-    """Label -> metrics of boxes for each calibration of a training."""
+    """Label -> figures of `figures` without calibration, then for each calibration."""
     found = calibrated(job)
     if found is None:
-        tasks = measure(run_config(job.folder), job.after, job.folder / "calibrated")
-        found = {label: {m: tasks[label]["bbox"][m] for m in METRICS} for label in tasks}
+        found = figures(job, rows_of(job))
         with atomic_write(job.folder / "calibrated.json") as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def rows_of(job: Job) -> tuple[Row, ...]:
+    """The training alone, and its calibrations."""
+    return (Row(UNCALIBRATED), *job.after)
+
+
+def figures(job: Job, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Label -> box AP under the config's limit of detections, and fixed AP, from one pass."""
+    cfg = run_config(job.folder, ["TEST.DETECTIONS_PER_IMAGE", str(KEPT)])
+    folder = job.folder / "calibrated"
+    measure(cfg, rows, folder)
+    swept = SweepDetections.load(folder / f"sweep_{cfg.MODEL.LOGN.CASCADE_AVERAGE}")
+    truth = LvisGroundTruth.from_json(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
+    return figures_of(truth, swept, job.cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def figures_of(
+    truth: LvisGroundTruth, swept: SweepDetections, limit: int
+) -> dict[str, dict[str, float]]:
+    """The same from detections of which only the best `limit` of an image count for AP."""
+    found = {}
+    for label in swept.names:
+        detections = swept.detections(label)
+        scores = evaluate_lvis(truth, detections, max_dets=limit).as_dict()
+        fixed = evaluate_fixed_ap(truth, detections).as_dict()
+        found[label] = {m: scores[m] for m in METRICS}
+        found[label] |= {name: fixed[name.removeprefix("fixed ")] for name in FIXED}
     return found
 
 
@@ -173,7 +210,8 @@ def calibrated(job: Job) -> dict[str, dict[str, float]] | None:
     if not path.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
         return None
     found = json.loads(path.read_text())
-    return found if list(found) == [row.label for row in job.after] else None
+    # Files of older releases lack the training's own row, and fixed AP.
+    return found if list(found) == [row.label for row in rows_of(job)] else None
 
 
 def evaluated(job: Job) -> dict[str, float]:
@@ -215,7 +253,8 @@ class Table:
             "# Methods on LT-Glyphs",
             "",
             f"`python benchmarks/methods.py --size {args.size} --iterations {args.iterations}`: "
-            "box AP in percent, mean ± standard deviation over seeds; time of the iterations of "
+            "box AP in percent, mean ± standard deviation over seeds; fixed AP, where classes do "
+            "not compete for places in an image; time of the iterations of "
             "all stages relative to cross-entropy's; additional numbers in the model compared with "
             "cross-entropy's, as parameters and as other state. The time excludes passes without "
             "training: LogN's over the training set, LOCE's over five images of each "
@@ -223,7 +262,7 @@ class Table:
         ]
         for sampler in SAMPLERS:
             body = [line for name in METHODS for line in self._lines(sampler, name)]
-            headers = ["method", "seeds", *METRICS, "time", "parameters", "state"]
+            headers = ["method", "seeds", *METRICS, *FIXED, "time", "parameters", "state"]
             align = ["left", *["right"] * (len(headers) - 1)]
             table = tabulate(body, headers, "pipe", disable_numparse=True, colalign=align)
             lines += ["", f"## Sampler: {sampler}", "", table] if body else []
@@ -237,8 +276,9 @@ class Table:
             return
         times = [self._seconds(sampler, job, name) for job in jobs]
         parameters, state = map(operator.sub, self._size(name), self._size(CROSS_ENTROPY))
-        yield _line(METHODS[name].title, list(map(evaluated, jobs)), times, parameters, state)
         found = [scores for scores in map(calibrated, jobs) if scores]
+        runs = [{**evaluated(job), **_fixed(calibrated(job))} for job in jobs]
+        yield _line(METHODS[name].title, runs, times, parameters, state)
         state += 2 * jobs[0].cfg.MODEL.ROI_HEADS.NUM_CLASSES
         suffix = METHODS[name].title.removeprefix(METHODS[CROSS_ENTROPY].title)
         for row in METHODS[name].after if found else ():
@@ -253,6 +293,11 @@ class Table:
         return seconds / self._job(sampler, seed, CROSS_ENTROPY).seconds()
 
 
+def _fixed(found: Mapping[str, Mapping[str, float]] | None) -> dict[str, float]:
+    """Fixed AP of a training alone; NaN before it has been measured."""
+    return {name: found[UNCALIBRATED][name] if found else math.nan for name in FIXED}
+
+
 def _line(
     label: str,
     runs: Sequence[Mapping[str, float]],
@@ -260,7 +305,7 @@ def _line(
     parameters: int,
     state: int,
 ) -> list[str]:
-    scores = [format_spread([run[metric] for run in runs]) for metric in METRICS]
+    scores = [format_spread([run[metric] for run in runs]) for metric in (*METRICS, *FIXED)]
     return [
         *(label, str(len(runs)), *scores),
         *(format_spread(times, 2), f"{parameters:+,}", f"{state:+,}"),
@@ -286,8 +331,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 job = make_job(args, sampler, seed, name)
                 say(f"{sampler}, seed {seed}: {METHODS[name].title}")
                 train(job)
-                if job.after:
-                    calibrate(job)
+                calibrate(job)
                 with atomic_write(args.output / "methods.md") as temporary:
                     temporary.write_text(str(table), encoding="utf-8")
     print(table)

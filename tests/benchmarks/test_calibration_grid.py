@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
+import torch
 
-from logn_d2.core import parse_calibration
+from logn_d2.core import (
+    CalibrationInputs,
+    LogitMoments,
+    PosteriorMoments,
+    StageStatistics,
+    build_calibration,
+    parse_calibration,
+)
 
 from ..load_script import load_script
 
@@ -17,15 +26,14 @@ def grid():
 
 
 def test_every_point_is_a_calibration_and_is_there_once(grid):
-    texts = [text for each in grid.GRID.values() for text in each]
-    assert [text for text, count in Counter(texts).items() if count > 1] == []
-    for text in texts:
+    assert [text for text, count in Counter(grid.POINTS).items() if count > 1] == []
+    for text in grid.POINTS:
         parse_calibration(text)
-    assert {grid.PLAIN, grid.LOGN, grid.NORCAL, grid.AUTO} <= set(texts)
+    assert {grid.PLAIN, grid.LOGN, grid.NORCAL, grid.AUTO_POINT} <= set(grid.POINTS)
 
 
 def test_tables_have_the_best_of_a_family_and_the_worst_of_the_groups(grid):
-    texts = [text for each in grid.GRID.values() for text in each]
+    texts = [*grid.POINTS, grid.AUTO]
     scores = {text: dict.fromkeys(grid.METRICS, 10.0) for text in texts}
     best = "p2p(alpha=0.8, offset=-1)"
     scores[best] = {"AP": 12.0, "APr": 15.0, "APc": 10.0, "APf": 9.5}
@@ -36,11 +44,13 @@ def test_tables_have_the_best_of_a_family_and_the_worst_of_the_groups(grid):
     assert row[1:] == [best, "+2.0", "+5.0", "+0.0", "-0.5"]
     (line,) = grid.verdict({"rfs": scores}).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["rfs", "-0.10", "+2.90", "+0.40", "-0.25"]
+    assert cells == ["rfs", "-0.10", "+2.90", "+0.40", "APf -0.25", "yes"]
+    ends = {"rfs": {"APf": (-0.5, 0.04)}}
+    assert "| APf -0.25 [-0.5, +0.0] |" in grid.verdict({"rfs": scores}, ends)
 
 
 def test_spread_is_over_the_seeds_of_a_training(grid):
-    texts = [text for each in grid.GRID.values() for text in each]
+    texts = [*grid.POINTS, grid.AUTO]
     blocks = {}
     for seed, ap in enumerate((10.0, 12.0)):
         scores = {text: dict.fromkeys(grid.METRICS, ap) for text in texts}
@@ -57,7 +67,7 @@ def test_spread_is_over_the_seeds_of_a_training(grid):
 
 
 def test_a_point_has_to_meet_all_three_in_every_block(grid):
-    texts = [text for each in grid.GRID.values() for text in each]
+    texts = [*grid.POINTS, grid.AUTO]
     scores = {text: dict.fromkeys(grid.METRICS, 10.0) for text in texts}
     scores["fracal"] = {"AP": 12.0, "APr": 15.0, "APc": 12.0, "APf": 9.8}
     scores[grid.AUTO] = {"AP": 12.2, "APr": 16.0, "APc": 12.0, "APf": 9.6}
@@ -65,3 +75,23 @@ def test_a_point_has_to_meet_all_three_in_every_block(grid):
     found = grid.most_often_met({"a": scores, "b": scores})
     assert found.startswith("fracal: 2 of 2") and "auto: 2" not in found
     assert not grid.is_met(scores, "logn_mean")
+
+
+def test_auto_is_its_point_of_the_grid(grid):
+    """Its figures are that point's: figures of an older rule in a grid.json are not taken."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(40, 6, generator=generator), torch.arange(40) % 6
+    moments, posteriors = LogitMoments(6), PosteriorMoments(6)
+    moments.update(logits)
+    posteriors.update(logits, logits.softmax(1), labels)
+    stage = StageStatistics.from_moments(moments, posteriors=posteriors)
+    inputs = CalibrationInputs(5, stage)
+    auto, point = (build_calibration(text, inputs) for text in (grid.AUTO, grid.AUTO_POINT))
+    assert torch.equal(auto.shift, point.shift) and torch.equal(auto.scale, point.scale)
+
+
+def test_figures_of_finished_runs_are_kept_and_auto_is_taken_from_its_point(grid, tmp_path):
+    scores = {text: dict.fromkeys(grid.METRICS, 1.0) for text in [*grid.POINTS, grid.AUTO]}
+    scores[grid.AUTO_POINT] = dict.fromkeys(grid.METRICS, 2.0)
+    (tmp_path / "grid.json").write_text(json.dumps(scores))
+    assert grid.evaluate(tmp_path)[grid.AUTO]["AP"] == 2.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import types
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +16,10 @@ from logn_d2.core.losses import parse_loss
 from logn_d2.engine import Trainer
 from logn_d2.engine.checks import check_calibration
 from logn_d2.engine.runs import check_training
+from logn_d2.lvis import Detections, LvisGroundTruth, evaluate_fixed_ap, evaluate_lvis
 
 from ..load_script import load_script
+from ..lvis.lvis_reference import random_detections, random_lvis
 
 compared = load_script("benchmarks/compared_methods.py")
 AFTER, AFTER_LINEAR, LINEAR = compared.AFTER, compared.AFTER_LINEAR, compared.LINEAR
@@ -60,12 +64,11 @@ def trainings(tool, monkeypatch):
         results.write_text(json.dumps({"rows": rows}))
         return type("Done", (), {"returncode": 0})
 
-    def measure(cfg, rows, output):
-        metrics = dict.fromkeys(tool.METRICS, 1.0)
-        return {row.label: {"bbox": {**metrics, "AP50": 2.0}} for row in rows}
+    def figures(job, rows):
+        return {row.label: dict.fromkeys((*tool.METRICS, *tool.FIXED), 1.0) for row in rows}
 
     monkeypatch.setattr(tool.subprocess, "run", start)
-    monkeypatch.setattr(tool, "measure", measure)
+    monkeypatch.setattr(tool, "figures", figures)
     return started
 
 
@@ -186,6 +189,7 @@ def test_table_has_every_method_and_trainings_are_not_repeated(tool, tmp_path, t
     assert rows["cross-entropy"][-3:] == ["1.00 ± 0.00", "+0", "+0"]
     assert rows["LogN"][-1] == "+24" and rows["NorCal, gamma 0.6"][-2] == "+0"
     assert rows["LogN"][:2] == ["2", "1.0 ± 0.0"]
+    assert rows["cross-entropy"][5:7] == ["1.0 ± 0.0", "1.0 ± 0.0"]  # fixed AP
     assert rows["LWS"][-3:] == ["2.00 ± 0.00", "+13", "+0"]
     assert rows["LOCE"][-3] == "1.25 ± 0.00"
     # 80 RoIs of 12 classes, 32 channels of 7 x 7 and 4 coordinates; 13 mean scores
@@ -212,10 +216,27 @@ def test_other_calibrations_are_measured_again(tool, tmp_path, trainings):
     job = tool.make_job(arguments(tool, tmp_path), "rfs", 0, "cross_entropy")
     tool.train(job)
     tool.calibrate(job)
-    assert list(tool.calibrated(job)) == [row.label for row in AFTER]
+    assert list(tool.calibrated(job)) == ["uncalibrated", *(row.label for row in AFTER)]
     job = replace(job, after=AFTER[1:])
     assert tool.calibrated(job) is None
-    assert list(tool.calibrate(job)) == [row.label for row in AFTER[1:]]
+    assert list(tool.calibrate(job))[1:] == [row.label for row in AFTER[1:]]
+    old = json.dumps({row.label: {"AP": 1.0} for row in AFTER[1:]})  # without fixed AP
+    (job.folder / "calibrated.json").write_text(old)
+    assert tool.calibrated(job) is None
+
+
+def test_ap_has_a_limit_for_an_image_and_fixed_ap_has_none(tool):
+    rng = np.random.default_rng(0)
+    dataset = random_lvis(rng, with_masks=False)
+    truth = LvisGroundTruth.from_dict(dataset)
+    drawn = random_detections(rng, dataset, per_image=60, with_masks=False)
+    found = Detections.from_json_list(drawn, truth.category_ids)
+    swept = types.SimpleNamespace(names=("logn",), detections=lambda name: found)
+    figures = tool.figures_of(truth, swept, 5)["logn"]
+    limited, fixed = evaluate_lvis(truth, found, max_dets=5), evaluate_fixed_ap(truth, found)
+    assert [figures[m] for m in tool.METRICS] == [limited.as_dict()[m] for m in tool.METRICS]
+    assert [figures[m] for m in tool.FIXED] == [fixed.as_dict()[m] for m in ("AP", "APr")]
+    assert figures["fixed AP"] != figures["AP"]
 
 
 def test_run_with_other_settings_is_refused(tool, tmp_path, trainings):
