@@ -44,7 +44,8 @@ from logn_d2.sweeps import SweepDetections
 
 METRICS = ("AP", "APr", "APc", "APf")
 PLAIN, LOGN, NORCAL, AUTO = UNCALIBRATED, "logn", "norcal(gamma=0.6)", "auto"
-# The point of the grid that `auto` is; figures of older rules must not pass for its own.
+# The point of the grid equal to `auto`: a grid.json may have figures of an older rule under its
+# name.
 AUTO_POINT = "p2p(alpha=1.0, offset=0)"
 FAMILIES = {
     PLAIN: (PLAIN,),
@@ -167,7 +168,7 @@ def verdict(
     blocks: Mapping[str, Mapping[str, Scores]],
     ends: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> str:
-    """How `auto` does in each block; the worst group with its interval, if known."""
+    """Distances of `auto` in each block, and its worst group with its interval, if known."""
     lines = []
     for block, scores in blocks.items():
         *gaps, change = (f"{value:+.2f}" for value in asked(scores, AUTO))
@@ -212,7 +213,7 @@ def main() -> None:
     source.add_argument("--blocks", nargs="+", default=[], metavar="SAMPLER/seedN/METHOD")
     source.add_argument("--runs", nargs="+", default=[], type=Path, metavar="FOLDER")
     parser.add_argument("--dataset", metavar="NAME", help="data set of --runs (default: their own)")
-    parser.add_argument("--intervals", action="store_true", help="of the worst group's change")
+    parser.add_argument("--intervals", action="store_true", help="of the worst groups' changes")
     parser.add_argument("--size", choices=list(SIZES), default="demo")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("output/methods"))

@@ -60,7 +60,7 @@ ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("AP", "APr", "APc", "APf")
 # Classes do not compete for places in an image (docs/when_logn_helps.md).
 FIXED = ("fixed AP", "fixed APr")
-# Detections of an image for fixed AP; AP takes the best of them, as many as the config keeps.
+# Detections per image for fixed AP; AP uses the best of them, up to the config's limit.
 KEPT = 1000
 
 

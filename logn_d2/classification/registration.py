@@ -101,7 +101,7 @@ def register_images(name: str, source: str | Callable[[], ImageData]) -> None:
             return
         raise UserError(
             f"The data set '{name}' is already registered as {known or 'another kind of set'}; "
-            f"cannot register it as {described}. Choose another name."
+            f"can't register it as {described}. Choose another name."
         )
     load = _Loaded(_read_source(source) if isinstance(source, str) else source, name)
     DatasetCatalog.register(name, lambda: list(load().records))

@@ -182,7 +182,7 @@ def register_lvis_form(
             return
         if found != paths and not replace:
             raise UserError(
-                f"Dataset '{name}' is already registered with {found}; cannot register it with "
+                f"The data set '{name}' is already registered with {found}; can't register it with "
                 f"{paths}. Choose another name, or pass replace=True."
             )
         DatasetCatalog.remove(name)

@@ -71,7 +71,7 @@ def draw_glyphs(
     Raises:
         ValueError: the folder contains a set with another seed or other settings, or the files of a
             finished set have changed.
-        OSError: the disk is full or the folder cannot be written.
+        OSError: the disk is full or the folder is not writable.
 
     Example:
         >>> folder = draw_glyphs("datasets", size="tiny")  # doctest: +SKIP

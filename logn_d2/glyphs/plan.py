@@ -72,7 +72,7 @@ def _image_loads(
     loads = rng.integers(low, high + 1, num_images)
     while loads.sum() != total:
         step = 1 if loads.sum() < total else -1
-        # Outside the bounds only when the counts cannot be met within them.
+        # Outside the bounds only when the counts can't be met within them.
         movable = np.flatnonzero(loads < high if step > 0 else loads > low)
         if movable.size == 0:
             movable = np.flatnonzero(loads + step >= 0)

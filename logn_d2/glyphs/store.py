@@ -72,7 +72,7 @@ def write_file(path: Path, content: bytes) -> str:
         # Of the same kind: callers still tell a full disk from a folder that is not writable.
         raise type(error)(
             error.errno,
-            f"cannot write {path} ({error.strerror}). Free space or choose a writable folder; the "
+            f"can't write {path} ({error.strerror}). Free space or choose a writable folder; the "
             "same command then resumes where it stopped",
         ) from error
     return hashlib.sha256(content).hexdigest()
@@ -129,7 +129,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write into {folder} ({error.strerror}); choose a writable folder",
+            f"can't write into {folder} ({error.strerror}); choose a writable folder",
         ) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
