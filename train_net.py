@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from logn_d2 import add_logn_config
-from logn_d2.commands.run import Job, run
+from logn_d2.commands.run import run
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,10 +80,10 @@ def _is_config_key(text: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the requested job; return the exit status."""
     args = parse_args(argv)
-    verb = "evaluate" if args.eval_only else "train"
+    args.verb = "evaluate" if args.eval_only else "train"
     if args.collect_stats is not None:
-        verb, args.output = "collect", args.collect_stats
-    return run(Job.from_args(verb, args, args.opts))
+        args.verb, args.output = "collect", args.collect_stats
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from logn_d2.core import LogitMoments, LogitStatistics
 from logn_d2.data.loader import PassDataset, build_statistics_loader
 from logn_d2.modeling.box_predictors import find_box_predictors
 from logn_d2.modeling.recording import Recording, shadowed
-from logn_d2.modeling.stages import RecordedStage
+from logn_d2.modeling.stages import StageOutput
 
 DATASET = "drawn_benchmark"
 MOMENTUM = 5e-5  # of the released configs
@@ -353,7 +353,7 @@ def show_memory(num_rois: int) -> None:
         for images in (10, 100, 500):
             for _ in range(images - seen):
                 logits = torch.randn(num_rois, num_classes + 1)
-                stage = RecordedStage(predictor, (logits, logits[:, :0]), [range(num_rois)])
+                stage = StageOutput(predictor, (logits, logits[:, :0]), [range(num_rois)])
                 collector.process([{}], Recording([stage]))
             seen, start = images, resident_bytes() if start is None else start
             size = state_bytes(collector.own_statistics())

@@ -34,25 +34,17 @@ UNCALIBRATED = "uncalibrated"
 """The calibration that changes nothing, the baseline of all comparisons."""
 
 _HOMES = {
-    "AffineCalibration": "logn_d2.core",
-    "LogitMoments": "logn_d2.core",
-    "LogitStatistics": "logn_d2.core",
-    "logn": "logn_d2.core",
-    "add_logn_config": "logn_d2.config",
-    "config_file": "logn_d2.config",
-    "attach": "logn_d2.modeling",
-    "detach": "logn_d2.modeling",
-    "evaluate": "logn_d2.engine.verbs",
-    "fold": "logn_d2.modeling",
-    "LogNCascadeROIHeads": "logn_d2.modeling",
-    "LogNFastRCNNOutputLayers": "logn_d2.modeling",
-    "LogNROIHeads": "logn_d2.modeling",
-    "LogNRes5ROIHeads": "logn_d2.modeling",
-    "LogitStatisticsCollector": "logn_d2.collection",
-    "collect": "logn_d2.collection",
-    "collect_statistics": "logn_d2.collection",
-    "register_lvis_form": "logn_d2.data",
-    "sweep": "logn_d2.engine.verbs",
+    name: f"logn_d2.{home}"
+    for home, names in {
+        "collection": "LogitStatisticsCollector collect collect_statistics",
+        "config": "add_logn_config config_file",
+        "core": "AffineCalibration LogitMoments LogitStatistics logn",
+        "data": "register_lvis_form",
+        "engine.verbs": "evaluate sweep",
+        "modeling": "LogNCascadeROIHeads LogNFastRCNNOutputLayers LogNROIHeads LogNRes5ROIHeads "
+        "attach detach fold",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

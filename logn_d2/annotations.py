@@ -26,8 +26,6 @@ try:
 except ImportError:
     orjson = None
 
-__all__ = ["check_annotations", "collector_paused", "mask_of", "name_of", "read_annotations"]
-
 logger = logging.getLogger(__name__)
 
 Entry = Mapping[str, Any]

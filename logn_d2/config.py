@@ -9,8 +9,6 @@ from detectron2.config import CfgNode as CN
 from . import classification, modeling  # noqa: F401  # only registration
 from .errors import MissingFileError
 
-__all__ = ["add_logn_config", "config_file"]
-
 
 def add_logn_config(cfg: CN) -> None:
     """Add ``MODEL.LOGN`` to ``cfg``.

@@ -5,7 +5,7 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike
 
 from .errors import UserError
 
-__all__ = ["ClassCounts", "CountsSource", "frequency_groups", "shot_groups"]
+# LVIS's letters; other groups keep their names.
+_TITLES = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+def group_title(group: str) -> str:
+    """The title of a group, given as a name or as a metric's suffix after AP.
+
+    Example:
+        >>> [group_title(group) for group in ("r", "few", "")]
+        ['rare', 'few', 'all']
+    """
+    return _TITLES.get(group, group or "all")
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,30 @@ class ClassCounts:
 CountsSource = ClassCounts | Callable[[], ClassCounts] | None
 """Class counts; or a function that returns them, called only if they are needed, because counting
 LVIS takes a while; or None."""
+
+
+def count_classes(images: Iterable[Sequence[int]], num_classes: int) -> np.ndarray:
+    """Images and objects of each class, int64 (2, K).
+
+    Args:
+        images (Iterable[Sequence[int]]): the classes of the objects in each image.
+        num_classes (int): K.
+
+    Example:
+        >>> count_classes([[0, 0], [0, 2]], 3).tolist()
+        [[2, 0, 1], [3, 0, 1]]
+    """
+    counts = np.zeros((2, num_classes), dtype=np.int64)
+    for classes in images:
+        # An index that occurs twice is increased once by "+=", but each time by `np.add.at`.
+        counts[0, list(set(classes))] += 1
+        np.add.at(counts[1], classes, 1)
+    return counts
+
+
+def known_counts(source: CountsSource) -> ClassCounts | None:
+    """The class counts of a source, counted now if it is a function."""
+    return source() if callable(source) else source
 
 
 def frequency_groups(

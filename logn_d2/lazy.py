@@ -2,7 +2,7 @@
 
 Commands read their settings from a `CfgNode`. For a LazyConfig, `fill_from_lazy` writes the
 settings that they need into one. What only a LazyConfig can describe (model, mappers, sampler,
-optimizer, schedule) is instantiated from the LazyConfig itself, which `lazy_config` returns.
+optimizer, schedule), `logn_d2.source` instantiates from the LazyConfig itself.
 
 A LazyConfig is Python code and runs when it is read: read only what you trust.
 """
@@ -28,26 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import MissingFileError, UserError
 from .sites import config_site
 
-__all__ = [
-    "check_lazy_training",
-    "fill_from_lazy",
-    "is_lazy",
-    "lazy_config",
-    "split_lazy_overrides",
-    "target_of",
-]
-
 # Keys that a command may set beside a LazyConfig, because no part of it defines them.
 _OWN_KEYS = re.compile(
     r"MODEL\.LOGN\.(?!LAZY|CLASSIFIER|LOSS|TEMPERATURE|SECOND_STAGE|MEMORY|BACKBONE|IMAGE\.(?!DATA))"
     r"|(MODEL\.WEIGHTS|MODEL\.DEVICE|OUTPUT_DIR|DATASETS\.TEST|SEED)$"
 )
 _OVERRIDE = re.compile(r"\+?[a-z_]\w*(\.\w+)+=")
-
-
-def is_lazy(cfg: CfgNode) -> bool:
-    """Whether a LazyConfig describes the model."""
-    return "LOGN" in cfg.MODEL and bool(cfg.MODEL.LOGN.LAZY.FILE)
 
 
 def lazy_config(cfg: CfgNode) -> DictConfig:
@@ -127,16 +113,15 @@ def fill_from_lazy(cfg: CfgNode, file: str | os.PathLike[str], overrides: Sequen
     node.DIGEST = _digest(config)
 
 
-def check_lazy_training(cfg: CfgNode) -> None:
+def check_lazy_training(config: DictConfig, file: str) -> None:
     """Check that commands can train a LazyConfig's model with its settings.
 
     Raises:
         ValueError: the optimizer or the schedule is missing, or weights would be averaged.
     """
-    config = lazy_config(cfg)
     for part in ("optimizer", "lr_multiplier"):
         if part not in config:
-            raise UserError(f"{cfg.MODEL.LOGN.LAZY.FILE} has no '{part}', which training needs.")
+            raise UserError(f"{file} has no '{part}', which training needs.")
     if OmegaConf.select(config, "train.model_ema.enabled"):
         raise UserError(
             "train.model_ema.enabled is True, but `logn train` does not average weights. Set it to "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
+
+from logn_d2.cli.main import run
 
 
 def command(name: str) -> ModuleType:
@@ -17,9 +20,8 @@ def command(name: str) -> ModuleType:
     """
     arguments = importlib.import_module(f"logn_d2.cli.{name}")
     work = importlib.import_module(f"logn_d2.commands.{name}")
-    work.main = arguments.main
-    if hasattr(arguments, "parse_args"):
-        work.parse_args = arguments.parse_args
+    work.main = functools.partial(run, name)
+    work.parse_args = arguments.parse_args
     return work
 
 

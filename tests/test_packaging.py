@@ -105,6 +105,22 @@ def test_requirements_are_names_from_the_package_index(wheel: Path) -> None:
     assert not missing
 
 
+def test_every_requirement_is_imported() -> None:
+    call = next(node for node in ast.walk(_setup_tree()) if isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "setup")  # fmt: skip
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    required = {re.split("[<>=]", name)[0] for name in ast.literal_eval(given["install_requires"])}
+    imported = set()
+    for path in (ROOT / "logn_d2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    modules = {"opencv-python": "cv2", "Pillow": "PIL"}
+    assert {name for name in required if modules.get(name, name) not in imported} == set()
+
+
 def _loaded_with(path: Path) -> set[str]:
     """Packages that a module imports outside its functions, by their first names."""
     names = set()

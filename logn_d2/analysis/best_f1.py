@@ -15,8 +15,6 @@ from ..errors import UserError
 from ..lvis.matches import LvisMatches
 from ..lvis.matching import IGNORED, MATCHED
 
-__all__ = ["best_f1_threshold"]
-
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
 

@@ -38,9 +38,6 @@ from ..errors import UserError
 from ..lvis.matches import LvisMatches
 from ..lvis.result import LvisResult
 
-__all__ = ["BootstrapResult", "bootstrap_difference", "bootstrap_lvis"]
-
-
 # Resamples per block: enough to amortise the calls, few enough for the arrays to fit into the
 # cache.
 _BLOCK = 32

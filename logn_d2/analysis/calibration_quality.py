@@ -35,8 +35,6 @@ from ..lvis.ground_truth import LvisGroundTruth
 from .outcomes import UNLABELLED, DetectionOutcomes, label_detections
 from .run_table import run_table
 
-__all__ = ["CalibrationQuality", "calibration_quality", "calibration_table"]
-
 
 @dataclass(frozen=True, eq=False)
 class CalibrationQuality:

@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from tabulate import tabulate
 
-from ..errors import UnknownNameError, UserError
+from ..errors import UserError, check_known
 from ..lvis.matches import LvisMatches
-
-__all__ = ["Choice", "choose"]
+from .run_table import markdown
 
 # Draws per block, as in the bootstrap: memory grows with them.
 _BLOCK = 32
@@ -58,7 +56,7 @@ class Choice:
     def table(self) -> str:
         """Return the candidates chosen by at least one half, in Markdown, most frequent first."""
         rows = [[name, f"{100 * share:.0f} %"] for name, share in self.share.items()]
-        return tabulate(rows, ["chosen", "of the halves"], "pipe", colalign=("left", "right"))
+        return markdown(rows, ["chosen", "of the halves"])
 
     def __str__(self) -> str:
         low, high = (100 * end for end in self.interval)
@@ -119,10 +117,7 @@ def choose(
         ('all', 1.0)
     """
     names = list(candidates)
-    if baseline not in candidates:
-        raise UnknownNameError(
-            f"The baseline '{baseline}' is not among the candidates: {', '.join(names)}."
-        )
+    check_known("baseline", baseline, names)
     _check(candidates, metric)
     rng = np.random.default_rng(seed)
     number = len(candidates[baseline].image_ids)

@@ -22,7 +22,6 @@ Shapes: D detections that LVIS evaluates, K foreground classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,10 +32,9 @@ from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import LvisMatches
 from ..lvis.matching import MATCHED
+from ..lvis.result import known_mean
 from .outcomes import KINDS, UNLABELLED, DetectionOutcomes, label_detections
 from .run_table import run_table
-
-__all__ = ["ERROR_TYPES", "ErrorAnalysis", "error_analysis", "error_table"]
 
 ERROR_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
 """The six kinds of error, then all false positives and all missed objects."""
@@ -106,10 +104,7 @@ class ErrorAnalysis:
         return np.isin(np.arange(len(self.ap)), self.members[group])
 
     def _mean(self, values: np.ndarray, group: str) -> float:
-        values = values[self.members[group]]
-        # np.nanmean would warn about groups without objects, which are ordinary in small data sets.
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else math.nan
+        return known_mean(values[self.members[group]])
 
 
 def error_analysis(

@@ -35,8 +35,6 @@ from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.matching import MATCHED, box_candidates, mask_candidates, match
 from ..lvis.result import group_members
 
-__all__ = ["KINDS", "UNLABELLED", "DetectionOutcomes", "label_detections"]
-
 KINDS = ("TP", "Cls", "Loc", "Both", "Dupe", "Bkg")
 """Labels of detections; a label's number is its position here."""
 

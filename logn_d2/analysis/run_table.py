@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
-__all__ = ["run_table"]
+
+def markdown(lines: Sequence[Sequence[object]], headers: Sequence[str], texts: int = 1) -> str:
+    """Format a Markdown table of finished cells.
+
+    Args:
+        lines (Sequence[Sequence]): cells of each line.
+        headers (Sequence[str]): headers of the columns.
+        texts (int): number of leading columns with text; numbers are aligned on the right.
+    """
+    align = ["left"] * texts + ["right"] * (len(headers) - texts)
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def run_table(
@@ -38,6 +48,4 @@ def run_table(
             if row is not None:
                 lines.append([group, *([run] if named else []), *row])
     names = ["group", "run"] if named else ["group"]
-    align = ["left"] * len(names) + ["right"] * len(headers)
-    headers = [*names, *headers]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return markdown(lines, [*names, *headers], len(names))

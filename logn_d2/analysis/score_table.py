@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
-from tabulate import tabulate
-
-__all__ = ["Scores", "format_spread", "format_table"]
+from .run_table import markdown
 
 _TITLES = {"bbox": "box", "segm": "mask"}
 _METRICS = ("AP", "APr", "APc", "APf")
@@ -40,30 +39,47 @@ def format_table(
         |:--------------|---------:|------:|------:|------:|
         | logn          |     20.0 |  10.0 |  20.0 |     - |
     """
-    runs_of = {
-        name: [scores] if isinstance(scores, Mapping) else scores for name, scores in rows.items()
+    runs_of = as_runs(rows)
+    seen = {task for runs in runs_of.values() for scores in runs for task in scores}
+    columns = {
+        (task, metric): f"{what} AP" if metric == "AP" else metric
+        for task, what in _TITLES.items()
+        for metric in _METRICS
+        if task in seen
     }
-    tasks = [
-        task
-        for task in _TITLES
-        if any(task in scores for runs in runs_of.values() for scores in runs)
-    ]
-    headers = [title]
-    for task in tasks:
-        headers += [f"{_TITLES[task]} AP", *_METRICS[1:]]
+    flat = {
+        name: [{(task, key): v for task in each for key, v in each[task].items()} for each in runs]
+        for name, runs in runs_of.items()
+    }
+    return spread_table(flat, columns, marked, title)
+
+
+def as_runs(rows: Mapping[str, Any]) -> dict[str, list[Mapping]]:
+    """Name -> the scores of each run; scores that are no list are those of one run."""
+    return {n: [each] if isinstance(each, Mapping) else list(each) for n, each in rows.items()}
+
+
+def spread_table(
+    rows: Mapping[str, Sequence[Mapping[Hashable, float | None]]],
+    columns: Mapping[Hashable, str],
+    marked: Collection[str] = (),
+    title: str = "calibration",
+) -> str:
+    """Format mean and spread over runs as a table.
+
+    Args:
+        rows (Mapping): name -> the scores of each run: column -> number.
+        columns (Mapping): column -> header.
+        marked, title: see `format_table`.
+    """
     lines = [
         [
             f"{name} *" if name in marked else name,
-            *(
-                format_spread([scores.get(task, {}).get(metric) for scores in runs])
-                for task in tasks
-                for metric in _METRICS
-            ),
+            *(format_spread([scores.get(column) for scores in runs]) for column in columns),
         ]
-        for name, runs in runs_of.items()
+        for name, runs in rows.items()
     ]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return markdown(lines, [title, *columns.values()])
 
 
 def format_spread(values: Sequence[float | None], digits: int = 1) -> str:

@@ -16,21 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..errors import UserError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.result import group_members
-
-__all__ = [
-    "ThresholdCurve",
-    "ThresholdSuggestion",
-    "ap_against_threshold",
-    "suggest_threshold",
-]
-
+from .run_table import markdown
 
 # Thresholds per block: enough to amortise the calls, few enough for the memory.
 _BLOCK = 16
@@ -72,8 +64,7 @@ class ThresholdSuggestion:
             ]
             for each in suggestions
         ]
-        align = ["left", *["right"] * (len(headers) - 1)]
-        return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+        return markdown(lines, headers)
 
 
 def suggest_threshold(

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tabulate import tabulate
 
-from ..analysis import format_spread
+from ..analysis.score_table import as_runs, spread_table
 from ..errors import UserError
 from ..files import atomic_write
 from ..frequency import ClassCounts, frequency_groups
+from ..lvis.result import known_mean
 from ..ood import expected_calibration_error
-
-__all__ = ["GROUPS", "ImageResult", "accuracy_table", "class_groups", "evaluate_images"]
 
 GROUPS = {"many": "f", "medium": "c", "few": "r"}
 """ImageNet-LT's names of groups -> the letters of `frequency_groups`."""
@@ -74,10 +72,8 @@ class ImageResult:
         if self.groups is not None:
             classes = self.per_class(weights)
             for name, letter in GROUPS.items():
-                values = classes[self.groups == letter]
                 # Classes without test images are left out, not counted as errors.
-                known = values[~np.isnan(values)]
-                found[name] = float(known.mean()) if known.size else np.nan
+                found[name] = known_mean(classes[self.groups == letter])
         return found
 
     def as_dict(self) -> dict[str, float]:
@@ -105,8 +101,7 @@ class ImageResult:
 
     def group_accuracy(self, group: str) -> float:
         """Share of a group's images that are classified correctly, in [0, 1]; NaN without any."""
-        mine = self.right[self.groups[self.labels] == GROUPS[group]]
-        return float(mine.mean()) if mine.size else np.nan
+        return known_mean(self.right[self.groups[self.labels] == GROUPS[group]])
 
     def resampled(self, samples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """Bootstrap over images; with the same seed, results of the same images have the same
@@ -245,20 +240,10 @@ def accuracy_table(
         | logn          |  51.0 |      - |        - |     - |   3.0 |
     """
     columns = {"acc": "All", "many": "Many", "medium": "Medium", "few": "Few", "ECE": "ECE"}
-    runs_of = {n: [r] if isinstance(r, Mapping) else list(r) for n, r in rows.items()}
+    runs_of = as_runs(rows)
     if any("ECE_T" in run for runs in runs_of.values() for run in runs):
         columns["ECE_T"] = "ECE, T"
-    lines = []
-    for name, each in runs_of.items():
-        lines.append(
-            [
-                f"{name} *" if name in marked else name,
-                *(format_spread([run.get(key) for run in each]) for key in columns),
-            ]
-        )
-    align = ["left", *["right"] * len(columns)]
-    headers = [title, *columns.values()]
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return spread_table(runs_of, columns, marked, title)
 
 
 def _ends(values: np.ndarray, ends: tuple[float, float]) -> tuple[float, float]:

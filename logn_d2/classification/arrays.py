@@ -23,16 +23,6 @@ from ..errors import MissingFileError, UnknownNameError, UserError
 from .image_data import IMAGE_SOURCES, ImageData, array_records
 from .long_tail import long_tail_counts, long_tail_indices
 
-__all__ = [
-    "cifar_images",
-    "digit_images",
-    "idx_images",
-    "mnist_images",
-    "noise_images",
-    "read_cifar_pickle",
-    "read_idx",
-]
-
 FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle_boot",

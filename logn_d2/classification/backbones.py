@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
@@ -21,8 +22,6 @@ from ..modeling.torchvision_weights import (
     check_pixels,
     load_network_weights,
 )
-
-__all__ = ["MLPBackbone", "TorchvisionFeatures"]
 
 # These networks train with auxiliary classifiers, which would be part of the loss.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
@@ -142,7 +141,7 @@ def _make_stem_small(body: nn.Module, name: str, weights: str) -> None:
             f"{name} with the weights '{weights}'. Set NETWORK to resnet18 and WEIGHTS to ''."
         )
     body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+    c2_msra_fill(body.conv1)
     body.maxpool = nn.Identity()
 
 

@@ -20,8 +20,6 @@ from ..modeling.class_scales import add_class_scales
 from ..modeling.second_stages import get_second_stage
 from .head import ClassifierHead
 
-__all__ = ["ImageClassifier"]
-
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):

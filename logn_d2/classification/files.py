@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import MissingFileError, UnknownNameError, UserError
+from ..errors import MissingFileError, UserError, check_known
+from ..files import IMAGE_SUFFIXES, images_in
 from .image_data import IMAGE_SOURCES, ImageData, file_records
 from .long_tail import long_tail_counts, long_tail_indices
 
-__all__ = ["IMAGE_SUFFIXES", "PUBLISHED_LISTS", "folder_images", "list_images"]
-
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 # Liu et al., CVPR 2019, as published by Kang et al.: images, git blob hash, and images of the
 # smallest and the largest class.
@@ -79,7 +77,7 @@ def folder_images(
     if not base.is_dir():
         raise MissingFileError(f"There is no image folder '{root}'. Expected one folder per class.")
     names = sorted(path.name for path in base.iterdir() if path.is_dir())
-    found = {name: _images_of(base / name) for name in names}
+    found = {name: [str(path) for path in images_in(base / name, "**/*")] for name in names}
     empty = [name for name, paths in found.items() if not paths]
     if empty or not names:
         first = f"; the first is '{empty[0]}'" if empty else ""
@@ -95,12 +93,6 @@ def folder_images(
     order = np.random.default_rng(seed).permutation(len(names)) if shuffled else None
     counts = long_tail_counts(len(names), largest or min(map(len, found.values())), ratio, order)
     return data.take(long_tail_indices(labels, counts, seed, names))
-
-
-def _images_of(folder: Path) -> list[str]:
-    # Sorted, or the order of the file system would decide which images a long tail takes.
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(map(str, paths))
 
 
 def _lines(path: str) -> list[str]:
@@ -144,10 +136,7 @@ def _parsed(lines: list[str], file: str) -> tuple[list[str], list[int]]:
 
 
 def _check_published(file: str, data: ImageData, name: str) -> None:
-    if name not in PUBLISHED_LISTS:
-        raise UnknownNameError(
-            f"Unknown published list '{name}'. Known: {', '.join(PUBLISHED_LISTS)}."
-        )
+    check_known("published list", name, PUBLISHED_LISTS)
     number, blob, smallest, largest = PUBLISHED_LISTS[name]
     content = Path(file).read_bytes()
     # Git's hash, which the repository that publishes the lists shows for each file.

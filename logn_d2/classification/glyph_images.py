@@ -15,15 +15,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..errors import UnknownNameError
+from ..errors import check_known
 from ..glyphs.drawing import draw_image
 from ..glyphs.plan import ImagePlan
 from ..glyphs.sizes import GlyphSize
 from ..glyphs.vocabulary import category_of, select_vocabulary
 from .image_data import IMAGE_SOURCES, ImageData, array_records
 from .long_tail import long_tail_counts
-
-__all__ = ["SPLITS", "glyph_images"]
 
 # Images of each class; training follows the profile.
 SPLITS = {"train": None, "val": 20, "test": 50, "unknown": 50}
@@ -72,8 +70,7 @@ def glyph_images(
         KeyError: an unknown split.
         ValueError: fewer than K characters differ enough.
     """
-    if split not in SPLITS:
-        raise UnknownNameError(f"Glyphs-LT has no split '{split}'. Known: {', '.join(SPLITS)}.")
+    check_known("split of Glyphs-LT", split, SPLITS)
     characters = known = select_vocabulary(classes, _SIMILARITY)
     if split == "unknown":
         characters = select_vocabulary(UNKNOWN_CLASSES, _SIMILARITY, known)

@@ -14,8 +14,6 @@ from ..core import AffineCalibration, ClassCounts, ClassificationLoss
 from ..core.losses import build_loss_without_background
 from ..modeling.calibrated import CalibratedPredictor
 
-__all__ = ["ClassifierHead", "Logits"]
-
 Logits = tuple[Tensor]
 """Logits (N, K), in a tuple as box predictors return them."""
 

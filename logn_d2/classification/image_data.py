@@ -19,8 +19,6 @@ import numpy as np
 from ..core.registry import Registry
 from ..errors import UserError
 
-__all__ = ["IMAGE_SOURCES", "ImageData", "array_records", "file_records"]
-
 IMAGE_SOURCES: Registry = Registry("image set")
 """Kind -> ``function(**options) -> ImageData``; all options are keyword-only."""
 

@@ -15,28 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..core import AffineCalibration
+from ..core.tensor_file import read_tensors, write_tensors
 from ..data.rng import preserved_rng
 from ..errors import MissingFileError, UserError
-from ..files import atomic_write
 from ..passes.resume import BatchLoader
 from .accuracy import evaluate_images
-
-__all__ = [
-    "ImageEvaluator",
-    "LogitsCollector",
-    "StoredLogits",
-    "collect_logits",
-    "load_tensors",
-    "save_tensors",
-    "scores_of",
-]
 
 _FORMAT = "logn_d2 image logits 1"
 
@@ -62,7 +51,7 @@ class StoredLogits:
             OSError: the folder is not writable or the disk is full.
         """
         tensors = {"logits": self.logits, "labels": self.labels}
-        save_tensors(path, tensors, {"format": _FORMAT, "digest": self.digest})
+        write_tensors(path, tensors, {"format": _FORMAT, "digest": self.digest})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredLogits:
@@ -76,20 +65,10 @@ class StoredLogits:
         return cls(tensors["logits"], tensors["labels"], about.get("digest", ""))
 
 
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]
-) -> None:
-    """Write a safetensors file with a "format" in its metadata; on failure no file is left."""
-    # safetensors refuses tensors that are not contiguous.
-    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(content, dict(about)))
-
-
 def load_tensors(
     path: str | os.PathLike[str], form: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata from a file written by `save_tensors`.
+    """Read a file of one tensor or more for a set of images, and its metadata.
 
     Args:
         path (PathLike): the file.
@@ -103,9 +82,7 @@ def load_tensors(
     if not Path(path).is_file():
         raise MissingFileError(f"There are no {what} at '{path}'.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors, about = read_tensors(path)
     except safetensors.SafetensorError as error:
         raise UserError(f"'{path}' is not a complete file of {what} ({error}).") from None
     kind = about.get("format")

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from ..errors import UserError
 
-__all__ = ["long_tail_counts", "long_tail_indices"]
-
 
 def long_tail_counts(
     num_classes: int, largest: int, ratio: float, order: Sequence[int] | None = None

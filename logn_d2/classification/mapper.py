@@ -15,10 +15,8 @@ from detectron2.data.detection_utils import read_image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..data.mappers import MAPPERS
 from ..errors import UserError
-
-__all__ = ["ImageMapper", "augmentations"]
+from ..source import MAPPERS
 
 _FLIPS = {
     "horizontal": [v2.RandomHorizontalFlip()],

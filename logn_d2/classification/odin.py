@@ -19,8 +19,6 @@ from torch import nn
 from ..errors import UserError
 from .classifier import ImageClassifier
 
-__all__ = ["NOISE", "TEMPERATURE", "ODINInputs"]
-
 TEMPERATURE, NOISE = 1000.0, 0.0014
 """The paper's values for CIFAR-10, where eps was chosen on validation images."""
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import UnknownNameError
+from ..core.tensor_file import write_tensors
+from ..errors import check_known
 from ..frequency import ClassCounts
 from .accuracy import GROUPS, ImageResult, class_groups
-from .logits import load_tensors, save_tensors
-
-__all__ = ["StoredPredictions", "predictions_name"]
+from .logits import load_tensors
 
 _FORMAT = "logn_d2 image predictions 1"
 
@@ -100,11 +99,7 @@ class StoredPredictions:
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
     def _row(self, calibration: str) -> int:
-        if calibration not in self.calibrations:
-            raise UnknownNameError(
-                f"There are no predictions with '{calibration}'. There are: "
-                f"{', '.join(self.calibrations)}."
-            )
+        check_known("calibration", calibration, self.calibrations, " in these predictions")
         return self.calibrations.index(calibration)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -134,7 +129,7 @@ class StoredPredictions:
             about["groups"] = tuple(map(str, self.groups))
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
         texts = {name: json.dumps(values) for name, values in about.items()}
-        save_tensors(path, tensors, {"format": _FORMAT, **texts})
+        write_tensors(path, tensors, {"format": _FORMAT, **texts})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StoredPredictions:

@@ -12,11 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from ..core.calls import check_options, parse_call
+from ..core.specs import check_options, parse_call
 from ..errors import MissingFileError, UserError
 from .image_data import IMAGE_SOURCES, ImageData
-
-__all__ = ["EVALUATOR", "check_splits", "register_image_sets", "register_images"]
 
 EVALUATOR = "classification"
 

@@ -11,10 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ..core import AffineCalibration
-from ..ood import OOD_SCORES, evaluate_ood, in_percent, score_logits
+from ..ood import OOD_SCORES, evaluate_ood, score_figures, score_logits
 from .logits import LogitsCollector, StoredLogits
-
-__all__ = ["OODEvaluator"]
 
 
 class OODEvaluator(LogitsCollector):
@@ -62,7 +60,7 @@ class OODEvaluator(LogitsCollector):
             name: evaluate_ood(*(score_logits(name, side) for side in sides))
             for name in self._scores
         }
-        return {"ood": in_percent(results)}
+        return {"ood": score_figures(results)}
 
     def _calibrated(self, logits: Tensor) -> np.ndarray:
         calibrated = logits if self._calibration is None else self._calibration.cpu()(logits)

@@ -41,10 +41,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.names, args.opts = without_overrides(args.names)
     args.command = shlex.join(["logn", "ablate", *argv])
     return args
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.ablate import run
-
-    return run(args)

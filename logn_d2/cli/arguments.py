@@ -8,8 +8,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-__all__ = ["Parser", "add_placement", "overrides", "without_overrides"]
-
 
 class Parser(argparse.ArgumentParser):
     """A command's parser, which keeps the line breaks of the examples.

@@ -10,13 +10,14 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import Parser
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("average", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument(
@@ -24,7 +25,4 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="show differences to each run's first calibration; these vary less between seeds",
     )
-    args = parser.parse_args(argv)
-    from ..commands.average import run
-
-    return run(args)
+    return parser.parse_args(argv)

@@ -39,10 +39,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.choose import run
-
-    return run(args)

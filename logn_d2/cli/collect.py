@@ -8,12 +8,13 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from .arguments import Parser, add_placement, overrides
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("collect", __doc__)
     parser.add_config()
     parser.add_argument(
@@ -32,6 +33,5 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted pass")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
-    from ..commands.run import Job, run
-
-    return run(Job.from_args("collect", args, overrides(args)))
+    args.verb, args.opts = "collect", overrides(args)
+    return args

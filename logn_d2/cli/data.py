@@ -69,10 +69,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     without.add_argument("--output", required=True, metavar="FILE", help="the json to write")
     return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.data import run
-
-    return run(args)

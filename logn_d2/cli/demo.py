@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import Parser
+from .main import main
 
 SIZES = ("tiny", "demo", "lvis")
 PHASES = ("draw", "train", "collect", "evaluate", "report")
@@ -35,12 +36,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="training seed (default: 0)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/SIZE")
     parser.add_argument("--fresh", action="store_true", help="delete OUTPUT and start over")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.demo import run
-    from .main import main as logn
-
-    return run(args, logn)
+    args = parser.parse_args(argv)
+    args.logn = main  # the demo runs the commands that it prints
+    return args

@@ -10,12 +10,13 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from .arguments import Parser, add_placement, overrides
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("evaluate", __doc__)
     parser.add_config()
     parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
@@ -29,6 +30,5 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted evaluation")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
-    from ..commands.run import Job, run
-
-    return run(Job.from_args("evaluate", args, overrides(args)))
+    args.verb, args.opts = "evaluate", overrides(args)
+    return args

@@ -52,10 +52,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("the folded model's config would replace --config-file; change --output")
     args.overrides = overrides(args)
     return args
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.fold import run
-
-    return run(args)

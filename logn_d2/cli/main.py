@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from .. import __version__
 from ..commands import INTERRUPTED
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {
     "train": "train a detector, collect its statistics, evaluate with and without calibration",
     "collect": "collect the statistics of a trained detector",
@@ -56,13 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         with loggers_as_before():
-            return importlib.import_module(f".{name}", __package__).main(argv[1:])
+            return run(name, argv[1:])
     except KeyboardInterrupt:
         print(
             "\nInterrupted. Repeat the command, with --resume if it has that option.",
             file=sys.stderr,
         )
         return INTERRUPTED
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run a command with its arguments; what it works with is imported after they are read."""
+    args = importlib.import_module(f".{name}", __package__).parse_args(argv)
+    work = "run" if name in ("train", "collect", "evaluate") else name
+    return importlib.import_module(f"..commands.{work}", __package__).run(args)
 
 
 @contextlib.contextmanager

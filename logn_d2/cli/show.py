@@ -72,10 +72,3 @@ def _score(text: str) -> float:
     if not 0 <= score <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a score between 0 and 1")
     return score
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.show import run
-
-    return run(args)

@@ -79,10 +79,3 @@ def _add_import(actions: argparse._SubParsersAction) -> None:
     action.add_argument(
         "--rois-per-image", type=int, default=512, metavar="N", help="sampled RoIs (default: 512)"
     )
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.stats import run
-
-    return run(args)

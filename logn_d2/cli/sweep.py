@@ -121,10 +121,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             "--num-processes"
         )
     return args
-
-
-def main(argv: Sequence[str]) -> int:
-    args = parse_args(argv)
-    from ..commands.sweep import run
-
-    return run(args)

@@ -9,18 +9,18 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from .arguments import Parser, add_placement, overrides
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("train", __doc__)
     parser.add_config()
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the training")
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     add_placement(parser, machines=True)
     args = parser.parse_intermixed_args(argv)
-    from ..commands.run import Job, run
-
-    return run(Job.from_args("train", args, overrides(args)))
+    args.verb, args.opts = "train", overrides(args)
+    return args

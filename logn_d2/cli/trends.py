@@ -13,13 +13,14 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import Parser
 
 
-def main(argv: Sequence[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("trends", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument(
@@ -27,7 +28,4 @@ def main(argv: Sequence[str]) -> int:
         default="logn_stats.safetensors",
         help="statistics file in each RUN (default: logn_stats.safetensors)",
     )
-    args = parser.parse_args(argv)
-    from ..commands.trends import run
-
-    return run(args)
+    return parser.parse_args(argv)

@@ -27,14 +27,12 @@ from ..core import (
 )
 from ..core.affine import Background, foreground_columns
 from ..core.moments import blocks
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..passes.shards import ShardFolder
 
 if TYPE_CHECKING:
     from ..modeling.recording import Recording
-    from ..modeling.stages import RecordedStage
-
-__all__ = ["ESTIMATORS", "POPULATIONS", "LogitStatisticsCollector"]
+    from ..modeling.stages import StageOutput
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +186,7 @@ class LogitStatisticsCollector(DatasetEvaluator):
             self._posteriors.append(PosteriorMoments(num_columns, device) if gathers else None)
             self._fingerprints.append(stage.fingerprint())
 
-    def _per_image(self, stage: RecordedStage) -> list[_OfImage]:
+    def _per_image(self, stage: StageOutput) -> list[_OfImage]:
         """RoIs of the population for each image."""
         population = self._description.population
         logits = stage.logits.split(stage.lengths)
@@ -354,16 +352,8 @@ def _autocast(device_type: str) -> str | None:
 
 def _check_description(description: LogitStatistics) -> None:
     population, estimator = description.population, description.estimator
-    if population not in POPULATIONS:
-        raise UserError(
-            f"The population is {population!r}, expected one of {', '.join(POPULATIONS)} "
-            "(MODEL.LOGN.COLLECT.POPULATION)."
-        )
-    if estimator not in ESTIMATORS:
-        raise UserError(
-            f"The estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)} "
-            "(MODEL.LOGN.COLLECT.ESTIMATOR)."
-        )
+    check_choice("The population (MODEL.LOGN.COLLECT.POPULATION)", population, POPULATIONS)
+    check_choice("The estimator (MODEL.LOGN.COLLECT.ESTIMATOR)", estimator, ESTIMATORS)
     if description.stop_at < 0 or (description.stop_at > 0 and estimator != "exact"):
         raise UserError(
             f"stop_at is {description.stop_at} with the estimator {estimator}: expected a "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from fvcore.common.timer import Timer
 from torch import nn
 
 import logn_d2
@@ -34,8 +34,6 @@ from ..passes.shards import ShardFolder, ShardKind, damaged
 from ..sites import LogitSite, SiteRecorder, SiteRecording, layer_names
 from .collector import LogitStatisticsCollector
 from .stopping import StoppingLoader
-
-__all__ = ["collect_from_config", "collect_statistics"]
 
 logger = logging.getLogger(__name__)
 
@@ -263,10 +261,10 @@ def _run_pass(
         # "foreground" and "positives" are parts of the sampled RoIs, which the collector selects.
         as_at_test = description.population in ("proposals", "images")
         population = "proposals" if as_at_test else "sampled"
-        images_before, start = collector.num_images, time.perf_counter()
+        images_before, timer = collector.num_images, Timer()
         recorder = recorder_for(model, population, seed, site)
         results = inference_on_dataset(_repeats_sampled_anew(recorder), rest, collector)
-    seconds = time.perf_counter() - start
+    seconds = timer.seconds()
     statistics = results["statistics"]
     _log_summary(statistics, collector.num_images - images_before, seconds)
     return statistics, collector

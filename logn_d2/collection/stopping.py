@@ -21,8 +21,6 @@ from ..errors import UserError
 from ..passes.resume import BatchLoader
 from .collector import LogitStatisticsCollector
 
-__all__ = ["StoppingLoader"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -31,8 +28,8 @@ from ..engine.experiments import (
     run_config,
 )
 from ..errors import UserError
-from ..files import atomic_write
-from ..report.provenance import commit, machine
+from ..files import write_json, write_text
+from ..provenance import commit, machine
 from .run import processes_here
 
 PLAIN, LOGN = Row(UNCALIBRATED), Row("LogN", "logn")
@@ -261,20 +258,8 @@ def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, list[Metri
     for name, rows in tables.items():
         lines += [f"## {ABLATIONS[name].title}", "", format_table(rows, title=""), ""]
     print("\n".join(lines))
-    args.output.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.output / "ablations.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
-    with atomic_write(args.output / "ablations.json") as temporary:
-        temporary.write_text(json.dumps(_with_null(tables), indent=1) + "\n", encoding="utf-8")
-
-
-def _with_null(content: Any) -> Any:
-    """Replace NaN by None, because JSON has no NaN."""
-    if isinstance(content, Mapping):
-        return {key: _with_null(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_with_null(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+    write_text(args.output / "ablations.md", "\n".join(lines))
+    write_json(args.output / "ablations.json", tables)
 
 
 def work(args: argparse.Namespace) -> None:

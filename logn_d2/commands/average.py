@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..engine import short_errors
 from ..errors import MissingFileError, UserError
+from ..results import read_rows
 
-Scores = dict[str, dict[str, float]]
+Scores = Mapping[str, Mapping[str, float]]
 
 
-def read_rows(run: Path) -> dict[str, Scores]:
+def scores_of(run: Path) -> dict[str, Scores]:
     """Read the scores of each calibration.
 
     Raises:
@@ -33,14 +34,7 @@ def read_rows(run: Path) -> dict[str, Scores]:
     if len(files) > 1:
         names = ", ".join(str(path) for path in files)
         raise UserError(f"{run} has results on several data sets: give one of {names}.")
-    try:
-        rows = json.loads(files[0].read_text("utf-8"))["rows"]
-        return {row.pop("calibration"): row for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{files[0]} is not a results file: expected json with 'rows', each with a "
-            f"'calibration' ({type(error).__name__}: {error})."
-        ) from None
+    return {row.calibration: row.tasks for row in read_rows(files[0])}
 
 
 def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
@@ -68,9 +62,7 @@ def changes(table: Mapping[str, Sequence[Scores]]) -> dict[str, list[Scores]]:
 def _less(mine: Scores, base: Scores) -> Scores:
     return {
         task: {
-            metric: value - base[task][metric]
-            for metric, value in metrics.items()
-            if None not in (value, base[task].get(metric))  # groups without objects have no AP
+            metric: value - base[task].get(metric, math.nan) for metric, value in metrics.items()
         }
         for task, metrics in mine.items()
     }
@@ -86,7 +78,7 @@ def as_text(table: Mapping[str, Sequence[Scores]]) -> str:
 def run(args: argparse.Namespace) -> int:
     """Print the table; return the exit status."""
     with short_errors():
-        table = average([read_rows(run) for run in args.runs])
+        table = average([scores_of(run) for run in args.runs])
     print(f"{len(args.runs)} runs, in percent: mean ± standard deviation.\n")
     if args.changes:
         print(f"Changes from {next(iter(table))} in the same run.\n")

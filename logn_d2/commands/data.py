@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from tabulate import tabulate
 
 from ..annotations import name_of, read_annotations
 from ..data import check_dataset, images_without
@@ -15,7 +15,7 @@ from ..data.muscima import VAL_WRITERS, convert_muscima, describe
 from ..engine import load_config, short_errors
 from ..engine.checks import check_classes, check_ground_truth, check_masks
 from ..errors import MissingFileError
-from ..files import atomic_write
+from ..files import write_json
 from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
 
 
@@ -88,8 +88,7 @@ def leave_out(args: argparse.Namespace) -> int:
         classes = [name for name in others if name.casefold() in own]
         absent = [name for name in others if name.casefold() not in own]
     found = images_without(content, classes)
-    with atomic_write(args.output) as temporary:
-        temporary.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    write_json(args.output, found, indent=None)
     print(
         f"{args.output}: {len(found['images']):,} of {len(content['images']):,} images show none "
         f"of {len(classes)} classes, with {len(found['annotations']):,} objects of other classes"
@@ -108,13 +107,14 @@ def check(args: argparse.Namespace) -> int:
         print(f"There is no data set below {root}; see datasets/README.md.", file=sys.stderr)
         return 1
     reports = [check_dataset(name) for name in names]
-    width = max(len(name) for name in names)
-    row = "{:{width}}  {:>8}  {:>9}  {:>7}  {:>8}  {}"
-    print(row.format("data set", "images", "objects", "classes", "box only", "state", width=width))
+    head = ["data set", "images", "objects", "classes", "box only", "state"]
+    rows = []
     for report in reports:
         sizes = (report.num_images, report.num_objects, report.num_classes, report.num_without_mask)
         state = "; ".join(report.problems) or "ok"
-        print(row.format(report.name, *(f"{n:,}" for n in sizes), state, width=width))
+        rows.append([report.name, *(f"{n:,}" for n in sizes), state])
+    align = ["left", *["right"] * 4, "left"]
+    print(tabulate(rows, head, "plain", colalign=align, disable_numparse=True))
     if any(report.problems for report in reports):
         return 1
     problems = config_problems(args)

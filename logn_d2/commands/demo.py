@@ -228,12 +228,12 @@ def _is_more_than_info(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO
 
 
-def run(args: argparse.Namespace, logn: Logn) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the phases and print the table.
 
     Args:
-        args (Namespace): the command line.
-        logn (Callable): runs another command and returns its exit status.
+        args (Namespace): the command line; ``logn`` runs another command and returns its exit
+            status.
 
     Returns:
         int: 0, or 130 after an interruption; a mistake ends the program with 1.
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace, logn: Logn) -> int:
         say(overview(job))
     try:
         with short_errors(str(job.output / "log.txt")):
-            run_phases(job, args.phase, logn)
+            run_phases(job, args.phase, args.logn)
     except KeyboardInterrupt:
         print("Repeat the `logn demo` command to resume.", file=sys.stderr)
         return INTERRUPTED

@@ -20,11 +20,9 @@ from detectron2.data import MetadataCatalog
 from ..config import config_file
 from ..engine import load_config
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import write_json
 from ..glyphs import glyphs_folder, register_glyphs
 from ..lvis import LvisGroundTruth
-
-__all__ = ["SAMPLERS", "Run", "open_run"]
 
 SAMPLERS = {"random": "TrainingSampler", "rfs": "RepeatFactorTrainingSampler"}
 
@@ -147,8 +145,7 @@ class Run:
 
     def save_journal(self) -> None:
         """Write the journal."""
-        with atomic_write(self.output / _JOURNAL) as temporary:
-            temporary.write_text(json.dumps(self.journal, indent=1) + "\n")
+        write_json(self.output / _JOURNAL, self.journal)
 
 
 def open_run(args: argparse.Namespace) -> Run:

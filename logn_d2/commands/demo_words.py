@@ -11,8 +11,6 @@ from ..report import ResultRow, Results
 from ..report.words import display_name, format_value, join_words
 from .demo_run import Run
 
-__all__ = ["ending", "meaning", "overview", "roughly", "says"]
-
 # Seconds on two cores; for "lvis" on one GPU.
 ROUGHLY = {
     "tiny": {"draw": 3, "train": 20, "collect": 3, "evaluate": 3, "report": 10},

@@ -18,14 +18,14 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor, nn
 
+from ..analysis.run_table import markdown
 from ..data.mappers import TestResize
 from ..engine import load_config, short_errors
 from ..engine.checkpoint import load_weights
 from ..engine.checks import check_classes
 from ..engine.statistics import without_calibration
 from ..errors import MissingFileError, UserError
-from ..files import atomic_write
-from ..lazy import is_lazy
+from ..files import atomic_write, images_in, write_text
 from ..modeling import (
     LogitRecorder,
     attach,
@@ -34,10 +34,10 @@ from ..modeling import (
     plain_config,
 )
 from ..modeling.attach import calibration_of
-from ..modeling.build import TrainingClassCounts, build_model, known_class_names
+from ..modeling.build import TrainingClassCounts, known_class_names
 from ..sites import SiteRecorder, config_site, known_site, site_detector
+from ..source import source_of
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Boxes of two models with a larger IoU are the same box, except for rounding.
 SAME_BOX = 0.999
 
@@ -72,7 +72,7 @@ def load_model(cfg: CfgNode, weights: str) -> nn.Module:
     Raises:
         ValueError: the checkpoint can't be read, or belongs to another model.
     """
-    model = build_model(without_calibration(cfg)).eval()
+    model = source_of(without_calibration(cfg)).model().eval()
     load_weights(model, weights, cfg.OUTPUT_DIR, resume=False)
     return model
 
@@ -98,7 +98,7 @@ def fold_copy(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     # folded.
     folded = fold(copy.deepcopy(model))
     plain_cfg = plain_config(cfg, folded)
-    plain = build_model(plain_cfg).eval()
+    plain = source_of(plain_cfg).model().eval()
     plain.load_state_dict(folded.state_dict())
     return plain_cfg, plain
 
@@ -132,11 +132,7 @@ def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, 
 def _image_files(sources: Sequence[str]) -> Iterator[str]:
     for source in sources:
         if os.path.isdir(source):
-            yield from (
-                str(path)
-                for path in sorted(Path(source).iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
-            )
+            yield from map(str, images_in(source))
         elif source in DatasetCatalog.list():
             yield from (record["file_name"] for record in DatasetCatalog.get(source))
         else:
@@ -175,8 +171,8 @@ class Difference:
             ("detections of one model only", f"{self.one_sided}"),
             ("largest difference of detection scores", f"{self.detection_scores:.2e}"),
         ]
-        head = [("folded against calibrated", "value"), ("-" * 41, "-" * 7 + ":")]
-        return "\n".join(f"| {name:41} | {value:>8} |" for name, value in [*head, *rows])
+        head = ["folded against calibrated", "value"]
+        return markdown(rows, head)
 
     def check(self, tolerance: float) -> None:
         """Raise ValueError if the models differ, or if nothing was compared."""
@@ -273,19 +269,19 @@ def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(output) as temporary:
         torch.save({"model": state}, temporary)
-    if is_lazy(cfg):
-        print(f"Wrote {output}: train.init_checkpoint of {cfg.MODEL.LOGN.LAZY.FILE}.")
+    lazy_file = source_of(cfg).file
+    if lazy_file:
+        print(f"Wrote {output}: train.init_checkpoint of {lazy_file}.")
     else:
         cfg.MODEL.WEIGHTS = str(output)
-        with atomic_write(config_path(output)) as temporary:
-            temporary.write_text(cfg.dump())
+        write_text(config_path(output), cfg.dump())
         print(f"Wrote {output} and {config_path(output)}.")
     parts = parts_of_logn_d2(model)
     if not parts:
         print("No part of logn_d2 is needed to load it.")
         return
     print(f"Loading it needs logn_d2 for: {', '.join(parts)}.")
-    if not is_lazy(cfg):
+    if not lazy_file:
         print("Call logn_d2.add_logn_config(cfg) before the config is read.")
 
 

@@ -28,8 +28,6 @@ from ..engine import (
 from ..engine.launch import started_processes
 from ..errors import UserError
 
-__all__ = ["Job", "processes_here", "run"]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -66,10 +64,9 @@ class Job:
     dist_url: str = "auto"
 
     @classmethod
-    def from_args(cls, verb: str, args: argparse.Namespace, opts: Sequence[str]) -> Job:
+    def from_args(cls, args: argparse.Namespace) -> Job:
         """The job of a command line; missing options keep their defaults."""
-        given = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
-        return cls(**{**given, "verb": verb, "opts": tuple(opts)})
+        return cls(**{k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__})
 
     def setup(self) -> CfgNode:
         """Load the config, which registers data sets."""
@@ -140,8 +137,9 @@ def processes_here(device: str, num_gpus: int, num_processes: int) -> int:
     return num_gpus
 
 
-def run(job: Job) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the checks, then start the processes; return the exit status."""
+    job = Job.from_args(args)
     with short_errors():
         cfg = job.setup()
         here = processes_here(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)

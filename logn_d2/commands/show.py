@@ -22,11 +22,10 @@ from tqdm import tqdm
 from ..engine import load_config, short_errors
 from ..engine.show import SideBySide, check_comparison
 from ..errors import MissingFileError, UserError
-from ..files import atomic_write
+from ..files import IMAGE_SUFFIXES, atomic_write, images_in
 from ..pictures.before_after import Shown
 
 WINDOW = "before and after calibration (q quits)"
-READABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 WEBCAM_FPS = 10.0
 
 
@@ -53,7 +52,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         paths = (
             [Path(name)] if os.path.exists(name) else map(Path, glob.glob(os.path.expanduser(name)))
         )
-        files = [file for path in sorted(paths) for file in _images_at(path)]
+        files = [file for path in sorted(paths) for file in images_in(path)]
         if not files:
             raise MissingFileError(f"There is no image at '{name}'. Give files or a folder.")
         found += files
@@ -66,13 +65,6 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     return found
 
 
-def _images_at(path: Path) -> list[Path]:
-    """The file itself, or the images in a folder, by suffix."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in READABLE)
-
-
 def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None]:
     """Output path of the picture of each image.
 
@@ -82,11 +74,12 @@ def output_paths(images: Sequence[Path], output: str | None) -> list[Path | None
     if not output:
         return [None] * len(images)
     names_file = len(images) == 1 and Path(output).suffix and not os.path.isdir(output)
-    if names_file and Path(output).suffix.lower() not in READABLE:
-        raise UserError(f"--output {output} is neither a folder nor one of {sorted(READABLE)}.")
+    if names_file and Path(output).suffix.lower() not in IMAGE_SUFFIXES:
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"--output {output} is neither a folder nor an image ({known}).")
     paths = [Path(output)] if names_file else [Path(output, image.name) for image in images]
     # Some formats can be read but not written.
-    paths = [p if p.suffix.lower() in READABLE else p.with_suffix(".png") for p in paths]
+    paths = [p if p.suffix.lower() in IMAGE_SUFFIXES else p.with_suffix(".png") for p in paths]
     taken = {path.resolve() for path in images}
     if len(set(paths)) < len(paths) or any(path.resolve() in taken for path in paths):
         raise UserError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from ..core import (
@@ -266,12 +267,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) 
         rows (Sequence[Sequence[str]]): cells.
         align (str): "l" or "r" for each column.
     """
-    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
-    sides = ["<" if side == "l" else ">" for side in align]
-    rule = ["-" * (w - 1) + (":" if s == ">" else "-") for w, s in zip(widths, sides)]
-    for row in [head, rule, *rows]:
-        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths))
-        print(f"| {' | '.join(cells)} |")
+    sides = ["left" if side == "l" else "right" for side in align]
+    print(tabulate(rows, head, "pipe", colalign=sides, disable_numparse=True))
 
 
 def _ends(cells: list[list[str]], rows: int | None, num_last: int) -> list[list[str]]:

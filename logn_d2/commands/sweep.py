@@ -21,7 +21,6 @@ from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
 from ..data import class_counts
-from ..data.loader import build_evaluation_loader
 from ..engine import launch, load_config, short_errors
 from ..engine.checkpoint import load_weights
 from ..engine.checks import (
@@ -32,28 +31,26 @@ from ..engine.checks import (
     check_statistics,
     check_weights,
 )
-from ..engine.evaluation import read_ground_truth
+from ..engine.evaluation import read_ground_truth, sweep_dataset
 from ..engine.experiments import has_begun
 from ..engine.image_sweep import ImageSweep
 from ..engine.images import check_image_sets, classifies_images
 from ..engine.statistics import without_calibration
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import write_text
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import check_calibratable
-from ..modeling.build import build_model
-from ..ood import in_percent, ood_table
-from ..passes.resume import deciding_settings
+from ..ood import ood_table, score_figures
+from ..provenance import provenance
 from ..report import ResultRow, Results
-from ..report.provenance import commit, machine, versions
 from ..sites import ROI_HEADS, ConfigSite, config_site
+from ..source import source_of
 from ..sweeps import (
     StoredOutputs,
     SweepDetections,
     best_of_grid,
     evaluate_sweep,
-    sweep,
     sweep_stored,
     without_known_classes,
 )
@@ -153,7 +150,7 @@ def load_network(
     cfg: CfgNode, args: argparse.Namespace
 ) -> tuple[nn.Module, str, dict[str, list[AffineCalibration]]]:
     """The model with its weights, the source of the weights, and the calibrations."""
-    model = build_model(cfg)
+    model = source_of(cfg).model()
     weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
     make = functools.partial(calibrations_at, find_sites(model))
     return model, weights, make_calibrations(cfg, args, make)
@@ -181,16 +178,11 @@ class NetworkSweep:
     def _swept(
         self, dataset: str, truth: LvisGroundTruth, folder: str, store: str | None
     ) -> SweepDetections:
-        return sweep(
-            self._model,
-            lambda skip: build_evaluation_loader(self._cfg, dataset, skip=skip),
-            self.calibrations,
-            average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
+        return sweep_dataset(
+            *(self._cfg, self._model, dataset, self.calibrations, folder),
             ground_truth=truth,
-            output_dir=folder,
             resume=self._args.resume,
             overwrite=self._args.overwrite,
-            settings=deciding_settings(self._cfg),
             store=store,
             max_boxes=self._args.max_boxes,
             store_info={"data set": dataset, **self.provenance},
@@ -294,7 +286,7 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
     for other in args.ood:
         separated = images.unknown(dataset, other)
         for name, by_score in separated.items():
-            metrics[name][f"ood {other}"] = in_percent(by_score)
+            metrics[name][f"ood {other}"] = score_figures(by_score)
         rows = {
             f"{n}: {s}": found for n, scores in separated.items() for s, found in scores.items()
         }
@@ -313,15 +305,8 @@ def provenance_of(
     chosen_on: str,
 ) -> dict[str, Any]:
     """The origin of the numbers."""
-    return {
-        "data set": dataset,
-        "statistics": args.stats,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
-        **found,
-        **({"chosen": chosen, "chosen on": chosen_on} if chosen else {}),
-    }
+    choice = {"chosen": chosen, "chosen on": chosen_on} if chosen else {}
+    return {**provenance(dataset, statistics=args.stats), **found, **choice}
 
 
 def say_where_chosen(
@@ -340,8 +325,7 @@ def say_where_chosen(
 def keep_config(cfg: CfgNode, folder: Path) -> None:
     """Write the config for the report, unless the folder is a training's and has its own."""
     if not has_begun(folder):
-        with atomic_write(folder / "config.yaml") as temporary:
-            temporary.write_text(cfg.dump())
+        write_text(folder / "config.yaml", cfg.dump())
 
 
 def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:

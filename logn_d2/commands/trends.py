@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
 from ..analysis import format_spread
+from ..analysis.run_table import markdown
 from ..core import LogitStatistics, StageStatistics, frequency_groups
 from ..core.affine import foreground_columns
 from ..data import class_counts
@@ -101,8 +101,7 @@ def table(runs: Sequence[Mapping[Kind, Trend]]) -> str:
         cells = [format_spread([each[name] for each in found], digits=2) for name in COLUMNS]
         lines.append([*kind, len(found), *cells])
     head = ["classifier", "sampler", "stage", "runs", *COLUMNS]
-    align = ["left", "left", *["right"] * (len(head) - 2)]
-    return tabulate(lines, head, "pipe", colalign=align, disable_numparse=True)
+    return markdown(lines, head, 2)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -16,8 +13,8 @@ from ..core import AffineCalibration
 from ..engine.checks import check_datasets, check_output_folder
 from ..engine.evaluation import read_ground_truth
 from ..errors import UserError
-from ..files import atomic_write
-from ..ood import ood_table
+from ..files import write_json
+from ..ood import in_percent, ood_table
 from ..report.progress import Progress
 from ..sites import ROI_HEADS, config_site
 from ..sweeps import (
@@ -29,8 +26,6 @@ from ..sweeps import (
 )
 
 logger = logging.getLogger("logn_d2.sweep")
-
-__all__ = ["check_for_unknown_objects", "compare_unknown_objects", "known_store", "unknown_store"]
 
 
 def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -109,9 +104,8 @@ def compare_unknown_objects(
             )
     for name, results in found.items():
         say(f"\n{dataset} against {name}, in percent\n\n{as_text(results)}")
-        content = {text: in_percent(result) for text, result in results.items()}
-        with atomic_write(os.path.join(args.output, f"unknown_{name}.json")) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content = {text: in_percent(result.as_dict()) for text, result in results.items()}
+        write_json(os.path.join(args.output, f"unknown_{name}.json"), content)
 
 
 def as_text(results: Mapping[str, UnknownObjectsResult]) -> str:
@@ -131,16 +125,3 @@ def as_text(results: Mapping[str, UnknownObjectsResult]) -> str:
             found += f", {100 * each.unknown_recall:.1f} % of whose objects are found (AP50: {aps})"
         lines.append(found)
     return "\n".join(lines)
-
-
-def in_percent(result: UnknownObjectsResult) -> dict[str, Any]:
-    """Convert shares, except the threshold, to percent, and NaN to None, since JSON has no NaN."""
-
-    def plain(name: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(key, each) for key, each in value.items()}
-        if name == "threshold" or isinstance(value, int):
-            return value
-        return None if math.isnan(value) else 100 * value
-
-    return plain("", result.as_dict())

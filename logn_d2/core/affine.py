@@ -7,26 +7,26 @@ Shapes: R RoIs, K foreground classes. Detector logits are (R, K + 1) with the ba
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from .. import UNCALIBRATED
-from ..errors import MissingFileError, UserError
-from ..files import atomic_write
-
-__all__ = ["AffineCalibration", "Background", "foreground_columns"]
+from ..errors import MissingFileError, UserError, check_choice
+from .tensor_file import FileKind
 
 Background = Literal["last", "first", "none"]
 
-FORMAT = "logn_d2 calibration"
-VERSION = 1
+FILE = FileKind(
+    "logn_d2 calibration",
+    "calibration file",
+    version=1,
+    advice="Give a file that AffineCalibration.save has written; statistics are read by "
+    "LogitStatistics.load.",
+)
 
 _FOREGROUND = {"last": slice(0, -1), "first": slice(1, None), "none": slice(None)}
 
@@ -44,9 +44,7 @@ def foreground_columns(background: Background) -> slice:
         >>> torch.tensor([1, 2, 3])[foreground_columns("last")].tolist()
         [1, 2]
     """
-    if not isinstance(background, str) or background not in _FOREGROUND:
-        known = ", ".join(map(repr, _FOREGROUND))
-        raise UserError(f"background is {background!r}, expected one of {known}.")
+    check_choice("background", background, _FOREGROUND)
     return _FOREGROUND[background]
 
 
@@ -142,15 +140,8 @@ class AffineCalibration(nn.Module):
             AffineCalibration(name='uncalibrated', num_classes=3, background='last')
         """
         tensors = {name: getattr(self, name).float().cpu().clone() for name in ("scale", "shift")}
-        fields = {
-            "format": FORMAT, "version": VERSION, "background": self.background, "name": self.name,
-            "softmax_only": self.softmax_only,
-        }  # fmt: skip
-        # safetensors allows only strings as metadata; JSON keeps booleans and numbers apart from
-        # text.
-        metadata = {name: json.dumps(value) for name, value in fields.items()}
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        names = ("background", "name", "softmax_only")
+        FILE.write(path, tensors, {name: getattr(self, name) for name in names})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, persistent: bool = False) -> AffineCalibration:
@@ -167,7 +158,7 @@ class AffineCalibration(nn.Module):
         path = Path(path)
         if not path.is_file():
             raise MissingFileError(f"The calibration file '{path}' does not exist.")
-        tensors, fields = _read(path)
+        tensors, fields = FILE.read(path)
         try:
             return cls(
                 tensors["scale"],
@@ -198,6 +189,20 @@ class AffineCalibration(nn.Module):
                 "scores, but this head has sigmoid scores, for which the method multiplies two "
                 "sigmoids. "
                 "Choose norcal, p2p or logn."
+            )
+
+    def check_columns(self, num_classes: int, background: Background) -> None:
+        """Check that the calibration is for logits of this form.
+
+        Raises:
+            ValueError: it is for other ones.
+        """
+        if (self.num_classes, self.background) != (num_classes, background):
+            raise UserError(
+                f"The calibration '{self.name}' is for {self.num_classes} classes with the "
+                f"background column {self.background}; this model has {num_classes} classes and "
+                f"the background column {background}. Make it from this model's statistics or "
+                "counts."
             )
 
     def digest(self) -> str:
@@ -254,32 +259,6 @@ class AffineCalibration(nn.Module):
         if self.background == "none":
             return vector.clone()
         return torch.cat([vector, column] if self.background == "last" else [column, vector])
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and metadata of a calibration file of a known version."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"'{path}' is not a complete calibration file ({error}).") from None
-    if metadata.get("format") != json.dumps(FORMAT):
-        raise UserError(
-            f"'{path}' is not a calibration file (format: {metadata.get('format')!r}). Give a "
-            "file that "
-            "AffineCalibration.save has written; statistics are read by LogitStatistics.load."
-        )
-    try:
-        fields = {name: json.loads(value) for name, value in metadata.items()}
-    except json.JSONDecodeError as error:
-        raise UserError(f"The metadata of '{path}' are damaged ({error}).") from None
-    if fields.get("version") != VERSION:
-        raise UserError(
-            f"'{path}' has format version {fields.get('version')}, this logn_d2 reads {VERSION}. "
-            "Update logn_d2."
-        )
-    return tensors, fields
 
 
 def _check_vectors(scale: Tensor, shift: Tensor) -> None:

@@ -6,8 +6,6 @@ from .affine import AffineCalibration, Background
 from .prior_calibrations import p2p
 from .stage import StageStatistics
 
-__all__ = ["auto"]
-
 
 def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCalibration:
     """Minus the log of each class's mean posterior, centred.

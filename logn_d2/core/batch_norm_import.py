@@ -30,8 +30,6 @@ from .fingerprint import classifier_fingerprint
 from .stage import StageStatistics, StatisticsError
 from .statistics import LogitStatistics
 
-__all__ = ["import_batch_norm", "load_batch_norm"]
-
 # The normalisation is the box head's own child; those inside its convolutions lie deeper.
 _BUFFER = re.compile(
     r"(?P<head>(?:.*\.)?bbox_head)(?:\.(?P<stage>\d+))?\.(?P<norm>\w+)\.running_mean"

@@ -5,7 +5,9 @@ Shapes: K foreground classes.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from .affine import AffineCalibration
 from .auto_calibration import auto
 from .calibration_registry import CALIBRATION_REGISTRY, CalibrationInputs, build_calibration
 from .calibrations import logn, tau_norm, temperature
-from .calls import check_number
 from .learned_scales import learned_scales, lws
 from .prior_calibrations import (
     class_balanced,
@@ -27,6 +28,7 @@ from .prior_calibrations import (
     norcal,
     p2p,
 )
+from .specs import check_number
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,22 @@ def _uncalibrated(inputs: CalibrationInputs) -> AffineCalibration:
 
 @CALIBRATION_REGISTRY.register("logn")
 def _logn(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    stage = inputs.statistics()
-    unlabelled = inputs.unlabelled() if inputs.unlabelled is not None else None
-    return logn(stage, background=inputs.background, unlabelled=unlabelled, **options)
+    given = {"background": inputs.background, "unlabelled": inputs.unlabelled}
+    return logn(inputs.statistics(), **given, **options)
 
 
-@CALIBRATION_REGISTRY.register("logn_mean")
-def _logn_mean(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_std=False, beta="none")
+def _part(fixed: dict[str, Any]) -> Callable[[CalibrationInputs], AffineCalibration]:
+    """LogN with these options and no others."""
+    return lambda inputs: _logn(inputs, **fixed)
 
 
-@CALIBRATION_REGISTRY.register("logn_std")
-def _logn_std(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_mean=False, beta="none")
-
-
-@CALIBRATION_REGISTRY.register("logn_beta")
-def _logn_beta(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, use_mean=False, use_std=False)
-
-
-@CALIBRATION_REGISTRY.register("logn_no_beta")
-def _logn_no_beta(inputs: CalibrationInputs) -> AffineCalibration:
-    return _logn(inputs, beta="none")
+for _name, _fixed in {
+    "logn_mean": {"use_std": False, "beta": "none"},
+    "logn_std": {"use_mean": False, "beta": "none"},
+    "logn_beta": {"use_mean": False, "use_std": False},
+    "logn_no_beta": {"beta": "none"},
+}.items():
+    CALIBRATION_REGISTRY.register(_name)(_part(_fixed))
 
 
 @CALIBRATION_REGISTRY.register("norcal")
@@ -74,34 +69,25 @@ def _norcal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
     return norcal(image_count, background=inputs.background, **options)
 
 
-@CALIBRATION_REGISTRY.register("p2p")
-def _p2p(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return p2p(inputs.statistics(), background=inputs.background, **options)
+def _made_by(
+    function: Callable[..., AffineCalibration],
+    given: Callable[[CalibrationInputs], Any],
+    inputs: CalibrationInputs,
+    **options: Any,
+) -> AffineCalibration:
+    return function(given(inputs), background=inputs.background, **options)
 
 
-@CALIBRATION_REGISTRY.register("auto")
-def _auto(inputs: CalibrationInputs) -> AffineCalibration:
-    return auto(inputs.statistics(), background=inputs.background)
-
-
-@CALIBRATION_REGISTRY.register("fracal")
-def _fracal(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return fracal(inputs.class_counts(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("class_balanced")
-def _class_balanced(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return class_balanced(inputs.image_count(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("logit_adjustment")
-def _logit_adjustment(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return logit_adjustment(inputs.image_count(), background=inputs.background, **options)
-
-
-@CALIBRATION_REGISTRY.register("temperature")
-def _temperature(inputs: CalibrationInputs, **options: Any) -> AffineCalibration:
-    return temperature(inputs.num_classes, background=inputs.background, **options)
+# Name -> the function, and what of the inputs it takes.
+for _name, _entry in {
+    "p2p": (p2p, CalibrationInputs.statistics),
+    "auto": (auto, CalibrationInputs.statistics),
+    "fracal": (fracal, CalibrationInputs.class_counts),
+    "class_balanced": (class_balanced, CalibrationInputs.image_count),
+    "logit_adjustment": (logit_adjustment, CalibrationInputs.image_count),
+    "temperature": (temperature, lambda inputs: inputs.num_classes),
+}.items():
+    CALIBRATION_REGISTRY.register(_name)(functools.partial(_made_by, *_entry))
 
 
 @CALIBRATION_REGISTRY.register("tau_norm")

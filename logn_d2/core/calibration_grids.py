@@ -10,8 +10,6 @@ from decimal import Decimal
 
 from ..errors import UserError
 
-__all__ = ["MAX_GRID", "expand_grid"]
-
 # A typing error in a step should not start a sweep of a million calibrations.
 MAX_GRID = 1000
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,43 +15,33 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..frequency import ClassCounts, CountsSource
+from ..frequency import ClassCounts, CountsSource, known_counts
 from .affine import AffineCalibration, Background
 from .calibration_grids import expand_grid
-from .calls import parse_call
 from .registry import Registry
+from .specs import parse_call
 from .stage import StageStatistics
 from .statistics import LogitStatistics
-
-__all__ = [
-    "CALIBRATION_REGISTRY",
-    "CalibrationInputs",
-    "build_calibration",
-    "parse_calibration",
-    "stage_calibrations",
-]
-
 
 Classifier = Callable[[], tuple[Tensor, Tensor | None]]
 """Returns weight (C, D) and bias (C,) or None."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class CalibrationInputs:
     """The inputs of a calibration; each registry entry uses those that it needs.
 
     Attributes:
         num_classes (int): K.
-        stage (StageStatistics): statistics of this classifier, a function that returns them (called
-            only if needed, because collecting takes a pass over the training set), or None.
+        stage (StageStatistics): statistics of this classifier, or None.
         counts (ClassCounts): class counts of the training set, a function that returns them (called
             only if needed, because counting LVIS takes a while), or None.
         background (str): position of the background column.
         classifier (Callable): returns this classifier's weight (C, D) and bias (C,) or None; called
             only if needed, because weights may be loaded later. Or None.
         stage_index (int): index of the cascade stage.
-        unlabelled (Callable): returns `LogitStatistics.unlabelled` of this stage; called only with
-            statistics. Or None.
+        unlabelled (Tensor): `LogitStatistics.unlabelled` of this stage, or None.
+        used (set[str]): what a calibration has asked for: "statistics", "counts", "weights".
 
     Example:
         >>> inputs = CalibrationInputs(num_classes=2)
@@ -60,12 +50,13 @@ class CalibrationInputs:
     """
 
     num_classes: int
-    stage: StageStatistics | Callable[[], StageStatistics] | None = None
+    stage: StageStatistics | None = None
     counts: CountsSource = None
     background: Background = "last"
     classifier: Classifier | None = None
     stage_index: int = 0
-    unlabelled: Callable[[], Tensor | None] | None = None
+    unlabelled: Tensor | None = None
+    used: set[str] = field(default_factory=set, init=False)
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the classifier.
@@ -73,6 +64,7 @@ class CalibrationInputs:
         Raises:
             ValueError: they are unknown.
         """
+        self.used.add("weights")
         if self.classifier is None:
             raise UserError(
                 "This calibration needs the weights of the classifier: attach it to a model whose "
@@ -83,7 +75,7 @@ class CalibrationInputs:
     def groups(self) -> np.ndarray | None:
         """(K,) letters of the data set's own groups, or None."""
         # Unlike `class_counts`, no error: a data set without groups of its own is ordinary.
-        counts = self.counts() if callable(self.counts) else self.counts
+        counts = known_counts(self.counts)
         return None if counts is None else counts.groups
 
     def image_count(self) -> Tensor:
@@ -100,12 +92,13 @@ class CalibrationInputs:
         Raises:
             ValueError: they are unknown.
         """
-        if self.counts is None:
+        self.used.add("counts")
+        counts = known_counts(self.counts)
+        if counts is None:
             raise UserError(
                 "This calibration needs the class counts of the training set: give counts=, or "
                 "register the training set so that class_counts(DATASET) can count it."
             )
-        counts = self.counts() if callable(self.counts) else self.counts
         if len(counts.image_count) != self.num_classes:
             raise UserError(
                 f"The training set has {len(counts.image_count)} classes, this head "
@@ -119,12 +112,13 @@ class CalibrationInputs:
         Raises:
             ValueError: there are none.
         """
+        self.used.add("statistics")
         if self.stage is None:
             raise UserError(
                 "This calibration needs logit statistics: give the file of `logn collect` with "
                 "--stats PATH or MODEL.LOGN.STATISTICS."
             )
-        return self.stage() if callable(self.stage) else self.stage
+        return self.stage
 
 
 CALIBRATION_REGISTRY: Registry = Registry("calibration")
@@ -204,26 +198,55 @@ def _is_of_the_call(error: TypeError) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__") in callers
 
 
-def stage_calibrations(
-    text: str,
+def stage_inputs(
     *,
     num_classes: int,
     num_stages: int = 1,
-    statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
+    statistics: LogitStatistics | None = None,
     counts: CountsSource = None,
     background: Background = "last",
     classifiers: Sequence[Classifier] | None = None,
     class_names: Sequence[str] | None = None,
     fingerprints: Sequence[Tensor | None] = (),
-) -> list[AffineCalibration]:
+) -> list[CalibrationInputs]:
+    """The inputs of each stage's calibration; arguments and errors as of `stage_calibrations`."""
+    # Checked also where the calibration makes no use of them: the wrong file is a mistake anyway.
+    if statistics is not None:
+        statistics.check(
+            num_classes=num_classes,
+            num_stages=num_stages,
+            class_names=class_names,
+            fingerprints=fingerprints,
+        )
+        if statistics.background != background:
+            raise UserError(
+                f"The statistics have the background column '{statistics.background}', this head "
+                f"'{background}'. Collect them again with this head, or give its background=."
+            )
+    if callable(counts):
+        counts = functools.cache(counts)  # count once, not once a stage
+    return [
+        CalibrationInputs(
+            num_classes,
+            None if statistics is None else statistics.stages[index],
+            counts,
+            background,
+            classifier,
+            index,
+            None if statistics is None else statistics.unlabelled(index),
+        )
+        for index, classifier in enumerate(classifiers or [None] * num_stages)
+    ]
+
+
+def stage_calibrations(text: str, **options: Any) -> list[AffineCalibration]:
     """One calibration for each cascade stage (one for other heads), each from its own statistics.
 
     Args:
         text (str): see `parse_calibration`.
         num_classes (int): K.
         num_stages (int): S.
-        statistics (LogitStatistics): S stages, or a function that returns them, called only where
-            they are needed; None for calibrations that need none.
+        statistics (LogitStatistics): S stages; None for calibrations that need none.
         counts (ClassCounts): counts of the training set, or a function that returns them, or None.
         background (str): position of the background column.
         classifiers (Sequence[Callable]): S functions that return a classifier's weight and bias,
@@ -243,43 +266,4 @@ def stage_calibrations(
         >>> [calibration.name for calibration in calibrations]
         ['uncalibrated', 'uncalibrated']
     """
-
-    def check(found: LogitStatistics) -> LogitStatistics:
-        found.check(
-            num_classes=num_classes,
-            num_stages=num_stages,
-            class_names=class_names,
-            fingerprints=fingerprints,
-        )
-        if found.background != background:
-            raise UserError(
-                f"The statistics have the background column '{found.background}', this head "
-                f"'{background}'. Collect them again with this head, or give its background=."
-            )
-        return found
-
-    # Statistics that are there are checked in any case, also where the calibration makes no use of
-    # them: the wrong file is a mistake either way.
-    if statistics is not None and not callable(statistics):
-        check(statistics)
-    # Read and checked at the first use only, and once for all stages.
-    read = functools.cache(lambda: check(statistics()) if callable(statistics) else statistics)
-    if callable(counts):
-        counts = functools.cache(counts)  # count once, not once a stage
-    known = statistics is not None
-    return [
-        build_calibration(
-            text,
-            CalibrationInputs(
-                num_classes,
-                # Default arguments bind the index of this stage; a closure would see the last one.
-                (lambda index=index: read().stages[index]) if known else None,
-                counts,
-                background,
-                classifier,
-                index,
-                (lambda index=index: read().unlabelled(index)) if known else None,
-            ),
-        )
-        for index, classifier in enumerate(classifiers or [None] * num_stages)
-    ]
+    return [build_calibration(text, inputs) for inputs in stage_inputs(**options)]

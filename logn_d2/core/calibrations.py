@@ -10,12 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .affine import AffineCalibration, Background, foreground_columns
-from .calls import check_bool, check_number
+from .specs import check_bool, check_number
 from .stage import StageStatistics
-
-__all__ = ["logn", "tau_norm", "temperature"]
 
 
 def logn(
@@ -75,8 +73,7 @@ def logn(
     check_number("std_power", std_power, "(-inf, inf)")
     check_bool("use_mean", use_mean)
     check_bool("use_std", use_std)
-    if source not in ("all", "negatives"):
-        raise UserError(f"source is {source!r}, expected all or negatives.")
+    check_choice("source", source, ("all", "negatives"))
     whole, stage = stage, stage.negatives() if source == "negatives" else stage
     foreground = foreground_columns(background)
     # float64 until the end: beta minus mean cancels, and AffineCalibration rounds once to float32.
@@ -190,8 +187,7 @@ def _reference(
     rule: str, std_power: float, stage: StageStatistics, foreground: slice
 ) -> Tensor | float:
     """The reference by which sigma to a power is divided."""
-    if rule not in ("none", "geometric"):
-        raise UserError(f"std_reference is {rule!r}, expected none or geometric.")
+    check_choice("std_reference", rule, ("none", "geometric"))
     var = stage.var.double()[foreground][stage.usable[foreground]]
     if rule == "none" or len(var) == 0:
         return 1.0

@@ -14,8 +14,6 @@ from torch import Tensor
 from ..errors import UserError
 from .moments import batch_moments, blocks, check_columns, check_finite, combined
 
-__all__ = ["EmaLogitMoments"]
-
 
 class EmaLogitMoments:
     """Moving averages of mean and variance, as in the released LogN code.

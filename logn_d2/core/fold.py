@@ -11,8 +11,6 @@ from torch import Tensor
 from ..errors import UserError
 from .affine import AffineCalibration
 
-__all__ = ["fold_cosine", "fold_linear"]
-
 
 def fold_linear(
     weight: Tensor, bias: Tensor | None, calibration: AffineCalibration

@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["MAX_GRID", "fractal_dimensions_of"]
-
 # Cells along each side of the finest grid over the images.
 MAX_GRID = 64
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from ..errors import UserError
 from .affine import AffineCalibration, Background, foreground_columns
 
-__all__ = ["SCALE_KEY", "learned_scales", "lws"]
-
 # The classifier's learned factor for each column, in a detector's state dict. Not its "gain", which
 # comes from a folded calibration.
 SCALE_KEY = "cls_score.class_scale"

@@ -15,13 +15,6 @@ from torch import Tensor
 
 from ..errors import UserError
 
-__all__ = [
-    "NUM_GROUPS",
-    "LogitMoments",
-    "NonFiniteLogitsError",
-    "jackknife_error",
-]
-
 # Groups of images with separate moments. A standard error from 20 groups has itself a standard
 # deviation of 1 / sqrt(2 * 19), 16 %; more groups would be more precise and make larger files.
 NUM_GROUPS = 20

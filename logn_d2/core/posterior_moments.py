@@ -14,8 +14,6 @@ from torch import Tensor
 from ..errors import UserError
 from .moments import NUM_GROUPS, combined, image_group
 
-__all__ = ["PosteriorMoments"]
-
 
 class PosteriorMoments:
     """Exact sums of posteriors, over all RoIs and over each column's negatives, and label counts.

@@ -15,18 +15,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..frequency import ClassCounts
 from .affine import AffineCalibration, Background, foreground_columns
-from .calls import check_number
+from .specs import check_number
 from .stage import StageStatistics, StatisticsError
-
-__all__ = [
-    "class_balanced",
-    "fracal",
-    "logit_adjustment",
-    "matching_gamma",
-    "norcal",
-    "p2p",
-    "prior_shift",
-]
 
 Counts = Sequence[int] | np.ndarray | Tensor
 

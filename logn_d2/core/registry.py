@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from ..errors import UnknownNameError, UserError
-
-__all__ = ["Registry"]
+from ..errors import UserError, check_known
 
 T = TypeVar("T", bound=Callable)
 
@@ -51,9 +49,7 @@ class Registry(Generic[T]):
         Raises:
             KeyError: unknown name; the message lists the known ones.
         """
-        if name not in self._entries:
-            known = ", ".join(sorted(self._entries))
-            raise UnknownNameError(f"Unknown {self._kind} '{name}'. Known: {known}.")
+        check_known(self._kind, name, sorted(self._entries))
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:

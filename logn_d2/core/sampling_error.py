@@ -16,8 +16,6 @@ from .calibrations import logn
 from .moments import jackknife_error
 from .stage import StageStatistics, StatisticsError
 
-__all__ = ["DEVIATIONS", "sampling_error"]
-
 # Raw logits at which the error is computed, in standard deviations above the class's mean: from an
 # average RoI to one that resembles the class.
 DEVIATIONS = (0.0, 3.0)

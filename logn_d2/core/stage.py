@@ -1,5 +1,8 @@
 """Logit statistics of one classifier.
 
+A stage is one of the box predictors of a cascade; other heads have a single one. The *second* stage
+of decoupled training is something else and always has its adjective (SECOND_STAGE).
+
 Shapes: C logit columns (K foreground classes and the background, if there is one).
 """
 
@@ -14,8 +17,6 @@ from torch import Tensor
 from ..errors import UserError
 from .moments import LogitMoments, separated, variance
 from .posterior_moments import PosteriorMoments
-
-__all__ = ["MIN_VARIANCE", "StageStatistics", "StatisticsError"]
 
 # The released code's clamp of the variance. Smaller values mean a constant logit with rounding
 # noise.

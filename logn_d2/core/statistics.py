@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,11 +27,17 @@ from .affine import Background, foreground_columns
 from .fingerprint import fingerprint_differences
 from .sampling_error import sampling_error
 from .stage import StageStatistics, StatisticsError
-from .statistics_file import read_file, shortened, write_file
-
-__all__ = ["LogitStatistics"]
+from .tensor_file import FileKind
 
 logger = logging.getLogger(__name__)
+
+FILE = FileKind(
+    "logn_d2 statistics",
+    "statistics file",
+    version=3,
+    advice="Give the path that `logn collect` wrote, or collect the statistics again.",
+    error=StatisticsError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +156,7 @@ class LogitStatistics:
         for index, stage in enumerate(self.stages):
             tensors.update(stage.tensors(f"stage{index}"))
         fields = {name: getattr(self, name) for name in _METADATA}
-        write_file(path, tensors, {**fields, "num_stages": len(self.stages)})
+        FILE.write(path, tensors, {**fields, "num_stages": len(self.stages)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LogitStatistics:
@@ -165,7 +172,14 @@ class LogitStatistics:
                 f"There is no statistics file at '{path}'. Make one with: logn collect "
                 "--config-file CONFIG --weights WEIGHTS --output PATH"
             )
-        tensors, metadata = read_file(path)
+        tensors, metadata = FILE.read(path)
+        # A field of early releases: statistics of transformed logits do not fit raw ones.
+        if metadata.get("logits", "raw") != "raw":
+            raise StatisticsError(
+                f"'{path}' contains statistics of logits that are not raw "
+                f"({_shortened(metadata['logits'])}). Collect them again from this model's own "
+                "logits."
+            )
         try:
             stages = tuple(
                 StageStatistics.from_tensors(tensors, f"stage{index}")
@@ -240,36 +254,28 @@ class LogitStatistics:
         # Not strict: without known fingerprints there is nothing to compare.
         for index, (stage, found) in enumerate(zip(self.stages, fingerprints)):
             _check_fingerprint(index, stage.fingerprint, found)
-        self._check_usable(source)
-        self._tell_unlabelled(source)
-
-    def _tell_unlabelled(self, source: str) -> None:
-        found = [self.unlabelled(index) for index in range(len(self.stages))]
-        known = [each for each in found if each is not None]
-        if not known or getattr(self, "_told_unlabelled", False):
-            return
-        # Once per object: an evaluation checks the same statistics for each calibration and stage.
-        # The dataclass is frozen, and this mark is no part of its value.
-        object.__setattr__(self, "_told_unlabelled", True)
-        classes = torch.stack(known).any(dim=0).nonzero().flatten().tolist()
-        if classes:
-            logger.warning(
-                f"{len(classes)} of {self.num_classes} classes have no RoI in {source}, the first "
-                f"is {self.class_names[classes[0]]!r}: LogN's beta ignores them."
-            )
-
-    def _check_usable(self, source: str) -> None:
         unusable = self.unusable_classes()
         if len(unusable) == self.num_classes:
             raise StatisticsError(
                 f"No class has two different logits in {source}: {self.num_images} "
                 f"images and {self.num_rois} RoIs were seen. Check the data set, and collect again."
             )
-        if unusable and not getattr(self, "_told_unusable", False):
-            object.__setattr__(self, "_told_unusable", True)
+        # Once per object: an evaluation checks the same statistics for each calibration and stage.
+        if self in _CHECKED:
+            return
+        _CHECKED.add(self)
+        if unusable:
             logger.warning(
                 f"{len(unusable)} of {self.num_classes} classes have too few or constant logits in "
                 f"{source}; LogN leaves them unchanged: {_listed(unusable)}."
+            )
+        found = [self.unlabelled(index) for index in range(len(self.stages))]
+        known = [each for each in found if each is not None]
+        classes = torch.stack(known).any(dim=0).nonzero().flatten().tolist() if known else []
+        if classes:
+            logger.warning(
+                f"{len(classes)} of {self.num_classes} classes have no RoI in {source}, the first "
+                f"is {self.class_names[classes[0]]!r}: LogN's beta ignores them."
             )
 
     def merge(self, other: LogitStatistics) -> LogitStatistics:
@@ -284,8 +290,8 @@ class LogitStatistics:
             # not differ.
             if mine != theirs and not (name in _ADDED_LATER and None in (mine, theirs)):
                 raise StatisticsError(
-                    f"Passes with different {name} can't be merged: {shortened(mine)} and "
-                    f"{shortened(theirs)}."
+                    f"Passes with different {name} can't be merged: {_shortened(mine)} and "
+                    f"{_shortened(theirs)}."
                 )
         if len(self.stages) != len(other.stages):
             raise StatisticsError(
@@ -348,6 +354,16 @@ def _check_fingerprint(index: int, expected: Tensor | None, found: Tensor | None
             f"differs in {int(differs.sum())} of {len(expected)} columns. Load the weights that "
             "they were collected with, or collect them again with these (`logn collect`)."
         )
+
+
+# Statistics whose first check has warned of the classes that it can't serve.
+_CHECKED: weakref.WeakSet[LogitStatistics] = weakref.WeakSet()
+
+
+def _shortened(value: Any) -> str:
+    """A value for an error message, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _listed(names: Sequence[str], limit: int = 10) -> str:

@@ -12,8 +12,6 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-__all__ = ["DatasetReport", "check_dataset", "image_problem"]
-
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:

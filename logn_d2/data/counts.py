@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -16,9 +15,7 @@ from detectron2.structures import BoxMode
 
 from ..core.fractal import fractal_dimensions_of
 from ..errors import UserError
-from ..frequency import ClassCounts, frequency_groups
-
-__all__ = ["check_same_classes", "class_counts", "fractal_dimensions"]
+from ..frequency import ClassCounts, count_classes, frequency_groups
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +72,11 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
     for name in names:
         records = DatasetCatalog.get(name)
         class_names = tuple(MetadataCatalog.get(name).thing_classes)
-        counts, annotated = _count(records, len(class_names))
+        classes = [
+            [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+            for record in records
+        ]
+        counts, annotated = count_classes(classes, len(class_names)), sum(map(bool, classes))
         _compare_counts(name, counts)
         image_count, instance_count = image_count + counts[0], instance_count + counts[1]
         num_images, num_records = num_images + annotated, num_records + len(records)
@@ -135,18 +136,6 @@ def _own_groups(names: Sequence[str], image_count: np.ndarray) -> np.ndarray | N
         return frequency_groups(image_count, *limits)
     letters = metadata.get("class_groups") if len(names) == 1 else None
     return None if letters is None else np.array(letters)
-
-
-def _count(records: Sequence[Mapping[str, Any]], num_classes: int) -> tuple[np.ndarray, int]:
-    """Images and objects of each class, int64 (2, K), and the number of images with objects."""
-    counts, annotated = np.zeros((2, num_classes), dtype=np.int64), 0
-    for record in records:
-        classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
-        # An index that occurs twice is increased once by "+=", but each time by `np.add.at`.
-        counts[0, np.unique(np.asarray(classes, dtype=np.int64))] += 1
-        np.add.at(counts[1], classes, 1)
-        annotated += len(classes) > 0
-    return counts, annotated
 
 
 def _compare_counts(name: str, counts: np.ndarray) -> None:

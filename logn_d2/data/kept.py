@@ -12,8 +12,6 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-__all__ = ["is_kept", "records_kept"]
-
 Record = dict[str, Any]
 
 

@@ -26,18 +26,9 @@ from detectron2.data import (
 from detectron2.utils import comm
 
 from ..errors import UserError
-from .mappers import MAPPERS, Mapper, build_mapper, mapper_call
+from ..source import MAPPERS, Mapper, source_of
 from .rng import seeded_rng
 from .samplers import ClassAwareTrainingSampler, repetitions
-
-__all__ = [
-    "PassDataset",
-    "build_class_aware_loader",
-    "build_evaluation_loader",
-    "build_statistics_loader",
-    "statistics_mapper",
-    "training_images",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +176,7 @@ def build_evaluation_loader(
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False, proposal_files=files)
     # Evaluators take the ground truth from the json; workers need not copy it.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
-    mapper = build_mapper(cfg, is_train=False)
+    mapper = source_of(cfg).mapper(is_train=False)
     images = PassDataset(records, torch.arange(len(records)), mapper)
     return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS, _batch_size(cfg))
 
@@ -210,7 +201,8 @@ def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.D
     drawn = itertools.islice(sampler.stream(), math.prod(shape))
     # Process r gets the positions r, r + W, ..., which are whole rounds of all classes.
     order = torch.tensor(list(drawn), dtype=torch.int64).reshape(shape).transpose(1, 2).flatten()
-    images = PassDataset(records, order, build_mapper(cfg, is_train=True), seed=max(cfg.SEED, 0))
+    mapper = source_of(cfg).mapper(is_train=True)
+    images = PassDataset(records, order, mapper, seed=max(cfg.SEED, 0))
     return _loader(images, 0, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -273,11 +265,12 @@ def statistics_mapper(cfg: CfgNode) -> Mapper:
     Boxes and classes are as in training. Masks are dropped unless they affect which objects are
     kept, and key points always, because nothing is trained here.
     """
+    source = source_of(cfg)
     if cfg.MODEL.META_ARCHITECTURE in MAPPERS:
-        return build_mapper(cfg, is_train=cfg.MODEL.LOGN.COLLECT.AUGMENT)
-    kind, arguments = mapper_call(cfg, is_train=True)
+        return source.mapper(is_train=cfg.MODEL.LOGN.COLLECT.AUGMENT)
+    kind, arguments = source.mapper_call(is_train=True)
     if not cfg.MODEL.LOGN.COLLECT.AUGMENT:
-        arguments["augmentations"] = mapper_call(cfg, is_train=False)[1]["augmentations"]
+        arguments["augmentations"] = source.mapper_call(is_train=False)[1]["augmentations"]
         arguments["recompute_boxes"] = False
     arguments["use_instance_mask"] = _filtering_needs_masks(cfg)
     arguments["use_keypoint"] = False

@@ -10,7 +10,6 @@ Units: pixels of the page in `PageObject`, and of the halved page from `_halved`
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import MissingFileError, UserError
-from ..files import atomic_write
+from ..files import atomic_write, write_json
 from ..frequency import frequency_groups
-
-__all__ = ["VAL_WRITERS", "PageObject", "convert_muscima", "describe", "read_page"]
 
 VAL_WRITERS = (6, 8, 10, 12, 16, 17, 18, 21, 22, 25, 26, 28, 30, 31, 35, 41)
 """16 of 50 writers, with a third of the objects; figures for other writers are not comparable."""
@@ -155,8 +152,7 @@ def convert_muscima(
     categories = _categories(tiles)
     contents = {split: _content(found, categories, split) for split, found in tiles.items()}
     for split, content in contents.items():
-        with atomic_write(Path(target) / f"{split}.json") as temporary:
-            temporary.write_text(json.dumps(content))
+        write_json(Path(target) / f"{split}.json", content, indent=None)
     return contents
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,16 +18,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from fvcore.common.timer import Timer
 
 from ..annotations import mask_of, name_of, read_annotations
 from ..errors import MissingFileError, UserError
 from .kept import is_kept
-
-__all__ = [
-    "load_lvis_form",
-    "register_from_config",
-    "register_lvis_form",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +81,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
             f"The annotations of '{name}' are missing: expected the file {path}. "
             + (hint or "See datasets/README.md for the folder layout, and set DETECTRON2_DATASETS.")
         )
-    start = time.perf_counter()
+    timer = Timer()
     size = os.path.getsize(path) / 2**20
     if size > 50:  # LVIS's training set has 1,100 and takes half a minute
         logger.info("Reading %s (%.0f MiB) ...", path, size)
@@ -98,8 +92,8 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
                 f"{path}: images[{position}] (id {image['id']!r}) lacks 'height' or 'width', which "
                 "training needs. Write the size of the image file in pixels."
             )
-    if time.perf_counter() - start > 1:
-        logger.info("Reading %s took %.1f s.", path, time.perf_counter() - start)
+    if timer.seconds() > 1:
+        logger.info("Reading %s took %.1f s.", path, timer.seconds())
     return content
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["preserved_rng", "seed_rng", "seeded_rng"]
-
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:

@@ -14,24 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..errors import UserError
-from ..lazy import is_lazy, lazy_config
-
-__all__ = [
-    "TRAINING_SAMPLERS",
-    "CeilRepeatFactorTrainingSampler",
-    "ClassAwareTrainingSampler",
-    "build_training_sampler",
-    "described_sampler",
-    "repeat_factors",
-    "repetitions",
-]
+from ..source import source_of
 
 Record = dict[str, Any]
 
@@ -200,11 +190,7 @@ def build_training_sampler(cfg: CfgNode, records: Sequence[Record]) -> Sampler |
         Sampler: for ``build_detection_train_loader(sampler=...)``; None where Detectron2 builds it.
     """
     build = TRAINING_SAMPLERS.get(cfg.DATALOADER.SAMPLER_TRAIN)
-    if build is not None:
-        return build(cfg, records)
-    if is_lazy(cfg):
-        return instantiate(lazy_config(cfg).dataloader.train.get("sampler"))
-    return None
+    return source_of(cfg).sampler() if build is None else build(cfg, records)
 
 
 def _build_ceil(cfg: CfgNode, records: Sequence[Record]) -> Sampler:

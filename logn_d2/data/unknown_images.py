@@ -13,8 +13,6 @@ from typing import Any
 from ..annotations import name_of
 from ..errors import UnknownNameError, UserError
 
-__all__ = ["images_without"]
-
 
 def images_without(content: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Reduce an annotation file to the images without any object of given classes.

@@ -12,9 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..errors import UserError
-from ..files import atomic_write
-
-__all__ = ["AtomicCheckpointer", "WholeCheckpointer", "load_weights"]
+from ..files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +56,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             os.path.join(self.save_dir, last_filename_basename),
             os.path.join(self.save_dir, self._name),
         )
-        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
-            temporary.write_text(self._name)
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), self._name)
         logger.info("Saved checkpoint %s", self._name)
 
 

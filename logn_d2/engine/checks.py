@@ -33,21 +33,6 @@ from ..lvis.checks import check_groups
 from ..modeling.build import known_class_names
 from ..sites import ROI_HEADS, ConfigSite, config_site
 
-__all__ = [
-    "check_calibration",
-    "check_classes",
-    "check_collection_settings",
-    "check_datasets",
-    "check_ground_truth",
-    "check_images",
-    "check_loss",
-    "check_loss_options",
-    "check_masks",
-    "check_output_folder",
-    "check_statistics",
-    "check_weights",
-]
-
 
 def check_output_folder(folder: str) -> None:
     """Create the folder if necessary, and check that files can be written to it.
@@ -214,7 +199,7 @@ def check_calibration(
     has_statistics: bool,
     collect: CfgNode | None = None,
     site: ConfigSite = ROI_HEADS,
-) -> None:
+) -> set[str]:
     """Check the name and the options of a calibration, and that its inputs are available.
 
     Args:
@@ -224,13 +209,16 @@ def check_calibration(
         collect (CfgNode): MODEL.LOGN.COLLECT, if the run will collect them itself.
         site (ConfigSite): the detector's site.
 
+    Returns:
+        set[str]: what it is made from, of "statistics", "counts" and "weights".
+
     Raises:
         KeyError: no calibration has this name.
         ValueError: an option is wrong, statistics are missing, or the calibration is not defined
             for the scores of this site.
     """
     if not text:
-        return
+        return set()
     parse_calibration(text)
     # Stand-ins of the right shapes: reading the counts takes minutes, the statistics hours.
     columns = num_classes + (site.background != "none")
@@ -253,6 +241,7 @@ def check_calibration(
         classifier=lambda: (ones[:, None], ones),
     )
     build_calibration(text, inputs).check_activation(site.activation == "sigmoid")
+    return inputs.used
 
 
 def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:

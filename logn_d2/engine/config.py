@@ -15,9 +15,8 @@ from ..config import add_logn_config
 from ..data import register_from_config
 from ..errors import UserError
 from ..glyphs import register_glyphs
-from ..lazy import fill_from_lazy, is_lazy, lazy_config, split_lazy_overrides
-
-__all__ = ["load_config"]
+from ..lazy import fill_from_lazy, split_lazy_overrides
+from ..source import source_of
 
 
 def load_config(
@@ -57,8 +56,7 @@ def load_config(
         raise UserError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if is_lazy(cfg):
-        lazy_config(cfg)  # the config of a run may name one, which registers data sets when read
+    source_of(cfg)  # the config of a run may name a LazyConfig, which may register data sets
     register_from_config(cfg)
     register_image_sets(cfg)
     return cfg

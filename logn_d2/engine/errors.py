@@ -14,8 +14,6 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
 
-__all__ = ["DEBUG_VARIABLE", "short_errors"]
-
 DEBUG_VARIABLE = "LOGN_D2_DEBUG"
 """Environment variable; when set, errors come with their traceback."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -28,31 +27,19 @@ from ..data import check_same_classes
 from ..data.loader import build_evaluation_loader
 from ..errors import UserError
 from ..evaluators import LVISFormEvaluator, resumable_inference, training_groups
-from ..files import as_file_name, atomic_write
+from ..files import as_file_name
 from ..lvis import Detections, LvisGroundTruth
-from ..modeling import (
-    attach,
-    check_calibratable,
-    find_box_predictors,
-)
+from ..modeling import attach, check_calibratable, find_box_predictors
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import num_classes_of, unwrapped
 from ..modeling.build import known_class_names
 from ..passes.resume import deciding_settings
+from ..provenance import provenance
+from ..results import ResultRow
+from ..results import Results as ResultsFile
 from ..sites import known_site, site_detector
 from ..sweeps import SweepDetections, evaluate_sweep, sweep
 from .images import image_table, one_pass_for_images
-
-__all__ = [
-    "Calibrations",
-    "Results",
-    "calibration_name",
-    "check_head",
-    "evaluate_calibrations",
-    "groups_of_training",
-    "make_calibrations",
-    "read_ground_truth",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -122,24 +109,14 @@ def evaluate_calibrations(
         dict: "NAME/TASK" -> metrics in percent; for several data sets, data set -> such a dict.
             Empty on all processes but the first.
     """
-    model = unwrapped(model)
     results: Results = {}
     for dataset in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(dataset).get("evaluator_type", None)
-        table = format_table
-        if kind == "classification":
-            folder, table = _folder(cfg, dataset), image_table
-            found = one_pass_for_images(cfg, model, dataset, calibrations, folder)
-        elif calibrations[UNCALIBRATED] and kind == "lvis":
-            found = _one_pass(cfg, model, dataset, calibrations, resume)
-        elif calibrations[UNCALIBRATED] and kind == "coco" and not cfg.MODEL.KEYPOINT_ON:
-            found = _one_pass_for_evaluators(
-                cfg, model, dataset, calibrations, build_evaluator, resume
-            )
-        else:
-            found = _one_pass_each(cfg, model, dataset, calibrations, build_evaluator, resume)
+        evaluation = _Evaluation(
+            cfg, unwrapped(model), dataset, calibrations, build_evaluator, resume
+        )
+        found = evaluation.run()
         if comm.is_main_process():
-            results[dataset] = _report(cfg, dataset, found, table)
+            results[dataset] = evaluation.report(found)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -205,63 +182,143 @@ def groups_of_training(dataset: str, train_datasets: Sequence[str]) -> np.ndarra
         return None
 
 
-def _one_pass(
-    cfg: CfgNode, model: nn.Module, dataset: str, calibrations: Calibrations, resume: bool
-) -> dict[str, Metrics]:
-    """Name -> task -> metrics; empty on all processes but the first."""
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    # Only the first process evaluates, so the others need no masks of the ground truth.
-    masks = "segm" in tasks and comm.is_main_process()
-    ground_truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN, masks=masks)
-    swept = _swept(cfg, model, dataset, calibrations, resume, ground_truth)
-    if not comm.is_main_process():
-        return {}
-    return evaluate_sweep(swept, ground_truth, tasks, per_class_folder=_folder(cfg, dataset))
-
-
-def _swept(
+def sweep_dataset(
     cfg: CfgNode,
     model: nn.Module,
     dataset: str,
     calibrations: Calibrations,
-    resume: bool,
-    ground_truth: LvisGroundTruth | None = None,
+    output_dir: str | os.PathLike[str],
+    **options: Any,
 ) -> SweepDetections:
+    """Sweep over a registered data set with the config's settings.
+
+    Args:
+        cfg (CfgNode): the model's config.
+        model (nn.Module): a model that returns raw logits, with its weights loaded.
+        dataset (str): name of the data set.
+        calibrations (Mapping): name -> one calibration for each stage.
+        output_dir (PathLike): folder of the detections.
+        **options: of `logn_d2.sweeps.sweep`.
+    """
     return sweep(
         model,
         functools.partial(_loader, cfg, dataset),
         calibrations,
-        average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
-        ground_truth=ground_truth,
-        output_dir=os.path.join(_folder(cfg, dataset), "sweep"),
-        chunk_size=min(cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
-        resume=resume,
+        output_dir=output_dir,
         settings=deciding_settings(cfg),
+        **{"average": cfg.MODEL.LOGN.CASCADE_AVERAGE, **options},
     )
 
 
-def _one_pass_for_evaluators(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    calibrations: Calibrations,
-    build_evaluator: BuildEvaluator,
-    resume: bool,
-) -> dict[str, Metrics]:
-    """Run the network once, then an evaluator for each calibration on the sweep's detections."""
-    swept = _swept(cfg, model, dataset, calibrations, resume)
-    records = DatasetCatalog.get(dataset) if comm.is_main_process() else []
-    results = {}
-    for name in calibrations:
-        evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
-        evaluator.reset()
-        if comm.is_main_process():
-            detections = swept.detections(name)
-            for record, instances in zip(records, _instances(records, detections), strict=True):
-                evaluator.process([record], [{"instances": instances}])
-        # On every process, because some evaluators have collective calls.
-        results[name] = evaluator.evaluate()
-    return results
+def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
+    return build_evaluation_loader(cfg, dataset, skip=skip)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The calibrations of a model on one data set; see `evaluate_calibrations`."""
+
+    cfg: CfgNode
+    model: nn.Module
+    dataset: str
+    calibrations: Calibrations
+    build_evaluator: BuildEvaluator
+    resume: bool
+
+    @property
+    def folder(self) -> str:
+        return os.path.join(self.cfg.OUTPUT_DIR, "inference", self.dataset)
+
+    @property
+    def kind(self) -> str | None:
+        return MetadataCatalog.get(self.dataset).get("evaluator_type", None)
+
+    def run(self) -> Mapping[str, Metrics]:
+        """Name -> task -> metrics; empty on all processes but the first."""
+        if self.kind == "classification":
+            given = (self.cfg, self.model, self.dataset, self.calibrations, self.folder)
+            return one_pass_for_images(*given)
+        if self.calibrations[UNCALIBRATED]:
+            if self.kind == "lvis":
+                return self.one_pass()
+            if self.kind == "coco" and not self.cfg.MODEL.KEYPOINT_ON:
+                return self.one_pass_for_evaluators()
+        return self.one_pass_each()
+
+    def one_pass(self) -> Mapping[str, Metrics]:
+        tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
+        # Only the first process evaluates, so the others need no masks of the ground truth.
+        masks = "segm" in tasks and comm.is_main_process()
+        ground_truth = read_ground_truth(self.dataset, self.cfg.DATASETS.TRAIN, masks=masks)
+        swept = self._swept(ground_truth)
+        if not comm.is_main_process():
+            return {}
+        return evaluate_sweep(swept, ground_truth, tasks, per_class_folder=self.folder)
+
+    def one_pass_for_evaluators(self) -> Mapping[str, Metrics]:
+        """Run the network once, then an evaluator for each calibration on its detections."""
+        swept = self._swept()
+        records = DatasetCatalog.get(self.dataset) if comm.is_main_process() else []
+        results = {}
+        for name in self.calibrations:
+            evaluator = self._evaluator(name)
+            evaluator.reset()
+            if comm.is_main_process():
+                detections = swept.detections(name)
+                for record, instances in zip(records, _instances(records, detections), strict=True):
+                    evaluator.process([record], [{"instances": instances}])
+            # On every process, because some evaluators have collective calls.
+            results[name] = evaluator.evaluate()
+        return results
+
+    def one_pass_each(self) -> Mapping[str, Metrics]:
+        """Run the network once for each calibration, for evaluators that can't use a sweep."""
+        results = {}
+        for name, stages in self.calibrations.items():
+            evaluator = self._evaluator(name)
+            with attach(self.model, list(stages)) if stages else nullcontext():
+                if isinstance(evaluator, LVISFormEvaluator):
+                    results[name] = resumable_inference(
+                        self.model,
+                        functools.partial(_loader, self.cfg, self.dataset),
+                        evaluator,
+                        settings={"calibration": name, **deciding_settings(self.cfg)},
+                        resume=self.resume,
+                    )
+                else:
+                    loader = build_detection_test_loader(self.cfg, self.dataset)
+                    results[name] = inference_on_dataset(self.model, loader, evaluator)
+        return results
+
+    def report(self, found: Mapping[str, Metrics]) -> dict[str, dict[str, float]]:
+        """Print and write the results; return them under Detectron2's names."""
+        table = image_table if self.kind == "classification" else format_table
+        logger.info("Results on %s, in percent:\n%s", self.dataset, table(found))
+        rows = tuple(ResultRow(name, by_task) for name, by_task in found.items())
+        about = provenance(self.dataset, weights=self.cfg.MODEL.WEIGHTS)
+        ResultsFile(rows, about).save(os.path.join(self.folder, "results.json"))
+        return {
+            f"{name}/{task}": dict(metrics)
+            for name, by_task in found.items()
+            for task, metrics in by_task.items()
+        }
+
+    def _swept(self, ground_truth: LvisGroundTruth | None = None) -> SweepDetections:
+        return sweep_dataset(
+            *(self.cfg, self.model, self.dataset, self.calibrations),
+            os.path.join(self.folder, "sweep"),
+            ground_truth=ground_truth,
+            chunk_size=min(self.cfg.MODEL.LOGN.COLLECT.CHECKPOINT_PERIOD, MAX_CHUNK),
+            resume=self.resume,
+        )
+
+    def _evaluator(self, name: str) -> DatasetEvaluator:
+        """With a folder of its own for each calibration and data set, if there are several."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        if len(self.calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
+            cfg.OUTPUT_DIR = os.path.join(self.folder, as_file_name(name))
+        return self.build_evaluator(cfg, self.dataset)
 
 
 def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[Instances]:
@@ -286,84 +343,9 @@ def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[I
         yield instances
 
 
-def _with_own_folder(cfg: CfgNode, dataset: str, name: str, calibrations: Calibrations) -> CfgNode:
-    """A config with a folder of its own for a calibration, if there are several."""
-    own = cfg.clone()
-    own.defrost()
-    if len(calibrations) > 1 or len(cfg.DATASETS.TEST) > 1:
-        own.OUTPUT_DIR = os.path.join(_folder(cfg, dataset), as_file_name(name))
-    return own
-
-
-def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
-    return build_evaluation_loader(cfg, dataset, skip=skip)
-
-
-def _one_pass_each(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    calibrations: Calibrations,
-    build_evaluator: BuildEvaluator,
-    resume: bool,
-) -> dict[str, Metrics]:
-    """Run the network once for each calibration, for evaluators that can't use a sweep."""
-    results = {}
-    for name, stages in calibrations.items():
-        evaluator = build_evaluator(_with_own_folder(cfg, dataset, name, calibrations), dataset)
-        with attach(model, list(stages)) if stages else nullcontext():
-            if isinstance(evaluator, LVISFormEvaluator):
-                results[name] = resumable_inference(
-                    model,
-                    functools.partial(_loader, cfg, dataset),
-                    evaluator,
-                    settings={"calibration": name, **deciding_settings(cfg)},
-                    resume=resume,
-                )
-            else:
-                loader = build_detection_test_loader(cfg, dataset)
-                results[name] = inference_on_dataset(model, loader, evaluator)
-    return results
-
-
 def _takes_calibrations(model: nn.Module) -> bool:
     try:
         check_head(model)
     except ValueError:  # without box predictors, or with a loss that can't be calibrated
         return False
     return True
-
-
-def _folder(cfg: CfgNode, dataset: str) -> str:
-    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset)
-
-
-def _report(
-    cfg: CfgNode,
-    dataset: str,
-    results: Mapping[str, Metrics],
-    table: Callable[[Mapping[str, Metrics]], str],
-) -> dict[str, dict[str, float]]:
-    """Print and write the results of a data set; return them under Detectron2's names."""
-    logger.info("Results on %s, in percent:\n%s", dataset, table(results))
-    _write_results(os.path.join(_folder(cfg, dataset), "results.json"), results)
-    return {
-        f"{name}/{task}": dict(metrics)
-        for name, by_task in results.items()
-        for task, metrics in by_task.items()
-    }
-
-
-def _write_results(path: str, results: Mapping[str, Metrics]) -> None:
-    """Write the file that `logn report` reads."""
-    rows = [
-        {"calibration": name, **{task: _with_null(metrics) for task, metrics in by_task.items()}}
-        for name, by_task in results.items()
-    ]
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"rows": rows}, indent=1))
-
-
-def _with_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Replace NaN, which JSON does not have, by None."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}

@@ -20,8 +20,6 @@ from ..data.loader import build_evaluation_loader
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
 
-__all__ = ["ComparedImages", "put_statistics"]
-
 _BINS = 100
 # Not by a threshold: early in a training run all scores are low, and no box would be drawn.
 _SHOWN = Shown(threshold=0.0, at_most=10, one_per_place=True)

@@ -6,7 +6,6 @@ A run is the folder of a finished training, with ``config.yaml`` and ``model_fin
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,19 +21,19 @@ from torch import nn
 from .. import UNCALIBRATED
 from ..core import AffineCalibration, LogitStatistics
 from ..data import class_counts
-from ..data.loader import build_evaluation_loader
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
 from ..lvis import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
-from ..passes.resume import deciding_settings
-from ..sweeps import evaluate_sweep, sweep
+from ..results import Results
+from ..sites import config_site
+from ..sweeps import evaluate_sweep
 from .checkpoint import load_weights
+from .checks import check_calibration
 from .config import load_config
+from .evaluation import sweep_dataset
 from .statistics import collect, is_current, statistics_path, without_calibration
 from .trainer import Trainer
-
-__all__ = ["Row", "check_same_training", "has_begun", "is_trained", "measure", "run_config"]
 
 Metrics = dict[str, dict[str, float]]
 
@@ -143,7 +142,7 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
 def _evaluated_on(folder: Path) -> tuple[str, ...]:
     """The data set of a run's results, for a training evaluated only by `logn sweep`."""
     path = folder / "results.json"
-    about = json.loads(path.read_text()).get("provenance", {}) if path.is_file() else {}
+    about = Results.load(path).provenance if path.is_file() else {}
     return (about["data set"],) if about.get("data set") else ()
 
 
@@ -199,15 +198,11 @@ def _evaluate(
 ) -> dict[str, Metrics]:
     dataset = cfg.DATASETS.TEST[0]
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
-    swept = sweep(
-        model,
-        lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
-        calibrations,
+    swept = sweep_dataset(
+        *(cfg, model, dataset, calibrations, folder),
         average=average,
         ground_truth=truth,
-        output_dir=folder,
         resume=True,
-        settings=deciding_settings(cfg),
     )
     return evaluate_sweep(swept, truth) if comm.is_main_process() else {}
 
@@ -219,15 +214,13 @@ def _calibrations(
     sites = find_sites(model)
     gather = functools.cache(functools.partial(_statistics, cfg, model, output))
     counts = functools.cache(functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)))
-    return {
-        row.label: calibrations_at(
-            sites,
-            row.calibration,
-            statistics=functools.partial(gather, row.population, row.estimator),
-            counts=counts,
-        )
-        for row in rows
-    }
+    found = {}
+    for row in rows:
+        needed = check_calibration(row.calibration, config_site(cfg).classes_in(cfg), True)
+        statistics = gather(row.population, row.estimator) if "statistics" in needed else None
+        options = {"statistics": statistics, "counts": counts}
+        found[row.label] = calibrations_at(sites, row.calibration, **options)
+    return found
 
 
 def _statistics(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sized
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import log_every_n_seconds
+from fvcore.common.timer import Timer
 
 from ..modeling.box_predictors import unwrapped
 from .training_stream import TrainingStream
-
-__all__ = ["FillMemoryHook", "StatisticsHook", "StreamHook"]
 
 
 class FillMemoryHook(HookBase):
@@ -37,7 +35,7 @@ class FillMemoryHook(HookBase):
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:
             return
-        start = time.perf_counter()
+        timer = Timer()
         loader, model = self._build_loader(), unwrapped(trainer.model)
         resumed = trainer.start_iter > 0
         state = [(buffer, buffer.clone()) for buffer in model.buffers()] if resumed else []
@@ -50,8 +48,7 @@ class FillMemoryHook(HookBase):
                 log_every_n_seconds(logging.INFO, progress, n=10, name=__name__)
         for buffer, kept in state:
             buffer.copy_(kept)
-        seconds = time.perf_counter() - start
-        trainer.storage.put_scalar("memory/seconds", seconds, smoothing_hint=False)
+        trainer.storage.put_scalar("memory/seconds", timer.seconds(), smoothing_hint=False)
 
 
 class StreamHook(HookBase):

@@ -36,8 +36,6 @@ from ..ood import (
 from ..passes.resume import deciding_settings, pass_digest
 from .images import evaluate_stored, training_counts, write_per_class, write_predictions
 
-__all__ = ["ImageSweep"]
-
 
 class ImageSweep:
     """Raw logits of any data sets, and the results of calibrations on them.

@@ -22,18 +22,6 @@ from ..errors import UserError
 from ..files import as_file_name
 from ..modeling.box_predictors import unwrapped
 
-__all__ = [
-    "check_image_config",
-    "check_image_sets",
-    "classifies_images",
-    "evaluate_stored",
-    "image_table",
-    "one_pass_for_images",
-    "training_counts",
-    "write_per_class",
-    "write_predictions",
-]
-
 logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, dict[str, float]]]

@@ -22,8 +22,6 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 
-__all__ = ["launch", "started_processes"]
-
 # Rank 0 reads annotations and writes results while the others wait for it at a barrier.
 TIMEOUT = timedelta(hours=2)
 

@@ -13,9 +13,9 @@ from ..core import LogitStatistics
 from ..data import records_kept
 from ..data.loader import training_images
 from ..errors import UserError
-from ..lazy import check_lazy_training, is_lazy
 from ..modeling.build import TrainingClassCounts
 from ..sites import config_site
+from ..source import source_of
 from .checkpoint import load_weights
 from .checks import (
     check_calibration,
@@ -35,15 +35,6 @@ from .images import check_image_config, classifies_images
 from .second_stage import check_second_stage
 from .statistics import collect
 from .trainer import Trainer, evaluator_class
-
-__all__ = [
-    "check_collection",
-    "check_evaluation",
-    "check_training",
-    "run_collection",
-    "run_evaluation",
-    "run_training",
-]
 
 
 def check_training(cfg: CfgNode, num_processes: int) -> None:
@@ -67,8 +58,7 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
-    if is_lazy(cfg):
-        check_lazy_training(cfg)
+    source_of(cfg).check_training()
     text, site = calibration_name(cfg, node.COLLECT.ENABLED), config_site(cfg)
     num_classes = site.classes_in(cfg)
     check_calibration(text, num_classes, node.COLLECT.ENABLED, node.COLLECT, site)

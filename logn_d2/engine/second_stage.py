@@ -27,16 +27,6 @@ from ..modeling.second_stages import SecondStage, get_second_stage
 from ..sites import ROI_HEADS, config_site
 from .images import classifies_images
 
-__all__ = [
-    "check_second_stage",
-    "classifier_state",
-    "freeze",
-    "loading_all_that_is_frozen",
-    "optimizer_config",
-    "restore_classifiers",
-]
-
-
 _HEADS = (LogNROIHeads, LogNRes5ROIHeads, LogNCascadeROIHeads)
 
 

@@ -18,16 +18,15 @@ from ..data import class_counts
 from ..data.mappers import TestResize
 from ..errors import UserError
 from ..modeling import attach
-from ..modeling.build import build_model, known_class_names
+from ..modeling.build import known_class_names
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
 from ..sites import config_site
+from ..source import source_of
 from .checkpoint import load_weights
 from .checks import check_calibration, check_classes, check_statistics, check_weights
 from .evaluation import calibration_name
 from .statistics import without_calibration
-
-__all__ = ["SideBySide", "check_comparison"]
 
 
 def check_comparison(cfg: CfgNode) -> None:
@@ -68,7 +67,7 @@ class SideBySide:
             self._class_names = check_statistics(cfg, path).class_names
         self._format = cfg.INPUT.FORMAT
         self._resize = TestResize(cfg)
-        model = build_model(without_calibration(cfg)).eval()
+        model = source_of(without_calibration(cfg)).model().eval()
         load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
         average = cfg.MODEL.LOGN.CASCADE_AVERAGE
         calibrations = self._calibrations(cfg, model)

@@ -15,20 +15,10 @@ from torch import nn
 
 from ..collection import collect_from_config
 from ..core import ClassCounts, LogitStatistics, StatisticsError
-from ..core.statistics_file import VERSION
+from ..core.statistics import FILE
 from ..data import class_counts
 from ..modeling.box_predictors import unwrapped
 from ..passes.resume import deciding_settings, weights_digest
-
-__all__ = [
-    "collect",
-    "is_current",
-    "periodic_collection",
-    "periodic_statistics_path",
-    "statistics_path",
-    "warn_of_unused_classes",
-    "without_calibration",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +119,7 @@ def _run_digest(cfg: CfgNode, model: nn.Module) -> str:
     content = {
         **deciding_settings(cfg, collects=True),
         "weights": weights_digest(model),
-        "format": VERSION,
+        "format": FILE.version,
         "data": [cfg.DATASETS.TRAIN, files],
     }
     text = json.dumps(content, sort_keys=True, default=str)

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
@@ -31,11 +30,11 @@ from ..data.loader import build_class_aware_loader, training_images
 from ..data.samplers import build_training_sampler
 from ..errors import UserError
 from ..evaluators import COCOFormEvaluator, LVISFormEvaluator
-from ..lazy import is_lazy, lazy_config
 from ..modeling import LogNMemoryROIHeads
 from ..modeling.box_predictors import unwrapped
-from ..modeling.build import TrainingClassCounts, build_model
+from ..modeling.build import TrainingClassCounts
 from ..modeling.second_stages import get_second_stage
+from ..source import source_of
 from .checkpoint import AtomicCheckpointer
 from .checks import check_loss
 from .evaluation import (
@@ -65,8 +64,6 @@ from .statistics import (
     without_calibration,
 )
 from .training_stream import TrainingStream
-
-__all__ = ["Trainer", "build_evaluator", "evaluator_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +98,7 @@ class Trainer(DefaultTrainer):
 
         In a second stage, the parameters that it does not train are frozen.
         """
-        model = build_model(without_calibration(cfg))
+        model = source_of(without_calibration(cfg)).model()
         logger.info("Model:\n%s", model)
         check_loss(cfg, model)
         stage = get_second_stage(cfg.MODEL.LOGN.SECOND_STAGE)
@@ -114,19 +111,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """Detectron2's optimizer for the parameters that are trained, or the LazyConfig's."""
-        if not is_lazy(cfg):
-            return super().build_optimizer(optimizer_config(cfg), model)
-        call = lazy_config(cfg).optimizer
-        call.params.model = model
-        return instantiate(call)
+        return source_of(optimizer_config(cfg)).optimizer(model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
         """Detectron2's schedule, or the LazyConfig's."""
-        if not is_lazy(cfg):
-            return super().build_lr_scheduler(cfg, optimizer)
-        config = lazy_config(cfg)
-        return LRMultiplier(optimizer, instantiate(config.lr_multiplier), config.train.max_iter)
+        return source_of(cfg).schedule(optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:

@@ -25,10 +25,8 @@ from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 
 from ..data.loader import map_record
-from ..data.mappers import Mapper, build_mapper
 from ..data.rng import preserved_rng
-
-__all__ = ["TrainingStream"]
+from ..source import Mapper, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class TrainingStream:
     def __init__(
         self, cfg: CfgNode, images: Sequence[Record], sampler: torchdata.Sampler[int] | None = None
     ) -> None:
-        mapper = build_mapper(cfg, is_train=True)
+        mapper = source_of(cfg).mapper(is_train=True)
         self._mapper = _Mapper(mapper, tells_states=cfg.DATALOADER.ASPECT_RATIO_GROUPING)
         # The arguments that `build_detection_train_loader` derives from a config, because the
         # sampler of a finished loader can't be wrapped any more.

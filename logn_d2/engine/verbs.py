@@ -21,8 +21,6 @@ from ..sweeps import evaluate_sweep
 from ..sweeps import sweep as run_sweep
 from .evaluation import Metrics, read_ground_truth
 
-__all__ = ["evaluate", "sweep"]
-
 # LogN and its parts (paper Table 2), which need nothing but statistics.
 DEFAULT = ("logn", "logn_mean", "logn_std", "logn_no_beta")
 

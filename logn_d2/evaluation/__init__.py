@@ -14,87 +14,42 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_NAMES = {
-    "BootstrapResult": "analysis",
-    "COCOFormEvaluator": "evaluators",
-    "CalibrationQuality": "analysis",
-    "Detections": "lvis",
-    "ErrorAnalysis": "analysis",
-    "FixedApResult": "lvis",
-    "LVISFormEvaluator": "evaluators",
-    "LogitStatisticsCollector": "collection",
-    "LvisGroundTruth": "lvis",
-    "LvisMatches": "lvis",
-    "LvisResult": "lvis",
-    "RleMasks": "lvis",
-    "StoredPredictions": "sweeps",
-    "SweepPredictions": "sweeps",
-    "ThresholdCurve": "analysis",
-    "ThresholdSuggestion": "analysis",
-    "ap_against_threshold": "analysis",
-    "best_of_grid": "sweeps",
-    "bootstrap_difference": "analysis",
-    "bootstrap_lvis": "analysis",
-    "calibration_quality": "analysis",
-    "calibration_table": "analysis",
-    "collect_from_config": "collection",
-    "collect_statistics": "collection",
-    "detection_limits": "evaluators",
-    "error_analysis": "analysis",
-    "error_table": "analysis",
-    "evaluate_fixed_ap": "lvis",
-    "evaluate_lvis": "lvis",
-    "evaluate_sweep": "sweeps",
-    "format_spread": "analysis",
-    "format_table": "analysis",
-    "match_lvis": "lvis",
-    "pooled_ap": "lvis",
-    "resumable_inference": "evaluators",
-    "suggest_threshold": "analysis",
-    "sweep": "sweeps",
-    "sweep_results": "sweeps",
-    "sweep_stored": "sweeps",
-    "training_groups": "evaluators",
+# Package -> the names that it has now.
+_PACKAGES = {
+    "analysis": "BootstrapResult CalibrationQuality ErrorAnalysis ThresholdCurve "
+    "ThresholdSuggestion ap_against_threshold bootstrap_difference bootstrap_lvis "
+    "calibration_quality calibration_table error_analysis error_table format_spread format_table "
+    "suggest_threshold",
+    "collection": "LogitStatisticsCollector collect_from_config collect_statistics",
+    "evaluators": "COCOFormEvaluator LVISFormEvaluator detection_limits resumable_inference "
+    "training_groups",
+    "lvis": "Detections FixedApResult LvisGroundTruth LvisMatches LvisResult RleMasks "
+    "evaluate_fixed_ap evaluate_lvis match_lvis pooled_ap",
+    "sweeps": "StoredPredictions SweepPredictions best_of_grid evaluate_sweep sweep sweep_results "
+    "sweep_stored",
 }
+# Package -> its modules as OLD or OLD=NEW.
+_MOVED = {
+    "analysis": "bootstrap calibration_quality detection_outcomes=outcomes errors run_table "
+    "score_table score_threshold=thresholds",
+    "collection": "collect=run early_stopping=stopping statistics_collector=collector",
+    "evaluators": "coco_form_evaluator=coco_form detection_store lvis_evaluator=lvis_form "
+    "resumable_inference",
+    "lvis": "detection_order=order detections fixed_ap lvis_accumulate=accumulate "
+    "lvis_ap=evaluate lvis_checks=checks lvis_engines=engines lvis_ground_truth=ground_truth "
+    "lvis_matches=matches lvis_matching=matching lvis_ranking=ranking lvis_result=result "
+    "rle_masks=masks",
+    "passes": "partial_statistics=shards resume",
+    "pictures": "before_after side_by_side",
+    "sweeps": "prediction_store=output_store stored_predictions=stored_outputs sweep=run "
+    "sweep_predictions=detections_folder sweep_ranking=union sweep_results=results "
+    "sweep_runner=network",
+}
+_NAMES = {name: home for home, names in _PACKAGES.items() for name in names.split()}
 _MODULES = {
-    "before_after": "pictures.before_after",
-    "bootstrap": "analysis.bootstrap",
-    "calibration_quality": "analysis.calibration_quality",
-    "coco_form_evaluator": "evaluators.coco_form",
-    "collect": "collection.run",
-    "detection_order": "lvis.order",
-    "detection_outcomes": "analysis.outcomes",
-    "detection_store": "evaluators.detection_store",
-    "detections": "lvis.detections",
-    "early_stopping": "collection.stopping",
-    "errors": "analysis.errors",
-    "fixed_ap": "lvis.fixed_ap",
-    "lvis_accumulate": "lvis.accumulate",
-    "lvis_ap": "lvis.evaluate",
-    "lvis_checks": "lvis.checks",
-    "lvis_engines": "lvis.engines",
-    "lvis_evaluator": "evaluators.lvis_form",
-    "lvis_ground_truth": "lvis.ground_truth",
-    "lvis_matches": "lvis.matches",
-    "lvis_matching": "lvis.matching",
-    "lvis_ranking": "lvis.ranking",
-    "lvis_result": "lvis.result",
-    "partial_statistics": "passes.shards",
-    "prediction_store": "sweeps.output_store",
-    "resumable_inference": "evaluators.resumable_inference",
-    "resume": "passes.resume",
-    "rle_masks": "lvis.masks",
-    "run_table": "analysis.run_table",
-    "score_table": "analysis.score_table",
-    "score_threshold": "analysis.thresholds",
-    "side_by_side": "pictures.side_by_side",
-    "statistics_collector": "collection.collector",
-    "stored_predictions": "sweeps.stored_outputs",
-    "sweep": "sweeps.run",
-    "sweep_predictions": "sweeps.detections_folder",
-    "sweep_ranking": "sweeps.union",
-    "sweep_results": "sweeps.results",
-    "sweep_runner": "sweeps.network",
+    old: f"{home}.{new or old}"
+    for home, names in _MOVED.items()
+    for old, _, new in (name.partition("=") for name in names.split())
 }
 
 

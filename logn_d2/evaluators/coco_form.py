@@ -23,9 +23,7 @@ from ..data import class_counts
 from ..errors import UserError
 from ..frequency import frequency_groups as groups_by_images
 from ..lvis.checks import check_groups
-from ..lvis.result import class_members, group_members, write_csv
-
-__all__ = ["COCOFormEvaluator", "training_groups"]
+from ..lvis.result import class_members, group_members, known_mean, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ class COCOFormEvaluator(COCOEvaluator):
         for task in {"bbox", "segm"} & set(results or {}):
             ap = self._class_ap(results[task])
             results[task].update(
-                (f"AP{name}", _mean(ap[members])) for name, members in self._members.items()
+                (f"AP{name}", known_mean(ap[members])) for name, members in self._members.items()
             )
             if len(ap):
                 self._write(task, ap)
@@ -161,10 +159,3 @@ def _different(names: Sequence[str], dataset_name: str) -> tuple[str, ...]:
             f"is {twice[0]!r}. Rename them in its json: COCO's results are by name."
         )
     return tuple(names)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean over the classes with objects; NaN if there is none."""
-    # np.nanmean would warn about groups without objects.
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")

@@ -20,8 +20,6 @@ from ..lvis.detections import Detections, image_id_array
 from ..lvis.order import best_of_each
 from ..passes.shards import ShardFolder, ShardKind, read_npz, write_npz
 
-__all__ = ["BestOfEachClass", "DetectionStore", "MemoryStore", "ShardStore"]
-
 ImageIds = Sequence[int] | Sequence[str]
 
 

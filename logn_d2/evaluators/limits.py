@@ -10,8 +10,6 @@ from torch import nn
 from ..errors import UserError
 from ..modeling.box_predictors import find_box_predictors
 
-__all__ = ["detection_limits"]
-
 
 @contextlib.contextmanager
 def detection_limits(

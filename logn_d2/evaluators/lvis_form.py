@@ -32,8 +32,6 @@ from ..lvis.fixed_ap import evaluate_fixed_ap
 from ..lvis.ground_truth import LvisGroundTruth
 from .detection_store import BestOfEachClass, DetectionStore, MemoryStore, ShardStore
 
-__all__ = ["LVISFormEvaluator"]
-
 logger = logging.getLogger(__name__)
 
 

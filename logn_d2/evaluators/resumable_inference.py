@@ -12,8 +12,6 @@ from torch import nn
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from .lvis_form import LVISFormEvaluator
 
-__all__ = ["resumable_inference"]
-
 
 def resumable_inference(
     model: nn.Module,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .lvis_form import count_classes, lvis_json
+from ..frequency import count_classes
+from .lvis_form import lvis_json
 from .plan import SPLITS
 from .shards import draw_shards, make_shards
 from .sizes import GlyphSize, get_size
@@ -26,8 +27,6 @@ from .store import (
     write_checksums,
     write_json,
 )
-
-__all__ = ["draw_glyphs", "glyphs_folder", "verify_glyphs"]
 
 # Increased whenever the same size and seed would give other images than before.
 DRAWING_VERSION = 1
@@ -143,7 +142,8 @@ def _draw_set(folder: Path, size: GlyphSize, settings: Mapping[str, Any], num_wo
         part = shard.read_part()
         images[shard.split] += part["images"]
         checksums.update(part["checksums"])
-    counts = count_classes(images["train"], size.num_classes)
+    classes = ([each["class"] for each in image["annotations"]] for image in images["train"])
+    counts = count_classes(classes, size.num_classes)
     for split in SPLITS:
         path = annotation_file(folder, size.name, split)
         content = lvis_json(images[split], shards[0].characters, counts, size, split, settings)

@@ -12,8 +12,6 @@ from .plan import ImagePlan
 from .shapes import draw_background, draw_glyph, draw_occluder, draw_shape, finish_image
 from .sizes import GlyphSize
 
-__all__ = ["DrawnObject", "draw_image", "outline"]
-
 Place = tuple[slice, slice]
 
 _PLACING_ATTEMPTS = 40

@@ -17,8 +17,6 @@ from .vocabulary import category_of
 if TYPE_CHECKING:  # importing it imports OpenCV
     from .drawing import DrawnObject
 
-__all__ = ["count_classes", "image_part", "lvis_json"]
-
 
 def image_part(plan: ImagePlan, file_name: str, objects: Sequence[DrawnObject]) -> dict[str, Any]:
     """The contribution of one image to the annotation file; its annotations have no ids yet."""
@@ -41,17 +39,6 @@ def image_part(plan: ImagePlan, file_name: str, objects: Sequence[DrawnObject]) 
         # LVIS lists here only classes with at least one annotation in the image.
         "not_exhaustive": [c for c in plan.not_exhaustive if c in shown],
     }
-
-
-def count_classes(images: list[dict[str, Any]], num_classes: int) -> np.ndarray:
-    """Images and instances of each class, int64 (2, K)."""
-    counts = np.zeros((2, num_classes), dtype=np.int64)
-    for image in images:
-        classes = [annotation["class"] for annotation in image["annotations"]]
-        # An index that occurs twice is increased once by "+=", but each time by `np.add.at`.
-        counts[0, list(set(classes))] += 1
-        np.add.at(counts[1], classes, 1)
-    return counts
 
 
 def lvis_json(

@@ -13,8 +13,6 @@ import numpy as np
 from ..errors import UserError
 from .sizes import GlyphSize
 
-__all__ = ["SPLITS", "ImagePlan", "class_image_counts", "image_generator", "plan_split"]
-
 SPLITS = ("train", "val")
 
 # Random streams of a split, in addition to those of its images (see `_stream`).

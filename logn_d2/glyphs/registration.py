@@ -11,8 +11,6 @@ from .plan import SPLITS
 from .sizes import SIZES, GlyphSize
 from .store import annotation_file
 
-__all__ = ["register_glyphs"]
-
 
 def register_glyphs(
     root: str | os.PathLike[str] | None = None, sizes: Iterable[GlyphSize] | None = None

@@ -11,8 +11,6 @@ import numpy as np
 from .sizes import GlyphSize
 from .vocabulary import FACES, glyph_bitmap
 
-__all__ = ["draw_background", "draw_glyph", "draw_occluder", "draw_shape", "finish_image"]
-
 Layer = tuple[np.ndarray, tuple[slice, slice]]
 
 # Font sizes of the cached bitmaps. A glyph is scaled down from the smallest that is large enough,

@@ -24,8 +24,6 @@ from .sizes import GlyphSize, get_size
 from .store import PARTS_FOLDER, write_file, write_json
 from .vocabulary import select_vocabulary
 
-__all__ = ["Shard", "draw_shards", "make_shards"]
-
 logger = logging.getLogger(__name__)
 
 _SHARD_IMAGES = 50

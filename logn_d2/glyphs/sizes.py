@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UnknownNameError, UserError
+from ..errors import UserError, check_known
 from ..frequency import frequency_groups
-
-__all__ = ["SIZES", "GlyphSize", "get_size", "knot_image_counts", "zipf_image_counts"]
 
 # LVIS v1 train as published: 1,203 classes, 337 with at most 10 images, 461 with 11 to 100, 405
 # with more, the most frequent one in 1,977 images. (share of classes, image count) at the borders.
@@ -284,6 +282,5 @@ def get_size(size: str | GlyphSize) -> GlyphSize:
     """
     if isinstance(size, GlyphSize):
         return size
-    if size not in SIZES:
-        raise UnknownNameError(f"LT-Glyphs has no size '{size}'; it has {', '.join(SIZES)}.")
+    check_known("size of LT-Glyphs", size, SIZES)
     return SIZES[size]

@@ -14,25 +14,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import MissingFileError
-
-__all__ = [
-    "CHECKSUM_FILE",
-    "PARTS_FOLDER",
-    "SETTINGS_FILE",
-    "annotation_file",
-    "folder_lock",
-    "read_checksums",
-    "sha256_of",
-    "write_checksums",
-    "write_file",
-    "write_json",
-]
+from ..files import atomic_write
 
 CHECKSUM_FILE = "SHA256SUMS"
 SETTINGS_FILE = "settings.json"
@@ -57,17 +44,9 @@ def write_file(path: Path, content: bytes) -> str:
     Raises:
         OSError: the write failed; no file is left under the final or temporary name.
     """
-    # With the process's number, so that two processes never write into one temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_write(path, sync=False) as temporary:
             temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
     except OSError as error:
         # Of the same kind: callers still tell a full disk from a folder that is not writable.
         raise type(error)(

@@ -11,8 +11,6 @@ import numpy as np
 
 from ..errors import MissingFileError, UserError
 
-__all__ = ["FACES", "category_of", "glyph_bitmap", "select_vocabulary"]
-
 # Faces that every matplotlib installation ships and that share the most characters.
 FACES = (
     "DejaVuSans",

@@ -21,8 +21,6 @@ import numpy as np
 
 from .matching import MATCHED
 
-__all__ = ["Accumulator"]
-
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _NEXT_RECALL = np.append(_RECALLS[1:], np.inf)
 

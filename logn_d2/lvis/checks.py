@@ -13,8 +13,6 @@ from ..errors import UserError
 from .detections import Detections
 from .ground_truth import LvisGroundTruth
 
-__all__ = ["check_arguments", "check_detections", "check_groups"]
-
 # AP with these suffixes exists already: a group of this name would hide another metric.
 _TAKEN = {"", "s", "m", "l", "50", "75"}
 

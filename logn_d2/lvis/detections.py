@@ -27,8 +27,6 @@ from .order import best_of_each, sort_positions
 if TYPE_CHECKING:
     from detectron2.structures import Instances
 
-__all__ = ["Detections", "RleMasks", "image_id_array"]
-
 _FORMAT_VERSION = 1
 
 

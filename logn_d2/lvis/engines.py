@@ -15,8 +15,6 @@ from .detections import Detections
 from .ground_truth import LvisGroundTruth
 from .matches import match_lvis
 
-__all__ = ["ENGINES", "lvis_api"]
-
 ENGINES = ("fast", "lvis")
 """"fast" is our array kernel (`match_lvis`), "lvis" is lvis-api."""
 

@@ -19,15 +19,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..errors import UserError
+from ..errors import check_choice
 from .checks import check_detections
 from .detections import Detections
 from .engines import ENGINES, lvis_api
 from .ground_truth import LvisGroundTruth
 from .matches import match_lvis
 from .result import LvisResult
-
-__all__ = ["LvisResult", "evaluate_lvis"]
 
 
 def evaluate_lvis(
@@ -80,8 +78,7 @@ def evaluate_lvis(
         >>> round(result.metrics["AP50"], 6), round(result.metrics["AP"], 6)
         (1.0, 0.6)
     """
-    if engine not in ENGINES:
-        raise UserError(f"engine is {engine!r}, expected one of {sorted(ENGINES)}.")
+    check_choice("engine", engine, ENGINES)
     options = dict(
         max_dets=max_dets,
         max_dets_per_class=max_dets_per_class,

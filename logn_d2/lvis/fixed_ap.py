@@ -27,8 +27,6 @@ from .ground_truth import LvisGroundTruth
 from .matches import LvisMatches, match_lvis
 from .result import LvisResult
 
-__all__ = ["FixedApResult", "evaluate_fixed_ap", "pooled_ap"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -33,8 +33,6 @@ from ..errors import MissingFileError
 from ..frequency import frequency_groups
 from .detections import RleMasks, image_id_array
 
-__all__ = ["LvisGroundTruth"]
-
 logger = logging.getLogger(__name__)
 
 LVIS_MAX_DETS = 300

@@ -16,8 +16,6 @@ import pycocotools.mask as mask_util
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RleMasks"]
-
 # Masks are encoded this many at a time: enough to amortise the call, few enough to stay in memory.
 _ENCODE_BATCH = 64
 # Masks per call of pycocotools: beyond 255, its `area` (2.0.11) overflows a uint8 with numpy 2.

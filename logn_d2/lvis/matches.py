@@ -26,8 +26,6 @@ from .matching import match
 from .ranking import CANDIDATES, ignored_objects, object_shapes, rank_detections
 from .result import LvisResult, class_members, group_members
 
-__all__ = ["LvisMatches", "match_lvis"]
-
 
 @dataclass(frozen=True, eq=False)
 class LvisMatches:

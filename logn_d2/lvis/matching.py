@@ -23,16 +23,6 @@ import pycocotools.mask as mask_util
 
 from .masks import RleMasks
 
-__all__ = [
-    "AREA_RANGES",
-    "IGNORED",
-    "IOU_THRESHOLDS",
-    "MATCHED",
-    "box_candidates",
-    "mask_candidates",
-    "match",
-]
-
 # (A, 2) square pixels: all, small, medium, large. Both ends belong to the range.
 AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
 # (T,) the same call as in lvis-api: arange would differ by a rounding error.

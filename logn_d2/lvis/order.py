@@ -17,8 +17,6 @@ import numpy as np
 
 from .masks import RleMasks
 
-__all__ = ["best_of_each", "sort_positions"]
-
 # The column that breaks ties within an image, and within a class.
 _OTHER = {"image_id": "category", "category": "image_id"}
 

@@ -15,15 +15,6 @@ from .masks import RleMasks
 from .matching import AREA_RANGES, box_candidates, mask_candidates
 from .order import best_of_each, sort_positions
 
-__all__ = [
-    "CANDIDATES",
-    "RankedDetections",
-    "federated_filter",
-    "ignored_objects",
-    "object_shapes",
-    "rank_detections",
-]
-
 CANDIDATES = {"bbox": box_candidates, "segm": mask_candidates}
 
 

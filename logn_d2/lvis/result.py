@@ -19,8 +19,6 @@ import numpy as np
 from ..errors import UserError
 from ..files import atomic_write
 
-__all__ = ["LvisResult", "class_members", "group_members", "write_csv"]
-
 _AREA_NAMES = ("", "s", "m", "l")
 # lvis-api's group names. Every result has them, NaN where unused, so that tables keep their
 # columns.
@@ -70,15 +68,15 @@ class LvisResult:
         AP, AP50, AP75; APs, APm, APl by area; AP with the name of each group (APr, APc, APf, then
         those of `class_groups`); AR, ARs, ARm, ARl, the recall of the `max_dets` detections.
         """
-        metrics = OrderedDict(AP=_mean(self.precision[0]))
-        metrics["AP50"] = _mean(self.precision[0, 0])
-        metrics["AP75"] = _mean(self.precision[0, 5])
+        metrics = OrderedDict(AP=known_mean(self.precision[0]))
+        metrics["AP50"] = known_mean(self.precision[0, 0])
+        metrics["AP75"] = known_mean(self.precision[0, 5])
         for area, name in list(enumerate(_AREA_NAMES))[1:]:
-            metrics[f"AP{name}"] = _mean(self.precision[area])
+            metrics[f"AP{name}"] = known_mean(self.precision[area])
         for name, members in self.members.items():
-            metrics[f"AP{name}"] = _mean(self.precision[0][:, members])
+            metrics[f"AP{name}"] = known_mean(self.precision[0][:, members])
         for area, name in enumerate(_AREA_NAMES):
-            metrics[f"AR{name}"] = _mean(self.recall[area])
+            metrics[f"AR{name}"] = known_mean(self.recall[area])
         return metrics
 
     @functools.cached_property
@@ -92,11 +90,11 @@ class LvisResult:
         found: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
         for name, members in self.members.items():
             precision, recall = self.precision[..., members], self.recall[..., members]
-            row = OrderedDict(AP=_mean(precision[0]))
-            row.update(AP50=_mean(precision[0, 0]), AP75=_mean(precision[0, 5]))
+            row = OrderedDict(AP=known_mean(precision[0]))
+            row.update(AP50=known_mean(precision[0, 0]), AP75=known_mean(precision[0, 5]))
             areas = list(enumerate(_AREA_NAMES))
-            row.update({f"AP{area}": _mean(precision[a]) for a, area in areas[1:]})
-            row.update({f"AR{area}": _mean(recall[a]) for a, area in areas})
+            row.update({f"AP{area}": known_mean(precision[a]) for a, area in areas[1:]})
+            row.update({f"AR{area}": known_mean(recall[a]) for a, area in areas})
             found[name] = row
         return found
 
@@ -240,7 +238,7 @@ def class_members(
     return found
 
 
-def _mean(values: np.ndarray) -> float:
+def known_mean(values: np.ndarray) -> float:
     """Mean over all classes with objects; NaN if there is none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

@@ -14,7 +14,7 @@ from .feature_memory import FeatureMemory, LogNMemoryROIHeads
 from .folding import fold, parts_of_logn_d2, plain_config
 from .recording import LogitRecorder, Recording
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
-from .stages import RecordedStage, combine_stages
+from .stages import StageOutput, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
 from .torchvision_backbone import (
     TorchvisionBackbone,
@@ -37,7 +37,7 @@ __all__ = [
     "LogNRes5ROIHeads",
     "LogitRecorder",
     "PixelConvention",
-    "RecordedStage",
+    "StageOutput",
     "Recording",
     "TorchvisionBackbone",
     "attach",

@@ -23,14 +23,13 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..core import AffineCalibration, CountsSource, LogitStatistics, stage_calibrations
+from ..core import AffineCalibration, CountsSource, LogitStatistics
 from ..core.affine import Background
 from ..errors import UserError
 from ..sites import CHILD, CalibrationHook, ClassLayers, LogitSite, attached_layers, known_site
 from .box_predictors import (
     background_of,
     check_calibratable,
-    classifier_reader,
     find_box_predictors,
     has_sigmoid_scores,
     num_classes_of,
@@ -39,19 +38,6 @@ from .box_predictors import (
 )
 from .calibrated import CalibratedPredictor
 from .weights_guard import WeightsGuard, guarded_calibrations
-
-__all__ = [
-    "Attachment",
-    "Site",
-    "attach",
-    "calibration_of",
-    "calibrations_at",
-    "chosen_calibrations",
-    "check_weights",
-    "detach",
-    "find_sites",
-    "release",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +119,7 @@ def attach(
         class_names=class_names,
     )
     # All checks come before the first change, so that an error leaves the model as it was.
-    _check_fit(sites, calibrations)
+    check_fit(sites, calibrations)
     # Copies, because the caller's calibrations may be attached to another model, on another device.
     calibrations = [copy.deepcopy(each) for each in calibrations]
     attachment = Attachment(model, calibrations)
@@ -317,38 +303,34 @@ def find_sites(model: nn.Module, site: LogitSite | None = None) -> list[Site]:
     ]
 
 
-def calibrations_at(
-    sites: Sequence[Site],
-    text: str,
-    *,
-    statistics: LogitStatistics | Callable[[], LogitStatistics] | None = None,
-    counts: CountsSource = None,
-    class_names: Sequence[str] | None = None,
-) -> list[AffineCalibration]:
+def calibrations_at(sites: Sequence[Site], text: str, **options: Any) -> list[AffineCalibration]:
     """One calibration per site, from its text form.
 
     Args:
         sites (Sequence[Site]): S of them, of a model whose weights are loaded.
-        text, statistics, counts, class_names: see `stage_calibrations`.
+        text (str): see `parse_calibration`.
+        **options: ``statistics``, ``counts`` and ``class_names`` of `stage_calibrations`.
 
     Raises:
         ValueError: an input of the calibration is missing or does not fit.
     """
-    return stage_calibrations(
+    return _guarded_at(sites, text, **options)[0]
+
+
+def _guarded_at(
+    sites: Sequence[Site], text: str, *, strict: bool = True, **options: Any
+) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
+    classifiers = [site.classifier for site in sites]
+    prints = [predictor_fingerprint(each) for each in classifiers] if strict else ()
+    return guarded_calibrations(
+        classifiers,
         text,
-        num_classes=num_classes_of(sites[0].classifier),
-        num_stages=len(sites),
-        statistics=statistics,
-        counts=counts,
+        strict=strict,
+        num_classes=num_classes_of(classifiers[0]),
         background=sites[0].background,
-        classifiers=[classifier_reader(site.classifier) for site in sites],
-        class_names=class_names,
-        fingerprints=_fingerprints(sites),
+        fingerprints=prints,
+        **options,
     )
-
-
-def _fingerprints(sites: Sequence[Site]) -> list[Tensor | None]:
-    return [predictor_fingerprint(site.classifier) for site in sites]
 
 
 def _is_torchvision_head(module: nn.Module) -> bool:
@@ -410,16 +392,13 @@ def chosen_calibrations(
         # A calibration given as an object is the caller's own: nobody can tell which weights it
         # belongs to.
         return given, [None] * len(given)
-    return guarded_calibrations(
-        [site.classifier for site in sites],
+    return _guarded_at(
+        sites,
         texts[0] if texts else "logn",
-        num_classes=num_classes_of(sites[0].classifier),
+        strict=strict,
         statistics=_read(files[0]) if files else None,
         counts=counts,
-        background=sites[0].background,
         class_names=class_names,
-        fingerprints=_fingerprints(sites) if strict else (),
-        strict=strict,
     )
 
 
@@ -450,20 +429,19 @@ def _read(source: str | os.PathLike | LogitStatistics) -> LogitStatistics:
     )
 
 
-def _check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
+def check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
+    """Check that calibrations are for these sites.
+
+    Raises:
+        ValueError: another number of them, or one for other classes, columns or scores.
+    """
     if len(calibrations) != len(sites):
         raise UserError(
             f"This model has {len(sites)} box predictors (cascade stages), but "
             f"{len(calibrations)} calibrations were given. Give one per stage, in stage order."
         )
     for site, calibration in zip(sites, calibrations):
-        expected = (num_classes_of(site.classifier), site.background)
-        if (calibration.num_classes, calibration.background) != expected:
-            raise UserError(
-                f"The calibration '{calibration.name}' is for {calibration.num_classes} classes "
-                f"with the background column {calibration.background}; this model has "
-                f"{expected[0]} classes and the background column {expected[1]}."
-            )
+        calibration.check_columns(num_classes_of(site.classifier), site.background)
         calibration.check_activation(has_sigmoid_scores(site.classifier))
 
 

@@ -20,18 +20,6 @@ from ..errors import UserError
 from ..sites import ClassLayers
 from .cosine import CosineLinear
 
-__all__ = [
-    "background_of",
-    "cascade_average_of",
-    "check_calibratable",
-    "classifier_reader",
-    "find_box_predictors",
-    "has_sigmoid_scores",
-    "num_classes_of",
-    "predictor_fingerprint",
-    "unwrapped",
-]
-
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The detector inside a wrapper, or the model itself.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from detectron2 import modeling
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -14,23 +12,7 @@ from torch import nn
 from ..core import AffineCalibration, ClassCounts, LogitStatistics
 from ..core.affine import Background
 from ..errors import UserError
-from ..lazy import is_lazy, lazy_config
 from .weights_guard import WeightsGuard, guarded_calibrations
-
-__all__ = [
-    "TrainingClassCounts",
-    "build_model",
-    "calibrations_from_config",
-    "known_class_names",
-    "logn_node",
-]
-
-
-def build_model(cfg: CfgNode) -> nn.Module:
-    """The model of a config, or of the LazyConfig behind it, on MODEL.DEVICE; no weights loaded."""
-    if not is_lazy(cfg):
-        return modeling.build_model(cfg)
-    return instantiate(lazy_config(cfg).model).to(torch.device(cfg.MODEL.DEVICE))
 
 
 def logn_node(cfg: CfgNode) -> CfgNode:

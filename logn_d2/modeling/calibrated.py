@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration, ClassificationLoss
 from ..core.affine import Background
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .box_predictors import has_sigmoid_scores
 from .cosine import CosineLinear
-
-__all__ = ["CalibratedPredictor"]
 
 
 class CalibratedPredictor:
@@ -45,8 +43,7 @@ class CalibratedPredictor:
         weights_check: Callable[[nn.Module, AffineCalibration], None] | None,
     ) -> None:
         """The mixin's part of the constructor; see `LogNFastRCNNOutputLayers` for the arguments."""
-        if classifier not in ("linear", "cosine"):
-            raise UserError(f"The classifier is {classifier!r}, expected 'linear' or 'cosine'.")
+        check_choice("The classifier", classifier, ("linear", "cosine"))
         # Before anything is built, so that the message names the loss and not a shape.
         self._check_loss(loss)
         self.register_module("loss", loss)
@@ -93,17 +90,7 @@ class CalibratedPredictor:
     def _check_calibration(self, calibration: AffineCalibration | None) -> None:
         if calibration is None:
             return
-        if calibration.num_classes != self.num_classes:
-            raise UserError(
-                f"The calibration '{calibration.name}' has {calibration.num_classes} classes, this "
-                f"head has {self.num_classes}. Make it from this model's statistics."
-            )
-        if calibration.background != self.background:
-            raise UserError(
-                f"The calibration '{calibration.name}' has the background column "
-                f"{calibration.background}, this head has it {self.background}. Make it with "
-                f"background={self.background!r}."
-            )
+        calibration.check_columns(self.num_classes, self.background)
         calibration.check_activation(has_sigmoid_scores(self))
         if self.loss is not None:
             self.loss.check_calibratable()

@@ -15,8 +15,6 @@ from torch.nn import functional as F
 from ..errors import UserError
 from .cosine import CosineLinear
 
-__all__ = ["ScaledLinear", "add_class_scales", "merge_class_scales"]
-
 
 class ScaledLinear(nn.Linear):
     """``z_c = s_c w_c x + b_c``.

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 
 from ..core.losses.base import wide
 
-__all__ = ["CosineConv2d", "CosineLinear", "CosineMaskHead"]
-
 # Added to the norms, not a lower bound of them, as in MMDetection: a zero row gives z_c = b_c.
 EPSILON = 1e-6
 WEIGHT_STD = 0.01

@@ -16,8 +16,6 @@ from torchvision.ops import SqueezeExcitation
 
 from ..errors import UserError
 
-__all__ = ["efficientnet_lite0", "lite_state"]
-
 # Expansion, kernel, stride, input channels, output channels, layers: Table 1 of EfficientNet.
 _STAGES = (
     (1, 3, 1, 32, 16, 1),

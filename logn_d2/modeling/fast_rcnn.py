@@ -22,8 +22,6 @@ from .build import TrainingClassCounts
 from .calibrated import CalibratedPredictor
 from .topk_inference import fast_rcnn_inference_exact
 
-__all__ = ["LogNFastRCNNOutputLayers", "Predictions"]
-
 Predictions = tuple[Tensor, Tensor]
 """Logits (R, C) and box deltas, the output of a predictor's forward."""
 

@@ -24,8 +24,6 @@ from .build import logn_node
 from .recording import shadowed
 from .roi_heads import LogNROIHeads
 
-__all__ = ["FeatureMemory", "LogNMemoryROIHeads", "MemorySample", "jitter_boxes"]
-
 # Remembered RoIs of each object: its box with every combination of signs for its coordinates.
 _ROIS_OF_OBJECT = 16
 # Each coordinate of a jittered box moves by up to this part of the box's width or height.

@@ -24,25 +24,24 @@ from ..core import (
 )
 from ..core.losses import SoftmaxLoss
 from ..errors import UserError
-from ..lazy import is_lazy
 from ..sites import ClassLayers, LogitSite
+from ..source import source_of
 from .attach import (
     Site,
     Source,
     calibration_of,
+    check_fit,
     check_weights,
     chosen_calibrations,
     find_sites,
     release,
 )
-from .box_predictors import check_calibratable, has_sigmoid_scores, unwrapped
+from .box_predictors import check_calibratable, unwrapped
 from .class_scales import ScaledLinear, merge_class_scales
 from .cosine import CosineLinear
 from .fast_rcnn import LogNFastRCNNOutputLayers
 from .feature_memory import LogNMemoryROIHeads
 from .roi_heads import LogNCascadeROIHeads, LogNRes5ROIHeads, LogNROIHeads
-
-__all__ = ["fold", "parts_of_logn_d2", "plain_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +110,7 @@ def fold(
         calibrations, _ = chosen_calibrations(
             sites, calibrations, None, statistics, counts=counts, strict=strict
         )
-    calibrations = _one_for_each(sites, calibrations)
-    for site, calibration in zip(sites, calibrations):
-        calibration.check_activation(has_sigmoid_scores(site.classifier))
+    check_fit(sites, calibrations)
     layers = [_last_layers(site.classifier) for site in sites]
     # A tied layer would be folded twice, or fold somebody else's outputs.
     for index, each in enumerate(layers):
@@ -170,7 +167,7 @@ def plain_config(cfg: CfgNode, model: nn.Module) -> CfgNode:
     cfg.defrost()
     if "LOGN" not in cfg.MODEL:
         return cfg
-    if is_lazy(cfg) or parts_of_logn_d2(model):
+    if source_of(cfg).file or parts_of_logn_d2(model):
         if not any(isinstance(module, ClassificationLoss) for module in model.modules()):
             cfg.MODEL.LOGN.LOSS = ""
         cfg.MODEL.LOGN.STATISTICS = cfg.MODEL.LOGN.CALIBRATION = ""
@@ -190,27 +187,6 @@ def _carried(site: Site) -> AffineCalibration:
         )
     check_weights(site.owner)  # otherwise first checked at a calibrated output
     return calibration_of(site.owner)
-
-
-def _one_for_each(
-    sites: Sequence[Site], calibrations: AffineCalibration | Sequence[AffineCalibration]
-) -> list[AffineCalibration]:
-    if isinstance(calibrations, AffineCalibration):
-        calibrations = [calibrations]
-    if len(calibrations) != len(sites):
-        raise UserError(
-            f"This model has {len(sites)} box predictors (cascade stages), but {len(calibrations)} "
-            "calibrations were given. Give one for each, in stage order, such as "
-            "stage_calibrations(..., num_stages=...) makes."
-        )
-    for site, calibration in zip(sites, calibrations):
-        if calibration.background != site.background:
-            raise UserError(
-                f"The calibration '{calibration.name}' has the background column "
-                f"{calibration.background}, this model has it {site.background}. Make it with "
-                f"background={site.background!r}."
-            )
-    return list(calibrations)
 
 
 def _last_layer(predictor: nn.Module) -> nn.Linear:

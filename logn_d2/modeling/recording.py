@@ -17,12 +17,10 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..sites import LogitSite, PassEnds, SiteRecorder, known_site, modes, shadowed, site_detector
 from .box_predictors import find_box_predictors, unwrapped
-from .stages import RecordedStage
-
-__all__ = ["LogitRecorder", "Population", "Recording", "recorder_for"]
+from .stages import StageOutput
 
 Population = Literal["sampled", "proposals"]
 
@@ -32,11 +30,11 @@ class Recording:
     """The outputs of the box predictors for a batch.
 
     Attributes:
-        stages (list[RecordedStage]): S stages, in order.
+        stages (list[StageOutput]): S stages, in order.
         features (dict[str, Tensor]): the feature maps passed to the RoI heads.
     """
 
-    stages: list[RecordedStage] = field(default_factory=list)
+    stages: list[StageOutput] = field(default_factory=list)
     features: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -93,8 +91,7 @@ class LogitRecorder:
         *,
         deltas: bool = True,
     ) -> None:
-        if population not in ("sampled", "proposals"):
-            raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
+        check_choice("The population", population, ("sampled", "proposals"))
         # The inner model: a wrapper's forward may synchronise processes, which may have different
         # numbers of images here.
         self.model = unwrapped(model)
@@ -204,7 +201,7 @@ class LogitRecorder:
         def listen(predictions: Any, proposals: Any, *args: Any, **kwargs: Any) -> Any:
             # At test, both methods call this listener; the first call has everything.
             if all(stage.predictor is not predictor for stage in recording.stages):
-                recording.stages.append(RecordedStage(predictor, predictions, proposals))
+                recording.stages.append(StageOutput(predictor, predictions, proposals))
             if len(recording.stages) == len(self.predictors):
                 # In the order of the model, whatever the order of the calls.
                 recording.stages.sort(key=lambda stage: self.predictors.index(stage.predictor))

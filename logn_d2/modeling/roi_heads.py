@@ -21,15 +21,13 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import check_choice
 from .build import TrainingClassCounts, calibrations_from_config, logn_node
 from .class_scales import add_class_scales
 from .fast_rcnn import LogNFastRCNNOutputLayers
 from .second_stages import get_second_stage
-from .stages import RecordedStage, combine_stages
+from .stages import AVERAGES, StageOutput, combine_stages
 from .topk_inference import fast_rcnn_inference_exact
-
-__all__ = ["LogNCascadeROIHeads", "LogNROIHeads", "LogNRes5ROIHeads"]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -67,10 +65,7 @@ class LogNCascadeROIHeads(CascadeROIHeads):
     @configurable
     def __init__(self, *, cascade_average: str = "probs", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if cascade_average not in ("probs", "logits"):
-            raise UserError(
-                f"MODEL.LOGN.CASCADE_AVERAGE is {cascade_average!r}, expected 'probs' or 'logits'."
-            )
+        check_choice("MODEL.LOGN.CASCADE_AVERAGE", cascade_average, AVERAGES)
         self.cascade_average = cascade_average
 
     @classmethod
@@ -98,17 +93,17 @@ class LogNCascadeROIHeads(CascadeROIHeads):
         # The parent's loop, since what it does with the last logits can't be changed from outside.
         maps = [features[name] for name in self.box_in_features]
         sizes = [each.image_size for each in proposals]
-        stages: list[RecordedStage] = []
+        stages: list[StageOutput] = []
         for index, predictor in enumerate(self.box_predictor):
             if stages:
                 boxes = stages[-1].predictor.predict_boxes(stages[-1].predictions, proposals)
                 # Each stage refines the boxes of the stage before.
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
             predictions = self._run_stage(maps, proposals, index)
-            stages.append(RecordedStage(predictor, predictions, proposals))
+            stages.append(StageOutput(predictor, predictions, proposals))
         return self._detections(stages)
 
-    def _detections(self, stages: list[RecordedStage]) -> list[Instances]:
+    def _detections(self, stages: list[StageOutput]) -> list[Instances]:
         last = stages[-1]
         instances, _ = fast_rcnn_inference_exact(
             last.predictor.predict_boxes(last.predictions, last.proposals),

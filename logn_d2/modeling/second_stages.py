@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import UnknownNameError
-
-__all__ = ["SECOND_STAGES", "SecondStage", "get_second_stage"]
+from ..errors import check_known
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,6 @@ def get_second_stage(name: str) -> SecondStage | None:
     Raises:
         KeyError: unknown name; the message lists the known ones.
     """
-    if name and name not in SECOND_STAGES:
-        known = ", ".join(SECOND_STAGES)
-        raise UnknownNameError(
-            f"Unknown MODEL.LOGN.SECOND_STAGE '{name}'. Known: {known}, and '' for none."
-        )
+    if name:
+        check_known("MODEL.LOGN.SECOND_STAGE", name, SECOND_STAGES)
     return SECOND_STAGES.get(name)

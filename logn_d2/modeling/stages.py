@@ -12,15 +12,16 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..core.affine import Background
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .box_predictors import background_of, has_sigmoid_scores, predictor_fingerprint
 from .fast_rcnn import Predictions
 
-__all__ = ["RecordedStage", "combine_stages"]
+AVERAGES = ("probs", "logits")
+"""What the stages of a cascade can be averaged as."""
 
 
 @dataclass(frozen=True)
-class RecordedStage:
+class StageOutput:
     """Outputs of one box predictor.
 
     Attributes:
@@ -68,11 +69,11 @@ class RecordedStage:
         return predictor_fingerprint(self.predictor)
 
 
-def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> list[Tensor]:
+def combine_stages(stages: Sequence[StageOutput], average: str = "probs") -> list[Tensor]:
     """Class probabilities of a cascade.
 
     Args:
-        stages (Sequence[RecordedStage]): S stages, of the same RoIs.
+        stages (Sequence[StageOutput]): S stages, of the same RoIs.
         average (str): "probs" averages each stage's calibrated probabilities (Detectron2); "logits"
             averages the calibrated logits and then takes probabilities (the released LogN code).
 
@@ -82,13 +83,12 @@ def combine_stages(stages: Sequence[RecordedStage], average: str = "probs") -> l
     Raises:
         ValueError: another average; averaged logits need our predictors.
     """
+    check_choice("average", average, AVERAGES)
     weight = 1.0 / len(stages)
     if average == "probs":
         probs = [s.predictor.predict_probs(s.predictions, s.proposals) for s in stages]
         # The operations of CascadeROIHeads, bit for bit: a sum from 0 on, times 1 / S.
         return [sum(of_image) * weight for of_image in zip(*probs)]
-    if average != "logits":
-        raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
     # Detectron2's predictors have no calibrated logits apart from their probabilities.
     plain = next((s.predictor for s in stages if not hasattr(s.predictor, "calibrated")), None)
     if plain is not None:

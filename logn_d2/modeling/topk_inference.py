@@ -23,8 +23,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-__all__ = ["fast_rcnn_inference_exact", "moving_limit"]
-
 # Candidates of the first attempt: per wanted detection, and the minimum. More would cost time in
 # images where NMS suppresses little, fewer would need a second attempt.
 CANDIDATES_PER_DETECTION = 3

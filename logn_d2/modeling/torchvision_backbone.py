@@ -17,19 +17,13 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ..errors import UnknownNameError, UserError
+from ..errors import UserError, check_choice, check_known
 from .torchvision_weights import (
     PixelConvention,
     build_network,
     check_pixels,
     load_network_weights,
 )
-
-__all__ = [
-    "TorchvisionBackbone",
-    "build_torchvision_backbone",
-    "build_torchvision_fpn_backbone",
-]
 
 _STRIDES = {"stem": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 # Sides that differ tell height, width and channels apart.
@@ -70,9 +64,8 @@ class TorchvisionBackbone(Backbone):
             UserError: the network has no such level, or the weights belong to another network.
         """
         super().__init__()
-        unknown = [name for name in out_features if name not in _STRIDES]
-        if unknown:
-            raise UnknownNameError(f"No level '{unknown[0]}'. Known: {', '.join(_STRIDES)}.")
+        for name in out_features:
+            check_known("level", name, _STRIDES)
         full = build_network(network)
         self.convention: PixelConvention | None = None
         if weights:
@@ -239,11 +232,7 @@ def _with_norm(body: nn.Module, norm: str) -> nn.Module:
         "FrozenBN": FrozenBatchNorm2d.convert_frozen_batchnorm,
         "SyncBN": nn.SyncBatchNorm.convert_sync_batchnorm,
     }
-    if norm not in kinds:
-        raise UnknownNameError(
-            f"MODEL.RESNETS.NORM is '{norm}', which a network of torchvision can't have. Known: "
-            f"{', '.join(kinds)}."
-        )
+    check_choice("MODEL.RESNETS.NORM of a network of torchvision", norm, kinds)
     return kinds[norm](body)
 
 

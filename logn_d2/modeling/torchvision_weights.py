@@ -15,10 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from ..errors import MissingFileError, UnknownNameError, UserError
+from ..errors import MissingFileError, UserError, check_known
 from .efficientnet_lite import efficientnet_lite0, lite_state
-
-__all__ = ["IMAGENET", "PixelConvention", "build_network", "check_pixels", "load_network_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +54,7 @@ def build_network(name: str) -> nn.Module:
         return efficientnet_lite0()
     # Only this module: list_models() would add detectors and video networks.
     known = list_models(module=importlib.import_module("torchvision.models"))
-    if name not in known:
-        raise UnknownNameError(
-            f"There is no classification network '{name}'. Known: {', '.join([_LITE, *known])}."
-        )
+    check_known("classification network", name, [_LITE, *known])
     # Without this option, both initialise their weights very slowly.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return get_model(name, weights=None, **options)

@@ -9,9 +9,9 @@ Shapes: C logit columns, D feature channels.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,13 +21,10 @@ from ..core import (
     CountsSource,
     LogitStatistics,
     build_calibration,
-    stage_calibrations,
 )
-from ..core.affine import Background
+from ..core.calibration_registry import stage_inputs
 from ..sites import ClassLayers
 from .box_predictors import classifier_layer, classifier_reader, predictor_fingerprint
-
-__all__ = ["WeightsGuard", "guarded_calibrations"]
 
 
 @dataclass(eq=False)
@@ -39,19 +36,15 @@ class WeightsGuard:
 
     Attributes:
         text (str): the calibration; see `parse_calibration`.
-        statistics (LogitStatistics): those of the calibration, or None.
-        counts (ClassCounts): counts of the training set, or a function that returns them, or None.
-        stage (int): index of the cascade stage.
-        background (str): position of the background column.
+        inputs (CalibrationInputs): all that it was made from but the weights.
+        statistics (LogitStatistics): those of all stages, or None.
         strict (bool): whether the statistics must belong to exactly these weights.
         from_weights (bool): whether the calibration is computed from the weights.
     """
 
     text: str
+    inputs: CalibrationInputs
     statistics: LogitStatistics | None = None
-    counts: CountsSource = None
-    stage: int = 0
-    background: Background = "last"
     strict: bool = True
     from_weights: bool = False
     _seen: tuple = field(default=(), repr=False)
@@ -75,93 +68,52 @@ class WeightsGuard:
                 num_classes=calibration.num_classes,
                 # This guard knows one stage only, so the number of stages is not compared again.
                 num_stages=len(self.statistics.stages),
-                fingerprints=[*[None] * self.stage, predictor_fingerprint(predictor)],
+                fingerprints=[*[None] * self.inputs.stage_index, predictor_fingerprint(predictor)],
             )
         if self.from_weights:
-            made = self._made(predictor, calibration.num_classes)
+            inputs = replace(self.inputs, classifier=classifier_reader(predictor))
+            made = build_calibration(self.text, inputs)
             # In place: the calibration is a submodule that others may hold a reference to.
             calibration.column_scale.copy_(made.column_scale)
             calibration.column_shift.copy_(made.column_shift)
         # Last, so that a failed check is repeated at the next use.
         self._seen = state
 
-    def _made(self, predictor: nn.Module, num_classes: int) -> AffineCalibration:
-        known = self.statistics is not None
-        inputs = CalibrationInputs(
-            num_classes,
-            self.statistics.stages[self.stage] if known else None,
-            self.counts,
-            self.background,
-            classifier_reader(predictor),
-            self.stage,
-            functools.partial(self.statistics.unlabelled, self.stage) if known else None,
-        )
-        return build_calibration(self.text, inputs)
-
 
 def guarded_calibrations(
     predictors: Sequence[nn.Module | ClassLayers],
     text: str,
     *,
-    num_classes: int,
     statistics: LogitStatistics | None = None,
     counts: CountsSource = None,
-    background: Background = "last",
-    class_names: Sequence[str] | None = None,
-    fingerprints: Sequence[Tensor | None] = (),
     strict: bool = True,
+    **options: Any,
 ) -> tuple[list[AffineCalibration], list[WeightsGuard]]:
     """One calibration for each predictor, and the guard of its weights.
 
     Args:
         predictors (Sequence[nn.Module]): S of them, or a site's layers; their weights may be
             loaded later.
-        text, num_classes, statistics, counts, background, class_names, fingerprints: see
-            `stage_calibrations`.
+        text, statistics, counts: see `stage_calibrations`.
         strict (bool): whether the statistics must belong to exactly the weights in use.
+        **options: others of `stage_calibrations`.
 
     Raises:
         ValueError: an input of the calibration is missing or does not fit the model.
     """
-    # Whether a calibration uses weights is seen by whether it asks for them, so that registered
-    # calibrations of others need no flag.
-    asked: set[int] = set()
-    calibrations = stage_calibrations(
-        text,
-        num_classes=num_classes,
-        num_stages=len(predictors),
-        statistics=statistics,
-        counts=counts,
-        background=background,
-        classifiers=[_noting_reader(asked, *each) for each in enumerate(predictors)],
-        class_names=class_names,
-        fingerprints=fingerprints,
-    )
-    guards = [
-        WeightsGuard(
-            text,
-            statistics,
-            # Counts are kept only for making the calibration again.
-            counts if index in asked else None,
-            index,
-            background,
-            strict,
-            from_weights=index in asked,
-        )
-        for index in range(len(predictors))
-    ]
+    readers = [classifier_reader(each) for each in predictors]
+    given = {"statistics": statistics, "counts": counts, "classifiers": readers}
+    inputs = stage_inputs(num_stages=len(readers), **given, **options)
+    calibrations = [build_calibration(text, each) for each in inputs]
+    guards = []
+    for each in inputs:
+        # Whether a calibration uses weights is seen by whether it asks for them, so that registered
+        # calibrations of others need no flag.
+        again = "weights" in each.used
+        # Counts are kept only for making the calibration again.
+        kept = replace(each, classifier=None, counts=counts if again else None)
+        guards.append(WeightsGuard(text, kept, statistics, strict, again))
     return calibrations, guards
-
-
-def _noting_reader(asked: set[int], stage: int, predictor: nn.Module | ClassLayers) -> Callable:
-    """A reader of weights that may be loaded later; it notes that a calibration depends on them."""
-    read = classifier_reader(predictor)
-
-    def note_and_read() -> tuple[Tensor, Tensor | None]:
-        asked.add(stage)
-        return read()
-
-    return note_and_read
 
 
 def _state(predictor: nn.Module | ClassLayers) -> tuple:

@@ -5,7 +5,7 @@ others. The functions work on numpy arrays, and the package imports only numpy.
 """
 
 from .confidence import Calibration, expected_calibration_error, fit_temperature
-from .evaluate import OODResult, evaluate_ood, in_percent, ood_table, resample_ood
+from .evaluate import OODResult, evaluate_ood, in_percent, ood_table, resample_ood, score_figures
 from .metrics import (
     aupr_in,
     aupr_out,
@@ -51,5 +51,6 @@ __all__ = [
     "ood_table",
     "resample_ood",
     "roc_curve",
+    "score_figures",
     "score_logits",
 ]

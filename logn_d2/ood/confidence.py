@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike
 from ..errors import UserError
 from .scores import log_softmax
 
-__all__ = ["Calibration", "expected_calibration_error", "fit_temperature"]
-
 # Bounds of the search for log T. No sound network needs a temperature outside them.
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 _GOLDEN = (math.sqrt(5) - 1) / 2

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import metrics
-
-__all__ = ["OODResult", "evaluate_ood", "in_percent", "ood_table", "resample_ood"]
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,36 @@ def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
     )
 
 
-def in_percent(by_score: Mapping[str, OODResult]) -> dict[str, float]:
-    """Figures in percent under the names "SCORE METRIC"; numbers of inputs stay as they are.
+def in_percent(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Shares in percent; whole numbers and thresholds as they are.
 
     Args:
-        by_score (Mapping): name of a score -> its result.
+        figures (Mapping): name -> figure, or such a mapping.
 
     Example:
-        >>> found = in_percent({"msp": evaluate_ood([4.0, 3.0], [1.0, 0.0])})
+        >>> in_percent({"auroc": 0.9, "num_id": 3, "ap": {"msp": 0.5}})
+        {'auroc': 90.0, 'num_id': 3, 'ap': {'msp': 50.0}}
+    """
+    return {
+        name: in_percent(value)
+        if isinstance(value, Mapping)
+        else (value if isinstance(value, int) or name == "threshold" else 100 * value)
+        for name, value in figures.items()
+    }
+
+
+def score_figures(by_score: Mapping[str, OODResult]) -> dict[str, float]:
+    """ "SCORE METRIC" -> percent, or a number of images, as in result files.
+
+    Example:
+        >>> found = score_figures({"msp": evaluate_ood([4.0, 3.0], [1.0, 0.0])})
         >>> found["msp auroc"], found["msp num_ood"]
         (100.0, 2)
     """
     return {
-        f"{score} {metric}": value if metric.startswith("num_") else 100 * value
+        f"{score} {metric}": value
         for score, result in by_score.items()
-        for metric, value in result.as_dict().items()
+        for metric, value in in_percent(result.as_dict()).items()
     }
 
 

@@ -21,18 +21,6 @@ from numpy.typing import ArrayLike
 
 from ..errors import UserError
 
-__all__ = [
-    "aupr_in",
-    "aupr_out",
-    "auroc",
-    "average_precision_in",
-    "average_precision_out",
-    "detection_error",
-    "fpr95_id_pos",
-    "fpr95_ood_pos",
-    "roc_curve",
-]
-
 
 def auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
     """Probability that an ID input has a higher score than an OOD input.

@@ -14,17 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import UnknownNameError, UserError
-
-__all__ = [
-    "OOD_SCORES",
-    "energy",
-    "log_softmax",
-    "max_logit",
-    "msp",
-    "normalized_logits",
-    "score_logits",
-]
+from ..errors import UserError, check_known
 
 
 def log_softmax(logits: ArrayLike) -> np.ndarray:
@@ -157,8 +147,7 @@ def score_logits(name: str, logits: ArrayLike) -> np.ndarray:
         >>> score_logits("max_logit", [[1.0, 3.0]]).tolist()
         [3.0]
     """
-    if name not in OOD_SCORES:
-        raise UnknownNameError(f"Unknown OOD score '{name}'. Known: {', '.join(OOD_SCORES)}.")
+    check_known("OOD score", name, OOD_SCORES)
     return OOD_SCORES[name](logits)
 
 

@@ -12,15 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-__all__ = [
-    "BatchLoader",
-    "LoaderFactory",
-    "deciding_settings",
-    "loader_from",
-    "pass_digest",
-    "weights_digest",
-]
-
 BatchLoader = Iterable[Sequence[Mapping[str, Any]]]
 """Batches of mapped images with a length, as `inference_on_dataset` takes them."""
 

@@ -28,18 +28,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from ..errors import MissingFileError, UserError
-from ..files import atomic_write
-
-__all__ = [
-    "ShardFolder",
-    "ShardKind",
-    "damaged",
-    "find_shards",
-    "read_manifest",
-    "read_npz",
-    "refuse_others",
-    "write_npz",
-]
+from ..files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -238,8 +227,7 @@ class ShardFolder:
         content = {"format": kind.format, "version": kind.version, **self._header}
         content |= {"digest": self._digest, "shards": shards}
         if comm.is_main_process():
-            with atomic_write(self.folder / kind.manifest) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(self.folder / kind.manifest, content)
         # No process may read or write shards before the manifest says what the folder is.
         comm.synchronize()
 

@@ -18,6 +18,7 @@ from torchvision.ops import nms
 
 from .. import UNCALIBRATED
 from ..core import AffineCalibration
+from ..errors import check_choice
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import (
     cascade_average_of,
@@ -26,14 +27,12 @@ from ..modeling.box_predictors import (
     unwrapped,
 )
 from ..modeling.recording import LogitRecorder, Recording
+from ..modeling.stages import AVERAGES
 from ..modeling.topk_inference import fast_rcnn_inference_exact
-from ..sites import known_site, outputs_under, site_detector
+from ..sites import known_site, modes, outputs_under, site_detector
 from ..sweeps.network import raw_outputs
-from ..sweeps.run import evaluation_mode
 from ..sweeps.site_network import instances_of
-from ..sweeps.union import check_average, check_calibrations, output_size
-
-__all__ = ["BeforeAfter", "Pair", "Shown"]
+from ..sweeps.union import check_calibrations, output_size
 
 Pair = tuple[Instances, Instances]
 """Detections of one image before and after calibration, best first."""
@@ -96,7 +95,7 @@ class BeforeAfter:
         self._model = site_detector(model) or unwrapped(model)
         sites = find_sites(model)
         average = average or cascade_average_of(model)
-        check_average(average)
+        check_choice("average", average, AVERAGES)
         check_calibrations({"after": calibrations}, [num_classes_of(s.classifier) for s in sites])
         for site, calibration in zip(sites, calibrations):
             calibration.check_activation(has_sigmoid_scores(site.classifier))
@@ -126,7 +125,7 @@ class BeforeAfter:
         # One pass records raw logits of the test-time proposals; both sides are computed from
         # these.
         recorder = LogitRecorder(self._model, population="proposals")
-        with evaluation_mode(self._model):
+        with modes(self._model):
             recording = recorder(list(inputs))
             pairs = self._completed(recording, self._chosen(recording))
         return [_scaled(both, image) for both, image in zip(pairs, inputs, strict=True)]

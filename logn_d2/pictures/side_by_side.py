@@ -13,8 +13,6 @@ import numpy as np
 from detectron2.structures import Instances
 from PIL import Image
 
-__all__ = ["class_color", "draw_side_by_side", "enlarged", "plain_text"]
-
 _GAP_PX = 8
 _CAPTION_PX = 28
 _CAPTION_POINTS = 11

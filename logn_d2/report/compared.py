@@ -14,20 +14,10 @@ import numpy as np
 
 from ..analysis.bootstrap import BootstrapResult
 from ..analysis.calibration_quality import CalibrationQuality
-from ..errors import UnknownNameError
-from .results import ClassInfo
+from ..errors import check_known
+from ..results import ClassInfo
 from .runs import Run
 from .words import MEASURES
-
-__all__ = [
-    "FEW_RESAMPLES",
-    "ComparedRuns",
-    "Settings",
-    "TaskFigures",
-    "Value",
-    "find_focus",
-    "minus",
-]
 
 FEW_RESAMPLES = 200
 """With fewer resamples, the ends of an interval are mostly noise."""
@@ -159,13 +149,9 @@ def find_focus(runs: Sequence[Run], focus: str | None) -> Run:
     """
     if focus is None:
         return runs[1]
-    for run in runs[1:]:
-        if focus in (run.name, run.calibration):
-            return run
-    known = ", ".join(run.calibration for run in runs[1:])
-    raise UnknownNameError(
-        f"No run besides the baseline is called '{focus}'. The others are: {known}."
-    )
+    named = {name: run for run in reversed(runs[1:]) for name in (run.calibration, run.name)}
+    check_known("run besides the baseline", focus, named)
+    return named[focus]
 
 
 def minus(second: BootstrapResult, first: BootstrapResult) -> BootstrapResult:

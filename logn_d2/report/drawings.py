@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 from logn_d2.core.affine import foreground_columns
 
 from ..core import LogitStatistics
+from ..results import TASKS
 from . import figures, words
 from .compared import ComparedRuns
 from .image_numbers import ImageComparison, UnknownSet
 from .numbers import Comparison, label_prior, spearman
-
-__all__ = ["Drawings", "draw"]
 
 _POSITIVES = "positives"
 
@@ -120,7 +119,7 @@ class _DetectorDrawings(Drawings):
     def _draw_comparison(self) -> None:
         comparison = self._comparison
         for task in comparison.tasks:
-            what = words.TASKS[task]
+            what = TASKS[task]
             self._draw_results(task, what, f"AP of {what}")
             analyses = {run.name: comparison.errors[run.name, task] for run in comparison.pair}
             self.figures[f"errors_{what}"] = figures.error_figure(analyses, comparison.groups)

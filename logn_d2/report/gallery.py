@@ -19,10 +19,8 @@ from PIL import Image
 from .. import UNCALIBRATED
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
-from .results import ClassInfo
+from ..results import ClassInfo
 from .shown import matched, shown_detections
-
-__all__ = ["Box", "Gallery", "GalleryEntry", "make_gallery"]
 
 _JPEG_QUALITY = 82
 

@@ -20,12 +20,10 @@ from ..classification.accuracy import ImageResult
 from ..classification.predictions import StoredPredictions
 from ..errors import UserError
 from ..ood import evaluate_ood, resample_ood
+from ..results import ClassInfo
 from .compared import ComparedRuns, Settings, TaskFigures, find_focus, minus
 from .progress import Progress
-from .results import ClassInfo
 from .runs import Run
-
-__all__ = ["OOD_METRICS", "ImageComparison", "UnknownSet", "compare_images"]
 
 logger = logging.getLogger(__name__)
 

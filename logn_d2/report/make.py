@@ -20,16 +20,14 @@ from logn_d2.data import class_counts
 
 from ..errors import MissingFileError, UserError
 from ..lvis.ground_truth import LvisGroundTruth
+from ..results import ClassInfo
 from .compared import FEW_RESAMPLES, Settings
 from .gallery import Gallery, make_gallery
 from .image_numbers import compare_images
 from .numbers import Comparison, compare
 from .page import Report
-from .results import ClassInfo
 from .runs import ImageRunFolder, Run, RunFolder
 from .words import plural
-
-__all__ = ["make_report"]
 
 logger = logging.getLogger(__name__)
 

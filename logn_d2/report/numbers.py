@@ -33,14 +33,11 @@ from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.result import class_members
+from ..results import TASKS, ClassInfo
 from .compared import ComparedRuns, Settings, TaskFigures, find_focus, minus
 from .progress import Progress
-from .results import ClassInfo
 from .runs import Run
 from .shown import shown_detections
-from .words import TASKS
-
-__all__ = ["FIXED", "Comparison", "compare", "label_prior", "spearman"]
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,9 @@ from markupsafe import Markup
 from ..analysis.errors import ERROR_TYPES
 from ..core import LogitStatistics
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import write_text
+from ..frequency import group_title
+from ..results import TASKS
 from . import figures, words
 from .compared import ComparedRuns
 from .drawings import Drawings, draw
@@ -30,8 +32,6 @@ from .gallery import Gallery
 from .image_numbers import OOD_METRICS
 from .runs import RunFolder
 from .summary import summarise
-
-__all__ = ["Report", "build_report", "write_report"]
 
 # Thresholds whose AP the alternative text of the figure lists.
 _READ_OUT = (0, 0.05, 0.5)
@@ -119,8 +119,7 @@ def write_report(
         for name, figure in drawn.figures.items():
             for ending in ("svg", "png"):
                 figures.save_figure(figure, Path(figure_folder, f"{name}.{ending}"))
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def build_report(report: Report) -> str:
@@ -174,7 +173,7 @@ def _environment() -> jinja2.Environment:
         change=words.format_change,
         correlation=words.format_correlation,
         display_name=words.display_name,
-        group_title=words.group_title,
+        group_title=group_title,
         number=words.format_value,
         share=lambda value: f"{100 * value:.2g} %",
         threshold=words.format_threshold,
@@ -184,7 +183,7 @@ def _environment() -> jinja2.Environment:
         OOD_METRICS=OOD_METRICS,
         SCORES=words.SCORES,
         READ_OUT=_READ_OUT,
-        TASKS=words.TASKS,
+        TASKS=TASKS,
         count=Counter,
         interval=words.format_interval,
         join_words=words.join_words,

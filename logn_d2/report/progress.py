@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 
-__all__ = ["Progress"]
-
 
 class Progress:
     """Logs each step as it begins, with the estimated remaining time.

@@ -24,14 +24,12 @@ from logn_d2.core import LogitStatistics
 
 from .. import UNCALIBRATED
 from ..classification.predictions import StoredPredictions, predictions_name
-from ..errors import MissingFileError, UnknownNameError, UserError
+from ..errors import MissingFileError, UserError, check_known
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
+from ..results import Results
 from ..sweeps.detections_folder import SweepDetections
-from .results import Results
 from .words import display_name
-
-__all__ = ["ImageRunFolder", "Run", "RunFolder", "open_runs", "split_run"]
 
 _SWEEP, _DETECTIONS = "sweep.json", "detections.npz"
 _STATISTICS, _STUDY = "logn_stats.safetensors", "statistics_images.json"
@@ -146,11 +144,7 @@ class RunFolder:
         Raises:
             KeyError: the message lists the existing ones.
         """
-        if calibration not in self.calibrations:
-            known = ", ".join(self.calibrations)
-            raise UnknownNameError(
-                f"'{self.path}' has no calibration '{calibration}'. It has: {known}."
-            )
+        check_known("calibration", calibration, self.calibrations, f" in '{self.path}'")
 
     def has_masks(self, calibration: str) -> bool:
         """Whether all masks that an evaluation needs are stored."""

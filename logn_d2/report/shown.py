@@ -17,8 +17,6 @@ from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matching import box_candidates
 
-__all__ = ["matched", "shown_detections"]
-
 _SAME_PLACE = 0.5  # IoU
 
 

@@ -8,8 +8,6 @@ from .compared import ComparedRuns, Value
 from .image_numbers import ImageComparison
 from .words import MEASURES, format_change, format_interval, format_value, join_words, plural
 
-__all__ = ["headline", "summarise"]
-
 _PARTS = {"logn_mean": "mean", "logn_std": "std", "logn_beta": "beta"}
 _WHOLE = "logn"
 

@@ -6,23 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .. import UNCALIBRATED
+from ..results import TASKS
 
-__all__ = [
-    "MEASURES",
-    "SCORES",
-    "TASKS",
-    "display_name",
-    "format_change",
-    "format_correlation",
-    "format_interval",
-    "format_threshold",
-    "format_value",
-    "group_title",
-    "join_words",
-    "plural",
-]
-
-TASKS = {"bbox": "boxes", "segm": "masks"}
 MEASURES = {**TASKS, "image": "accuracy"}
 """The object of each task: AP of boxes or masks; accuracy for image classifiers."""
 SCORES = {
@@ -49,18 +34,6 @@ _NAMES = {
     "temperature": "Temperature",
     "groups": "Groups",
 }
-# LVIS's letters; other groups keep their names.
-_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
-
-
-def group_title(group: str) -> str:
-    """The title of a group, given as a name or as a metric's suffix after AP.
-
-    Example:
-        >>> [group_title(group) for group in ("r", "few", "")]
-        ['rare', 'few', 'all']
-    """
-    return _GROUPS.get(group, group or "all")
 
 
 def display_name(calibration: str) -> str:

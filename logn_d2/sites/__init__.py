@@ -10,7 +10,7 @@ from .config_site import ROI_HEADS, ConfigSite, config_site, register_config_sit
 from .detectron2_semantic import semantic_site
 from .hook import CHILD, CalibrationHook, attached_layers
 from .layers import ClassLayers, layer_names
-from .recorder import SiteRecorder, SiteRecording, SiteStage
+from .recorder import SiteOutput, SiteRecorder, SiteRecording
 from .registry import SITE_REGISTRY, known_site, site_detector
 from .replay import outputs_under
 from .running import PassEnds, check_ground_truth, heard, modes, shadowed
@@ -27,7 +27,7 @@ __all__ = [
     "PassEnds",
     "SiteRecorder",
     "SiteRecording",
-    "SiteStage",
+    "SiteOutput",
     "TopScores",
     "attached_layers",
     "check_ground_truth",

@@ -10,8 +10,6 @@ from detectron2.config import CfgNode
 
 from ..core.affine import Background
 
-__all__ = ["ROI_HEADS", "ConfigSite", "config_site", "register_config_site"]
-
 
 @dataclass(frozen=True)
 class ConfigSite:

@@ -12,8 +12,6 @@ from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
 from .site import LogitSite, TopScores
 
-__all__ = ["dense_site"]
-
 _KEYS = ConfigSite(
     num_classes="MODEL.RETINANET.NUM_CLASSES",
     score_threshold="MODEL.RETINANET.SCORE_THRESH_TEST",

@@ -13,8 +13,6 @@ from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
 from .site import LogitSite
 
-__all__ = ["semantic_site"]
-
 
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.semantic_seg.SemanticSegmentor")
 @SITE_REGISTRY.register("detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLab")

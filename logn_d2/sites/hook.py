@@ -11,8 +11,6 @@ from ..core import AffineCalibration
 from .layers import ClassLayers
 from .running import forget_compiled
 
-__all__ = ["CHILD", "CalibrationHook", "attached_layers", "paused"]
-
 CHILD = "logn_calibration"
 
 Guard = Callable[[ClassLayers, AffineCalibration], None]

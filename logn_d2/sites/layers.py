@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..core import AffineCalibration, classifier_fingerprint, fold_linear
 from ..core.affine import Background, foreground_columns
-from ..errors import UserError
-
-__all__ = ["ClassLayers", "check_choice", "layer_names"]
+from ..errors import UserError, check_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +176,6 @@ class ClassLayers:
             # As columns of the row: a change of one anchor's bias is not averaged away.
             parts.append(layer.bias.detach().reshape(-1, self.num_columns).T)
         return torch.cat(parts, dim=1)
-
-
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise a UserError for an unknown value."""
-    if value not in known:
-        raise UserError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}.")
 
 
 def layer_names(model: nn.Module, layers: ClassLayers) -> list[str]:

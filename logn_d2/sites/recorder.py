@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.affine import Background
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .running import PassEnds, modes
 from .site import LogitSite
 
-__all__ = ["SiteRecorder", "SiteRecording", "SiteStage"]
-
 
 @dataclass(frozen=True, eq=False)
-class SiteStage:
+class SiteOutput:
     """Raw logits of N images.
 
     Attributes:
@@ -57,7 +55,7 @@ class SiteStage:
 class SiteRecording:
     """The outputs of a detector for a batch, as a single stage."""
 
-    stages: list[SiteStage] = field(default_factory=list)
+    stages: list[SiteOutput] = field(default_factory=list)
 
 
 class SiteRecorder:
@@ -74,8 +72,7 @@ class SiteRecorder:
     """
 
     def __init__(self, model: nn.Module, site: LogitSite, population: str = "sampled") -> None:
-        if population not in ("sampled", "proposals"):
-            raise UserError(f"The population is {population!r}, expected 'sampled' or 'proposals'.")
+        check_choice("The population", population, ("sampled", "proposals"))
         if population == "sampled" and site.matched is None:
             raise UserError(
                 f"The site of this {type(model).__name__} does not define how candidates are "
@@ -119,7 +116,7 @@ class SiteRecorder:
             for i in range(len(batched_inputs))
         ]
         parts = [part for of_image, _ in pairs for part in of_image]
-        stage = SiteStage(
+        stage = SiteOutput(
             # A dense detector's logits take gigabytes for LVIS, so they are not copied needlessly.
             parts[0] if len(parts) == 1 else torch.cat(parts),
             [sum(map(len, of_image)) for of_image, _ in pairs],

@@ -10,8 +10,6 @@ from ..core.registry import Registry
 from ..errors import UserError
 from .site import LogitSite
 
-__all__ = ["SITE_REGISTRY", "known_site", "site_detector"]
-
 SITE_REGISTRY: Registry[Callable[[nn.Module], LogitSite]] = Registry("site")
 """Full class name, such as "my_project.models.MyDetector" -> function of the model.
 

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import AffineCalibration
-from ..errors import UserError
 from .hook import paused
 from .running import modes, shadowed
 from .site import LogitSite
-
-__all__ = ["outputs_under"]
 
 
 @torch.no_grad()
@@ -41,13 +38,8 @@ def outputs_under(
     Raises:
         UserError: a calibration of another number or order of columns.
     """
-    for name, each in calibrations.items():
-        if (each.num_classes, each.background) != (site.num_classes, site.background):
-            raise UserError(
-                f"'{name}' is for {each.num_classes} classes with the background column "
-                f"{each.background}; this model has {site.num_classes} classes and the background "
-                f"column {site.background}."
-            )
+    for each in calibrations.values():
+        each.check_columns(site.num_classes, site.background)
     kept: dict[nn.Module, list[Any]] = defaultdict(list)
     outputs = {}
     # Raw logits: each calibration is applied to them once, below.

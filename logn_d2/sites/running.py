@@ -12,8 +12,6 @@ from torch import nn
 
 from ..errors import UserError
 
-__all__ = ["PassEnds", "check_ground_truth", "forget_compiled", "heard", "modes", "shadowed"]
-
 
 class PassEnds(BaseException):
     """Ends a pass. Not an Exception: a model's own "except Exception" must not stop it."""

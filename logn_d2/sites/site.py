@@ -16,8 +16,6 @@ from ..core.affine import foreground_columns
 from ..errors import UserError
 from .layers import ClassLayers, check_choice
 
-__all__ = ["LogitSite", "Matcher", "Runner", "TopScores"]
-
 # Scores in a block of `topk`, 16 MB in float32.
 _BLOCK = 2**22
 

@@ -15,8 +15,6 @@ from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
 from .site import LogitSite, TopScores
 
-__all__ = ["fcos_site", "ssd_site"]
-
 _PACKAGE = "torchvision.models.detection"
 _IGNORED = -2  # torchvision's matcher, for an overlap between both thresholds
 

@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.utils import comm
 
-from ..errors import UnknownNameError
+from ..errors import check_known
 from ..lvis.detections import Detections, image_id_array
 from ..passes.shards import ShardFolder, ShardKind, find_shards, read_npz, write_npz
-
-__all__ = ["SWEEP", "ImageDetections", "SweepDetections", "SweepWriter"]
 
 logger = logging.getLogger(__name__)
 
@@ -173,11 +171,7 @@ class SweepDetections:
         )
 
     def _number(self, name: str) -> int:
-        if name not in self.names:
-            known = ", ".join(self.names)
-            raise UnknownNameError(
-                f"There is no calibration '{name}' in this sweep. It has: {known}."
-            )
+        check_known("calibration", name, self.names, " in this sweep")
         return self.names.index(name)
 
     def _open_chunks(self) -> Iterator[Mapping[str, np.ndarray]]:

@@ -20,6 +20,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..errors import check_choice
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.box_predictors import (
     check_calibratable,
@@ -30,7 +31,7 @@ from ..modeling.box_predictors import (
     unwrapped,
 )
 from ..modeling.recording import LogitRecorder, Recording
-from ..modeling.stages import RecordedStage
+from ..modeling.stages import AVERAGES, StageOutput
 from .detections_folder import ImageDetections
 from .output_store import StoreWriter
 from .union import (
@@ -40,7 +41,6 @@ from .union import (
     Union,
     best_candidates,
     calibrations_digest,
-    check_average,
     check_calibrations,
     empty_masks,
     find_unions,
@@ -48,8 +48,6 @@ from .union import (
     output_size,
     scaled,
 )
-
-__all__ = ["SweepRunner", "raw_outputs"]
 
 # Detections per block of masks. Ten calibrations may have thousands of distinct detections in an
 # image, whose bitmaps would take gigabytes; on a CPU, blocks that fit into the cache take half the
@@ -83,7 +81,7 @@ class SweepRunner:
         self._recorder = LogitRecorder(model, population="proposals")
         self._roi_heads = getattr(unwrapped(model), "roi_heads", None)
         predictors = self._recorder.predictors
-        check_average(average)
+        check_choice("average", average, AVERAGES)
         check_calibratable(model)
         check_calibrations(calibrations, [num_classes_of(each) for each in predictors])
         for stages in calibrations.values():
@@ -230,7 +228,7 @@ def raw_outputs(recording: Recording) -> RawOutputs:
     )
 
 
-def _raw_probs(stage: RecordedStage, logits: Tensor) -> Sequence[Tensor]:
+def _raw_probs(stage: StageOutput, logits: Tensor) -> Sequence[Tensor]:
     """The predictor's probabilities of exactly these logits, without its own calibration."""
     predictor = stage.predictor
     predict = getattr(predictor, "uncalibrated_probs", predictor.predict_probs)

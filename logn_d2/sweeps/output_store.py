@@ -26,28 +26,17 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..core import tensor_file
 from ..errors import UserError
-from ..files import atomic_write
 from ..lvis.detections import Detections, image_id_array
 from ..lvis.ground_truth import LvisGroundTruth
 from ..passes.shards import ShardFolder, ShardKind, damaged, find_shards
 from .detections_folder import ImageDetections
 from .union import RawOutputs, is_evaluated, output_size
-
-__all__ = [
-    "ACTIVATIONS",
-    "CLASSIFIERS",
-    "OUTPUTS",
-    "StoreWriter",
-    "ids_from_tensor",
-    "ids_to_tensor",
-    "read_tensors",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -238,9 +227,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], activation: str | N
     """Write one file of a store."""
     metadata = {"format": OUTPUTS.format, "version": str(OUTPUTS.version)}
     metadata["activation"] = activation or ""
-    with atomic_write(path) as temporary:
-        # save_file would make a file that only its owner can read.
-        temporary.write_bytes(safetensors.torch.save(dict(tensors), metadata))
+    tensor_file.write_tensors(path, tensors, metadata)
 
 
 def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -250,9 +237,7 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, An
         ValueError: the file is missing, truncated, changed, or from another program.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in names or file.keys()}
+        tensors, metadata = tensor_file.read_tensors(path, names)
     except (safetensors.SafetensorError, OSError) as error:
         raise damaged(path, OUTPUTS.what, error) from None
     if metadata.get("format") != OUTPUTS.format:

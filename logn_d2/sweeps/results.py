@@ -14,8 +14,6 @@ from ..lvis.ground_truth import LvisGroundTruth
 from .detections_folder import SweepDetections
 from .union import is_evaluated
 
-__all__ = ["best_of_grid", "evaluate_sweep", "sweep_results"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -6,15 +6,14 @@ needs softmax and non-maximum suppression, and the mask head runs once per disti
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
+from fvcore.common.timer import Timer
 from torch import nn
 
 from ..data.rng import preserved_rng
@@ -23,14 +22,12 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.box_predictors import cascade_average_of
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from ..passes.shards import refuse_others
-from ..sites import LogitSite, known_site, site_detector
+from ..sites import LogitSite, known_site, modes, site_detector
 from .detections_folder import SWEEP, ImageDetections, SweepDetections, SweepWriter
 from .network import SweepRunner
 from .output_store import OUTPUTS, StoreWriter
 from .site_network import SiteSweepRunner
 from .union import Calibrations
-
-__all__ = ["evaluation_mode", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +99,7 @@ def sweep(
     # Resolved here, because it is part of the digest: None would stand for two results.
     average = average or cascade_average_of(model)
     runner = _runner(model, calibrations, average, ground_truth, keep, site)
-    with preserved_rng(), evaluation_mode(model):
+    with preserved_rng(), modes(model):
         # The loader of all images, whose digest identifies the pass also when it is resumed.
         first = loader_from(loader, 0)
         # The number of processes determines which images a chunk has.
@@ -124,9 +121,9 @@ def sweep(
             keep.open(digest, header, writer.num_batches, runner.classifiers())
         # Building the loader again would start its workers twice.
         rest = loader_from(loader, writer.num_batches) if writer.num_batches else first
-        collector, start = _Collector(writer, keep), time.perf_counter()
+        collector, timer = _Collector(writer, keep), Timer()
         swept = inference_on_dataset(runner, rest, collector)["detections"]
-    rate = sum(comm.all_gather(collector.num_images / (time.perf_counter() - start)))
+    rate = sum(comm.all_gather(collector.num_images / timer.seconds()))
     logger.info("Swept %d calibrations, %.2f images/s", len(calibrations), rate)
     return swept
 
@@ -169,16 +166,3 @@ class _Collector(DatasetEvaluator):
             # The store before the sweep, for the same reason as its flush before each chunk.
             self._keep.finish()
         return {"detections": self._writer.finish()}
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode for the context, and restore each module's mode afterwards."""
-    # For each module, since frozen parts of a training model are in evaluation mode already.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -20,8 +20,6 @@ from ..sites import LogitSite, layer_names, outputs_under
 from .detections_folder import ImageDetections
 from .union import Calibrations, calibrations_digest, check_calibrations
 
-__all__ = ["SiteSweepRunner", "instances_of"]
-
 
 class SiteSweepRunner:
     """Replaces the detector in `inference_on_dataset`.

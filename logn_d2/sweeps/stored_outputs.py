@@ -24,9 +24,10 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from ..core import AffineCalibration
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..lvis.detections import Detections, RleMasks
 from ..lvis.ground_truth import LvisGroundTruth
+from ..modeling.stages import AVERAGES
 from ..passes.shards import find_shards, refuse_others
 from .detections_folder import SWEEP, ImageDetections, SweepDetections, SweepWriter
 from .output_store import ACTIVATIONS, CLASSIFIERS, OUTPUTS, ids_from_tensor, read_tensors
@@ -35,15 +36,12 @@ from .union import (
     RawOutputs,
     Union,
     calibrations_digest,
-    check_average,
     check_calibrations,
     empty_masks,
     find_unions,
     is_evaluated,
     scaled,
 )
-
-__all__ = ["StoredOutputs", "sweep_stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +266,7 @@ def sweep_stored(
         >>> stored = StoredOutputs.load("output/outputs")  # doctest: +SKIP
         >>> swept = sweep_stored(stored, calibrations)  # doctest: +SKIP
     """
-    check_average(average)
+    check_choice("average", average, AVERAGES)
     check_calibrations(calibrations, [stored.num_classes] * stored.num_stages)
     if ground_truth is not None:
         stored.check(ground_truth)

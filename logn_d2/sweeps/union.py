@@ -25,23 +25,6 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.topk_inference import fast_rcnn_inference_exact, moving_limit
 from .detections_folder import ImageDetections
 
-__all__ = [
-    "Calibrations",
-    "RawOutputs",
-    "Scaled",
-    "Selection",
-    "Union",
-    "best_candidates",
-    "calibrations_digest",
-    "check_average",
-    "check_calibrations",
-    "empty_masks",
-    "find_unions",
-    "is_evaluated",
-    "output_size",
-    "scaled",
-]
-
 Selection = tuple[float, float, int]
 """Score threshold, IoU threshold of the non-maximum suppression, detections per image."""
 
@@ -122,16 +105,6 @@ def calibrations_digest(calibrations: Calibrations) -> str:
             # Names are hashed by the caller: the same vectors under another name are another sweep.
             digest.update(vector.cpu().numpy())
     return digest.hexdigest()
-
-
-def check_average(average: str) -> None:
-    """Check the quantity that a cascade averages.
-
-    Raises:
-        ValueError: neither "probs" nor "logits".
-    """
-    if average not in ("probs", "logits"):
-        raise UserError(f"average is {average!r}, expected 'probs' or 'logits'.")
 
 
 def find_unions(

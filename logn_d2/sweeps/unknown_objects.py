@@ -25,25 +25,16 @@ from detectron2.structures import Boxes, Instances
 
 from ..analysis import best_f1_threshold
 from ..core import AffineCalibration
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..lvis.detections import Detections
 from ..lvis.evaluate import evaluate_lvis
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import match_lvis
+from ..modeling.stages import AVERAGES
 from ..modeling.topk_inference import fast_rcnn_inference_exact
 from ..ood import OOD_SCORES, OODResult, evaluate_ood, score_logits
 from .stored_outputs import StoredOutputs, sweep_stored
-from .union import check_average, scaled
-
-__all__ = [
-    "BoxLogits",
-    "KnownObjects",
-    "UnknownObjectsResult",
-    "evaluate_unknown_objects",
-    "find_known_objects",
-    "sure_boxes",
-    "without_known_classes",
-]
+from .union import scaled
 
 _NAME = "calibrated"
 
@@ -260,7 +251,7 @@ def sure_boxes(
     Raises:
         ValueError: a threshold outside [0, 1], an unknown average, or boxes that were not stored.
     """
-    check_average(average)
+    check_choice("average", average, AVERAGES)
     if not 0 <= threshold <= 1:
         raise UserError(f"The threshold is {threshold}, expected a probability in [0, 1].")
     # Stored outputs are on the CPU.

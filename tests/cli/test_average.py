@@ -1,6 +1,7 @@
 """Tests of `logn average`."""
 
 import json
+import math
 
 import pytest
 
@@ -49,13 +50,14 @@ def test_image_classifiers_have_accuracies(tool, tmp_path, capsys):
 
 
 def test_groups_without_objects_have_no_change(tool):
-    none, value = {"bbox": {"AP": 1.0, "APr": None}}, {"bbox": {"AP": 3.0, "APr": None}}
-    assert tool.changes({"none": [none], "logn": [value]}) == {"logn": [{"bbox": {"AP": 2.0}}]}
+    none, value = ({"bbox": {"AP": ap, "APr": math.nan}} for ap in (1.0, 3.0))
+    ((changed,),) = tool.changes({"none": [none], "logn": [value]}).values()
+    assert changed["bbox"]["AP"] == 2.0 and math.isnan(changed["bbox"]["APr"])
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "no results.json"), ("[]", "not a results file"), ("{", "not a results file")],
+    [(None, "no results.json"), ("[]", "can't be used"), ("{", "can't be used")],
 )
 def test_folder_without_results_is_named(tool, tmp_path, capsys, content, expected):
     if content is not None:

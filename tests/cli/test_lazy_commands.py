@@ -11,11 +11,13 @@ import torch
 from logn_d2.cli.main import main
 from logn_d2.config import config_file
 from logn_d2.core import LogitStatistics
+from logn_d2.data.loader import build_statistics_loader, training_images
+from logn_d2.data.samplers import build_training_sampler, described_sampler
 from logn_d2.engine import load_config
 from logn_d2.lazy import _read, split_lazy_overrides
-from logn_d2.modeling.build import build_model
 from logn_d2.passes.resume import deciding_settings
 from logn_d2.sites import config_site
+from logn_d2.source import source_of
 
 from ..command import refusal
 
@@ -218,7 +220,7 @@ def test_an_interrupted_training_resumes_and_a_changed_file_is_refused(runs):
 
 def test_overrides_reach_the_model_and_unknown_keys_are_refused(runs, capsys):
     cfg = load_config(runs.lazy, ["model.roi_heads.num_classes=7", "train.device=cpu"])
-    assert build_model(cfg).roi_heads.box_predictor.cls_score.out_features == 8
+    assert source_of(cfg).model().roi_heads.box_predictor.cls_score.out_features == 8
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7
     changes = ["train.amp.enabled=true", "train.checkpointer.period=7", "train.eval_period=5"]
     changes += ["dataloader.train.num_workers=2", "dataloader.train.total_batch_size=6"]
@@ -328,3 +330,23 @@ def test_passes_depend_on_the_content_of_the_file_not_on_its_path(runs, tmp_path
     changed = load_config(moved)
     assert changed.INPUT.CROP.ENABLED
     assert deciding_settings(changed) != settings
+
+
+def test_a_sampler_of_ones_own_trains_and_a_statistics_pass_visits_each_image_once(
+    runs, tmp_path, caplog
+):
+    own = tmp_path / "own_sampler.py"
+    own.write_text(
+        f"{LAZY}\nfrom torch.utils.data import RandomSampler\n"
+        "dataloader.train.sampler = L(RandomSampler)(\n"
+        '    data_source="${dataloader.train.dataset}", replacement=True, num_samples=10**6\n)\n'
+    )
+    cfg = load_config(own, ["train.device=cpu"])
+    images = training_images(cfg)
+    sampler = build_training_sampler(cfg, images)
+    assert type(sampler).__name__ == "RandomSampler" and len(sampler.data_source) == len(images)
+    assert described_sampler(cfg) == "TrainingSampler"  # as it is in the statistics
+    with caplog.at_level("WARNING"):
+        loader = build_statistics_loader(cfg, dataset=images)
+    assert len(loader) == len(images)
+    assert "The repeat factors of RandomSampler are unknown" in caplog.text

@@ -30,7 +30,7 @@ print(sorted({{"torch", "numpy", "detectron2", "cv2", "matplotlib"}} & set(sys.m
 
 def test_every_command_has_its_arguments_and_its_work() -> None:
     for name in COMMANDS:
-        assert callable(importlib.import_module(f"logn_d2.cli.{name}").main)
+        assert callable(importlib.import_module(f"logn_d2.cli.{name}").parse_args)
         work = "run" if name in ("train", "collect", "evaluate") else name
         assert callable(importlib.import_module(f"logn_d2.commands.{work}").run)
 
@@ -87,13 +87,13 @@ def test_options_stand_for_config_keys(
 def test_a_second_command_logs_each_line_once(monkeypatch, capsys):
     from detectron2.utils.logger import setup_logger
 
-    def command(argv):
+    def run(argv):
         # Each command asks for other files, and so for handlers of its own.
         setup_logger(name="logn_d2", abbrev_name=argv[0])
         logging.getLogger("logn_d2").warning("said by %s", argv[0])
         return 0
 
-    stand_in = types.SimpleNamespace(main=command)
+    stand_in = types.SimpleNamespace(parse_args=list, run=run)
     monkeypatch.setattr("importlib.import_module", lambda *names: stand_in)
     logger = logging.getLogger("logn_d2")
     before = logger.handlers[:], logger.propagate, logger.level

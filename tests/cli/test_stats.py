@@ -91,7 +91,7 @@ def test_tables_are_markdown_with_as_many_cells_in_every_row(tmp_path, capsys):
         rows = table_rows(block)
         if rows:
             assert len({len(row) for row in rows}) == 1
-            assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
+            assert all(re.fullmatch(":?-+:?", cell) for cell in rows[1])
             assert len({len(line) for line in block.splitlines() if line.startswith("|")}) == 1
 
 

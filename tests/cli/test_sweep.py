@@ -17,6 +17,7 @@ from logn_d2.collection import collect_statistics
 from logn_d2.engine import load_config
 from logn_d2.lvis import LvisGroundTruth
 from logn_d2.report import Results, open_runs
+from logn_d2.source import Source
 from logn_d2.sweeps import StoredOutputs, SweepDetections, evaluate_unknown_objects
 
 from ..command import command
@@ -154,7 +155,7 @@ def test_stored_outputs_need_neither_weights_nor_network(
     def fail(*args: object) -> None:
         raise AssertionError("A network was built.")
 
-    monkeypatch.setattr(tool, "build_model", fail)
+    monkeypatch.setattr(Source, "model", fail)
     later = arguments(folder, "later", "--from-outputs", f"{folder}/store")[:-2]  # no MODEL.WEIGHTS
     assert tool.run(tool.parse_args(later)) == 0
     found = Results.load(folder / "later" / "results.json")

@@ -645,8 +645,8 @@ def test_loaders_that_are_no_finite_batches_are_refused_before_the_pass(model: n
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"population": "all"}, "expected one of sampled"),
-        ({"estimator": "mean"}, "expected one of exact"),
+        ({"population": "all"}, "expected 'sampled', "),
+        ({"estimator": "mean"}, "expected 'exact', "),
         ({"estimator": "ema", "population": "positives"}, "ESTIMATOR to exact"),
     ],
 )

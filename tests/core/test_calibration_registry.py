@@ -246,34 +246,25 @@ def test_a_grid_is_not_one_calibration(text):
 STATISTICS = LogitStatistics((make_stage(0), make_stage(1)), NAMES)
 
 
-def test_statistics_are_asked_for_where_a_calibration_needs_them_and_once(monkeypatch):
-    entries = {
-        "mine": lambda inputs: logn(inputs.statistics(), beta="none"),
-        "my_logn": lambda inputs: CALIBRATION_REGISTRY.get("uncalibrated")(inputs),
-    }
+def test_inputs_note_what_a_calibration_is_made_from(monkeypatch):
+    entries = {"mine": lambda inputs: logn(inputs.statistics(), beta="none")}
     monkeypatch.setattr(
         CALIBRATION_REGISTRY, "_entries", {**CALIBRATION_REGISTRY._entries, **entries}
     )
-    asked = []
-
-    def gather():
-        asked.append("statistics")
-        return STATISTICS
-
-    options = {"num_classes": 3, "num_stages": 2}
-    for name in ("uncalibrated", "my_logn", "temperature(temperature=2)"):
-        stage_calibrations(name, statistics=gather, **options)
-    assert asked == []
-    for name in ("mine", "logn"):
-        asked.clear()
-        lazy = stage_calibrations(name, statistics=gather, **options)
-        assert asked == ["statistics"]
-        for one, other in zip(lazy, stage_calibrations(name, statistics=STATISTICS, **options)):
-            assert torch.equal(one.scale, other.scale) and torch.equal(one.shift, other.shift)
+    weight = torch.ones(4, 2)
+    for text, used in (
+        ("uncalibrated", set()),
+        ("mine", {"statistics"}),
+        ("norcal(gamma=1)", {"counts"}),
+        ("tau_norm", {"weights"}),
+        ("groups(rare=logn)", {"statistics", "counts"}),
+    ):
+        inputs = CalibrationInputs(3, make_stage(), COUNTS, classifier=lambda: (weight, None))
+        build_calibration(text, inputs)
+        assert inputs.used == used
 
 
-@pytest.mark.parametrize("lazy", [True, False])
-def test_each_stage_knows_its_classes_without_a_training_roi(lazy):
+def test_each_stage_knows_its_classes_without_a_training_roi():
     stages = []
     for index in range(2):
         posteriors = PosteriorMoments(4)
@@ -286,17 +277,12 @@ def test_each_stage_knows_its_classes_without_a_training_roi(lazy):
         "logn",
         num_classes=3,
         num_stages=2,
-        statistics=(lambda: statistics) if lazy else statistics,
+        statistics=statistics,
     )
     assert torch.equal(first.shift, logn(stages[0]).shift)
     expected = logn(stages[1], unlabelled=torch.tensor([False, False, True]))
     assert torch.equal(second.shift, expected.shift)
     assert not torch.equal(second.shift, logn(stages[1]).shift)
-
-
-def test_statistics_that_are_asked_for_late_are_checked_too():
-    with pytest.raises(StatisticsError):
-        stage_calibrations("logn", num_classes=3, num_stages=1, statistics=lambda: STATISTICS)
 
 
 @pytest.mark.parametrize(

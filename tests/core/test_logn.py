@@ -113,7 +113,7 @@ def test_geometric_reference_does_not_depend_on_a_common_factor_of_sigma(factor)
 def test_geometric_reference_has_no_part_where_sigma_has_none():
     one, other = (logn(make_stage(), use_std=False, std_reference=r) for r in ("none", "geometric"))
     assert torch.equal(one(LOGITS), other(LOGITS))
-    with pytest.raises(ValueError, match="std_reference is 'mean', expected none or geometric"):
+    with pytest.raises(ValueError, match="std_reference is 'mean', expected 'none' or 'geometric'"):
         logn(make_stage(), std_reference="mean")
 
 

@@ -191,7 +191,7 @@ def test_sweep_grids():
     ("text", "message"),
     [
         ("p2p(source=train)", "source is 'train', expected one of all, negatives, labels"),
-        ("logn(source=labels)", "source is 'labels', expected all or negatives"),
+        ("logn(source=labels)", "source is 'labels', expected 'all' or 'negatives'"),
         ("p2p(centre=log)", "centre is 'log', expected one of none, mean, mass"),
         ("p2p(alpha=much)", "alpha is 'much', expected a number"),
         ("norcal(gamma=most)", "gamma is 'most', expected a number"),

@@ -130,7 +130,7 @@ def test_damaged_metadata(path):
         ({"stage0__var": torch.ones(3)}, r"one shape \(C,\), found \(4,\), \(3,\) and \(4,\)"),
         ({"class_names": ["axolotl", "bee"]}, "3 of them foreground .* for 2 class names"),
         ({"background": "none"}, "4 of them foreground"),
-        ({"background": "middle"}, "'middle', expected one of 'last', 'first', 'none'"),
+        ({"background": "middle"}, "'middle', expected 'last', 'first' or 'none'"),
     ],
 )
 def test_values_that_make_no_sense(path, changes, message):

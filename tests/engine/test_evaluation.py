@@ -113,9 +113,8 @@ def test_one_pass_over_a_coco_set_equals_a_pass_for_each_calibration(few_images,
     model.backbone.register_forward_hook(lambda *_: passes.append(1))
     one = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
     count = len(passes)
-    monkeypatch.setattr(
-        "logn_d2.engine.evaluation._one_pass_for_evaluators", evaluation._one_pass_each
-    )
+    kind = evaluation._Evaluation
+    monkeypatch.setattr(kind, "one_pass_for_evaluators", kind.one_pass_each)
     each = evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
     np.testing.assert_equal(one, each)
     assert len(passes) - count == 2 * count > 0

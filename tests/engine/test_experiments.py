@@ -57,7 +57,10 @@ def test_a_training_without_a_test_set_has_that_of_its_sweep(tmp_path: Path, cfg
     assert found.DATASETS.TEST == ()
     with pytest.raises(ValueError, match="no results.json that names a data set"):
         measure(found, [Row("logn", "logn")], tmp_path)
-    (tmp_path / "results.json").write_text('{"rows": [], "provenance": {"data set": "some_val"}}')
+    (tmp_path / "results.json").write_text(
+        '{"rows": [{"calibration": "uncalibrated", "bbox": {"AP": 1}}],'
+        '"provenance": {"data set": "some_val"}}'
+    )
     assert run_config(tmp_path).DATASETS.TEST == ("some_val",)
     cfg.DATASETS.TEST = ("own_val",)
     (tmp_path / "config.yaml").write_text(cfg.dump())

@@ -9,6 +9,7 @@ import torch
 from logn_d2.data.rng import seed_rng
 from logn_d2.engine import Trainer
 from logn_d2.engine.training_stream import TrainingStream
+from logn_d2.source import Source
 
 
 @pytest.fixture
@@ -85,8 +86,7 @@ class Counting(torch.utils.data.Sampler):
 
 
 def test_images_that_wait_for_their_aspect_ratio_are_not_lost(cfg, monkeypatch):
-    mapped = lambda cfg, is_train: lambda record: dict(record)  # noqa: E731
-    monkeypatch.setattr("logn_d2.engine.training_stream.build_mapper", mapped)
+    monkeypatch.setattr(Source, "mapper", lambda self, is_train: dict)
     widths = [20, 20, 5, 20, 5, 20, 20, 5, 20, 20, 5, 5, 20, 20, 5, 20, 20, 5]
     for taken in range(4):
         whole = TrainingStream(cfg, images(widths), Counting())

@@ -194,7 +194,7 @@ def test_unknown_classifier_names_the_known_ones():
 
 
 def test_calibration_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="has 9 classes, this head has 4"):
+    with pytest.raises(ValueError, match="is for 9 classes .*; this model has 4"):
         predictor(calibration=AffineCalibration.identity(9))
 
 

@@ -99,7 +99,13 @@ def test_the_conventions_differ():
     assert result.aupr_in != result.ap_in
 
 
-@pytest.mark.parametrize("metric", metrics.__all__)
+METRICS = (
+    *("auroc", "aupr_in", "aupr_out", "average_precision_in", "average_precision_out"),
+    *("detection_error", "fpr95_id_pos", "fpr95_ood_pos", "roc_curve"),
+)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_an_empty_side_and_nan_are_refused(metric):
     function = getattr(metrics, metric)
     with pytest.raises(UserError, match=r"OOD scores have shape \(0,\)"):

@@ -187,7 +187,7 @@ def test_runs_that_can_not_be_compared(tmp_path, change, message):
 
 def test_folders_and_calibrations_that_are_not_clear(tmp_path):
     path = folder(tmp_path / "a", stored())
-    with pytest.raises(UnknownNameError, match="has no calibration 'auto'"):
+    with pytest.raises(UnknownNameError, match="Unknown calibration 'auto' in"):
         open_runs([f"{path}:auto"])
     stored().save(tmp_path / "a" / predictions_name("third"))
     with pytest.raises(UserError, match="predictions on several sets: .*--dataset"):

@@ -17,8 +17,6 @@ from .base import ClassificationLoss, check_number, is_foreground
 from .counts import CountBuffers, CountsSource
 from .registry import LOSS_REGISTRY
 
-__all__ = ["BalancedGroupSoftmax"]
-
 
 @LOSS_REGISTRY.register("bags")
 class BalancedGroupSoftmax(ClassificationLoss):

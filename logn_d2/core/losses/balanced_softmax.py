@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import check_choice
 from .base import IMPOSSIBLE, SoftmaxLoss, check_number, is_foreground
-from .counts import CountBuffers, Counted, CountedSigmoidLoss, CountsSource, check_counted
+from .counts import COUNTED, CountBuffers, Counted, CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
-
-__all__ = ["BalancedSigmoid", "BalancedSoftmax"]
 
 
 @LOSS_REGISTRY.register("balanced_softmax")
@@ -54,7 +53,7 @@ class BalancedSoftmax(SoftmaxLoss):
     ) -> None:
         super().__init__(num_classes)
         self.counts = CountBuffers(num_classes, counts)
-        check_counted(count)
+        check_choice("count", count, COUNTED)
         check_number("tau", tau, "(-inf, inf)")
         self.count = count
         self.tau = tau

@@ -14,21 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import UserError
-from ..calls import check_bool, check_number
-
-__all__ = [
-    "IMPOSSIBLE",
-    "ClassificationLoss",
-    "RoIWiseLoss",
-    "SigmoidLoss",
-    "SoftmaxLoss",
-    "check_number",
-    "is_foreground",
-    "log_odds",
-    "one_hot",
-    "wide",
-]
-
+from ..specs import check_bool, check_number
 
 # A logit whose softmax and sigmoid are exactly 0, and no infinity: sums with it are still numbers.
 IMPOSSIBLE = -1e4

@@ -10,19 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
-from ...frequency import ClassCounts, CountsSource
+from ...errors import UserError, check_choice
+from ...frequency import ClassCounts, CountsSource, known_counts
 from .base import SigmoidLoss
-
-__all__ = ["CountBuffers", "Counted", "CountedSigmoidLoss", "CountsSource", "check_counted"]
 
 Counted = Literal["image", "instance"]
 
 
-def check_counted(counted: str) -> None:
-    """Raise a ValueError if it is neither "image" nor "instance"."""
-    if counted not in ("image", "instance"):
-        raise UserError(f"count is {counted!r}, expected 'image' or 'instance'.")
+COUNTED = ("image", "instance")
 
 
 class CountBuffers(nn.Module):
@@ -62,7 +57,7 @@ class CountBuffers(nn.Module):
         Raises:
             ValueError: unknown counts, or another word.
         """
-        check_counted(counted)
+        check_choice("count", counted, COUNTED)
         self._ensure_known()
         count = self.image_count if counted == "image" else self.instance_count
         # A class without training data would have an infinite offset.
@@ -104,7 +99,7 @@ class CountBuffers(nn.Module):
                     "This loss needs the class counts of the training set: give counts=, or load "
                     "a checkpoint that was trained with this loss."
                 )
-            self._fill(self._source() if callable(self._source) else self._source)
+            self._fill(known_counts(self._source))
         self._known = True
 
     @torch.no_grad()

@@ -8,8 +8,6 @@ from __future__ import annotations
 from .base import SoftmaxLoss
 from .registry import LOSS_REGISTRY
 
-__all__ = ["CrossEntropy"]
-
 
 @LOSS_REGISTRY.register("cross_entropy")
 class CrossEntropy(SoftmaxLoss):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["sum_over_processes"]
-
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor; the tensor itself where there is one process.

@@ -14,8 +14,6 @@ from .one_vs_all import OneVsAllLoss
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
-__all__ = ["EffectiveClassMargins"]
-
 
 @LOSS_REGISTRY.register("ecm")
 class EffectiveClassMargins(OneVsAllLoss):

@@ -12,8 +12,6 @@ from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
-__all__ = ["EqualizationLoss"]
-
 
 @LOSS_REGISTRY.register("eql")
 class EqualizationLoss(CountedSigmoidLoss):

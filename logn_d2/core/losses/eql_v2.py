@@ -14,8 +14,6 @@ from .one_vs_all import OneVsAllLoss
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
-__all__ = ["EqualizationLossV2"]
-
 # Ratio of a class that has had no gradient yet: all weights are then 1, as in the source.
 NO_GRADIENT_YET = 100.0
 EPSILON = 1e-10

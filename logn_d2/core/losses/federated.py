@@ -16,8 +16,6 @@ from .counts import CountedSigmoidLoss, CountsSource
 from .registry import LOSS_REGISTRY
 from .sigmoid_cross_entropy import binary_cross_entropy
 
-__all__ = ["FederatedLoss"]
-
 
 @LOSS_REGISTRY.register("federated")
 class FederatedLoss(CountedSigmoidLoss):

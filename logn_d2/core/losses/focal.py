@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import UserError
+from ...errors import check_choice
 from .base import SigmoidLoss, check_number, is_foreground
 from .registry import LOSS_REGISTRY
-
-__all__ = ["FocalLoss"]
 
 
 @LOSS_REGISTRY.register("focal")
@@ -50,8 +48,7 @@ class FocalLoss(SigmoidLoss):
         super().__init__(num_classes, prior=prior, unused_column=unused_column)
         check_number("gamma", gamma, "[0, inf)")
         check_number("alpha", alpha, "(-inf, 1]")
-        if divide_by not in ("rois", "positives"):
-            raise UserError(f"divide_by is {divide_by!r}, expected 'rois' or 'positives'.")
+        check_choice("divide_by", divide_by, ("rois", "positives"))
         self.gamma = gamma
         self.alpha = alpha
         self.divide_by = divide_by

@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import check_choice
 from .base import IMPOSSIBLE, SoftmaxLoss, check_number
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
-
-__all__ = ["InverseLogN"]
 
 
 @LOSS_REGISTRY.register("inverse_logn")
@@ -60,10 +58,8 @@ class InverseLogN(SoftmaxLoss):
         momentum: float = 1e-4,
     ) -> None:
         super().__init__(num_classes)
-        if columns not in ("foreground", "all"):
-            raise UserError(f"columns is {columns!r}, expected 'foreground' or 'all'.")
-        if beta not in ("none", "min"):
-            raise UserError(f"beta is {beta!r}, expected 'none' or 'min'.")
+        check_choice("columns", columns, ("foreground", "all"))
+        check_choice("beta", beta, ("none", "min"))
         check_number("momentum", momentum, "(0, 1]")
         self.columns = columns
         self.beta = beta

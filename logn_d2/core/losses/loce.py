@@ -12,8 +12,6 @@ from .base import IMPOSSIBLE, SoftmaxLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
-__all__ = ["EquilibriumLoss"]
-
 
 @LOSS_REGISTRY.register("loce")
 class EquilibriumLoss(SoftmaxLoss):

@@ -10,11 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import UserError
+from ...errors import check_choice
 from .base import SoftmaxLoss, check_number
 from .registry import LOSS_REGISTRY
-
-__all__ = ["LogitNorm"]
 
 
 @LOSS_REGISTRY.register("logit_norm")
@@ -54,8 +52,7 @@ class LogitNorm(SoftmaxLoss):
         test_scores: str = "normalized",
     ) -> None:
         super().__init__(num_classes)
-        if test_scores not in ("normalized", "raw"):
-            raise UserError(f"test_scores is {test_scores!r}, expected 'normalized' or 'raw'.")
+        check_choice("test_scores", test_scores, ("normalized", "raw"))
         check_number("tau", tau, "(0, inf)")
         check_number("eps", eps, "(0, inf)")
         self.tau = tau

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .base import RoIWiseLoss
 
-__all__ = ["OneVsAllLoss"]
-
 
 class OneVsAllLoss(RoIWiseLoss):
     """K + 1 outputs, the last one a detector of background that affects every score.

@@ -9,11 +9,9 @@ from typing import Any
 
 from ...errors import UserError
 from ...frequency import CountsSource
-from ..calls import check_options, parse_call
 from ..registry import Registry
+from ..specs import check_options, parse_call
 from .base import ClassificationLoss
-
-__all__ = ["LOSS_REGISTRY", "build_loss", "parse_loss"]
 
 LOSS_REGISTRY: Registry = Registry("loss")
 """Name -> a `ClassificationLoss`, called as ``entry(num_classes, **options)``, or as

@@ -16,8 +16,6 @@ from .base import IMPOSSIBLE, RoIWiseLoss, check_number, is_foreground
 from .distributed import sum_over_processes
 from .registry import LOSS_REGISTRY
 
-__all__ = ["SeesawLoss"]
-
 
 @LOSS_REGISTRY.register("seesaw")
 class SeesawLoss(RoIWiseLoss):

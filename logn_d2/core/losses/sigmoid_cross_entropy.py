@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from .base import SigmoidLoss
 from .registry import LOSS_REGISTRY
 
-__all__ = ["SigmoidCrossEntropy", "binary_cross_entropy"]
-
 
 def binary_cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
     """Elementwise binary cross-entropy with logits; ``positives`` may be bool."""

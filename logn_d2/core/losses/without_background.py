@@ -16,8 +16,6 @@ from ...frequency import CountsSource
 from .base import ClassificationLoss
 from .registry import LOSS_REGISTRY, build_loss, parse_loss
 
-__all__ = ["LossWithoutBackground", "build_loss_without_background"]
-
 
 class LossWithoutBackground(ClassificationLoss):
     """A loss of K classes made from a loss with background.

@@ -9,11 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...frequency import group_title
 from ..compared import Value
-from ..words import group_title
 from .style import INK, group_styles, name_ticks, new_figure, title
-
-__all__ = ["change_figure"]
 
 
 def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "AP of boxes") -> Figure:

@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 
 from ...analysis.errors import ERROR_TYPES, ErrorAnalysis
 from ...errors import UserError
-from ..words import group_title
+from ...frequency import group_title
 from .style import BAR_STYLES, INK, label, legend, new_figure, title
-
-__all__ = ["error_figure"]
 
 # The six kinds, then all false positives and all false negatives: these cost far more, so they get
 # a scale of their own.

@@ -9,10 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..words import group_title
+from ...frequency import group_title
 from .style import BAR_STYLES, INK, label, legend, name_ticks, new_figure, title
-
-__all__ = ["interval_figure"]
 
 
 def interval_figure(

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...results import ClassInfo
 from ..numbers import spearman
-from ..results import ClassInfo
 from ..words import format_correlation
 from .style import LINE_STYLES, label, legend, log_counts, new_figure, scatter, title
-
-__all__ = ["logit_figure", "population_figure"]
 
 
 def logit_figure(mean: np.ndarray, std: np.ndarray, classes: ClassInfo) -> Figure:

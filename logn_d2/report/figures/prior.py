@@ -10,10 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..results import ClassInfo
+from ...results import ClassInfo
 from .style import ACCENT, INK, legend, new_figure, percent, scatter, title
-
-__all__ = ["prior_figure"]
 
 
 def prior_figure(

@@ -9,10 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...analysis.calibration_quality import CalibrationQuality
-from ..words import group_title
+from ...frequency import group_title
 from .style import INK, LINE_STYLES, label, legend, new_figure, title
-
-__all__ = ["reliability_figure"]
 
 
 def reliability_figure(

@@ -15,8 +15,6 @@ from matplotlib.ticker import FuncFormatter
 from ...analysis.calibration_quality import CalibrationQuality
 from .style import BAR_STYLES, LINE_STYLES, legend, legend_below, new_figure, percent, title
 
-__all__ = ["score_figure"]
-
 # True positives, false positives on an object, false positives on background.
 _PART_STYLES = (BAR_STYLES[1], BAR_STYLES[2], BAR_STYLES[0])
 _PARTS = ("true positives", "false, on an object", "false, on background")

@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ... import UNCALIBRATED
-from ..words import display_name, group_title
+from ...frequency import group_title
+from ..words import display_name
 from .style import INK, LINE_STYLES, label, legend, log_counts, new_figure, title
-
-__all__ = ["images_figure"]
 
 _SHOWN = ("AP", "APr")
 # Factor between the bars of two calibrations, which would hide each other at the same place.

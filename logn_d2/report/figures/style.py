@@ -31,28 +31,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ...errors import UserError
 from ...files import atomic_write
-from ..results import ClassInfo
-from ..words import group_title
-
-__all__ = [
-    "ACCENT",
-    "BAR_STYLES",
-    "INK",
-    "LINE_STYLES",
-    "group_styles",
-    "label",
-    "legend",
-    "legend_below",
-    "log_counts",
-    "name_ticks",
-    "new_figure",
-    "percent",
-    "readable",
-    "save_figure",
-    "scatter",
-    "svg_data_uri",
-    "title",
-]
+from ...frequency import group_title
+from ...results import ClassInfo
 
 _POINT_SIZE = 30
 # Stands for the page's text colour; occurs nowhere else.

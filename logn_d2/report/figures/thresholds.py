@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ...analysis.thresholds import ThresholdCurve
-from ..words import group_title
+from ...frequency import group_title
 from .style import LINE_STYLES, label, legend, new_figure, title
-
-__all__ = ["threshold_figure"]
 
 
 def threshold_figure(curves: Mapping[str, ThresholdCurve], metrics: Sequence[str]) -> Figure:

@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from ...ood import auroc, roc_curve
 from .style import INK, LINE_STYLES, label, legend, legend_below, new_figure, title
 
-__all__ = ["unknown_figure"]
-
 _BINS = 40
 _ENDS = (0.005, 0.995)  # quantiles beyond which scores are counted in the outermost bins
 

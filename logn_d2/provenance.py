@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import numpy as np
@@ -15,7 +16,21 @@ import torchvision
 
 import logn_d2
 
-__all__ = ["commit", "machine", "versions"]
+
+def provenance(dataset: str, **found: Any) -> dict[str, Any]:
+    """The origin of results on a data set, for a result file.
+
+    Args:
+        dataset (str): name of the data set.
+        **found: what else is known, such as ``weights``.
+    """
+    return {
+        "data set": dataset,
+        **found,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def machine() -> dict[str, str | int | None]:

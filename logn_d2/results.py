@@ -20,21 +20,22 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import UNCALIBRATED
-from ..errors import MissingFileError, UnknownNameError, UserError
-from ..files import atomic_write
-from .words import TASKS, group_title
+from . import UNCALIBRATED
+from .errors import MissingFileError, UserError, check_known
+from .files import plain, write_json
+from .frequency import group_title
 
-__all__ = ["ClassInfo", "ResultRow", "Results"]
+TASKS = {"bbox": "boxes", "segm": "masks"}
+"""Tasks of detectors, and what they find."""
 
-
+T = TypeVar("T")
 _RCF = ("r", "c", "f")
 _SECTIONS = ("rows", "provenance", "classes", "class_ap")
 _CLASS_FIELDS = ("names", "labels", "groups", "image_count", "instance_count")
@@ -156,27 +157,23 @@ class Results:
         Raises:
             KeyError: there is none; the message lists the existing ones.
         """
-        for row in self.rows:
-            if row.calibration == calibration:
-                return row
-        known = ", ".join(row.calibration for row in self.rows)
-        raise UnknownNameError(f"The results have no row '{calibration}'. They have: {known}.")
+        rows = {row.calibration: row for row in self.rows}
+        check_known("calibration", calibration, rows, " in these results")
+        return rows[calibration]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the file; NaN becomes None, because JSON has no NaN."""
+        """Return the content of the file."""
         content: dict[str, Any] = {
             "rows": [{"calibration": row.calibration, **row.tasks} for row in self.rows],
             "provenance": dict(self.provenance),
         }
         if self.classes is not None:
             content["classes"] = {name: getattr(self.classes, name) for name in _CLASS_FIELDS}
-        return _plain(content)
+        return plain(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file; on failure an existing file stays intact."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
@@ -186,15 +183,7 @@ class Results:
             FileNotFoundError: there is none.
             ValueError: another format, or a missing field, which the message names.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(
-                f"The result file '{path}' does not exist. Make one with: logn demo"
-            )
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"'{path}' can't be used: {error}") from error
+        return _read(path, cls.from_dict)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Results:
@@ -203,15 +192,39 @@ class Results:
         Raises:
             ValueError: a field is missing or unknown; the message names it.
         """
-        _check_keys("The result file", content, required=("rows",), known=_SECTIONS)
+        rows = _rows(content)
         classes = content.get("classes")
         if classes is not None:
             _check_keys("classes", classes, required=_CLASS_FIELDS, known=_CLASS_FIELDS)
             texts = {name: tuple(classes[name]) for name in _CLASS_FIELDS[:3]}
             counts = {name: classes[name] for name in _CLASS_FIELDS[3:]}
             classes = ClassInfo(**texts, **counts)
-        rows = tuple(_read_row(index, row) for index, row in enumerate(content["rows"]))
         return cls(rows, content.get("provenance", {}), classes)
+
+
+def read_rows(path: str | os.PathLike[str]) -> tuple[ResultRow, ...]:
+    """Read the rows of a result file, whichever they are.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another format.
+    """
+    return _read(path, _rows)
+
+
+def _read(path: str | os.PathLike[str], parse: Callable[[Any], T]) -> T:
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The result file '{path}' does not exist. Make one with: logn demo")
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"'{path}' can't be used: {error}") from error
+
+
+def _rows(content: Any) -> tuple[ResultRow, ...]:
+    _check_keys("The result file", content, required=("rows",), known=_SECTIONS)
+    return tuple(_read_row(index, row) for index, row in enumerate(content["rows"]))
 
 
 def _read_row(index: int, row: Mapping[str, Any]) -> ResultRow:
@@ -258,14 +271,3 @@ def _numbers(values: Any) -> np.ndarray:
         return np.array([math.nan if value is None else float(value) for value in values])
     except TypeError:
         raise UserError(f"Expected numbers or null, found {values[:5]}.") from None
-
-
-def _plain(value: Any) -> Any:
-    """Convert to JSON-serialisable data, with None for NaN and lists for arrays."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value

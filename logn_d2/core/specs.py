@@ -10,8 +10,6 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ["check_bool", "check_number", "check_options", "parse_call"]
-
 
 def parse_call(text: str, kind: str, example: str) -> tuple[str, dict[str, Any]]:
     """Parse a name, or a call with keywords.
