@@ -276,6 +276,7 @@ def run(args: argparse.Namespace) -> int:
     """Run missing trainings, then start the processes; return the exit code."""
     with short_errors():
         complete(args)
+        # Before any measurement, so that a training that fails costs no pass.
         prepare(args)
         skipped = [name for name in args.names if not applies(args.runs[0], ABLATIONS[name])]
         if skipped:

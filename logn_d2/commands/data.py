@@ -42,6 +42,7 @@ def config_problems(args: argparse.Namespace) -> list[str]:
         lambda: check_ground_truth(cfg),
         lambda: check_masks(cfg),
     )
+    # All of them are reported, not only the first.
     for each in checks:
         try:
             each()

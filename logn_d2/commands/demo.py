@@ -157,6 +157,7 @@ PHASES = {
 def is_done(run: Run, name: str) -> bool:
     """Whether a phase has finished, after all phases that it depends on."""
     names = list(PHASES)
+    # By time, since a phase that was run again makes those after it outdated.
     last = max((run.finished(each) for each in names[: names.index(name)]), default=0.0)
     return run.finished(name) > last and PHASES[name].leaves(run).is_file()
 

@@ -32,6 +32,7 @@ def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; return the exit status."""
+    # Progress of the report alone: Detectron2 and matplotlib log much more at this level.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logger.setLevel(logging.INFO)
     start = time.perf_counter()

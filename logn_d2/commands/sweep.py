@@ -345,6 +345,7 @@ def run(args: argparse.Namespace) -> int:
     with short_errors():
         expanded = [expand_grid(text) for text in args.calibrations]
         args.grids = [members for members in expanded if len(members) > 1]
+        # Each once, in the given order, the baseline of all differences first.
         args.calibrations = list(dict.fromkeys([UNCALIBRATED, *itertools.chain(*expanded)]))
         cfg = setup(args)
         check(cfg, args)

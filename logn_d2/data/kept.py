@@ -36,6 +36,7 @@ def records_kept(names: Sequence[str]) -> Iterator[None]:
         for name in names
         if name in registered and not is_kept(name)
     }
+    # As a dictionary: `register` refuses a name that exists.
     DatasetCatalog.update(readers)
     try:
         yield

@@ -78,6 +78,7 @@ class PassDataset(torchdata.Dataset):
                 f"'{record.get('file_name')}' has no annotations, which sampled RoIs need. Set "
                 "MODEL.LOGN.COLLECT.POPULATION to proposals, or register the data set with them."
             )
+        # The standard errors group views by this id.
         mapped.setdefault("image_id", index)
         mapped["statistics_index"] = position
         if self._weights is not None:

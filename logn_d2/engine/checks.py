@@ -42,6 +42,7 @@ def check_output_folder(folder: str) -> None:
     """
     try:
         os.makedirs(folder, exist_ok=True)
+        # Trying is the only sure way: permissions do not tell of full or read-only disks.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -119,6 +120,7 @@ def check_ground_truth(cfg: CfgNode) -> None:
         metadata = MetadataCatalog.get(name)
         path = metadata.as_dict().get("json_file")
         if metadata.get("evaluator_type") == "lvis" and path and os.path.isfile(path):
+            # With the arguments of the evaluation, or its cache would not serve it.
             truth = LvisGroundTruth.from_json(path, masks=cfg.MODEL.MASK_ON)
             check_groups(truth.groups, truth.num_classes, {})
 
@@ -134,6 +136,7 @@ def check_masks(cfg: CfgNode) -> None:
         return
     for name in cfg.DATASETS.TRAIN:
         objects = [o for r in DatasetCatalog.get(name) for o in r.get("annotations", ())]
+        # An empty list stands for an object without a mask in a set with masks.
         masks = [o["segmentation"] for o in objects if o.get("segmentation")]
         if objects and not masks:
             raise UserError(
@@ -256,6 +259,7 @@ def check_loss_options(text: str, num_classes: int, *, without_background: bool 
         KeyError: no loss has this name.
         ValueError: an option or its value is wrong, or the loss needs a background.
     """
+    # Counts are not given: reading them takes minutes, and no option depends on them.
     if text:
         (build_loss_without_background if without_background else build_loss)(text, num_classes)
 

@@ -41,6 +41,7 @@ def load_config(
         ValueError: a key does not exist, or a data set is already registered with other files.
         FileNotFoundError: there is no such file.
     """
+    # First, since a module may register heads, data sets or config keys that the file names.
     _import(imports)
     cfg = get_cfg()
     add_logn_config(cfg)

@@ -60,6 +60,7 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
 def _is_of_the_user(error: BaseException) -> bool:
     if isinstance(error, UserError | OSError):
         return True
+    # The innermost frame: a ValueError raised by torch below Detectron2 is a bug, not a mistake.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_globals.get("__name__", "").split(".")[0] in _CHECKING
 

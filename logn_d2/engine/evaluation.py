@@ -238,6 +238,7 @@ class _Evaluation:
         if self.kind == "classification":
             given = (self.cfg, self.model, self.dataset, self.calibrations, self.folder)
             return one_pass_for_images(*given)
+        # An empty list marks a model whose logits a sweep can't record.
         if self.calibrations[UNCALIBRATED]:
             if self.kind == "lvis":
                 return self.one_pass()
@@ -277,6 +278,7 @@ class _Evaluation:
         for name, stages in self.calibrations.items():
             evaluator = self._evaluator(name)
             with attach(self.model, list(stages)) if stages else nullcontext():
+                # Others keep their detections in memory, so their pass can't resume.
                 if isinstance(evaluator, LVISFormEvaluator):
                     results[name] = resumable_inference(
                         self.model,

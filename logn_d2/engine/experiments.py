@@ -182,6 +182,7 @@ def measure(
     calibrations = _calibrations(cfg, model, rows, Path(output))
     own = cfg.MODEL.LOGN.CASCADE_AVERAGE
     found: dict[str, Metrics] = {}
+    # The average decides which detections exist, so each takes a sweep of its own.
     for average in sorted({row.average or own for row in rows}):
         names = [row.label for row in rows if (row.average or own) == average]
         chosen = {name: calibrations[name] for name in names}

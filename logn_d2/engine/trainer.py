@@ -82,6 +82,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        # Before the parent's constructor, which builds the hooks from these.
         self.statistics: LogitStatistics | None = None
         self._resume = False
         self._last_eval_results: Results = {}
@@ -141,6 +142,7 @@ class Trainer(DefaultTrainer):
         stream = self._trainer.data_loader
         self.checkpointer.add_checkpointable("training_stream", stream)
         hooks = super().build_hooks()
+        # Exactly one: with none or several, a Detectron2 of another release would evaluate twice.
         (place,) = (i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if self.cfg.MODEL.LOGN.COLLECT.ENABLED:
@@ -180,6 +182,7 @@ class Trainer(DefaultTrainer):
             return
         self._load_first_stage()
         for module in self.model.modules():
+            # A training set's own counts replace those of the first stage's.
             if isinstance(module, CountBuffers):
                 module.forget()
 
@@ -238,6 +241,7 @@ class Trainer(DefaultTrainer):
         statistics = self.statistics
         if not self._at_end:  # training is about to change the weights that the statistics describe
             self.statistics = None
+        # With PERIODIC_IMAGES 0 there are none for these weights, and older ones would mislead.
         awaited = self.cfg.MODEL.LOGN.COLLECT.ENABLED and statistics is None
         calibrated = self._at_end or not awaited
         cfg = self.cfg if calibrated else without_calibration(self.cfg)

@@ -121,6 +121,7 @@ def make_report(
     place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
     logger.info("Reading %s", place[0])
     known = _Annotations.read(*place)
+    # Each once and in order: all calibrations of a folder share one object.
     folders = list({id(run.folder): run.folder for run in runs}.values())
     for folder in folders:
         folder.check(known.truth)

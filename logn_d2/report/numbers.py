@@ -147,7 +147,7 @@ def compare(
         if run is not runs[0]:
             first = found[runs[0].name].scores
             thresholds[run.name] = analyst.suggestions(first, each.scores)
-            each.scores = Detections.empty()
+            each.scores = Detections.empty()  # only the baseline's are needed again
     first = found[runs[0].name]
     both = {run.name: found[run.name] for run in pair}
     return Comparison(

@@ -377,6 +377,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _dataset_name(place: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
     """The evaluated data set: from the folder's name, else from the results or the config."""
+    # inference/DATASET/ of a training, which may have a folder for the sweep or calibration below.
     for folder in (place, *place.parents[:2]):
         if folder.parent.name == "inference":
             return folder.name
