@@ -29,7 +29,7 @@ def check_choice(name: str, value: object, known: Iterable[object]) -> None:
     """Check that a setting has one of its known values.
 
     Raises:
-        ValueError: it has another one.
+        ValueError: the setting has another value.
 
     Example:
         >>> check_choice("beta", "best", ("min", "max", "mean"))
@@ -53,7 +53,7 @@ def check_known(what: str, name: object, known: Iterable[object], where: str = "
         where (str): where it is looked for, such as " in output/run".
 
     Raises:
-        KeyError: it is not.
+        KeyError: the name is unknown.
 
     Example:
         >>> check_known("size", "huge", ("tiny", "demo"))

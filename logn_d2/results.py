@@ -33,7 +33,7 @@ from .files import plain, write_json
 from .frequency import group_title
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
-"""Tasks of detectors, and what they find."""
+"""Tasks of detectors, and the name of their output."""
 
 T = TypeVar("T")
 _RCF = ("r", "c", "f")
@@ -155,7 +155,7 @@ class Results:
         """Return the row of a calibration.
 
         Raises:
-            KeyError: there is none; the message lists the existing ones.
+            KeyError: no such calibration; the message lists the existing ones.
         """
         rows = {row.calibration: row for row in self.rows}
         check_known("calibration", calibration, rows, " in these results")
@@ -180,7 +180,7 @@ class Results:
         """Read a result file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
             ValueError: another format, or a missing field, which the message names.
         """
         return _read(path, cls.from_dict)
@@ -203,10 +203,10 @@ class Results:
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[ResultRow, ...]:
-    """Read the rows of a result file, whichever they are.
+    """Read the rows of a result file, whatever their metrics.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         ValueError: another format.
     """
     return _read(path, _rows)

@@ -1,4 +1,4 @@
-"""What a config builds: model, mappers, sampler, optimizer and schedule.
+"""The parts that a config builds: model, mappers, sampler, optimizer and schedule.
 
 Of a YAML config, Detectron2 builds them from the config node. A LazyConfig holds the calls
 themselves.
@@ -31,7 +31,7 @@ MAPPERS: Registry = Registry("mapper")
 
 
 def source_of(cfg: CfgNode) -> Source:
-    """What builds the parts of a config.
+    """The builder of a config's parts.
 
     Raises:
         ValueError: the LazyConfig has changed since the config node was filled from it.

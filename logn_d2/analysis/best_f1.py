@@ -33,7 +33,7 @@ def best_f1_threshold(matches: LvisMatches) -> float:
         float: in [0, 1], over the classes with a detection that is right.
 
     Raises:
-        ValueError: no detection is right.
+        ValueError: no detection is a true positive.
 
     Example:
         >>> from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis

@@ -59,7 +59,7 @@ class StoredLogits:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: it is damaged, or of another kind.
+            ValueError: the file is damaged, or of another kind.
         """
         tensors, about = load_tensors(path, _FORMAT, "logits")
         return cls(tensors["logits"], tensors["labels"], about.get("digest", ""))
@@ -77,7 +77,7 @@ def load_tensors(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is damaged, or of another kind.
+        ValueError: the file is damaged, or of another kind.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"There are no {what} at '{path}'.")

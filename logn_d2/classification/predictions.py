@@ -137,7 +137,7 @@ class StoredPredictions:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: it is damaged, or of another kind.
+            ValueError: the file is damaged, or of another kind.
         """
         tensors, about = load_tensors(path, _FORMAT, "predictions")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

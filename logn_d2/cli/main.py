@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Run a command with its arguments; what it works with is imported after they are read."""
+    """Run a command with its arguments; its modules are imported after they are read."""
     args = importlib.import_module(f".{name}", __package__).parse_args(argv)
     work = "run" if name in ("train", "collect", "evaluate") else name
     return importlib.import_module(f"..commands.{work}", __package__).run(args)

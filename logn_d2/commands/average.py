@@ -41,7 +41,7 @@ def average(runs: Sequence[Mapping[str, Scores]]) -> dict[str, list[Scores]]:
     """Calibration -> its scores in each run, for calibrations in all runs.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the runs have no calibration in common.
     """
     common = [name for name in runs[0] if all(name in run for run in runs)]
     if not common:

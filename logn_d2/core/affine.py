@@ -38,7 +38,7 @@ def foreground_columns(background: Background) -> slice:
         background (str): position of the background column: "last", "first" or "none".
 
     Raises:
-        ValueError: another value.
+        ValueError: another value of `background`.
 
     Example:
         >>> torch.tensor([1, 2, 3])[foreground_columns("last")].tolist()
@@ -195,7 +195,7 @@ class AffineCalibration(nn.Module):
         """Check that the calibration is for logits of this form.
 
         Raises:
-            ValueError: it is for other ones.
+            ValueError: the calibration is for other logits.
         """
         if (self.num_classes, self.background) != (num_classes, background):
             raise UserError(

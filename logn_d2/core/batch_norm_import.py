@@ -50,7 +50,7 @@ def load_batch_norm(
 
     Raises:
         FileNotFoundError: there is no such file.
-        StatisticsError: it can't be read safely, or has no such statistics.
+        StatisticsError: the file can't be read safely, or has no such statistics.
 
     Example:
         >>> load_batch_norm("epoch_1.pth").save("logn_stats.safetensors")  # doctest: +SKIP

@@ -78,7 +78,7 @@ def _made_by(
     return function(given(inputs), background=inputs.background, **options)
 
 
-# Name -> the function, and what of the inputs it takes.
+# Name -> the function, and the inputs that it takes.
 for _name, _entry in {
     "p2p": (p2p, CalibrationInputs.statistics),
     "auto": (auto, CalibrationInputs.statistics),

@@ -62,7 +62,7 @@ class CalibrationInputs:
         """Weight and bias of the classifier.
 
         Raises:
-            ValueError: they are unknown.
+            ValueError: the parameters are unknown.
         """
         self.used.add("weights")
         if self.classifier is None:
@@ -90,7 +90,7 @@ class CalibrationInputs:
         """The class counts.
 
         Raises:
-            ValueError: they are unknown.
+            ValueError: the class counts are unknown.
         """
         self.used.add("counts")
         counts = known_counts(self.counts)
@@ -110,7 +110,7 @@ class CalibrationInputs:
         """The statistics.
 
         Raises:
-            ValueError: there are none.
+            ValueError: no statistics are given.
         """
         self.used.add("statistics")
         if self.stage is None:
@@ -210,7 +210,7 @@ def stage_inputs(
     fingerprints: Sequence[Tensor | None] = (),
 ) -> list[CalibrationInputs]:
     """The inputs of each stage's calibration; arguments and errors as of `stage_calibrations`."""
-    # Checked also where the calibration makes no use of them: the wrong file is a mistake anyway.
+    # Also if the calibration does not use them: the wrong file is a mistake in any case.
     if statistics is not None:
         statistics.check(
             num_classes=num_classes,
@@ -224,7 +224,7 @@ def stage_inputs(
                 f"'{background}'. Collect them again with this head, or give its background=."
             )
     if callable(counts):
-        counts = functools.cache(counts)  # count once, not once a stage
+        counts = functools.cache(counts)  # once, not once per stage
     return [
         CalibrationInputs(
             num_classes,

@@ -33,7 +33,7 @@ def learned_scales(path: str | os.PathLike[str]) -> list[Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it can't be read, or is not of a second stage "lws".
+        ValueError: the file can't be read, or is not from a second stage "lws".
 
     Example:
         >>> learned_scales("output/lws/model_final.pth")[0].shape  # doctest: +SKIP

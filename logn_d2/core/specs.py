@@ -57,7 +57,7 @@ def check_options(text: str, kind: str, entry: Callable, given: Iterable[str]) -
         given (Iterable[str]): names of options.
 
     Raises:
-        ValueError: it does not have one of them; the message lists those that it has.
+        ValueError: an option is unknown; the message lists the known ones.
 
     Example:
         >>> def focal(num_classes, *, gamma=2.0):

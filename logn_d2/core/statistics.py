@@ -163,7 +163,7 @@ class LogitStatistics:
         """Read a statistics file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
             StatisticsError: the file is truncated, has another format, or is from a newer version.
         """
         path = Path(path)

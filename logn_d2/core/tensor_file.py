@@ -1,4 +1,4 @@
-"""safetensors files: whole or not there, with a format, a version, a checksum and JSON fields."""
+"""safetensors files, written whole or not at all: a format, version, checksum and JSON fields."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_tensors(
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file contains, and what to say about one that can't be used.
+    """A kind of file: the content, and the error for files that can't be used.
 
     Attributes:
         format (str): marks the kind in the file, such as "logn_d2 statistics".

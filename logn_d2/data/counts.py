@@ -24,7 +24,7 @@ def check_same_classes(train_name: str, test_name: str) -> None:
     """Check that two registered sets have the same classes in the same order.
 
     Raises:
-        ValueError: they differ; the message names the first difference.
+        ValueError: the classes differ; the message names the first difference.
 
     Example:
         >>> check_same_classes("lvis_v1_train", "lvis_v1_val")

@@ -211,7 +211,7 @@ def training_images(cfg: CfgNode) -> list[Record]:
     """The images of training: ``cfg.DATASETS.TRAIN``, with training's filters.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no images are left.
     """
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:

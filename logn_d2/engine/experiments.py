@@ -87,7 +87,7 @@ def check_same_training(folder: str | os.PathLike[str], cfg: CfgNode) -> None:
         cfg (CfgNode): the requested training.
 
     Raises:
-        ValueError: they differ in keys that affect the weights or the tables.
+        ValueError: the configs differ in keys that affect the weights or the tables.
     """
     found, wanted = _flat(load_config(Path(folder) / "config.yaml")), _flat(cfg)
     keys = sorted({*found, *wanted} - set(_WITHOUT_EFFECT))

@@ -267,7 +267,7 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
     """Return image ids as int64, or as strings where they are strings.
 
     Raises:
-        ValueError: they are neither, or some are integers and some are strings.
+        ValueError: the ids are neither, or some are integers and some are strings.
 
     Example:
         >>> image_id_array([2**40, 7]), image_id_array(["b", "a7"])

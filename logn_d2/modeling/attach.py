@@ -433,7 +433,7 @@ def check_fit(sites: list[Site], calibrations: list[AffineCalibration]) -> None:
     """Check that calibrations are for these sites.
 
     Raises:
-        ValueError: another number of them, or one for other classes, columns or scores.
+        ValueError: the number differs, or a calibration is for other classes, columns or scores.
     """
     if len(calibrations) != len(sites):
         raise UserError(

@@ -59,7 +59,7 @@ def find_box_predictors(model: nn.Module) -> list[nn.Module]:
         list[nn.Module]: S predictors, one per cascade stage.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has no box predictor.
     """
     found = [module for module in unwrapped(model).modules() if _is_box_predictor(module)]
     if not found:

@@ -53,7 +53,7 @@ def add_class_scales(predictor: nn.Module) -> None:
         predictor (nn.Module): its ``cls_score`` is a Linear or `CosineLinear`.
 
     Raises:
-        ValueError: another classifier.
+        ValueError: the classifier is of another kind.
     """
     layer = getattr(predictor, "cls_score", None)
     # A resumed training has them already.

@@ -17,7 +17,7 @@ from .box_predictors import background_of, has_sigmoid_scores, predictor_fingerp
 from .fast_rcnn import Predictions
 
 AVERAGES = ("probs", "logits")
-"""What the stages of a cascade can be averaged as."""
+"""The outputs of a cascade's stages that can be averaged."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def combine_stages(stages: Sequence[StageOutput], average: str = "probs") -> lis
         list[Tensor]: N tensors (Ri, K + 1).
 
     Raises:
-        ValueError: another average; averaged logits need our predictors.
+        ValueError: an unknown average; averaged logits need our predictors.
     """
     check_choice("average", average, AVERAGES)
     weight = 1.0 / len(stages)

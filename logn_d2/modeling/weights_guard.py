@@ -107,8 +107,8 @@ def guarded_calibrations(
     calibrations = [build_calibration(text, each) for each in inputs]
     guards = []
     for each in inputs:
-        # Whether a calibration uses weights is seen by whether it asks for them, so that registered
-        # calibrations of others need no flag.
+        # A calibration uses weights if it asks for them, so that those that users register need no
+        # flag.
         again = "weights" in each.used
         # Counts are kept only for making the calibration again.
         kept = replace(each, classifier=None, counts=counts if again else None)

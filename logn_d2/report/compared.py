@@ -145,7 +145,7 @@ def find_focus(runs: Sequence[Run], focus: str | None) -> Run:
     """The run with a name or calibration, not the first; None for the second.
 
     Raises:
-        KeyError: there is none; the message lists the others.
+        KeyError: no such run; the message lists the runs.
     """
     if focus is None:
         return runs[1]

@@ -30,7 +30,7 @@ def site_detector(model: nn.Module) -> nn.Module | None:
         model (nn.Module): the detector, DistributedDataParallel, torch.compile's module, ...
 
     Raises:
-        UserError: there are several, such as a teacher and a student.
+        UserError: there are several detectors, such as a teacher and a student.
     """
     # All modules, because a wrapper may hold the detector at any depth.
     found = {name: each for name, each in model.named_modules() if _entry(each) is not None}

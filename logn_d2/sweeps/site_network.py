@@ -70,7 +70,7 @@ def instances_of(output: Mapping[str, Any]) -> Instances:
     """The detections in a detector's output for an image.
 
     Raises:
-        UserError: it is not in Detectron2's format.
+        UserError: the output is not in Detectron2's format.
     """
     if "instances" not in output:
         raise UserError(

@@ -132,7 +132,7 @@ class StoredOutputs:
 
         Raises:
             FileNotFoundError: there is no store.
-            ValueError: it is incomplete, damaged, or of a newer format.
+            ValueError: the store is incomplete, damaged, or of a newer format.
         """
         folder = Path(folder)
         manifest, shards, finished = find_shards(folder, OUTPUTS)

@@ -35,7 +35,7 @@ class InverseLogN(SoftmaxLoss):
         var (Tensor): (K + 1,) float64 buffer, within batches, divided by R - 1.
 
     Raises:
-        ValueError: another word, or a momentum outside its range.
+        ValueError: an unknown word, or a momentum outside its range.
 
     Example:
         >>> loss = InverseLogN(num_classes=1, momentum=1.0)

@@ -31,7 +31,7 @@ class LogitNorm(SoftmaxLoss):
             length of raw logits is arbitrary.
 
     Raises:
-        ValueError: another word, or a value outside its range.
+        ValueError: an unknown word, or a value outside its range.
 
     Example:
         >>> import torch

@@ -239,7 +239,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) ->
         dpi (int): pixels per inch of a png.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another file type.
     """
     form = os.path.splitext(os.fspath(path))[1].lower().lstrip(".")
     if form not in ("png", "svg", "pdf"):
