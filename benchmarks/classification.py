@@ -305,7 +305,7 @@ def write(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run what is missing; Softmax comes first, since the others are compared with it."""
+    """Run the missing rows; Softmax comes first, since the others are compared with it."""
     args.output.mkdir(parents=True, exist_ok=True)
     text = ""
     for seed in args.seeds:

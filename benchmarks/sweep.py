@@ -106,7 +106,7 @@ class Sides:
         return evaluate_sweep(swept, self._truth)[UNCALIBRATED]
 
     def megabytes(self) -> float:
-        """Of what is stored."""
+        """Size of the stored outputs."""
         return sum(path.stat().st_size for path in self._store.iterdir()) / 1e6
 
 

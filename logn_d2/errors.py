@@ -48,9 +48,9 @@ def check_known(what: str, name: object, known: Iterable[object], where: str = "
     """Check that a name is among the known ones.
 
     Args:
-        what (str): what it names.
+        what (str): the named thing, such as "size".
         name, known: the name and the known ones.
-        where (str): where it is looked for, such as " in output/run".
+        where (str): the place of the known ones, such as " in output/run".
 
     Raises:
         KeyError: the name is unknown.

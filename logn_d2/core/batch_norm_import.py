@@ -89,7 +89,7 @@ def import_batch_norm(
 ) -> LogitStatistics:
     """Moving averages from the buffers of a ``BatchNorm1d`` behind each classifier.
 
-    What to know about these numbers:
+    Properties of these numbers:
 
     - After n batches a share (1 - momentum)^n of the start values, mean 0 and variance 1, remains.
       ``debias`` removes it, which is right only for buffers that started there and had one momentum

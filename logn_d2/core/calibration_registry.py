@@ -41,7 +41,7 @@ class CalibrationInputs:
             only if needed, because weights may be loaded later. Or None.
         stage_index (int): index of the cascade stage.
         unlabelled (Tensor): `LogitStatistics.unlabelled` of this stage, or None.
-        used (set[str]): what a calibration has asked for: "statistics", "counts", "weights".
+        used (set[str]): the inputs that a calibration has used: "statistics", "counts", "weights".
 
     Example:
         >>> inputs = CalibrationInputs(num_classes=2)

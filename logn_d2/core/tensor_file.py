@@ -55,7 +55,7 @@ class FileKind:
     Attributes:
         format (str): marks the kind in the file, such as "logn_d2 statistics".
         what (str): such a file in a sentence.
-        version (int): what is written, and the newest that can be read.
+        version (int): the version that is written, and the newest that can be read.
         advice (str): a sentence that says where to get such a file.
         error (type): raised for files that can't be used.
     """

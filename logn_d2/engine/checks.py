@@ -213,7 +213,7 @@ def check_calibration(
         site (ConfigSite): the detector's site.
 
     Returns:
-        set[str]: what it is made from, of "statistics", "counts" and "weights".
+        set[str]: the inputs that it uses, of "statistics", "counts" and "weights".
 
     Raises:
         KeyError: no calibration has this name.

@@ -22,7 +22,7 @@ _OTHER = {"image_id": "category", "category": "image_id"}
 
 
 class Columns(Protocol):
-    """What the order goes by: `Detections`, which this module does not import."""
+    """The columns that determine the order: `Detections`, which this module does not import."""
 
     image_id: np.ndarray
     category: np.ndarray
