@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from ..analysis import format_spread
 from ..analysis.run_table import markdown
-from ..core import LogitStatistics, StageStatistics, frequency_groups
+from ..core import LogitStatistics, StageStatistics, frequency_groups, matching_gamma
 from ..core.affine import foreground_columns
 from ..data import class_counts
 from ..engine import short_errors
@@ -35,6 +35,8 @@ COLUMNS = {
     "std f / r": "ratio of their standard deviations",
     "min - mean": "LogN's beta minus the mean of all mean logits: the lowering of the foreground",
     "gm of std": "geometric mean of the standard deviations: the temperature added by dividing",
+    "gamma": "that of norcal(gamma=auto): how far posteriors follow the number of images",
+    "own": "share of the classes' posteriors that is on their own objects, averaged over classes",
 }
 
 
@@ -56,14 +58,31 @@ def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "la
     count = np.asarray(image_count)[usable]
     groups = frequency_groups(count)
     rare, frequent = groups == "r", groups == "f"
-    values = [spearman(count, mean), spearman(count, std), *[math.nan] * 4]
+    values = [spearman(count, mean), spearman(count, std), *[math.nan] * 6]
     if rare.any() and frequent.any():
         values[2] = mean[frequent].mean() - mean[rare].mean()
         values[3] = std[frequent].mean() / std[rare].mean()
     if len(mean):
         values[4] = mean.min() - mean.mean()
         values[5] = np.exp(np.log(std).mean())
+    values[6:] = _posterior_figures(stage, image_count, background)
     return dict(zip(COLUMNS, map(float, values)))
+
+
+def _posterior_figures(
+    stage: StageStatistics, image_count: np.ndarray, background: str
+) -> tuple[float, float]:
+    """The columns "gamma" and "own" of all classes; NaN without posteriors and labels."""
+    posteriors = stage.posteriors
+    if posteriors is None or not posteriors.labelled or not posteriors.roi_count.any():
+        return math.nan, math.nan
+    foreground = foreground_columns(background)
+    sums = (posteriors.negative_posterior_sum, posteriors.posterior_sum)
+    negative, total = (each.sum(dim=0)[foreground] for each in sums)
+    seen = total > 0
+    own = 1 - negative[seen] / total[seen]
+    gamma = matching_gamma(stage, image_count, background=background)
+    return gamma, float(own.mean()) if len(own) else math.nan
 
 
 def trends_of(run: Path, file: str) -> dict[Kind, Trend]:

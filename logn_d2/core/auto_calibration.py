@@ -14,8 +14,10 @@ def auto(stage: StageStatistics, *, background: Background = "last") -> AffineCa
 
     pi is the mean posterior over all RoIs of the statistics pass: the detector's own prior. The
     shifts are centred because the share of background among sampled RoIs is the sampler's, and says
-    nothing about the images. There is no constant to choose. docs/when_logn_helps.md has its
-    results, and those of the rules that were tried before.
+    nothing about the images. There is no constant to choose.
+
+    It did not pass as the calibration for every detector: docs/when_logn_helps.md says where it
+    gains most, and where it costs AP (GTSDB, frequent classes of linear classifiers).
 
     Args:
         stage (StageStatistics): statistics with posteriors.
