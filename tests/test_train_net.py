@@ -177,7 +177,7 @@ def test_the_metrics_are_those_of_the_results_file(trained):
         assert last[f"{row['calibration']}/bbox/AP"] == row["bbox"]["AP"]
 
 
-def test_one_line_says_that_there_is_no_cuda(trained):
+def test_missing_cuda_is_one_line(trained):
     lines = (trained / "resumed.txt").read_text().splitlines()
     assert len([line for line in lines if "No CUDA device" in line]) == 1
     assert lines[0] == "No CUDA device: running on the CPU, processes: 1"

@@ -66,7 +66,7 @@ def never(*args: object, **kwargs: object) -> None:
     raise AssertionError("The network ran again.")
 
 
-def test_every_ablation_says_where_its_rows_come_from(tool):
+def test_every_ablation_names_its_source(tool):
     for ablation in tool.ABLATIONS.values():
         labels = [row.label for row in ablation.rows]
         assert ablation.title and len(set(labels)) == len(labels) >= 2

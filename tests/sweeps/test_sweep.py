@@ -376,7 +376,7 @@ def test_results_equal_those_of_each_calibrated_model(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_masks_that_nobody_looks_at_are_left_out(
+def test_unused_masks_are_left_out(
     model: nn.Module, loader: list, data_set: list[dict], batch_size: int
 ) -> None:
     federated = [[1, 3], [2], [], [1], [4]]  # classes known to be absent
