@@ -70,7 +70,7 @@ def glyph_images(
         KeyError: an unknown split.
         ValueError: fewer than K characters differ enough.
     """
-    check_known("split of Glyphs-LT", split, SPLITS)
+    check_known("split", split, SPLITS, " of Glyphs-LT")
     characters = known = select_vocabulary(classes, _SIMILARITY)
     if split == "unknown":
         characters = select_vocabulary(UNKNOWN_CLASSES, _SIMILARITY, known)

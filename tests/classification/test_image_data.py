@@ -375,7 +375,7 @@ def test_glyphs_are_reproducible_and_unknown_ones_differ():
     assert pixels.std(axis=(1, 2)).min() > 2  # something is to be seen
     assert glyph_images(**options, split="val").class_names == train.class_names
     assert not set(glyph_images(**options, split="unknown").class_names) & set(train.class_names)
-    with pytest.raises(UnknownNameError, match="no split 'dev'"):
+    with pytest.raises(UnknownNameError, match="Unknown split .dev. of Glyphs-LT"):
         glyph_images(split="dev")
 
 
