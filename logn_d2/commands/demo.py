@@ -29,16 +29,7 @@ from .demo_words import ending, meaning, overview, roughly, says
 Logn = Callable[[list[str]], int]
 
 SUBJECT = "logn"
-CALIBRATIONS = (
-    SUBJECT,
-    "logn_mean",
-    "logn_std",
-    "logn_beta",
-    "logn_no_beta",
-    "norcal(gamma=0.6)",
-    "fracal",
-    "auto",
-)
+CALIBRATIONS = (SUBJECT, "logn_no_beta", "norcal(gamma=0.6)", "fracal", "auto")
 # Seed of the data set. --seed is the training's, so that runs with different seeds share the data.
 DATA_SEED = 0
 
@@ -68,18 +59,20 @@ def train(run: Run) -> list[str]:
     options = ["OUTPUT_DIR", str(run.output), "SEED", str(run.seed)]
     options += ["MODEL.LOGN.COLLECT.ENABLED", "False", "DATASETS.TEST", "()"]
     options += ["DATALOADER.SAMPLER_TRAIN", run.cfg.DATALOADER.SAMPLER_TRAIN]
-    return ["train", "--config-file", str(run.config_file), "--resume", *options]
+    return ["train", "--config-file", str(run.config_file), "--resume", *_processes(run), *options]
 
 
 def collect(run: Run) -> list[str]:
     """Collect the statistics file."""
-    return ["collect", *_model(run), "--output", str(run.statistics), "--resume"]
+    given = ["--output", str(run.statistics), "--resume", *_processes(run)]
+    return ["collect", *_model(run), *given]
 
 
 def sweep(run: Run) -> list[str]:
     """Evaluate every calibration from one pass over the validation set."""
     given = ["--stats", str(run.statistics), "--dataset", run.val_set]
-    given += ["--output", str(run.output), "--resume", "--calibrations", *CALIBRATIONS]
+    given += ["--output", str(run.output), "--resume", *_processes(run)]
+    given += ["--calibrations", *CALIBRATIONS]
     return ["sweep", *_model(run), *given]
 
 
@@ -93,6 +86,10 @@ def report(run: Run) -> list[str]:
 def _model(run: Run) -> list[str]:
     """Options that name the trained detector, with the config written by its training."""
     return ["--config-file", str(run.output / "config.yaml"), "--weights", str(run.weights)]
+
+
+def _processes(run: Run) -> list[str]:
+    return ["--num-processes", str(run.processes)] if run.processes > 1 else []
 
 
 def add_provenance(run: Run) -> None:
@@ -220,9 +217,10 @@ def say(text: str) -> None:
 
 
 def quiet_logging() -> None:
-    """Suppress Detectron2's lines on the machine, the whole config and the model's layers."""
+    """Suppress the lines on the machine, the whole config and the model's layers."""
     logging.getLogger("detectron2").addFilter(_is_more_than_info)
-    logging.getLogger("detectron2.engine.defaults").setLevel(logging.WARNING)
+    for name in ("detectron2.engine.defaults", "logn_d2.engine.trainer"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _is_more_than_info(record: logging.LogRecord) -> bool:

@@ -80,7 +80,7 @@ def launch(
                 # Unlike a port that was free before, no other job can take a new file.
                 dist_url = f"file://{folder}/rendezvous"
             worker_args = (main_func, num_processes, world_size, machine_rank, dist_url, args)
-            mp.spawn(_cpu_worker, worker_args, nprocs=num_processes)
+            mp.spawn(_cpu_worker, (_log_settings(), *worker_args), nprocs=num_processes)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,22 @@ def _first_host(nodes: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
+LogSettings = dict[str, tuple[int, list[Any]]]
+
+
+def _log_settings() -> LogSettings:
+    """Level and filters of Detectron2's loggers and ours, so that new processes log as this one."""
+    loggers = logging.root.manager.loggerDict.items()
+    return {
+        name: (logger.level, logger.filters)
+        for name, logger in loggers
+        if name.startswith(("detectron2", "logn_d2")) and isinstance(logger, logging.Logger)
+    }
+
+
 def _cpu_worker(
     local_rank: int,
+    log_settings: LogSettings,
     main_func: Callable[..., Any],
     num_processes: int,
     world_size: int,
@@ -157,6 +171,11 @@ def _cpu_worker(
     dist_url: str,
     args: tuple[Any, ...],
 ) -> None:
+    for name, (level, filters) in log_settings.items():
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        for each in filters:
+            logger.addFilter(each)
     # By default each process would use all cores, and they would wait for each other.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))

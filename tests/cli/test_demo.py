@@ -90,6 +90,22 @@ def test_every_phase_of_every_size_has_a_duration(size: str) -> None:
     assert set(demo_words.ROUGHLY[size]) == set(demo.PHASES)
 
 
+@pytest.mark.parametrize(
+    ("size", "device", "processes"), [("demo", "cpu", 2), ("demo", "cuda", 1), ("tiny", "cpu", 1)]
+)
+def test_the_detector_runs_in_two_processes_on_a_cpu(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path, size: str, device: str, processes: int
+) -> None:
+    demo, demo_run = modules
+    run = demo_run.open_run(_arguments(tmp_path, size=size))
+    run.cfg.defrost()
+    run.cfg.MODEL.DEVICE = device
+    assert run.settings["processes"] == processes  # they decide which random numbers are drawn
+    for phase in ("train", "collect", "evaluate"):
+        given = f"--num-processes {processes}" in demo.command_line(run, phase)
+        assert given == (processes > 1)
+
+
 @pytest.mark.slow
 def test_results_have_provenance(finished: tuple[Path, str]) -> None:
     provenance = json.loads((finished[0] / "output/results.json").read_text())["provenance"]

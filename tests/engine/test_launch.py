@@ -1,6 +1,7 @@
 """Processes on the CPU are a group that Detectron2 knows."""
 
 import json
+import logging
 import os
 import socket
 
@@ -17,6 +18,12 @@ from logn_d2.engine.launch import _first_host, started_processes
 
 from ..processes import Command
 
+LOGGER = "detectron2.of_this_test"
+
+
+def is_no_noise(record):
+    return record.getMessage() != "noise"
+
 
 def describe(folder):
     model = defaults.create_ddp_model(nn.Linear(2, 2), broadcast_buffers=False)
@@ -29,6 +36,8 @@ def describe(folder):
         "gathered": comm.all_gather(comm.get_rank()),
         "gradient": next(iter(model.parameters())).grad.flatten().tolist(),
         "backend": dist.get_backend() if dist.is_initialized() else None,
+        "log level": logging.getLogger(LOGGER).level,
+        "filtered": not logging.getLogger(LOGGER).filter(logging.makeLogRecord({"msg": "noise"})),
     }
     path = os.path.join(folder, f"{comm.get_rank()}.json")
     with open(path, "w") as file:
@@ -43,6 +52,8 @@ def read(folder, rank):
 
 def test_two_processes_share_gradients_and_cores_and_report_their_exit_code(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(logging.getLogger(LOGGER), "level", logging.ERROR)
+    monkeypatch.setattr(logging.getLogger(LOGGER), "filters", [is_no_noise])
     with pytest.raises(ProcessExitedException) as stopped:
         launch(describe, 2, device="cpu", args=(str(tmp_path),))
     assert stopped.value.exit_code == 7
@@ -53,6 +64,7 @@ def test_two_processes_share_gradients_and_cores_and_report_their_exit_code(tmp_
         assert facts["gradient"] == [0.5] * 4  # the mean of both processes' inputs, 0 and 1
         assert facts["threads"] == max(1, os.cpu_count() // 2)
         assert facts["backend"] == "gloo"
+        assert facts["log level"] == logging.ERROR and facts["filtered"]
 
 
 def test_one_process_needs_no_group(tmp_path):
