@@ -100,7 +100,11 @@ def test_statistics_and_weights_are_those_of_the_run(small_runs: SmallRuns, plai
     ("text", "error", "message"),
     [
         ("nowhere", FileNotFoundError, "folder 'nowhere' does not exist"),
-        ("{folder}:tau_norm", KeyError, "Unknown calibration 'tau_norm' in .*Known: uncalibrated, logn"),
+        (
+            "{folder}:tau_norm",
+            KeyError,
+            "Unknown calibration 'tau_norm' in .*Known: uncalibrated, logn",
+        ),
         ("{folder}:logn", ValueError, "a single run, and a report compares at least two"),
         ("{folder}/sweep/..", None, ""),
         ("{empty}", FileNotFoundError, "has no detections"),
