@@ -60,6 +60,8 @@ demo-classification: $(STAMP)  ## image classifiers on drawn characters, unknown
 
 # One thread for each of two processes: more of either only wait for each other on two cores.
 test: export OMP_NUM_THREADS ?= 1
+# Both read what pytest makes of the files' assertions, and so does the next run.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)  ## the test suite; TESTS=tests/core for a part, WORKERS=8 on a larger machine
 	$(BIN)/python -m pytest -q --numprocesses $(or $(WORKERS),2) --dist worksteal $(TESTS)
 

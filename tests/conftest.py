@@ -1,25 +1,53 @@
 """Settings for all tests."""
 
+import gc
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
 
-# Two cores are what the suite is timed on; more threads make small tensors slower.
-torch.set_num_threads(min(2, torch.get_num_threads()))
 
-# The same examples in every run, and no limit that a busy machine can break.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no":  # runs no test itself, but has others run them
+        return
+    gc.disable()  # until all tests are collected: nothing of what is read is garbage
+    from hypothesis import settings
+
+    # The same examples in every run, and no limit that a busy machine can break.
+    settings.register_profile("repeatable", derandomize=True, deadline=None)
+    settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: collections of garbage need not look through it again."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """Two cores are what the suite is timed on; more threads make small tensors slower."""
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test can see whether a file would survive a power cut, and each such wait takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """For models that are so small that threads only wait for each other."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

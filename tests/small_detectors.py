@@ -1,4 +1,4 @@
-"""A small R-18 detector and a small data set of noise, for passes over a data set.
+"""A small detector and a small data set of noise, for passes over a data set.
 
 The scripts that tests start as processes of their own import this file too.
 """
@@ -20,6 +20,7 @@ from torch import nn
 from logn_d2.config import add_logn_config
 
 from .processes import Command
+from .small_backbone import SMALL_BACKBONE
 
 NUM_CLASSES = 4
 CLASS_NAMES = ["common", "usual", "seldom", "rare"]
@@ -64,7 +65,7 @@ def register(records: list[dict], name: str = TRAIN) -> None:
 
 
 def small_config(head: str = STANDARD, **options: object) -> CfgNode:
-    """R-18-FPN with few channels; options have "__" for the dots of a key."""
+    """Three levels of few channels; options have "__" for the dots of a key."""
     cfg = get_cfg()
     add_logn_config(cfg)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (TRAIN,)
@@ -76,12 +77,7 @@ def small_config(head: str = STANDARD, **options: object) -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.MASK_ON = True
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
-    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.NAME = SMALL_BACKBONE
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
     cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]

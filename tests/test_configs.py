@@ -59,7 +59,14 @@ def _build(model, test):
     cfg = get_cfg()
     add_logn_config(cfg)
     cfg.MODEL, cfg.TEST = cfg.load_cfg(model), cfg.load_cfg(test)
-    return build_model(cfg)
+    return without_numbers(cfg)
+
+
+def without_numbers(cfg):
+    """The model with shapes alone: to draw the weights of the large ones takes seconds."""
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -210,7 +217,8 @@ def shapes(model):
 def test_lazy_config_is_the_yaml_config():
     lazy = LazyConfig.load(str(CONFIGS / LAZY[1]))
     cfg = load(CONFIGS / "lvis_v1_mask_rcnn_R_50_FPN_rfs.yaml")
-    model = instantiate(lazy.model)
+    with torch.device("meta"):
+        model = instantiate(lazy.model)
     assert shapes(model) == shapes(build(cfg))
     (mine,), (theirs,) = (box_predictors(m.roi_heads) for m in (model, build(cfg)))
     for field in ("test_score_thresh", "test_nms_thresh", "test_topk_per_image", "num_classes"):
@@ -229,7 +237,7 @@ def test_lazy_classifier_is_the_yaml_config_and_trains():
     """A step on a few images of its own registered set, by the parts that the file names."""
     lazy = LazyConfig.load(str(CONFIGS / LAZY[0]))
     cfg = load(CONFIGS / "classification/glyphs_lt_cosine.yaml")
-    model, twin = instantiate(lazy.model), build(cfg)
+    model, twin = instantiate(lazy.model), build_model(cfg)
     assert shapes(model) == shapes(twin)
     model.load_state_dict(twin.state_dict())
     image = torch.randint(0, 256, (1, 16, 16), dtype=torch.uint8)

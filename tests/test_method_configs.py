@@ -21,6 +21,7 @@ from logn_d2.modeling import calibrations_from_config
 from logn_d2.modeling.build import TrainingClassCounts
 
 from .paper_table1 import TABLE
+from .small_backbone import SMALL_BACKBONE
 
 CONFIGS = Path(config_file("Base-LVIS-MaskRCNN.yaml")).parent
 LEAVES = {
@@ -39,14 +40,12 @@ SMALL = {
     "DATASETS.TEST": (),
     "DATALOADER.NUM_WORKERS": 0,
     "DATALOADER.ASPECT_RATIO_GROUPING": False,
-    "INPUT.MIN_SIZE_TRAIN": (48,),
-    "INPUT.MAX_SIZE_TRAIN": 48,
+    "INPUT.MIN_SIZE_TRAIN": (72,),
+    "INPUT.MAX_SIZE_TRAIN": 72,
+    "MODEL.BACKBONE.NAME": SMALL_BACKBONE,
     "MODEL.DEVICE": "cpu",
     "MODEL.FPN.OUT_CHANNELS": 8,
     "MODEL.PIXEL_STD": [64.0, 64.0, 64.0],
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.NORM": "BN",
     "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
     "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,

@@ -16,8 +16,8 @@ from logn_d2.sweeps import SweepDetections
 
 from .load_script import ROOT, load_script
 from .processes import Command, start_two
+from .small_backbone import GLYPHS_CONFIG as CONFIG
 
-CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 # After 20 iterations a calibrated score may be anything.
 EVERY_SCORE = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
 TRAINING = ("SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "15", *EVERY_SCORE)

@@ -20,6 +20,7 @@ from logn_d2.lvis import Detections, LvisGroundTruth, evaluate_fixed_ap, evaluat
 
 from ..load_script import load_script
 from ..lvis.lvis_reference import random_detections, random_lvis
+from ..small_backbone import GLYPHS_CONFIG
 
 compared = load_script("benchmarks/compared_methods.py")
 AFTER, AFTER_LINEAR, LINEAR = compared.AFTER, compared.AFTER_LINEAR, compared.LINEAR
@@ -27,7 +28,11 @@ AFTER, AFTER_LINEAR, LINEAR = compared.AFTER, compared.AFTER_LINEAR, compared.LI
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    return load_script("benchmarks/methods.py")
+    """The script; the detector of size tiny has few weights."""
+    script = load_script("benchmarks/methods.py")
+    tiny, config_file = script.SIZES["tiny"].config, script.config_file
+    script.config_file = lambda name: str(GLYPHS_CONFIG) if name == tiny else config_file(name)
+    return script
 
 
 @pytest.fixture(scope="module", autouse=True)

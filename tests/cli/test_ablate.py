@@ -19,10 +19,9 @@ from logn_d2.engine.experiments import Row, is_trained, measure, run_config
 from logn_d2.sweeps import SweepDetections
 
 from ..command import command
-from ..load_script import ROOT
 from ..processes import use_forks
+from ..small_backbone import GLYPHS_CONFIG as CONFIG
 
-CONFIG = ROOT / "configs" / "glyphs_tiny_mask_rcnn_R_18_FPN.yaml"
 SMALL = (
     *("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
     *("INPUT.MIN_SIZE_TEST", "48", "INPUT.MAX_SIZE_TEST", "48"),

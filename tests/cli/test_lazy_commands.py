@@ -29,12 +29,12 @@ MODEL:
   MASK_ON: False
   PIXEL_MEAN: [127.5, 127.5, 127.5]
   PIXEL_STD: [64.0, 64.0, 64.0]
-  BACKBONE: {NAME: build_resnet_backbone, FREEZE_AT: 0}
-  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, STRIDE_IN_1X1: False, OUT_FEATURES: [res5], NORM: BN}
+  BACKBONE: {NAME: build_backbone_of_few_weights}
+  FPN: {OUT_CHANNELS: 16}
   ANCHOR_GENERATOR: {SIZES: [[16, 32]], ASPECT_RATIOS: [[1.0]]}
-  RPN: {IN_FEATURES: [res5], PRE_NMS_TOPK_TRAIN: 40, PRE_NMS_TOPK_TEST: 40,
+  RPN: {IN_FEATURES: [p5], PRE_NMS_TOPK_TRAIN: 40, PRE_NMS_TOPK_TEST: 40,
         POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 20}
-  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [res5], NUM_CLASSES: 12,
+  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p5], NUM_CLASSES: 12,
               BATCH_SIZE_PER_IMAGE: 16, SCORE_THRESH_TEST: 0.0001}
   ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16, POOLER_RESOLUTION: 3,
                  POOLER_SAMPLING_RATIO: 1}
@@ -57,29 +57,26 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from tests.small_backbone import SmallBackbone
 
 
 _zoo = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 model, dataloader, train, optimizer = _zoo.model, _zoo.dataloader, _zoo.train, _zoo.optimizer
 
-model.backbone = L(ResNet)(
-    stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
-    stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
-    out_features=["res5"],
-)
+model.backbone = L(SmallBackbone)(names=["p5"], channels=16)
 model.pixel_mean, model.pixel_std = [127.5] * 3, [64.0] * 3
 rpn = model.proposal_generator
-rpn.in_features = ["res5"]
-rpn.head.update(in_channels=512, num_anchors=2)
+rpn.in_features = ["p5"]
+rpn.head.update(in_channels=16, num_anchors=2)
 rpn.anchor_generator.update(sizes=[[16, 32]], aspect_ratios=[1.0], strides=[32])
 rpn.update(pre_nms_topk=(40, 40), post_nms_topk=(20, 20))
 heads = model.roi_heads
-heads.update(num_classes=12, batch_size_per_image=16, box_in_features=["res5"])
+heads.update(num_classes=12, batch_size_per_image=16, box_in_features=["p5"])
 heads.box_pooler.update(output_size=3, scales=(1 / 32,), sampling_ratio=1)
-heads.box_head.update(input_shape=ShapeSpec(channels=512, height=3, width=3), fc_dims=[16])
+heads.box_head.update(input_shape=ShapeSpec(channels=16, height=3, width=3), fc_dims=[16])
 heads.box_predictor.update(input_shape=ShapeSpec(channels=16), test_score_thresh=0.0001,
                            test_topk_per_image=30)
 [heads.pop(name) for name in ("mask_in_features", "mask_pooler", "mask_head")]

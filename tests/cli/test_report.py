@@ -74,8 +74,9 @@ def test_folders_may_have_a_colon_in_their_name(
 
 
 def test_annotations_of_a_set_that_nobody_registers(
-    tool: ModuleType, runs: SmallRuns, tmp_path: Path
+    tool: ModuleType, runs: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(figures, "svg_data_uri", lambda figure: "data:,")
     folder = tmp_path / "run"
     shutil.copytree(runs.folder / "sweep", folder / "inference" / "nobody_val" / "sweep")
     json_file = shutil.copy(runs.json_file, tmp_path / "renamed.json")

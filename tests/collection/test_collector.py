@@ -479,7 +479,7 @@ def test_resuming_with_other_settings_or_weights_starts_from_the_beginning(
     output, cfg = tmp_path / "x.safetensors", few(3)
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        changed.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] += 1e-3
+        next(changed.backbone.parameters())[0, 0, 0, 0] += 1e-3
     others = [(few(4), model), (few(3, INPUT__MIN_SIZE_TEST=40), model), (cfg, changed)]
     others.append((few(3, MODEL__LOGN__COLLECT__POPULATION="foreground"), model))
     for other_cfg, other_model in others:

@@ -135,7 +135,7 @@ def test_reported_error_over_negatives_is_the_scatter_over_data_sets():
     def calibration(stage, background):
         return logn(stage.negatives(), background=background, beta="mean")
 
-    stages = [gather(draw_images(150, seed)) for seed in range(60)]
+    stages = [gather(draw_images(80, seed)) for seed in range(50)]
     logits = torch.stack([stages[0].mean, stages[0].mean + 3 * stages[0].std])
     found = torch.stack([calibration(stage, "last").double()(logits) for stage in stages])
     errors = torch.stack([sampling_error(stage, calibration) for stage in stages])

@@ -4,8 +4,9 @@ import pytest
 from detectron2.config import get_cfg
 
 from logn_d2 import add_logn_config
-from logn_d2.config import config_file
 from logn_d2.glyphs import register_glyphs
+
+from ..small_backbone import GLYPHS_CONFIG
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def tiny_folder(tiny_root):
 def cfg(tiny_folder, tmp_path):
     cfg = get_cfg()
     add_logn_config(cfg)
-    cfg.merge_from_file(config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml"))
+    cfg.merge_from_file(str(GLYPHS_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     cfg.OUTPUT_DIR = str(tmp_path)
     return cfg

@@ -64,7 +64,7 @@ def pictures(cfg: CfgNode, model: nn.Module) -> list[tuple]:
 
 
 def test_pictures_are_of_the_same_images_each_time(cfg: CfgNode) -> None:
-    cfg.MODEL.MASK_ON = False
+    cfg.MODEL.MASK_ON, cfg.TEST.DETECTIONS_PER_IMAGE = False, 6
     cfg.MODEL.LOGN.VIS_IMAGES = 2
     model = Trainer.build_model(cfg)
     first = pictures(cfg, model)
@@ -107,7 +107,7 @@ def trained(
 
 
 def test_calibrated_evaluations_leave_the_training_as_it_is(cfg: CfgNode, tmp_path: Path) -> None:
-    cfg.MODEL.MASK_ON = False
+    cfg.MODEL.MASK_ON, cfg.TEST.DETECTIONS_PER_IMAGE = False, 6
     cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, 2, ()
     cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = 4
     cfg.MODEL.LOGN.VIS_IMAGES = 1

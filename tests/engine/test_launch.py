@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessExitedException
 from logn_d2.engine import launch
 from logn_d2.engine.launch import _first_host, started_processes
 
-from ..processes import Command
+from ..processes import Command, use_forks
 
 LOGGER = "detectron2.of_this_test"
 
@@ -51,6 +51,7 @@ def read(folder, rank):
 
 
 def test_two_processes_share_gradients_and_cores_and_report_their_exit_code(tmp_path, monkeypatch):
+    use_forks(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(logging.getLogger(LOGGER), "level", logging.ERROR)
     monkeypatch.setattr(logging.getLogger(LOGGER), "filters", [is_no_noise])

@@ -10,21 +10,21 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from logn_d2 import add_logn_config
-from logn_d2.config import config_file
 from logn_d2.engine import Trainer, launch
 from logn_d2.glyphs import register_glyphs
 from logn_d2.modeling.second_stages import SECOND_STAGES
 
 from ..processes import use_forks
+from ..small_backbone import GLYPHS_CONFIG
 
 # cRT and LWS, and LOCE's, which trains most.
 STAGES = ("crt", "lws", "heads")
 STEPS = 2
 SMALL = (
-    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "SEED", 3),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.1),
     *("SOLVER.WARMUP_ITERS", 0, "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 64),
-    *("MODEL.LOGN.COLLECT.ENABLED", False, "DATASETS.TEST", (), "SEED", 3),
+    *("MODEL.LOGN.COLLECT.ENABLED", False, "DATASETS.TEST", ()),
 )
 
 
@@ -57,7 +57,7 @@ def run(tiny_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second_stages")
     cfg = get_cfg()
     add_logn_config(cfg)
-    cfg.merge_from_file(config_file("glyphs_tiny_mask_rcnn_R_18_FPN.yaml"))
+    cfg.merge_from_file(str(GLYPHS_CONFIG))
     cfg.merge_from_list([*SMALL, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder)])
     register_glyphs(tiny_root)
     first = Trainer.build_model(cfg).state_dict()
@@ -82,7 +82,7 @@ def test_what_is_frozen_is_the_first_stages_on_both(name, run):
     first, folder = run
     for each in states(folder, name):
         frozen = [key for key in first if not is_trained(name, key)]
-        assert len(frozen) > 50
+        assert len(frozen) > 20
         assert [key for key in frozen if not torch.equal(each["after"][key], first[key])] == []
 
 

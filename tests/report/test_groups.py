@@ -50,6 +50,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
     return make_small_runs(tmp_path_factory.mktemp("shots"), "report_shots_val", change=rename)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_groups_of_the_annotations_take_the_place_of_lvis_groups(shots: SmallRuns) -> None:
     report = _report(shots)
     page = Page(build_report(report))

@@ -141,7 +141,7 @@ def _project_function(project: str, name: str) -> Callable:
 
 
 def _shrink(cfg: CfgNode, name: str) -> None:
-    """A backbone of 18 layers where the model can have it, and any box above a threshold of 0."""
+    """18 layers and few channels where the model can have them; any box above a threshold of 0."""
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     resnets = cfg.MODEL.RESNETS
@@ -154,6 +154,10 @@ def _shrink(cfg: CfgNode, name: str) -> None:
         if "DC5" in name:
             resnets.RES5_DILATION = 1  # which shallow networks have
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.FPN.OUT_CHANNELS = 64
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32] * 8
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 30
     cfg.TEST.DETECTIONS_PER_IMAGE = 20
     cfg.INPUT.CROP.SIZE = [SIZE, SIZE]  # what DeepLab pools over

@@ -254,7 +254,7 @@ def test_resuming_with_other_calibrations_or_weights_starts_from_the_beginning(
 ) -> None:
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        changed.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] += 1e-3
+        next(changed.backbone.parameters())[0, 0, 0, 0] += 1e-3
     renamed = {f"{name}!": stages for name, stages in calibrations().items()}
     others = [(model, renamed), (model, {**calibrations(), "drawn 0": calibrations()["drawn 1"]})]
     for other, named in [*others, (changed, calibrations())]:

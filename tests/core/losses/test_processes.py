@@ -1,33 +1,32 @@
 """Two processes with half a batch each learn the same as one process with the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from logn_d2.core import build_loss
+
+from ...processes import CONTEXT
 from .small_batch import STATEFUL, batch, make
 
 NUM_ROIS = 12
 NUM_STEPS = 3
-# Stands by itself, so that starting a process costs no more than importing torch.
-SCRIPT = """
-import sys, torch, torch.distributed as dist
-from logn_d2.core import build_loss
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-shares = torch.load(f"{folder}/shares{rank}.pt", weights_only=True)
-results = {}
-for text, steps in shares.items():
-    loss = build_loss(text, 3)
-    values = [loss(*step).item() for step in steps]
-    results[text] = [loss.state_dict(), values]
-torch.save(results, f"{folder}/results{rank}.pt")
-dist.barrier()  # gloo aborts a process whose partner is gone
-dist.destroy_process_group()
-"""
+
+
+def _learn(folder: Path, rank: int) -> None:
+    """One of the two processes: saves the state and the values of each loss."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    shares = torch.load(folder / f"shares{rank}.pt", weights_only=True)
+    results = {}
+    for text, steps in shares.items():
+        loss = build_loss(text, 3)
+        values = [loss(*step).item() for step in steps]
+        results[text] = [loss.state_dict(), values]
+    torch.save(results, folder / f"results{rank}.pt")
+    dist.barrier()  # gloo aborts a process whose partner is gone
+    dist.destroy_process_group()
 
 
 def _shares(text: str, rank: int) -> list[list[torch.Tensor]]:
@@ -46,11 +45,12 @@ def test_two_processes_learn_like_one(tmp_path: Path) -> None:
     shares = [{text: _shares(text, rank) for text in STATEFUL} for rank in range(2)]
     for rank in range(2):
         torch.save(shares[rank], tmp_path / f"shares{rank}.pt")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), str(rank)], env=os.environ)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    processes = [CONTEXT.Process(target=_learn, args=(tmp_path, rank)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     results = [torch.load(tmp_path / f"results{rank}.pt", weights_only=True) for rank in range(2)]
     for text in STATEFUL:
         loss = make(text)
