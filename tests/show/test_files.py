@@ -120,7 +120,7 @@ def test_class_names_come_from_the_statistics(
         ("model.pth", "none.pth", "weights are missing"),
         ("--overlapping", "--calibration=lgon", "Unknown calibration 'lgon'"),
         ("out", "images", "overwrite"),
-        ("out", "picture.docx", "neither a folder nor one of"),
+        ("out", "picture.docx", "neither a folder nor an image"),
     ],
 )
 def test_mistakes(
