@@ -150,7 +150,7 @@ def find_focus(runs: Sequence[Run], focus: str | None) -> Run:
     if focus is None:
         return runs[1]
     named = {name: run for run in reversed(runs[1:]) for name in (run.calibration, run.name)}
-    check_known("run besides the baseline", focus, named)
+    check_known("run", focus, named, " besides the baseline")
     return named[focus]
 
 

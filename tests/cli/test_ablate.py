@@ -213,7 +213,9 @@ def test_rows_gather_the_statistics_that_they_need_and_no_others(a_run, monkeypa
         raise StatisticsError("not here")
 
     monkeypatch.setattr("logn_d2.engine.experiments.collect", gather)
-    monkeypatch.setattr("logn_d2.engine.experiments.sweep", lambda *args, **options: args[2])
+    monkeypatch.setattr(
+        "logn_d2.engine.experiments.sweep_dataset", lambda *args, **options: args[3]
+    )
     monkeypatch.setattr(
         "logn_d2.engine.experiments.evaluate_sweep", lambda found, truth: dict.fromkeys(found, {})
     )

@@ -110,7 +110,7 @@ def test_config_file_names_training_sets_for_runs_without_them(
     [
         (["nowhere"], "The folder 'nowhere' does not exist"),
         (["{folder}", "--dataset", "nobody_val"], "'nobody_val', which is not registered"),
-        (["{folder}", "--dataset", "report_tool_val", "--focus", "tau"], "is called 'tau'"),
+        (["{folder}", "--dataset", "report_tool_val", "--focus", "tau"], "Unknown run 'tau'"),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_no_page(

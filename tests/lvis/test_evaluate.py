@@ -437,7 +437,7 @@ def test_unknown_names_are_refused() -> None:
     truth = LvisGroundTruth.from_dict(one_image())
     with pytest.raises(ValueError, match="'keypoints'"):
         evaluate_lvis(truth, Detections.empty(), "keypoints")
-    with pytest.raises(ValueError, match=r"'slow'.*\['fast', 'lvis'\]"):
+    with pytest.raises(ValueError, match="'slow', expected 'fast' or 'lvis'"):
         evaluate_lvis(truth, Detections.empty(), engine="slow")
     with pytest.raises(ValueError, match="not from a file"):
         evaluate_lvis(truth, Detections.empty(), engine="lvis")
