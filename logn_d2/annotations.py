@@ -156,6 +156,24 @@ def check_annotations(content: Any, source: str) -> None:
             _check_object(annotation, sizes, where)
 
 
+def check_image_sizes(content: Entry, source: str) -> None:
+    """Check that all images have their size, which training needs and evaluation does not.
+
+    Args:
+        content (dict): passes :func:`check_annotations`.
+        source (str): the file, for messages.
+
+    Raises:
+        ValueError: an image has no height or no width.
+    """
+    for where, image in _entries(content["images"], f"{source}: images"):
+        if not {"height", "width"} <= set(image):
+            raise UserError(
+                f"{where} lacks 'height' or 'width', which training needs. Write the size of the "
+                "image file in pixels."
+            )
+
+
 def name_of(category: Entry) -> str:
     """The name of a category: its "name", else its first synonym, else its id.
 

@@ -20,7 +20,7 @@ from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
-from ..data import class_counts
+from ..data import class_counts, records_kept
 from ..engine import launch, load_config, short_errors
 from ..engine.checkpoint import load_weights
 from ..engine.checks import (
@@ -143,7 +143,8 @@ def make_calibrations(
     statistics = check_statistics(cfg, args.stats) if args.stats else None
     # Counting the classes of LVIS takes a while, and most calibrations do not need it.
     counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
-    return {text: make(text, statistics=statistics, counts=counts) for text in args.calibrations}
+    with records_kept(cfg.DATASETS.TRAIN):  # FRACAL counts classes and reads their places
+        return {t: make(t, statistics=statistics, counts=counts) for t in args.calibrations}
 
 
 def load_network(

@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .lvis_loader import lvis_mistakes_named
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:
@@ -52,7 +53,8 @@ def check_dataset(name: str) -> DatasetReport:
     if json_file and not PathManager.isfile(json_file):
         return DatasetReport(name, problems=(f"the annotations are missing: {json_file}",))
     try:
-        records = DatasetCatalog.get(name)
+        with lvis_mistakes_named([name]):
+            records = DatasetCatalog.get(name)
     # Detectron2's loaders assert what they expect of a json; here that is a problem to report.
     except (OSError, ValueError, KeyError, AssertionError) as error:
         return DatasetReport(name, problems=(str(error),))

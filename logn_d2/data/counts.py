@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from ..core.fractal import fractal_dimensions_of
 from ..errors import UserError
 from ..frequency import ClassCounts, count_classes, frequency_groups
+from .lvis_loader import lvis_mistakes_named
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
     class_names = None
     image_count = instance_count = num_images = num_records = 0
     for name in names:
-        records = DatasetCatalog.get(name)
+        with lvis_mistakes_named([name]):
+            records = DatasetCatalog.get(name)
         class_names = tuple(MetadataCatalog.get(name).thing_classes)
         classes = [
             [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]

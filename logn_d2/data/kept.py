@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
+from .lvis_loader import lvis_mistakes_named
 Record = dict[str, Any]
 
 
@@ -32,7 +33,7 @@ def records_kept(names: Sequence[str]) -> Iterator[None]:
     """
     registered = DatasetCatalog.list()
     readers = {
-        name: _OnceReader(DatasetCatalog[name])
+        name: _OnceReader(name, DatasetCatalog[name])
         for name in names
         if name in registered and not is_kept(name)
     }
@@ -55,11 +56,13 @@ def is_kept(name: str) -> bool:
 class _OnceReader:
     """Replaces a data set's function in the catalogue."""
 
-    def __init__(self, load: Any) -> None:
+    def __init__(self, name: str, load: Any) -> None:
+        self._name = name
         self.load = load
         self._records: list[Record] | None = None
 
     def __call__(self) -> list[Record]:
         if self._records is None:
-            self._records = self.load()
+            with lvis_mistakes_named([self._name]):
+                self._records = self.load()
         return list(self._records)

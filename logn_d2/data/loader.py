@@ -27,6 +27,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from ..source import MAPPERS, Mapper, source_of
+from .lvis_loader import lvis_mistakes_named
 from .rng import seeded_rng
 from .samplers import ClassAwareTrainingSampler, repetitions
 
@@ -174,7 +175,10 @@ def build_evaluation_loader(
     if cfg.MODEL.LOAD_PROPOSALS:
         index = list(cfg.DATASETS.TEST).index(dataset_name)
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[index]]
-    records = get_detection_dataset_dicts([dataset_name], filter_empty=False, proposal_files=files)
+    with lvis_mistakes_named([dataset_name]):
+        records = get_detection_dataset_dicts(
+            [dataset_name], filter_empty=False, proposal_files=files
+        )
     # Evaluators take the ground truth from the json; workers need not copy it.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     mapper = source_of(cfg).mapper(is_train=False)
@@ -221,14 +225,15 @@ def training_images(cfg: CfgNode) -> list[Record]:
         )
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     try:
-        return get_detection_dataset_dicts(
-            names,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=(
-                cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
-            ),
-        )
+        with lvis_mistakes_named(names):
+            return get_detection_dataset_dicts(
+                names,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
+            )
     except AssertionError as error:
         raise UserError(
             f"The training set {', '.join(names)} can't be used: {error} Check DATASETS.TRAIN, and "

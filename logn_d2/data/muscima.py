@@ -28,7 +28,9 @@ from ..frequency import frequency_groups
 VAL_WRITERS = (6, 8, 10, 12, 16, 17, 18, 21, 22, 25, 26, 28, 30, 31, 35, 41)
 """16 of 50 writers, with a third of the objects; figures for other writers are not comparable."""
 PAGE_WIDE = ("measureSeparator", "staff", "staffGrouping", "staffLine", "staffSpace")
-"""Classes of objects as large as the page, which tiles can't show: painted, not annotated."""
+"""Classes of objects as large as the page, which tiles can't show: not annotated."""
+BLANK = ("staffSpace",)
+"""Classes whose masks are the paper between other objects: not painted."""
 
 _TILE = 192
 _SHRINK = 2
@@ -182,7 +184,8 @@ def _write_page(objects: list[PageObject], name: str, target: Path) -> list[dict
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for each in objects:
         height, width = each.mask.shape
-        page[each.top : each.top + height, each.left : each.left + width] |= each.mask
+        if each.name not in BLANK:
+            page[each.top : each.top + height, each.left : each.left + width] |= each.mask
         if each.name not in PAGE_WIDE:
             for tile, annotation in _on_tiles(each):
                 found.setdefault(tile, []).append(annotation)

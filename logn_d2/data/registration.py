@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.timer import Timer
 
-from ..annotations import mask_of, name_of, read_annotations
+from ..annotations import check_image_sizes, mask_of, name_of, read_annotations
 from ..errors import MissingFileError, UserError
 from .kept import is_kept
 
@@ -86,12 +86,7 @@ def _read_json(json_file: str, name: str, hint: str = "") -> dict[str, Any]:
     if size > 50:  # LVIS's training set has 1,100 and takes half a minute
         logger.info("Reading %s (%.0f MiB) ...", path, size)
     content = read_annotations(path)
-    for position, image in enumerate(content["images"]):
-        if not {"height", "width"} <= set(image):
-            raise UserError(
-                f"{path}: images[{position}] (id {image['id']!r}) lacks 'height' or 'width', which "
-                "training needs. Write the size of the image file in pixels."
-            )
+    check_image_sizes(content, path)
     if timer.seconds() > 1:
         logger.info("Reading %s took %.1f s.", path, timer.seconds())
     return content

@@ -111,6 +111,17 @@ def test_boxes_and_masks_are_halved(converted):
     assert notehead[1]["area"] == np.sum(expected)
 
 
+def test_the_paper_between_staff_lines_stays_white(tmp_path):
+    """The release has masks of the paper too; painted, they would hide the page."""
+    line, space = np.ones((2, 300), dtype=bool), np.ones((20, 300), dtype=bool)
+    staff = [node(0, "staffLine", 0, 80, line), node(1, "staffSpace", 0, 82, space)]
+    for writer in (1, 6):
+        write_page(tmp_path, writer, [*staff, node(2, "noteheadFull", 100, 60, DISC)])
+    convert_muscima(tmp_path, tmp_path / "out", val_writers=[6])
+    tile = np.asarray(Image.open(tmp_path / "out" / "images" / "W-01_N-01_0_0.png"))
+    assert (tile[40, :150] == 0).all() and (tile[41:51, :50] == 255).all()
+
+
 def test_an_object_belongs_to_the_tile_that_shows_half_of_it(converted):
     contents, _ = converted
     assert [name for name, _ in on(contents["val"], "W-06_N-01_0_0.png")] == ["stem", "gClef"]
