@@ -14,6 +14,7 @@ from PIL import Image
 
 from .lvis_loader import lvis_mistakes_named
 
+
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:
     """Size and problems of a data set; see :func:`check_dataset`.

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 
 from .lvis_loader import lvis_mistakes_named
+
 Record = dict[str, Any]
 
 
