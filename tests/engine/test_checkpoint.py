@@ -43,7 +43,7 @@ def test_kill_between_file_and_tag_leaves_the_old_tag(checkpointer, tmp_path, mo
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("logn_d2.engine.checkpoint.atomic_write", killed)
+    monkeypatch.setattr("logn_d2.engine.checkpoint.write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpointer.save("model_0000002", iteration=2)
     assert checkpointer.load(checkpointer.get_checkpoint_file())["iteration"] == 1

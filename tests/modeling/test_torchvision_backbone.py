@@ -125,7 +125,7 @@ def test_bad_names_and_networks_are_refused():
         make_backbone("resnet_18")
     with pytest.raises(UnknownNameError, match="'p2'.*res2"):
         make_backbone(out_features=["p2"])
-    with pytest.raises(UnknownNameError, match="'GN'.*FrozenBN"):
+    with pytest.raises(UserError, match="'GN'.*FrozenBN"):
         make_backbone(norm="GN")
     with pytest.raises(UserError, match="FREEZE_AT is 7.*1 to 5"):
         make_backbone(freeze_at=7)

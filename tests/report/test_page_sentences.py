@@ -147,7 +147,7 @@ def test_logits_and_prior_are_told(page: Page, small_runs: SmallRuns) -> None:
     correlation = f"{_rank_correlation(objects, weights):+.2f}".replace("-", "−")
     assert (
         f"Rare classes hold {labels:.2g} % of the labels; the model's prior gives them "
-        f"{prior:.2g} %. Rank correlation of both over classes: {correlation}."
+        f"{prior:.2g} %. Rank correlation of prior and labels over classes: {correlation}."
     ) in page.text
     assert "over 500 RoIs of 10 training images" in page.text
 
