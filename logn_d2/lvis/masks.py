@@ -6,7 +6,7 @@ Shapes: D masks, B bytes of all of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +95,8 @@ class RleMasks:
     @functools.cached_property
     def areas(self) -> np.ndarray:
         """Pixels of each mask, (D,) float64."""
-        return self._of_blocks(mask_util.area)
-
-    @functools.cached_property
-    def boxes(self) -> np.ndarray:
-        """Bounding box of each mask, (D, 4) float64 XYWH in pixels."""
-        return self._of_blocks(mask_util.toBbox).reshape(-1, 4)
-
-    def _of_blocks(self, function: Callable[[list[dict[str, Any]]], np.ndarray]) -> np.ndarray:
-        """Apply a function of pycocotools to all masks, a block at a time; float64."""
         blocks = (slice(i, i + _BLOCK) for i in range(0, len(self), _BLOCK))
-        found = [np.asarray(function(self.to_dicts(block))).reshape(-1) for block in blocks]
-        return np.concatenate([np.zeros(0), *found])
+        return np.concatenate([np.zeros(0), *(mask_util.area(self.to_dicts(b)) for b in blocks)])
 
     def take(self, index: np.ndarray) -> RleMasks:
         """Return the masks at `index` (integers or a boolean mask), in that order."""

@@ -86,12 +86,11 @@ def mask_candidates(
     """Find pairs with equal keys and enough mask IoU; see `box_candidates`."""
     found = []
     for det, gt in _pairs(det_key, gt_key):
-        near = _mask_iou_bound(
-            det_masks.boxes[det], gt_masks.boxes[gt], det_masks.areas[det], gt_masks.areas[gt]
-        )
-        # The margin covers rounding in the bound. Crowd overlaps are relative to the detection,
-        # which the bound does not cover.
-        near = (near >= min_iou - 1e-3) | gt_crowd[gt]
+        # IoU is at most the ratio of the areas. pycocotools skips masks whose boxes are apart, so
+        # boxes need no test here. The margin covers rounding. Crowd overlaps are relative to the
+        # detection, which the bound does not cover.
+        areas = det_masks.areas[det], gt_masks.areas[gt]
+        near = (np.minimum(*areas) >= (min_iou - 1e-3) * np.maximum(*areas)) | gt_crowd[gt]
         det, gt = det[near], gt[near]
         iou = _mask_iou(det, gt, det_key, det_masks, gt_masks, gt_crowd)
         near = iou >= min_iou
@@ -272,14 +271,6 @@ def _box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     low = np.maximum(one[:2], other[:2])
     width, height = np.maximum(np.minimum(one[:2] + one[2:], other[:2] + other[2:]) - low, 0)
     return width * height
-
-
-def _mask_iou_bound(
-    det_box: np.ndarray, gt_box: np.ndarray, det_area: np.ndarray, gt_area: np.ndarray
-) -> np.ndarray:
-    """Upper bound of mask IoU, (P,): masks overlap only inside both bounding boxes."""
-    overlap = np.minimum(_box_overlap(det_box.T, gt_box.T), np.minimum(det_area, gt_area))
-    return overlap / (det_area + gt_area - overlap)
 
 
 def _mask_iou(
