@@ -14,7 +14,7 @@ from .demo_run import Run
 # Seconds on two cores; for "lvis" on one GPU.
 ROUGHLY = {
     "tiny": {"draw": 3, "train": 20, "collect": 3, "evaluate": 3, "report": 10},
-    "demo": {"draw": 25, "train": 350, "collect": 40, "evaluate": 125, "report": 55},
+    "demo": {"draw": 25, "train": 310, "collect": 25, "evaluate": 60, "report": 35},
     "lvis": {"draw": 1800, "train": 36000, "collect": 600, "evaluate": 1200, "report": 300},
 }
 
