@@ -31,7 +31,7 @@ from tabulate import tabulate
 
 from logn_d2.config import config_file
 from logn_d2.engine import load_config
-from logn_d2.modeling.build import build_model
+from logn_d2.source import source_of
 
 CLASSES = 1203
 CALIBRATIONS = (
@@ -85,9 +85,9 @@ class Commands:
                 link.symlink_to(self._image)
 
     def write_weights(self) -> None:
-        """Random ones."""
+        """Write random weights, with plausible statistics in the batch norms."""
         torch.manual_seed(self._seed)
-        model = build_model(load_config(self._config))
+        model = source_of(load_config(self._config)).model()
         plausible_norms(model, [[{"image": 255 * torch.rand(3, 64, 85)}]])
         torch.save({"model": model.state_dict()}, self._folder / "model_final.pth")
 
@@ -131,14 +131,20 @@ def _gigabytes(folder: Path) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="*", default=[1981, 19_809])
-    parser.add_argument("--train-images", type=int, default=1000, help="of the statistics pass")
-    parser.add_argument("--stop-at", type=float, default=0.05)
-    parser.add_argument("--save-outputs", action="store_true", help="1 MB an image")
+    parser.add_argument(
+        "--images", type=int, nargs="*", default=[1981, 19_809], help="sizes of the validation set"
+    )
+    parser.add_argument("--train-images", type=int, default=1000, help="size of the training set")
+    parser.add_argument(
+        "--stop-at", type=float, default=0.05, help="sampling error that ends the pass"
+    )
+    parser.add_argument(
+        "--save-outputs", action="store_true", help="sweep stored outputs too; 5 MB per image"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,8 @@ def cells(
             estimates -= [base.estimate[figure] for base in bases]
             samples -= [base.samples[figure] for base in bases]
         mean = estimates.mean()
-        joined = BootstrapResult(
-            estimate={figure: mean},
-            samples={figure: samples.mean(axis=0)},
-            per_class_estimate=np.zeros(0),
-            per_class_samples=np.zeros((samples.shape[1], 0)),
-            class_names=(),
-            bounds=(0.0 if bases is None else -1.0, 1.0),
-        )
-        low, high = joined.intervals[figure]
+        bounds = (0.0 if bases is None else -1.0, 1.0)
+        low, high = replace(runs[0], bounds=bounds).interval(samples.mean(axis=0), mean)
         spread = f" ± {100 * estimates.std(ddof=1):.1f}" if len(runs) > 1 else ""
         found.append(
             f"{100 * mean:{sign}.1f}{spread} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
@@ -81,13 +75,13 @@ def table(truth: LvisGroundTruth, folders: Sequence[Path], resamples: int) -> st
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("annotations", type=Path, help="of the evaluated images")
+    parser.add_argument("annotations", type=Path, help="annotations of the evaluated images")
     parser.add_argument(
-        "sweeps", type=Path, nargs="+", help="folders of logn sweep, one a training"
+        "sweeps", type=Path, nargs="+", help="one folder of logn sweep per training"
     )
     parser.add_argument("--resamples", type=int, default=1000)
     args = parser.parse_args()

@@ -215,7 +215,10 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[ResultRow, ...]:
 def _read(path: str | os.PathLike[str], parse: Callable[[Any], T]) -> T:
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"The result file '{path}' does not exist. Make one with: logn demo")
+        raise MissingFileError(
+            f"The result file '{path}' does not exist. Write one with: logn sweep ... --output "
+            f"{path.parent}"
+        )
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:

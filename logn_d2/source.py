@@ -84,9 +84,10 @@ class Source:
         return build_lr_scheduler(self.cfg, optimizer)
 
     def check_training(self) -> None:
-        """
+        """Check that the config has what a training needs.
+
         Raises:
-            ValueError: a LazyConfig lacks what a training needs.
+            ValueError: a LazyConfig lacks a part.
         """
 
 

@@ -72,17 +72,25 @@ class BootstrapResult:
     def intervals(self) -> OrderedDict[str, tuple[float, float]]:
         """Name -> lower and upper end; NaN if no resample defines the figure."""
         return OrderedDict(
-            (name, tuple(self._interval(values, self.estimate[name]).tolist()))
+            (name, tuple(self.interval(values, self.estimate[name]).tolist()))
             for name, values in self.samples.items()
         )
 
     @property
     def per_class_intervals(self) -> np.ndarray:
         """Lower and upper end of each class's AP, (2, K)."""
-        return self._interval(self.per_class_samples, self.per_class_estimate)
+        return self.interval(self.per_class_samples, self.per_class_estimate)
 
-    def _interval(self, values: np.ndarray, estimate: float | np.ndarray) -> np.ndarray:
-        """Lower and upper end over (B, ...) values, (2, ...)."""
+    def interval(self, values: np.ndarray, estimate: float | np.ndarray) -> np.ndarray:
+        """Lower and upper end of a figure of these resamples, such as a mean over several runs.
+
+        Args:
+            values (ndarray): (B, ...) the figure in each resample.
+            estimate (float or ndarray): (...) the figure on the original images.
+
+        Returns:
+            ndarray: (2, ...).
+        """
         ends = _percentiles(values, self.level)
         if self.method == "centred":
             # The shift keeps the width of the interval. Reflecting the ends at the estimate would

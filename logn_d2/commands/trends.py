@@ -76,13 +76,9 @@ def _posterior_figures(
     posteriors = stage.posteriors
     if posteriors is None or not posteriors.labelled or not posteriors.roi_count.any():
         return math.nan, math.nan
-    foreground = foreground_columns(background)
-    sums = (posteriors.negative_posterior_sum, posteriors.posterior_sum)
-    negative, total = (each.sum(dim=0)[foreground] for each in sums)
-    seen = total > 0
-    own = 1 - negative[seen] / total[seen]
+    own = posteriors.own_share()[foreground_columns(background)]
     gamma = matching_gamma(stage, image_count, background=background)
-    return gamma, float(own.mean()) if len(own) else math.nan
+    return gamma, float(own.nanmean())
 
 
 def trends_of(run: Path, file: str) -> dict[Kind, Trend]:

@@ -169,6 +169,15 @@ class PosteriorMoments:
         between = self.own_weight * (self.own_mean - mean).square()
         return weight, mean, (self.own_sum_square + between).sum(dim=0)
 
+    def own_share(self) -> Tensor:
+        """Share of each column's posterior that is on RoIs of its own label.
+
+        Returns:
+            Tensor: (C,) in [0, 1]; NaN for columns without posterior.
+        """
+        negative, total = (s.sum(dim=0) for s in (self.negative_posterior_sum, self.posterior_sum))
+        return 1 - negative / total
+
     def without_group(self, group: int) -> PosteriorMoments:
         """These sums without one group of images; label counts are reduced like weights."""
         left = self.from_state_dict(self.state_dict())

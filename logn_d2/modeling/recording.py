@@ -18,7 +18,15 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
-from ..sites import LogitSite, PassEnds, SiteRecorder, known_site, modes, shadowed, site_detector
+from ..sites import (
+    LogitSite,
+    PassEnds,
+    SiteRecorder,
+    evaluation_mode,
+    known_site,
+    shadowed,
+    site_detector,
+)
 from .box_predictors import find_box_predictors, unwrapped
 from .stages import StageOutput
 
@@ -138,7 +146,7 @@ class LogitRecorder:
                 )
         recording = Recording()
         with ExitStack() as stack:
-            stack.enter_context(modes(self.model, self._training()))
+            stack.enter_context(evaluation_mode(self.model, self._training()))
             stack.enter_context(_seeded(self._call_seed(batched_inputs), self._device()))
             # RoI heads in training mode log to the current storage, which a statistics pass lacks,
             # or which is the training's own.

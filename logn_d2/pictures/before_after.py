@@ -29,7 +29,7 @@ from ..modeling.box_predictors import (
 from ..modeling.recording import LogitRecorder, Recording
 from ..modeling.stages import AVERAGES
 from ..modeling.topk_inference import fast_rcnn_inference_exact
-from ..sites import known_site, modes, outputs_under, site_detector
+from ..sites import evaluation_mode, known_site, outputs_under, site_detector
 from ..sweeps.network import raw_outputs
 from ..sweeps.site_network import instances_of
 from ..sweeps.union import check_calibrations, output_size
@@ -125,7 +125,7 @@ class BeforeAfter:
         # One pass records raw logits of the test-time proposals; both sides are computed from
         # these.
         recorder = LogitRecorder(self._model, population="proposals")
-        with modes(self._model):
+        with evaluation_mode(self._model):
             recording = recorder(list(inputs))
             pairs = self._completed(recording, self._chosen(recording))
         return [_scaled(both, image) for both, image in zip(pairs, inputs, strict=True)]

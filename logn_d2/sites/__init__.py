@@ -13,7 +13,7 @@ from .layers import ClassLayers, layer_names
 from .recorder import SiteOutput, SiteRecorder, SiteRecording
 from .registry import SITE_REGISTRY, known_site, site_detector
 from .replay import outputs_under
-from .running import PassEnds, check_ground_truth, heard, modes, shadowed
+from .running import PassEnds, check_ground_truth, evaluation_mode, heard, shadowed
 from .site import LogitSite, TopScores
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "heard",
     "known_site",
     "layer_names",
-    "modes",
+    "evaluation_mode",
     "outputs_under",
     "register_config_site",
     "semantic_site",

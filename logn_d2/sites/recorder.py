@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.affine import Background
 from ..errors import UserError, check_choice
-from .running import PassEnds, modes
+from .running import PassEnds, evaluation_mode
 from .site import LogitSite
 
 
@@ -96,7 +96,7 @@ class SiteRecorder:
         labels = None
         with ExitStack() as stack:
             # Evaluation mode everywhere: logits of test time; `matched` switches what it needs.
-            stack.enter_context(modes(self.model))
+            stack.enter_context(evaluation_mode(self.model))
             for layer in self.site.layers:
                 # Before the hook of an attached calibration.
                 hook = layer.register_forward_hook(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import AffineCalibration
 from .hook import paused
-from .running import modes, shadowed
+from .running import evaluation_mode, shadowed
 from .site import LogitSite
 
 
@@ -43,7 +43,7 @@ def outputs_under(
     kept: dict[nn.Module, list[Any]] = defaultdict(list)
     outputs = {}
     # Raw logits: each calibration is applied to them once, below.
-    with modes(model), paused(model):
+    with evaluation_mode(model), paused(model):
         for name, calibration in calibrations.items():
             with ExitStack() as stack:
                 # Modules and layers are replaced inside their model, whose own forward then joins

@@ -34,7 +34,7 @@ def shadowed(module: nn.Module, name: str, function: Callable) -> Iterator[None]
 
 
 @contextmanager
-def modes(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, training: Sequence[nn.Module | None] = ()) -> Iterator[None]:
     """Set evaluation mode everywhere except in these modules (not their children).
 
     Compiled modules run eagerly, because compiled code ignores the hooks of a pass.
@@ -91,7 +91,7 @@ def heard(model: nn.Module, owner: nn.Module, method: str, run: Callable[[], Any
         arguments.append((*args, *kwargs.values()))
         raise PassEnds
 
-    with modes(model, [model, owner]), shadowed(owner, method, listen):
+    with evaluation_mode(model, [model, owner]), shadowed(owner, method, listen):
         try:
             run()
         except PassEnds:

@@ -22,7 +22,7 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.box_predictors import cascade_average_of
 from ..passes.resume import BatchLoader, LoaderFactory, loader_from, pass_digest
 from ..passes.shards import refuse_others
-from ..sites import LogitSite, known_site, modes, site_detector
+from ..sites import LogitSite, evaluation_mode, known_site, site_detector
 from .detections_folder import SWEEP, ImageDetections, SweepDetections, SweepWriter
 from .network import SweepRunner
 from .output_store import OUTPUTS, StoreWriter
@@ -99,7 +99,7 @@ def sweep(
     # Resolved here, because it is part of the digest: None would stand for two results.
     average = average or cascade_average_of(model)
     runner = _runner(model, calibrations, average, ground_truth, keep, site)
-    with preserved_rng(), modes(model):
+    with preserved_rng(), evaluation_mode(model):
         # The loader of all images, whose digest identifies the pass also when it is resumed.
         first = loader_from(loader, 0)
         # The number of processes determines which images a chunk has.

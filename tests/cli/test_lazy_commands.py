@@ -41,7 +41,7 @@ MODEL:
   LOGN: {VIS_IMAGES: 0, COLLECT: {MAX_IMAGES: 8}}
 DATASETS: {TRAIN: [lt_glyphs_tiny_train], TEST: [lt_glyphs_tiny_val]}
 DATALOADER: {NUM_WORKERS: 0, SAMPLER_TRAIN: RepeatFactorTrainingSampler, REPEAT_THRESHOLD: 0.5}
-INPUT: {MIN_SIZE_TRAIN: [64], MAX_SIZE_TRAIN: 64, MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 64,
+INPUT: {MIN_SIZE_TRAIN: [64], MAX_SIZE_TRAIN: 64, MIN_SIZE_TEST: 96, MAX_SIZE_TEST: 96,
         RANDOM_FLIP: none}
 TEST: {DETECTIONS_PER_IMAGE: 30}
 SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.001, MAX_ITER: 3, STEPS: [2], WARMUP_ITERS: 1,
@@ -91,7 +91,10 @@ dataloader.train.sampler = L(RepeatFactorTrainingSampler)(
     )
 )
 dataloader.test.dataset.names = "lt_glyphs_tiny_val"
-dataloader.test.mapper.augmentations = resize
+dataloader.test.mapper.augmentations = [
+    # Another size than training's, which tells the mappers apart.
+    L(T.ResizeShortestEdge)(short_edge_length=(96,), sample_style="choice", max_size=96)
+]
 dataloader.test.num_workers = 0
 
 lr_multiplier = L(WarmupParamScheduler)(

@@ -74,7 +74,7 @@ def test_an_unusable_file_is_named_with_its_problem(
 
 
 def test_the_error_of_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="logn demo"):
+    with pytest.raises(FileNotFoundError, match="logn sweep .* --output"):
         Results.load(tmp_path / "results.json")
 
 
