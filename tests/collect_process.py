@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from logn_d2.collection import LogitStatisticsCollector, collect_from_config
-from tests.small_detectors import CASCADE, draw_images, register, small_config, small_model
+from tests.small_detectors import CASCADE, image_records, register, small_config, small_model
 
 
 def main(
@@ -31,7 +31,7 @@ def main(
             os.kill(os.getpid(), signal.SIGKILL)
 
     LogitStatisticsCollector.process = process_and_die
-    register(draw_images(Path(folder)))
+    register(image_records(Path(folder)))
     cfg = small_config(CASCADE, MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=2)
     cfg.merge_from_list(opts)
     if world_size > 1:

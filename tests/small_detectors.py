@@ -29,17 +29,29 @@ STANDARD, CASCADE = "StandardROIHeads", "CascadeROIHeads"
 
 
 def draw_images(folder: Path, count: int = 10) -> list[dict]:
-    """Images of noise with two objects each; one has none, and the last class is in one image."""
+    """Writes images of noise; returns their records."""
     rng = np.random.default_rng(0)
+    records = image_records(folder, count)
+    for record in records:
+        noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(record["file_name"])
+    return records
+
+
+def image_records(folder: Path, count: int = 10) -> list[dict]:
+    """Two objects an image; one image has none, and the last class is in one image.
+
+    A process that shares the images with others asks for the records alone: an image that is
+    written anew is half a file to whoever reads it meanwhile.
+    """
     records = []
     for index in range(count):
-        path = folder / f"{index}.png"
-        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
         second = 3 if index == 2 else 1 + index % 2
         objects = [annotation(0, [4.0, 6.0, 34.0, 40.0])]
         objects.append(annotation(second, [20.0, 10.0, 60.0, 30.0]))
-        record = {"file_name": str(path), "image_id": 100 + index, "height": 48, "width": 64}
-        records.append({**record, "annotations": [] if index == 5 else objects})
+        record = {"file_name": str(folder / f"{index}.png"), "image_id": 100 + index}
+        size = {"height": 48, "width": 64}
+        records.append({**record, **size, "annotations": [] if index == 5 else objects})
     return records
 
 
