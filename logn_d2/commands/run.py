@@ -13,6 +13,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..data import records_kept
 from ..engine import (
     check_collection,
     check_evaluation,
@@ -143,15 +144,19 @@ def run(args: argparse.Namespace) -> int:
     with short_errors():
         cfg = job.setup()
         here = processes_here(cfg.MODEL.DEVICE, job.num_gpus, job.num_processes)
-        # Once, before processes start: otherwise each of them would report the same mistake.
-        job.check(cfg, started_processes() or here * job.num_machines)
-        launch(
-            work,
-            here,
-            device=cfg.MODEL.DEVICE,
-            num_machines=job.num_machines,
-            machine_rank=job.machine_rank,
-            dist_url=job.dist_url,
-            args=(job,),
-        )
+        started, processes = started_processes(), here * job.num_machines
+        # LVIS takes a minute to read: a training in this process uses the records of its checks.
+        trains_here = job.verb == "train" and (started or processes == 1)
+        with records_kept(cfg.DATASETS.TRAIN if trains_here else ()):
+            # Once, before processes start: otherwise each would report the same mistake.
+            job.check(cfg, started or processes)
+            launch(
+                work,
+                here,
+                device=cfg.MODEL.DEVICE,
+                num_machines=job.num_machines,
+                machine_rank=job.machine_rank,
+                dist_url=job.dist_url,
+                args=(job,),
+            )
     return 0

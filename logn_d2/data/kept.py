@@ -54,6 +54,16 @@ def is_kept(name: str) -> bool:
     return name in DatasetCatalog.list() and isinstance(DatasetCatalog[name], _OnceReader)
 
 
+def release_records(names: Sequence[str]) -> None:
+    """Free the records of data sets before the context of `records_kept` ends.
+
+    Args:
+        names (Sequence[str]): data sets; those that are not kept are ignored.
+    """
+    for name in filter(is_kept, names):
+        DatasetCatalog[name] = DatasetCatalog[name].load
+
+
 class _OnceReader:
     """Replaces a data set's function in the catalogue."""
 

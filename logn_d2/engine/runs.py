@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..core import LogitStatistics
-from ..data import records_kept
+from ..data import records_kept, release_records
 from ..data.loader import training_images
 from ..errors import UserError
 from ..modeling.build import TrainingClassCounts
@@ -89,6 +89,8 @@ def run_training(cfg: CfgNode, *, resume: bool) -> Results:
     """
     with records_kept(cfg.DATASETS.TRAIN):
         trainer = Trainer(cfg)
+    # The caller may keep them since its checks: gigabytes, of which the loader has its own copy.
+    release_records(cfg.DATASETS.TRAIN)
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 

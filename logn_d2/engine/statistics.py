@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ from torch import nn
 
 from ..collection import collect_from_config
 from ..core import ClassCounts, LogitStatistics, StatisticsError
+from ..core.affine import foreground_columns
 from ..core.statistics import FILE
 from ..data import class_counts
 from ..modeling.box_predictors import unwrapped
@@ -74,29 +76,38 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
     statistics = replace(statistics, provenance={**statistics.provenance, "run": digest})
     if comm.is_main_process():
         statistics.save(path)
-        warn_of_unused_classes(statistics, class_counts(cfg.DATASETS.TRAIN))
+        warn_of_unused_classes(statistics, lambda: class_counts(cfg.DATASETS.TRAIN))
     comm.synchronize()
     return statistics
 
 
-def warn_of_unused_classes(statistics: LogitStatistics, counts: ClassCounts) -> None:
+def warn_of_unused_classes(statistics: LogitStatistics, count: Callable[[], ClassCounts]) -> None:
     """Warn of a class without training objects that determines LogN's beta, the smallest mean.
 
     No RoI ever raised the logit of such a class, so its mean can lie far below all others. The
     calibrated scores of the other classes then fall below the usual score thresholds.
+
+    Args:
+        statistics (LogitStatistics): of a pass over training images.
+        count (Callable): counts the training set, only if the statistics leave the question open.
     """
+    if statistics.background == "none":
+        return  # Eq. 1 has no beta
+    columns = foreground_columns(statistics.background)
     for number, stage in enumerate(statistics.stages):
-        if statistics.background == "none":
-            return  # Eq. 1 has no beta
-        if len(stage.mean) < len(counts.image_count) or statistics.unlabelled(number) is not None:
+        mean = stage.mean[columns]
+        if len(mean) < len(statistics.class_names) or statistics.unlabelled(number) is not None:
             continue  # beta already leaves out classes that are known to have no RoI
-        lowest = int(stage.mean[: len(counts.image_count)].argmin())
+        lowest = int(mean.argmin())
+        if stage.posteriors is not None and stage.posteriors.label_count[columns][lowest] > 0:
+            continue  # it had a RoI, so it has objects
+        counts = count()
         if counts.image_count[lowest] == 0:
             logger.warning(
                 "Stage %d: class '%s' has no training object and sets LogN's beta, %.2f. Take it "
                 "out of the categories, use logn(beta=mean), or set "
                 "MODEL.ROI_HEADS.SCORE_THRESH_TEST to 0.",
-                *(number, counts.class_names[lowest], stage.mean[lowest]),
+                *(number, counts.class_names[lowest], mean[lowest]),
             )
 
 

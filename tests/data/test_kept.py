@@ -8,7 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import logn_d2.data.registration as registration
-from logn_d2.data import class_counts, records_kept, register_lvis_form
+from logn_d2.data import class_counts, records_kept, register_lvis_form, release_records
 from logn_d2.data.kept import is_kept
 
 CONTENT = {
@@ -73,6 +73,16 @@ def test_the_catalogue_is_as_before_even_after_an_error(name):
         assert is_kept(name)
         raise RuntimeError
     assert DatasetCatalog[name] is before
+
+
+def test_released_records_are_read_again_and_stay_released(name, reads):
+    before = DatasetCatalog[name]
+    with records_kept([name]):
+        DatasetCatalog.get(name)
+        release_records([name, "nobody"])
+        assert DatasetCatalog[name] is before
+        DatasetCatalog.get(name)
+    assert len(reads) == 2 and DatasetCatalog[name] is before
 
 
 def test_names_registered_meanwhile_stay(name, tmp_path):

@@ -14,6 +14,7 @@ from logn_d2.core import (
     CalibrationInputs,
     ClassCounts,
     LogitStatistics,
+    PosteriorMoments,
     StageStatistics,
     build_calibration,
 )
@@ -191,11 +192,17 @@ def test_a_class_without_objects_that_sets_beta_is_named(caplog, lowest, warned)
     mean[lowest] = -9.0
     stage = StageStatistics(mean, torch.ones(3, dtype=torch.float64), torch.full((3,), 5))
     count = np.array([0, 4])
-    warn_of_unused_classes(
-        LogitStatistics((stage,), ("things", "disc")),
-        ClassCounts(("things", "disc"), count, count, 4),
-    )
+    counts = ClassCounts(("things", "disc"), count, count, 4)
+    warn_of_unused_classes(LogitStatistics((stage,), ("things", "disc")), lambda: counts)
     assert ("class 'things' has no training object" in caplog.text) is warned
+
+
+def test_the_training_set_is_not_counted_for_a_class_that_the_pass_has_seen():
+    posteriors, logits = PosteriorMoments(3), torch.tensor([[-9.0, 1.0, 2.0], [-8.0, 1.0, 2.0]])
+    posteriors.update(logits, logits.softmax(1), torch.tensor([0, 2]))
+    mean, count = logits.double().mean(0), torch.full((3,), 2)
+    stage = StageStatistics(mean, torch.ones(3, dtype=torch.float64), count, posteriors=posteriors)
+    warn_of_unused_classes(LogitStatistics((stage,), ("things", "disc")), count=pytest.fail)
 
 
 def test_classes_of_coco_form_have_the_groups_of_their_training_images(register):
