@@ -71,9 +71,10 @@ def draw(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert MUSCIMA++ and print the sizes of the result."""
+    """Convert MUSCIMA++; print sizes and checksums of the result."""
     writers = args.val_writers or VAL_WRITERS
-    print("\n".join(describe(convert_muscima(args.source, args.output, val_writers=writers))))
+    contents = convert_muscima(args.source, args.output, val_writers=writers)
+    print("\n".join(describe(contents, args.output)))
     return 0
 
 

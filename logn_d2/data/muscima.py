@@ -10,6 +10,7 @@ Units: pixels of the page in `PageObject`, and of the halved page from `_halved`
 
 from __future__ import annotations
 
+import hashlib
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -291,17 +292,20 @@ def _content(
     }
 
 
-def describe(contents: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for each split written by `convert_muscima`, with its size.
+def describe(contents: dict[str, dict[str, Any]], target: str | Path) -> list[str]:
+    """One line for each split written by `convert_muscima`: its size, and what tells it from others.
 
     Args:
         contents (dict[str, dict]): annotation files by split.
+        target (path): their folder.
     """
     lines = []
     for split, content in contents.items():
         groups = [category["frequency"] for category in content["categories"]]
+        digest = hashlib.sha256((Path(target) / f"{split}.json").read_bytes()).hexdigest()
         lines.append(
             f"{split}: {len(content['images']):,} tiles, {len(content['annotations']):,} objects, "
-            f"{len(groups)} classes ({' / '.join(str(groups.count(g)) for g in 'rcf')} r / c / f)"
+            f"{len(groups)} classes ({' / '.join(str(groups.count(g)) for g in 'rcf')} r / c / f), "
+            f"SHA-256 {digest[:8]}"
         )
     return lines

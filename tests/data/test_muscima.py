@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -222,11 +223,13 @@ def test_validation_writers_are_a_third_of_fifty():
     assert len(set(VAL_WRITERS)) == 16 and set(VAL_WRITERS) <= set(range(1, 51))
 
 
-def test_command_line_prints_the_result(release, tmp_path, capsys):
-    arguments = ["data", "muscima", str(release), "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--val-writers", "6"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "train: 1 tiles, 3 objects, 3 classes (3 / 0 / 0 r / c / f)",
-        "val: 2 tiles, 3 objects, 3 classes (3 / 0 / 0 r / c / f)",
+def test_command_line_prints_sizes_and_the_checksums_of_what_it_wrote(release, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["data", "muscima", str(release), "--output", str(out), "--val-writers", "6"]) == 0
+    train, val = (
+        hashlib.sha256((out / f).read_bytes()).hexdigest()[:8] for f in ("train.json", "val.json")
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"train: 1 tiles, 3 objects, 3 classes (3 / 0 / 0 r / c / f), SHA-256 {train}",
+        f"val: 2 tiles, 3 objects, 3 classes (3 / 0 / 0 r / c / f), SHA-256 {val}",
     ]
