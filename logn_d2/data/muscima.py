@@ -293,7 +293,7 @@ def _content(
 
 
 def describe(contents: dict[str, dict[str, Any]], target: str | Path) -> list[str]:
-    """One line for each split written by `convert_muscima`: its size, and what tells it from others.
+    """One line for each split of `convert_muscima`: its size, and what tells it from others.
 
     Args:
         contents (dict[str, dict]): annotation files by split.
