@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -131,9 +132,8 @@ def table(scores: Mapping[str, Scores]) -> str:
     for family, texts in {**GRID, AUTO: [AUTO]}.items():
         best = max(texts, key=lambda text: scores[text]["AP"])
         base = {m: 0.0 if family == PLAIN else scores[PLAIN][m] for m in METRICS}
-        change = [
-            f"{scores[best][m] - base[m]:{'' if family == PLAIN else '+'}.1f}" for m in METRICS
-        ]
+        sign = "" if family == PLAIN else "+"
+        change = [_figure(scores[best][m] - base[m], sign) for m in METRICS]
         lines.append([family, best if len(texts) > 1 else "", *change])
     return tabulate(lines, ["family", "best point", *METRICS], "pipe", disable_numparse=True)
 
@@ -148,7 +148,8 @@ def asked(scores: Mapping[str, Scores], text: str) -> tuple[float, float, float,
 
 def worst_group(scores: Mapping[str, Scores], text: str) -> str:
     """The group whose AP changes least, or falls most."""
-    return min(METRICS[1:], key=lambda m: scores[text][m] - scores[PLAIN][m])
+    known = [m for m in METRICS[1:] if not math.isnan(scores[PLAIN][m])]  # groups with classes
+    return min(known, key=lambda m: scores[text][m] - scores[PLAIN][m])
 
 
 def is_met(scores: Mapping[str, Scores], text: str) -> bool:
@@ -202,7 +203,11 @@ def over_seeds(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
 
 def _spread(values: list[float], sign: str) -> str:
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{deviation}"
+    return _figure(statistics.mean(values), sign) + deviation
+
+
+def _figure(value: float, sign: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.1f}"
 
 
 def main() -> None:

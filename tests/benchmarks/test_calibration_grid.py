@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -47,6 +48,16 @@ def test_tables_have_the_best_of_a_family_and_the_worst_of_the_groups(grid):
     assert cells == ["rfs", "-0.10", "+2.90", "+0.40", "APf -0.25", "yes"]
     ends = {"rfs": {"APf": (-0.5, 0.04)}}
     assert "| APf -0.25 [-0.5, +0.0] |" in grid.verdict({"rfs": scores}, ends)
+
+
+def test_a_group_without_classes_is_a_dash_and_never_the_worst(grid):
+    texts = [*grid.POINTS, grid.AUTO]
+    scores = {text: {"AP": 9.0, "APr": 5.0, "APc": 9.0, "APf": math.nan} for text in texts}
+    scores[grid.AUTO]["APc"] = 8.0
+    assert grid.worst_group(scores, grid.AUTO) == "APc"
+    rows = grid.table(scores).splitlines()[2:]
+    assert {row.strip("| ").split("|")[-1].strip() for row in rows} == {"-"}
+    assert "nan" not in grid.over_seeds({"signs0": scores})
 
 
 def test_spread_is_over_the_seeds_of_a_training(grid):
