@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num-processes", type=int, default=1, help="processes per machine on the CPU"
     )
-    parser.set_defaults(dist_url="auto")
+    parser.set_defaults(dist_url="auto", imports=(), output=None)
     args = parser.parse_args(argv)
     if args.collect_stats and _is_config_key(args.collect_stats):
         # --collect-stats without PATH: argparse took the first KEY for it.
@@ -83,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.verb = "evaluate" if args.eval_only else "train"
     if args.collect_stats is not None:
         args.verb, args.output = "collect", args.collect_stats
+    # As literals, see `logn_d2.cli.arguments`.
+    if args.stats:
+        args.opts += ["MODEL.LOGN.STATISTICS", repr(args.stats)]
+    if args.stop_at is not None:
+        args.opts += ["MODEL.LOGN.COLLECT.STOP_AT", repr(args.stop_at)]
     return run(args)
 
 

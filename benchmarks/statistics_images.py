@@ -14,6 +14,7 @@ passes and resumes an interrupted sweep.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import logging
@@ -294,7 +295,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
     swept = sweep(
         model,
-        lambda skip: build_evaluation_loader(cfg, dataset, skip=skip),
+        functools.partial(build_evaluation_loader, cfg, dataset),
         make_calibrations(cfg, passes, wanted, args.calibrations),
         average=cfg.MODEL.LOGN.CASCADE_AVERAGE,
         ground_truth=truth,

@@ -184,6 +184,21 @@ def name_of(category: Entry) -> str:
     return category.get("name") or next(iter(category.get("synonyms") or ()), str(category["id"]))
 
 
+def path_of(image: Entry) -> str:
+    """The path of an image below the image folder; "" if the file does not tell.
+
+    Example:
+        >>> path_of({"id": 1, "coco_url": "http://images.cocodataset.org/val2017/1.jpg"})
+        'val2017/1.jpg'
+    """
+    # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the URL are the path.
+    # COCO has both, and its file_name is right.
+    url = image.get("coco_url")
+    if url and ("neg_category_ids" in image or "file_name" not in image):
+        return "/".join(url.split("/")[-2:])
+    return image.get("file_name") or ""
+
+
 def mask_of(annotation: Entry) -> list[list[float]] | dict[str, Any] | None:
     """The mask of an object: run lengths, or its polygons of at least three points.
 

@@ -21,6 +21,7 @@ BELOW = {
     "files": set(),
     "frequency": set(),
     "results": {"files", "frequency"},
+    "progress": set(),
     "provenance": set(),
     "annotations": set(),
     "lvis": {"files", "frequency", "annotations"},
@@ -42,6 +43,7 @@ BELOW = {
         "modeling",
         "ood",
         "passes",
+        "sites",
         "source",
     },  # fmt: skip
     "lazy": {"sites"},
@@ -54,6 +56,7 @@ BELOW = {
     "pictures": {"core", "modeling", "sites", "sweeps"},
     "report": {
         "analysis",
+        "annotations",
         "classification",
         "files",
         "frequency",
@@ -62,6 +65,7 @@ BELOW = {
         "lvis",
         "modeling",
         "ood",
+        "progress",
         "results",
         "sweeps",
     },  # fmt: skip
@@ -230,6 +234,7 @@ def test_matplotlib_is_left_to_those_who_draw_and_lvis_api_to_nobody():
 import sys
 sys.modules["lvis"] = None
 import logn_d2.engine, logn_d2.evaluators.lvis_form, logn_d2.lvis.evaluate
+import logn_d2.commands.run, logn_d2.commands.sweep, logn_d2.commands.trends
 print("matplotlib" in sys.modules)
 """
     result = run_python(code)

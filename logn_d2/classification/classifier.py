@@ -18,7 +18,10 @@ from ..errors import UserError
 from ..modeling.build import TrainingClassCounts, calibrations_from_config, logn_node
 from ..modeling.class_scales import add_class_scales
 from ..modeling.second_stages import get_second_stage
+from ..sites import ConfigSite, register_config_site
 from .head import ClassifierHead
+
+register_config_site("ImageClassifier", ConfigSite(background="none"))
 
 
 @META_ARCH_REGISTRY.register()

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 
 from ..core.specs import check_options, parse_call
-from ..errors import MissingFileError, UserError
+from ..data.registration import LazyMetadata
+from ..errors import UserError
 from .image_data import IMAGE_SOURCES, ImageData
 
 EVALUATOR = "classification"
@@ -53,26 +53,14 @@ _BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class _ImageMetadata(Metadata):
-    """Metadata whose class names and limits are read from the source on first use."""
+class _ImageMetadata(LazyMetadata):
+    """Metadata whose class names and limits are read from the source."""
 
-    def __getattr__(self, key: str) -> Any:
-        fields = self.__dict__
-        if key in ("thing_classes", "frequency_limits") and "_load" in fields:
-            try:
-                data = fields["_load"]()
-            except MissingFileError as error:
-                # hasattr and get(key, default) expect this error: a model may be used without its
-                # training set.
-                raise AttributeError(str(error)) from error
-            fields["thing_classes"] = list(data.class_names)
-            fields["frequency_limits"] = data.limits
-            return fields[key]
-        return super().__getattr__(key)
+    lazy = ("thing_classes", "frequency_limits")
 
-    def as_dict(self) -> dict[str, Any]:
-        """All fields, without this class's private ones."""
-        return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
+    def read(self) -> None:
+        data = self._load()
+        self.__dict__.update(thing_classes=list(data.class_names), frequency_limits=data.limits)
 
 
 def register_images(name: str, source: str | Callable[[], ImageData]) -> None:

@@ -21,7 +21,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import Parser, add_placement, without_overrides
+from .arguments import Parser, without_overrides
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,7 +36,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: ablations in the first RUN"
     )
-    add_placement(parser)
+    parser.add_processes()
+    # Names, runs and KEY VALUE share one list, which options may interrupt.
     args = parser.parse_intermixed_args(argv)
     args.names, args.opts = without_overrides(args.names)
     args.command = shlex.join(["logn", "ablate", *argv])

@@ -8,6 +8,22 @@ import re
 import sys
 from collections.abc import Sequence
 
+# Options that stand for a config key -> that key.
+_KEYS = {
+    "weights": "MODEL.WEIGHTS",
+    "output_dir": "OUTPUT_DIR",
+    "stats": "MODEL.LOGN.STATISTICS",
+    "calibration": "MODEL.LOGN.CALIBRATION",
+    "dataset": "DATASETS.TEST",
+    "stop_at": "MODEL.LOGN.COLLECT.STOP_AT",
+}
+# Only Detectron2's config nodes, so that no file name is mistaken for a key.
+_KEY = re.compile(
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+$"
+    r"|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD)$"
+    r"|\+?[a-z_]\w*(\.\w+)+="  # of a LazyConfig
+)
+
 
 class Parser(argparse.ArgumentParser):
     """A command's parser, which keeps the line breaks of the examples.
@@ -23,22 +39,17 @@ class Parser(argparse.ArgumentParser):
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.set_defaults(verb=command)
 
-    def add_config(self, required: bool = True) -> None:
-        """Add --config-file, --weights, --import, and KEY VALUE at the end.
-
-        Commands with these call `parse_intermixed_args`, because argparse otherwise takes a
-        positional list only in one place.
-        """
+    def add_config(self) -> None:
+        """Add --config-file, --weights, --import, and KEY VALUE at the end; see `parse_config`."""
         self.add_argument(
             "--config-file",
-            required=required,
+            required=True,
             metavar="FILE",
             help="config of the model: YAML, or a LazyConfig (.py)",
         )
-        self.add_argument(
-            "--weights", metavar="FILE", default="", help="checkpoint (config key MODEL.WEIGHTS)"
-        )
+        self.add_argument("--weights", metavar="FILE", help="checkpoint (config key MODEL.WEIGHTS)")
         self.add_argument(
             "--import",
             dest="imports",
@@ -53,6 +64,60 @@ class Parser(argparse.ArgumentParser):
             metavar="KEY VALUE",
             help="config keys, at the end; of a LazyConfig also key.of.config=VALUE",
         )
+
+    def add_statistics(self) -> None:
+        """Add --stats and --calibration."""
+        self.add_argument(
+            "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
+        )
+        self.add_argument(
+            "--calibration",
+            metavar="NAME",
+            help='such as "norcal(gamma=0.6)"; default with a statistics file: logn',
+        )
+
+    def parse_config(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse the arguments of a command with `add_config`.
+
+        Returns:
+            Namespace: ``opts`` has all KEY VALUE pairs: those at the end, then those that options
+            stand for, which take precedence.
+        """
+        # Intermixed, because argparse otherwise takes a positional list only in one place.
+        args = self.parse_intermixed_args(argv)
+        pairs = []
+        # An option with several values also takes the KEY VALUE pairs that follow it.
+        for name, value in vars(args).items():
+            if isinstance(value, list) and name != "opts":
+                own, taken = without_overrides(value)
+                setattr(args, name, own)
+                pairs += taken
+        pairs += args.opts
+        for name, key in _KEYS.items():
+            value = getattr(args, name, None)
+            if value not in (None, ""):
+                # As a literal, or a folder called 2024 would become a number.
+                pairs += [key, repr((value,) if name == "dataset" else value)]
+        args.opts = pairs
+        return args
+
+    def add_processes(self, machines: bool = False) -> None:
+        """Add the processes of a command; torchrun and srun set them without these options."""
+        group = self.add_argument_group("processes (not with torchrun and srun, which start them)")
+        group.add_argument(
+            "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine"
+        )
+        group.add_argument(
+            "--num-processes", type=int, default=1, metavar="N", help="processes on the CPU"
+        )
+        if machines:
+            group.add_argument("--num-machines", type=int, default=1, metavar="N")
+            group.add_argument(
+                "--machine-rank", type=int, default=0, metavar="N", help="rank of this one"
+            )
+            group.add_argument(
+                "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0"
+            )
 
     def add_old_spelling(self, old: str, new: str) -> None:
         """Accept an option's former name for one release, with a warning."""
@@ -77,41 +142,6 @@ class _OldSpelling(argparse.Action):
     ) -> None:
         print(f"{parser.prog}: {option} is {self._new} now", file=sys.stderr)
         setattr(namespace, self.dest, values)
-
-
-def add_placement(parser: argparse.ArgumentParser, machines: bool = False) -> None:
-    """Add the processes of a command; torchrun and srun set them without these options."""
-    group = parser.add_argument_group("processes (not with torchrun and srun, which start them)")
-    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine")
-    group.add_argument(
-        "--num-processes", type=int, default=1, metavar="N", help="processes on the CPU"
-    )
-    if machines:
-        group.add_argument("--num-machines", type=int, default=1, metavar="N")
-        group.add_argument(
-            "--machine-rank", type=int, default=0, metavar="N", help="rank of this one"
-        )
-        group.add_argument(
-            "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0"
-        )
-
-
-def overrides(args: argparse.Namespace) -> list[str]:
-    """KEY VALUE pairs of a command line, including those set by options."""
-    pairs = {"MODEL.WEIGHTS": getattr(args, "weights", ""), "OUTPUT_DIR": _folder(args)}
-    return [*args.opts, *(text for pair in pairs.items() if pair[1] for text in pair)]
-
-
-def _folder(args: argparse.Namespace) -> str:
-    return getattr(args, "output_dir", "") or ""
-
-
-# Only Detectron2's config nodes, so that no file name is mistaken for a key.
-_KEY = re.compile(
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+$"
-    r"|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD)$"
-    r"|\+?[a-z_]\w*(\.\w+)+="  # of a LazyConfig
-)
 
 
 def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:

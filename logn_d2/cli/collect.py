@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import Parser, add_placement, overrides
+from .arguments import Parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -20,7 +20,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        default="",
         help="the statistics file (default: logn_stats.safetensors in the config's OUTPUT_DIR)",
     )
     parser.add_argument(
@@ -31,7 +30,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "(MODEL.LOGN.COLLECT.STOP_AT)",
     )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted pass")
-    add_placement(parser, machines=True)
-    args = parser.parse_intermixed_args(argv)
-    args.verb, args.opts = "collect", overrides(args)
-    return args
+    parser.add_processes(machines=True)
+    return parser.parse_config(argv)

@@ -21,6 +21,7 @@ from .arguments import Parser
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("data", __doc__)
+    # Plain parsers: argparse makes them with other arguments than `Parser` takes.
     actions = parser.add_subparsers(
         dest="action", required=True, metavar="ACTION", parser_class=argparse.ArgumentParser
     )

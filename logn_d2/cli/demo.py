@@ -19,6 +19,7 @@ from pathlib import Path
 from .arguments import Parser
 from .main import main
 
+# Not imported from the work, whose modules load torch.
 SIZES = ("tiny", "demo", "lvis")
 PHASES = ("draw", "train", "collect", "evaluate", "report")
 

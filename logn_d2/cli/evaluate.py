@@ -13,22 +13,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import Parser, add_placement, overrides
+from .arguments import Parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("evaluate", __doc__)
     parser.add_config()
-    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
+    parser.add_statistics()
     parser.add_argument(
-        "--calibration", metavar="NAME", default="", help="default with --stats: logn"
-    )
-    parser.add_argument(
-        "--dataset", metavar="NAME", default="", help="registered data set (default: DATASETS.TEST)"
+        "--dataset", metavar="NAME", help="registered data set (default: DATASETS.TEST)"
     )
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="resume an interrupted evaluation")
-    add_placement(parser, machines=True)
-    args = parser.parse_intermixed_args(argv)
-    args.verb, args.opts = "evaluate", overrides(args)
-    return args
+    parser.add_processes(machines=True)
+    return parser.parse_config(argv)

@@ -17,16 +17,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import Parser, overrides
+from .arguments import Parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("fold", __doc__)
     parser.add_config()
-    parser.add_argument(
-        "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
-    )
-    parser.add_argument("--calibration", metavar="NAME", help="default: logn, or the config's")
+    parser.add_statistics()
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write, .pth")
     parser.add_argument(
         "--images",
@@ -43,12 +40,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SCORE",
         help="largest difference in a score, in [0, 1] (default: 1e-4)",
     )
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_config(argv)
+    # Here, before anything heavy is imported.
     if Path(args.output).suffix != ".pth":
         parser.error(f"--output is {args.output}, expected a name ending in .pth")
     if args.weights and Path(args.output).resolve() == Path(args.weights).resolve():
         parser.error("--output equals --weights; keep the unfolded weights, they are needed again")
     if Path(args.output).with_suffix(".yaml").resolve() == Path(args.config_file).resolve():
         parser.error("the folded model's config would replace --config-file; change --output")
-    args.overrides = overrides(args)
     return args

@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from .arguments import Parser
@@ -89,5 +90,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="score threshold at which the baseline is used (default: 0.5)",
     )
     args = parser.parse_args(argv)
-    args.argv = list(argv)
+    args.command = shlex.join(["logn", "report", *argv])
     return args

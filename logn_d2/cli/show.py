@@ -21,16 +21,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import Parser, overrides, without_overrides
+from .arguments import Parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("show", __doc__)
     parser.add_config()
-    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
-    parser.add_argument(
-        "--calibration", metavar="NAME", default="", help='such as "logn(beta=mean)"; default: logn'
-    )
+    parser.add_statistics()
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, patterns or folders")
     source.add_argument("--video-input", metavar="FILE", help="a video")
@@ -57,13 +54,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="also show detections that overlap a better one of another class (IoU over 0.5)",
     )
-    args = parser.parse_intermixed_args(argv)
-    if args.input:
-        args.input, opts = without_overrides(args.input)
-        args.opts = [*opts, *args.opts]
+    args = parser.parse_config(argv)
     if not args.output and not args.show:
         parser.error("give --output PATH, --show, or both")
-    args.overrides = overrides(args)
     return args
 
 

@@ -22,6 +22,7 @@ from .arguments import Parser
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("stats", __doc__)
+    # Plain parsers: argparse makes them with other arguments than `Parser` takes.
     actions = parser.add_subparsers(
         dest="action", required=True, metavar="ACTION", parser_class=argparse.ArgumentParser
     )
@@ -43,7 +44,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             action.add_argument("--output", required=True, metavar="FILE")
     _add_import(actions)
     args = parser.parse_args(argv)
-    number = len(getattr(args, "paths", ()))
+    number = len(getattr(args, "paths", ()))  # an import has none
     if args.action == "compare" and number != 2:
         parser.error(f"compare takes two files, {number} were given")
     if args.action == "merge" and number < 2:

@@ -31,7 +31,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import UNCALIBRATED
-from .arguments import Parser, add_placement, overrides, without_overrides
+from .arguments import Parser
 
 # The parts of LogN (paper Table 2), which need only statistics.
 DEFAULT = (UNCALIBRATED, "logn_mean", "logn_std", "logn_no_beta", "logn")
@@ -40,7 +40,9 @@ DEFAULT = (UNCALIBRATED, "logn_mean", "logn_std", "logn_no_beta", "logn")
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("sweep", __doc__)
     parser.add_config()
-    parser.add_argument("--stats", metavar="FILE", default="", help="statistics file")
+    parser.add_argument(
+        "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
+    )
     parser.add_argument(
         "--calibrations",
         nargs="+",
@@ -67,6 +69,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         help="registered data sets whose images contain none of the classes",
     )
+    # Two options, because one with an optional value would take a KEY that follows it. The default
+    # is that of ODIN's paper; the module that has it as a constant imports torch.
     parser.add_argument(
         "--odin",
         action="store_const",
@@ -108,13 +112,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the finished results of another sweep"
     )
-    add_placement(parser)
-    args = parser.parse_intermixed_args(argv)
-    # An option with several values also takes the KEY VALUE pairs that follow it.
-    args.calibrations, opts = without_overrides(args.calibrations)
-    args.ood, more = without_overrides(args.ood)
-    args.opts = [*opts, *more, *args.opts]
-    args.overrides = overrides(args)
+    parser.add_processes()
+    args = parser.parse_config(argv)
+    # Refused here: the work would ignore them without a word.
     if args.from_outputs and (args.save_outputs or args.choose_on or args.num_processes > 1):
         parser.error(
             "--from-outputs runs no network and excludes --save-outputs, --choose-on and "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import Parser, add_placement, overrides
+from .arguments import Parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -20,7 +20,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_config()
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the training")
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
-    add_placement(parser, machines=True)
-    args = parser.parse_intermixed_args(argv)
-    args.verb, args.opts = "train", overrides(args)
-    return args
+    parser.add_processes(machines=True)
+    return parser.parse_config(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -199,7 +200,7 @@ def collect_from_config(
     )
     statistics, collector = _run_pass(
         model,
-        lambda skip: build_statistics_loader(cfg, skip=skip, dataset=dataset),
+        functools.partial(build_statistics_loader, cfg, dataset=dataset),
         description,
         seed=collect.SEED,
         stop_period=collect.STOP_PERIOD,

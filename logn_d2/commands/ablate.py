@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import shlex
 import subprocess
@@ -32,6 +33,7 @@ from ..files import write_json, write_text
 from ..provenance import commit, machine
 from .run import processes_here
 
+# The baseline of most tables, and the method as published.
 PLAIN, LOGN = Row(UNCALIBRATED), Row("LogN", "logn")
 RFS, RANDOM = "RepeatFactorTrainingSampler", "TrainingSampler"
 
@@ -139,6 +141,7 @@ def complete(args: argparse.Namespace) -> None:
         ValueError: a name is neither, or one of both is missing.
     """
     known = [*ABLATIONS, "all"]
+    # argparse can't tell them apart: both are positional, in any order.
     args.runs = [Path(each) for each in args.names if each not in known]
     args.names = [each for each in args.names if each in known]
     for run in args.runs:
@@ -184,20 +187,19 @@ def prepare(args: argparse.Namespace) -> None:
         for name in args.names:
             ablation = ABLATIONS[name]
             for value in (ablation.values or {}).values():
+                # The run itself is the training with its own value.
                 if value != value_of(cfg, ablation.key):
                     train(run / "config.yaml", twin(run, value), args, ablation.key, value)
 
 
 def twin(run: Path, value: str) -> Path:
-    """The folder of the run with this value."""
+    """The folder of the run with this value, which later calls find again."""
     return run.with_name(f"{run.name}_{value}")
 
 
 def value_of(cfg: CfgNode, key: str) -> str:
     """The value of a config key, by its dotted name."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def rows_of(run: Path, ablation: Ablation) -> dict[str, tuple[Path, Row]]:
@@ -229,6 +231,7 @@ def measure_runs(args: argparse.Namespace) -> dict[str, dict[str, list[Metrics]]
         # A row that several tables share is measured once.
         run, row = places
         wanted.setdefault(run, {})[key_of(row)] = replace(row, label=key_of(row))
+    # Run by run: only one model is in memory.
     found = {}
     for index, (run, rows) in enumerate(wanted.items()):
         logger.info("Run %d of %d, %s: %s.", index + 1, len(wanted), run, ", ".join(rows))

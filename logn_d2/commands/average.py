@@ -60,6 +60,7 @@ def changes(table: Mapping[str, Sequence[Scores]]) -> dict[str, list[Scores]]:
 
 
 def _less(mine: Scores, base: Scores) -> Scores:
+    # An older run may lack a metric, whose change is then undefined.
     return {
         task: {
             metric: value - base[task].get(metric, math.nan) for metric, value in metrics.items()

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ..analysis import choose
-from ..engine import load_config, short_errors
+from ..engine import short_errors
 from ..engine.evaluation import read_ground_truth
-from ..glyphs import register_glyphs
 from ..lvis import match_lvis
 from ..report.runs import RunFolder
+from .report import register
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the choice; return the exit status."""
     with short_errors():
-        register_glyphs()
-        for config in Path(args.run).glob("config.yaml"):
-            load_config(config)  # this registers its data sets
+        register([args.run])
         folder = RunFolder.open(args.run, args.dataset)
         # A sweep that lacks images would make every calibration look worse by chance.
         truth = read_ground_truth(folder.dataset, folder.train_sets)
         folder.check(truth)
         names = dict.fromkeys([args.baseline, *(args.calibrations or folder.calibrations)])
+        # Once for each calibration: splits and resamples reuse the matches.
         matches = {
             name: match_lvis(truth, folder.detections(name), args.task)
             for name in tqdm(names, "matching", unit="calibration")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
@@ -19,23 +21,19 @@ from ..files import write_json
 from ..glyphs import draw_glyphs, glyphs_folder, register_glyphs, verify_glyphs
 
 
-def chosen_names(args: argparse.Namespace) -> list[str]:
+def chosen_names(names: Sequence[str], cfg: CfgNode | None) -> list[str]:
     """The names to check, in order and without repetition."""
-    names = list(args.names)
-    if args.config_file:
-        cfg = load_config(args.config_file, [])
-        names += [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if cfg is not None:
+        names = [*names, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    # Those with annotations: of sets that nobody has fetched there is nothing to check.
     if not names:
         known = [n for n in DatasetCatalog.list() if n.startswith(("lvis_v", "lt_glyphs_"))]
         names = [n for n in known if os.path.isfile(MetadataCatalog.get(n).json_file)]
     return list(dict.fromkeys(names))
 
 
-def config_problems(args: argparse.Namespace) -> list[str]:
+def config_problems(cfg: CfgNode) -> list[str]:
     """Problems of readable data sets that would stop a training with the config."""
-    if not args.config_file:
-        return []
-    cfg = load_config(args.config_file, [])
     problems = []
     checks = (
         lambda: check_classes(cfg, cfg.DATASETS.TEST),
@@ -87,6 +85,7 @@ def leave_out(args: argparse.Namespace) -> int:
     if args.classes_of:
         own = {name_of(each).casefold() for each in content["categories"]}
         others = [name_of(each) for each in read_annotations(args.classes_of)["categories"]]
+        # Classes that the first file does not know can't be in its images.
         classes = [name for name in others if name.casefold() in own]
         absent = [name for name in others if name.casefold() not in own]
     found = images_without(content, classes)
@@ -104,7 +103,8 @@ def check(args: argparse.Namespace) -> int:
     """Print a table; return 1 if there is a problem or no data set."""
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     register_glyphs()
-    names = chosen_names(args)
+    cfg = load_config(args.config_file) if args.config_file else None
+    names = chosen_names(args.names, cfg)
     if not names:
         print(f"There is no data set below {root}; see datasets/README.md.", file=sys.stderr)
         return 1
@@ -117,9 +117,10 @@ def check(args: argparse.Namespace) -> int:
         rows.append([report.name, *(f"{n:,}" for n in sizes), state])
     align = ["left", *["right"] * 4, "left"]
     print(tabulate(rows, head, "plain", colalign=align, disable_numparse=True))
+    # The checks of a config need readable data sets.
     if any(report.problems for report in reports):
         return 1
-    problems = config_problems(args)
+    problems = [] if cfg is None else config_problems(cfg)
     for problem in problems:
         print(problem)
     return int(bool(problems))

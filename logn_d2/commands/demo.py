@@ -29,6 +29,7 @@ from .demo_words import ending, meaning, overview, roughly, says
 Logn = Callable[[list[str]], int]
 
 SUBJECT = "logn"
+# LogN, with and without its beta, and methods that need no further training either.
 CALIBRATIONS = (SUBJECT, "logn_no_beta", "norcal(gamma=0.6)", "fracal", "auto")
 # Seed of the data set. --seed is the training's, so that runs with different seeds share the data.
 DATA_SEED = 0
@@ -57,6 +58,7 @@ def draw(run: Run) -> list[str]:
 def train(run: Run) -> list[str]:
     """Train the detector; statistics and evaluation are separate phases here."""
     options = ["OUTPUT_DIR", str(run.output), "SEED", str(run.seed)]
+    # An empty DATASETS.TEST evaluates nothing.
     options += ["MODEL.LOGN.COLLECT.ENABLED", "False", "DATASETS.TEST", "()"]
     options += ["DATALOADER.SAMPLER_TRAIN", run.cfg.DATALOADER.SAMPLER_TRAIN]
     return ["train", "--config-file", str(run.config_file), "--resume", *_processes(run), *options]
@@ -110,6 +112,7 @@ def drawn_characters(run: Run) -> tuple[str, ...]:
     """The character of each class, from its definition."""
     content = json.loads(Path(MetadataCatalog.get(run.val_set).json_file).read_text("utf-8"))
     categories = sorted(content["categories"], key=lambda category: category["id"])
+    # `draw` writes a character's code point into its definition.
     codes = [re.search(r"U\+([0-9A-F]+)", category["def"]) for category in categories]
     return tuple(
         chr(int(code[1], 16)) if code else category["name"]
@@ -176,7 +179,7 @@ def run_phases(run: Run, only: str | None, logn: Logn) -> None:
         if only not in (None, name):
             if not done:
                 raise UserError(f"'{only}' needs '{name}': run that first, or leave out --phase.")
-        elif done and only != "report":
+        elif done and only != "report":  # by name, the page is made again
             say(f"{_mark(name)} already done, in {run.seconds(name):.0f} s")
         else:
             say(f"\n{_mark(name)} {says(run, name)} (about {roughly(run.size, [name])})")
@@ -239,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with short_errors():
         job = open_run(args)
-    quiet_logging()
+    quiet_logging()  # the table and the sentences should stand out
     if not is_done(job, "report"):
         say(overview(job))
     try:

@@ -66,6 +66,7 @@ class Run:
         path = self.output / _JOURNAL
         if path.is_file():
             self.journal = json.loads(path.read_text())
+        # Those that the run began with; `open_run` compares them with the present ones.
         self.journal.setdefault("settings", self.settings)
         self.journal.setdefault("phases", {})
 
@@ -168,6 +169,7 @@ def open_run(args: argparse.Namespace) -> Run:
         ValueError: the folder contains a run with other settings, or other files.
     """
     output = args.output or Path("output") / args.size
+    # Only a folder with a journal is deleted: --output may be misspelt.
     ours = (output / _JOURNAL).is_file()
     if args.fresh and ours:
         shutil.rmtree(output)
@@ -212,6 +214,7 @@ def _build_config(args: argparse.Namespace, output: Path) -> tuple[CfgNode, Path
     cfg.MODEL.LOGN.COLLECT.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(output), args.seed
     cfg.freeze()
+    # Relative, so that the printed commands are short.
     path = Path(path).resolve()
     here = Path.cwd().resolve()
     return cfg, path.relative_to(here) if path.is_relative_to(here) else path

@@ -81,6 +81,7 @@ def meaning(results: Results, subject: str) -> str:
     rows = {row.calibration: row for row in results.rows}
     base, calibrated = rows[UNCALIBRATED], rows[subject]
     best = max(results.rows, key=lambda row: _ap(row, "AP"))
+    # As after the few seconds that size tiny trains: the differences are noise.
     if math.isnan(_ap(base, "AP")) or _ap(best, "AP") < 1:
         return (
             "Meaning: none, since this detector has not learnt to find anything. `logn demo` "

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from ..analysis.run_table import markdown
 from ..data.mappers import TestResize
 from ..engine import load_config, short_errors
-from ..engine.checkpoint import load_weights
+from ..engine.checkpoint import load_model
 from ..engine.checks import check_classes
-from ..engine.statistics import without_calibration
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write, images_in, write_text
 from ..modeling import (
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Fold, compare, write; return the exit status."""
     with short_errors():
         cfg = setup(args)
-        model = load_model(cfg, cfg.MODEL.WEIGHTS)
+        model, _ = load_model(cfg)
         calibrate(cfg, model)
         plain_cfg, folded = fold_copy(cfg, model)
         images = read_images(cfg, args.images, args.num_images)
@@ -59,22 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load the config of the command line, which registers data sets."""
-    cfg = load_config(args.config_file, args.overrides, args.imports)
-    cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
-    cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION or "logn"
+    cfg = load_config(args.config_file, args.opts, args.imports)
+    cfg.MODEL.LOGN.CALIBRATION = cfg.MODEL.LOGN.CALIBRATION or "logn"
     check_classes(cfg)
     return cfg
-
-
-def load_model(cfg: CfgNode, weights: str) -> nn.Module:
-    """Load the uncalibrated model.
-
-    Raises:
-        ValueError: the checkpoint can't be read, or belongs to another model.
-    """
-    model = source_of(without_calibration(cfg)).model().eval()
-    load_weights(model, weights, cfg.OUTPUT_DIR, resume=False)
-    return model
 
 
 def calibrate(cfg: CfgNode, model: nn.Module) -> None:
@@ -114,6 +101,7 @@ def read_images(cfg: CfgNode, source: str | None, count: int) -> list[dict[str, 
     Raises:
         FileNotFoundError: there are no images.
     """
+    # Lazily: a second data set is not loaded if the first has enough images.
     files = _image_files([source] if source else cfg.DATASETS.TEST)
     resize = TestResize(cfg)
     inputs = []
@@ -200,6 +188,7 @@ def compare(
     """
     difference = Difference(images=len(inputs))
     for image in inputs:
+        # Region by region first: detections alone would hide classes below the threshold.
         for mine, theirs in zip(*(_stage_probs(m, image) for m in (calibrated, folded))):
             if mine.shape != theirs.shape:
                 raise UserError(
@@ -267,15 +256,16 @@ def _larger(largest: float, values: Tensor) -> float:
 def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
     """Write ``output`` and the config beside it."""
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    # In the form of Detectron2's checkpoints, with tensors that load without a GPU.
     with atomic_write(output) as temporary:
         torch.save({"model": state}, temporary)
     lazy_file = source_of(cfg).file
     if lazy_file:
         print(f"Wrote {output}: train.init_checkpoint of {lazy_file}.")
     else:
-        cfg.MODEL.WEIGHTS = str(output)
-        write_text(config_path(output), cfg.dump())
-        print(f"Wrote {output} and {config_path(output)}.")
+        cfg.MODEL.WEIGHTS, config = str(output), output.with_suffix(".yaml")
+        write_text(config, cfg.dump())
+        print(f"Wrote {output} and {config}.")
     parts = parts_of_logn_d2(model)
     if not parts:
         print("No part of logn_d2 is needed to load it.")
@@ -283,8 +273,3 @@ def write(model: nn.Module, cfg: CfgNode, output: Path) -> None:
     print(f"Loading it needs logn_d2 for: {', '.join(parts)}.")
     if not lazy_file:
         print("Call logn_d2.add_logn_config(cfg) before the config is read.")
-
-
-def config_path(output: Path) -> Path:
-    """Path of the config."""
-    return output.with_suffix(".yaml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +16,19 @@ from ..report.runs import split_run
 logger = logging.getLogger("logn_d2.report")
 
 
-def register(args: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
-    """Register the runs' data sets; return the given evaluated set and training sets."""
-    register_glyphs()
-    train_sets: Sequence[str] = ()
-    if args.config_file:
-        train_sets = load_config(args.config_file).DATASETS.TRAIN
-    else:
-        folders = (Path(split_run(text)[0]) for text in args.runs)
-        for path in dict.fromkeys(path for each in folders for path in each.glob("config.yaml")):
+def register(runs: Sequence[str], config_file: str | None = None) -> Sequence[str]:
+    """Register the data sets of runs: those of a config if given, else those of their folders.
+
+    Returns:
+        Sequence[str]: training sets of the given config.
+    """
+    register_glyphs()  # a folder need not have a config
+    if config_file:
+        return load_config(config_file).DATASETS.TRAIN
+    for folder in dict.fromkeys(split_run(text)[0] for text in runs):
+        for path in Path(folder).glob("config.yaml"):
             load_config(path)
-    return args.dataset, train_sets
+    return ()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with short_errors():
         report = make_report(
-            open_runs(args.runs, *register(args)),
+            open_runs(args.runs, args.dataset, register(args.runs, args.config_file)),
             focus=args.focus,
             settings=Settings(
                 args.resamples, args.seed, args.max_dets, args.score_threshold, args.level
@@ -47,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
             statistics=args.stats,
             annotations=args.annotations,
             images=args.images,
-            command=shlex.join(["logn", "report", *args.argv]),
+            command=args.command,
             title=args.title,
         )
         write_report(args.output, report, args.figures)
+    # The page's sentences, for readers of a log.
     print("\n".join(summarise(report.comparison)))
     seconds, size = time.perf_counter() - start, Path(args.output).stat().st_size / 2**20
     print(f"{args.output}: {size:.1f} MB, made in {seconds:.0f} s")

@@ -29,14 +29,6 @@ WINDOW = "before and after calibration (q quits)"
 WEBCAM_FPS = 10.0
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config; options of the command line override its calibration."""
-    cfg = load_config(args.config_file, args.overrides, args.imports)
-    cfg.MODEL.LOGN.STATISTICS = args.stats or cfg.MODEL.LOGN.STATISTICS
-    cfg.MODEL.LOGN.CALIBRATION = args.calibration or cfg.MODEL.LOGN.CALIBRATION
-    return cfg
-
-
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """Find image files.
 
@@ -56,6 +48,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if not files:
             raise MissingFileError(f"There is no image at '{name}'. Give files or a folder.")
         found += files
+    # All of them, before the model is loaded.
     for path in found:
         try:
             with Image.open(path):
@@ -207,6 +200,7 @@ class Mp4:
         Raises:
             OSError: this OpenCV can't write mp4 files.
         """
+        # Only the first picture tells the size.
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
             code = cv2.VideoWriter_fourcc(*"mp4v")
@@ -248,6 +242,7 @@ def check_window() -> None:
 def _shown_in_window(picture: np.ndarray, wait_ms: int) -> bool:
     """Show a picture, until a key is pressed if ``wait_ms`` is 0; True for q or Escape."""
     cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    # Some backends set higher bits for modifier keys.
     return cv2.waitKey(wait_ms) & 0xFF in (ord("q"), 27)
 
 
@@ -255,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw images or a video; return the exit status."""
     with short_errors():
         setup_logger(name="logn_d2")
-        cfg = setup(args)
+        cfg = load_config(args.config_file, args.opts, args.imports)
         check_comparison(cfg)
         if args.show:
             check_window()

@@ -118,7 +118,7 @@ def show(path: str, statistics: LogitStatistics, rows: int | None) -> None:
             for c in order
         ]
         head = ["class", "count", "mean", "std", "std error", "note"]
-        print_table(head, _ends(cells, rows, _num_background(statistics)), "lrrrrl")
+        print_table(head, _ends(cells, rows, int(statistics.background != "none")), "lrrrrl")
     print()
 
 
@@ -144,6 +144,7 @@ def _properties(statistics: LogitStatistics) -> Iterator[list[str]]:
     if statistics.stop_at > 0:
         reached = "reached" if statistics.reached else "not reached"
         yield ["ended at error", f"{statistics.stop_at:g}, {reached}"]
+    # Moving averages have none.
     with contextlib.suppress(StatisticsError):
         error = f"{statistics.sampling_error():.4f}" if statistics.stages else "-"
         yield ["sampling error", f"{error} (largest standard error of a LogN logit)"]
@@ -160,8 +161,10 @@ def compare(files: Sequence[tuple[str, LogitStatistics]], rows: int | None) -> N
     (path, left), (other_path, right) = files
     _check_comparable(left, right)
     print(f"A: {path}\nB: {other_path}\n")
-    properties = zip(_properties(left), _properties(right))
-    print_table(["property", "A", "B"], [[a[0], a[1], b[1]] for a, b in properties], "lll")
+    # By name: a pass that ended early has properties that others lack.
+    of_a, of_b = (dict(_properties(each)) for each in (left, right))
+    table = [[name, of_a.get(name, "-"), of_b.get(name, "-")] for name in {**of_a, **of_b}]
+    print_table(["property", "A", "B"], table, "lll")
     for index, (a, b) in enumerate(zip(left.stages, right.stages)):
         print(f"\nStage {index}, {_same_weights(a, b)}; largest differences of the mean first:\n")
         _compare_stages(a, b, _column_names(left), rows)
@@ -287,15 +290,11 @@ def _column_names(statistics: LogitStatistics) -> list[str]:
     return names + background if statistics.background == "last" else background + names
 
 
-def _num_background(statistics: LogitStatistics) -> int:
-    return int(statistics.background != "none")
-
-
 def _foreground_order(statistics: LogitStatistics, mean: Tensor) -> list[int]:
     """Columns by decreasing mean; the background last."""
     order = mean.argsort(descending=True, stable=True).tolist()
-    background = {"last": len(mean) - 1, "first": 0, "none": None}[statistics.background]
-    if background is not None:
+    if statistics.background != "none":
+        background = 0 if statistics.background == "first" else len(mean) - 1
         order.remove(background)
         order.append(background)
     return order
@@ -333,4 +332,5 @@ def _same_weights(a: StageStatistics, b: StageStatistics) -> str:
 
 
 def _escaped(text: str) -> str:
+    # A bar would end the cell, a line break the row.
     return text.replace("|", "\\|").replace("\n", " ")

@@ -20,9 +20,9 @@ from .. import UNCALIBRATED
 from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
-from ..data import class_counts, records_kept
+from ..data import records_kept
 from ..engine import launch, load_config, short_errors
-from ..engine.checkpoint import load_weights
+from ..engine.checkpoint import load_model
 from ..engine.checks import (
     check_calibration,
     check_classes,
@@ -41,11 +41,11 @@ from ..files import write_text
 from ..lvis.ground_truth import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.box_predictors import check_calibratable
+from ..modeling.build import TrainingClassCounts
 from ..ood import ood_table, score_figures
 from ..provenance import provenance
-from ..report import ResultRow, Results
-from ..sites import ROI_HEADS, ConfigSite, config_site
-from ..source import source_of
+from ..results import ResultRow, Results
+from ..sites import ROI_HEADS, config_site
 from ..sweeps import (
     StoredOutputs,
     SweepDetections,
@@ -69,20 +69,17 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load the config of the command line, which registers data sets."""
-    cfg = load_config(args.config_file, args.overrides, args.imports)
-    if args.dataset:
-        cfg.DATASETS.TEST = (args.dataset,)
+    cfg = load_config(args.config_file, args.opts, args.imports)
+    # From its option or its key; the model itself returns raw logits.
+    args.stats = cfg.MODEL.LOGN.STATISTICS
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name a data set with --dataset.")
-    cfg.freeze()
     return without_calibration(cfg)
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Find mistakes before processes start."""
-    site = config_site(cfg)
     if classifies_images(cfg):
-        site = ConfigSite(background="none")
         check_for_images(cfg, args)
     elif args.odin is not None:
         raise UserError(
@@ -91,13 +88,13 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     elif args.ood:
         check_for_unknown_objects(cfg, args)
-    elif site is not ROI_HEADS and (args.save_outputs or args.from_outputs):
+    elif config_site(cfg) is not ROI_HEADS and (args.save_outputs or args.from_outputs):
         raise UserError(
             f"The outputs of a {cfg.MODEL.META_ARCHITECTURE} can't be stored: its candidates have "
             "no boxes before its own inference. Omit --save-outputs and --from-outputs."
         )
     for text in args.calibrations:
-        check_calibration(text, site.classes_in(cfg), bool(args.stats), site=site)
+        check_calibration(cfg, text, bool(args.stats))
     datasets = [*cfg.DATASETS.TEST[:1], *([args.choose_on] if args.choose_on else [])]
     check_datasets(datasets)
     check_classes(cfg, datasets)
@@ -127,6 +124,7 @@ def check_for_images(cfg: CfgNode, args: argparse.Namespace) -> None:
             "sets of unknown images with --ood."
         )
     check_datasets(args.ood)
+    # Images that chose a temperature or count as unknown can't be those that are evaluated.
     others = [args.choose_on] if args.choose_on else []
     check_image_sets([*cfg.DATASETS.TEST[:1], *others, *args.ood])
     if cfg.DATASETS.TEST[0] in (*others, *args.ood):
@@ -141,8 +139,7 @@ def make_calibrations(
 ) -> dict[str, list[AffineCalibration]]:
     """Name -> one calibration for each box predictor, as `calibrations_at` makes them."""
     statistics = check_statistics(cfg, args.stats) if args.stats else None
-    # Counting the classes of LVIS takes a while, and most calibrations do not need it.
-    counts = functools.cache(lambda: class_counts(tuple(cfg.DATASETS.TRAIN)))
+    counts = TrainingClassCounts(cfg)
     with records_kept(cfg.DATASETS.TRAIN):  # FRACAL counts classes and reads their places
         return {t: make(t, statistics=statistics, counts=counts) for t in args.calibrations}
 
@@ -151,8 +148,7 @@ def load_network(
     cfg: CfgNode, args: argparse.Namespace
 ) -> tuple[nn.Module, str, dict[str, list[AffineCalibration]]]:
     """The model with its weights, the source of the weights, and the calibrations."""
-    model = source_of(cfg).model()
-    weights = load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+    model, weights = load_model(cfg)
     make = functools.partial(calibrations_at, find_sites(model))
     return model, weights, make_calibrations(cfg, args, make)
 
@@ -194,9 +190,8 @@ class StoredSweep:
     """Sweep with stored outputs."""
 
     def __init__(self, cfg: CfgNode, args: argparse.Namespace) -> None:
+        self._cfg, self._args = cfg, args
         self._stored = StoredOutputs.load(args.from_outputs)
-        self._average, self._device = cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.MODEL.DEVICE
-        self._overwrite = args.overwrite
         self.provenance = {**self._stored.info, "outputs": args.from_outputs}
         make = functools.partial(
             stage_calibrations,
@@ -212,11 +207,11 @@ class StoredSweep:
         return sweep_stored(
             self._stored,
             self._calibrations,
-            average=self._average,
+            average=self._cfg.MODEL.LOGN.CASCADE_AVERAGE,
             ground_truth=read_ground_truth(dataset),
             output_dir=folder,
-            overwrite=self._overwrite,
-            device=self._device,
+            overwrite=self._args.overwrite,
+            device=self._cfg.MODEL.DEVICE,
         )
 
 
@@ -231,7 +226,6 @@ def work(args: argparse.Namespace) -> None:
             return
         dataset = cfg.DATASETS.TEST[0]
         find = (StoredSweep if args.from_outputs else NetworkSweep)(cfg, args)
-        chosen_on = args.choose_on or dataset
         others = None
         if args.choose_on and args.grids:
             others = find(args.choose_on, os.path.join(args.output, "sweep_to_choose"))
@@ -247,10 +241,10 @@ def work(args: argparse.Namespace) -> None:
         metrics = evaluate_sweep(swept, truth, per_class_folder=args.output)
         chooses = metrics
         if others is not None:
+            # Boxes alone: the choice is by box AP.
             chooses = evaluate_sweep(others, read_ground_truth(args.choose_on), ("bbox",))
         chosen = [best_of_grid(chooses, members) for members in args.grids]
-        provenance = provenance_of(dataset, args, find.provenance, chosen, chosen_on)
-        save(metrics, provenance, os.path.join(args.output, "results.json"))
+        save(args, dataset, metrics, find.provenance, chosen)
         print(format_table(metrics, chosen))
         say_where_chosen("box AP", chosen, args, dataset)
         if args.ood:
@@ -294,20 +288,7 @@ def sweep_images(cfg: CfgNode, args: argparse.Namespace) -> None:
         print(f"\n{dataset} against {other}, in percent\n\n{ood_table(rows)}")
     say_where_chosen("accuracy", chosen, args, dataset)
     images.write(dataset, results)
-    provenance = provenance_of(dataset, args, {"weights": weights}, chosen, chosen_on or dataset)
-    save(metrics, provenance, os.path.join(args.output, "results.json"))
-
-
-def provenance_of(
-    dataset: str,
-    args: argparse.Namespace,
-    found: Mapping[str, Any],
-    chosen: Sequence[str],
-    chosen_on: str,
-) -> dict[str, Any]:
-    """The origin of the numbers."""
-    choice = {"chosen": chosen, "chosen on": chosen_on} if chosen else {}
-    return {**provenance(dataset, statistics=args.stats), **found, **choice}
+    save(args, dataset, metrics, {"weights": weights}, chosen)
 
 
 def say_where_chosen(
@@ -325,12 +306,29 @@ def say_where_chosen(
 
 def keep_config(cfg: CfgNode, folder: Path) -> None:
     """Write the config for the report, unless the folder is a training's and has its own."""
+    # The report reads names of data sets from it; a training's must stay as it was trained.
     if not has_begun(folder):
         write_text(folder / "config.yaml", cfg.dump())
 
 
-def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
-    """Write the report's input: tasks for which all calibrations were evaluated."""
+def save(
+    args: argparse.Namespace,
+    dataset: str,
+    metrics: Metrics,
+    found: Mapping[str, Any],
+    chosen: Sequence[str],
+) -> None:
+    """Write the report's input: tasks for which all calibrations were evaluated.
+
+    Args:
+        args (Namespace): the command line.
+        dataset (str): the evaluated set.
+        metrics (Mapping): calibration -> task -> metric.
+        found (Mapping): further provenance, such as the weights.
+        chosen (Sequence[str]): the best of each grid.
+    """
+    choice = {"chosen": chosen, "chosen on": args.choose_on or dataset} if chosen else {}
+    about = {**provenance(dataset, statistics=args.stats), **found, **choice}
     # A calibration from stored outputs may lack masks, and a row without mask AP could not be
     # compared.
     common = set.intersection(*(set(by_task) for by_task in metrics.values()))
@@ -338,7 +336,7 @@ def save(metrics: Metrics, provenance: Mapping[str, Any], path: str) -> None:
         ResultRow(name, {task: value for task, value in by_task.items() if task in common})
         for name, by_task in metrics.items()
     )
-    Results(rows, provenance).save(path)
+    Results(rows, about).save(os.path.join(args.output, "results.json"))
 
 
 def run(args: argparse.Namespace) -> int:

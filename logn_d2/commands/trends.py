@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import CfgNode
 
 from ..analysis import format_spread
+from ..analysis.correlation import spearman
 from ..analysis.run_table import markdown
 from ..core import LogitStatistics, StageStatistics, frequency_groups, matching_gamma
 from ..core.affine import foreground_columns
@@ -22,7 +22,6 @@ from ..data import class_counts
 from ..engine import short_errors
 from ..engine.experiments import run_config
 from ..errors import MissingFileError
-from ..report.numbers import spearman
 
 # Identity of a row: classifier, sampler, and cascade stage.
 Kind = tuple[str, str, int]
@@ -58,27 +57,19 @@ def trend(stage: StageStatistics, image_count: np.ndarray, background: str = "la
     count = np.asarray(image_count)[usable]
     groups = frequency_groups(count)
     rare, frequent = groups == "r", groups == "f"
-    values = [spearman(count, mean), spearman(count, std), *[math.nan] * 6]
+    found = {"rho of mean": spearman(count, mean), "rho of std": spearman(count, std)}
     if rare.any() and frequent.any():
-        values[2] = mean[frequent].mean() - mean[rare].mean()
-        values[3] = std[frequent].mean() / std[rare].mean()
+        found["mean f - r"] = mean[frequent].mean() - mean[rare].mean()
+        found["std f / r"] = std[frequent].mean() / std[rare].mean()
     if len(mean):
-        values[4] = mean.min() - mean.mean()
-        values[5] = np.exp(np.log(std).mean())
-    values[6:] = _posterior_figures(stage, image_count, background)
-    return dict(zip(COLUMNS, map(float, values)))
-
-
-def _posterior_figures(
-    stage: StageStatistics, image_count: np.ndarray, background: str
-) -> tuple[float, float]:
-    """The columns "gamma" and "own" of all classes; NaN without posteriors and labels."""
+        found["min - mean"] = mean.min() - mean.mean()
+        found["gm of std"] = np.exp(np.log(std).mean())
     posteriors = stage.posteriors
-    if posteriors is None or not posteriors.labelled or not posteriors.roi_count.any():
-        return math.nan, math.nan
-    own = posteriors.own_share()[foreground_columns(background)]
-    gamma = matching_gamma(stage, image_count, background=background)
-    return gamma, float(own.nanmean())
+    # They count for all classes, and need RoIs and their labels.
+    if posteriors is not None and posteriors.labelled and posteriors.roi_count.any():
+        found["gamma"] = matching_gamma(stage, image_count, background=background)
+        found["own"] = posteriors.own_share()[foreground].nanmean()
+    return {name: float(found.get(name, math.nan)) for name in COLUMNS}
 
 
 def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
@@ -96,13 +87,14 @@ def trends_of(run: Path, file: str) -> dict[Kind, Trend]:
         )
     statistics = LogitStatistics.load(path)
     counts = _counts(tuple(cfg.DATASETS.TRAIN))
+    kind = cfg.MODEL.LOGN.CLASSIFIER, cfg.DATALOADER.SAMPLER_TRAIN
     statistics.check(
         num_classes=len(counts.class_names),
         num_stages=len(statistics.stages),
         class_names=counts.class_names,
     )
     return {
-        (*_kind(cfg), index): trend(stage, counts.image_count, statistics.background)
+        (*kind, index): trend(stage, counts.image_count, statistics.background)
         for index, stage in enumerate(statistics.stages)
     }
 
@@ -125,10 +117,6 @@ def run(args: argparse.Namespace) -> int:
         text = table([trends_of(run, args.file) for run in args.runs])
     print(text, "", *(f"- {name}: {what}" for name, what in COLUMNS.items()), sep="\n")
     return 0
-
-
-def _kind(cfg: CfgNode) -> tuple[str, str]:
-    return cfg.MODEL.LOGN.CLASSIFIER, cfg.DATALOADER.SAMPLER_TRAIN
 
 
 # Cached, because compared runs share a training set, and LVIS's takes a while to read.

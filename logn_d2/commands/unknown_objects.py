@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
 
@@ -15,7 +15,7 @@ from ..engine.evaluation import read_ground_truth
 from ..errors import UserError
 from ..files import write_json
 from ..ood import in_percent, ood_table
-from ..report.progress import Progress
+from ..progress import Progress
 from ..sites import ROI_HEADS, config_site
 from ..sweeps import (
     StoredOutputs,
@@ -54,6 +54,7 @@ def check_for_unknown_objects(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def known_store(args: argparse.Namespace) -> str | None:
     """Folder for the raw outputs of the known images, or None."""
+    # --ood measures on stored logits, also where the user did not ask for a store.
     default = os.path.join(args.output, "outputs") if args.ood else None
     return args.save_outputs or default
 
@@ -68,7 +69,6 @@ def compare_unknown_objects(
     args: argparse.Namespace,
     calibrations: Mapping[str, Sequence[AffineCalibration]],
     swept: SweepDetections,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Print a table for each set and write ``unknown_SET.json``, in percent.
 
@@ -77,7 +77,6 @@ def compare_unknown_objects(
         args (Namespace): the command line.
         calibrations (Mapping): name -> one calibration per stage; each name has its own threshold.
         swept (SweepDetections): detections in the known images under each calibration.
-        say (Callable): receives each table.
     """
     dataset = cfg.DATASETS.TEST[0]
     known, truth = StoredOutputs.load(known_store(args)), read_ground_truth(dataset)
@@ -103,7 +102,7 @@ def compare_unknown_objects(
                 *(known, unknown, truth, unknown_truth), known_objects=mine, **options
             )
     for name, results in found.items():
-        say(f"\n{dataset} against {name}, in percent\n\n{as_text(results)}")
+        print(f"\n{dataset} against {name}, in percent\n\n{as_text(results)}")
         content = {text: in_percent(result.as_dict()) for text, result in results.items()}
         write_json(os.path.join(args.output, f"unknown_{name}.json"), content)
 

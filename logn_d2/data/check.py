@@ -59,6 +59,7 @@ def check_dataset(name: str) -> DatasetReport:
     # Detectron2's loaders assert what they expect of a json; here that is a problem to report.
     except (OSError, ValueError, KeyError, AssertionError) as error:
         return DatasetReport(name, problems=(str(error),))
+    # From the loaded records, not from the json: what training will see.
     objects = [a for record in records for a in record.get("annotations", ())]
     problems = [*_image_problems(records), *_box_problems(records)]
     if not objects:
@@ -103,6 +104,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
             f"{path} has {width} x {height} pixels, its json says {expected[0]} x {expected[1]} "
             "(width x height)"
         )
+    # Of other formats the end has no mark.
     end = _END.get(kind)
     if end and end not in _last_bytes(path):
         return f"{path} ends early: copy or fetch it again"
@@ -112,7 +114,7 @@ def image_problem(record: Mapping[str, Any]) -> str | None:
 _ORIENTATION = 0x0112  # Exif
 # The end of complete files; some programs append a few bytes.
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 4096  # bytes
+_TAIL = 4096  # bytes, where the mark of a complete file is looked for
 
 
 def _last_bytes(path: str) -> bytes:

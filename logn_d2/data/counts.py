@@ -78,6 +78,7 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
             [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
             for record in records
         ]
+        # Images with an object, which are fewer than those of the file.
         counts, annotated = count_classes(classes, len(class_names)), sum(map(bool, classes))
         _compare_counts(name, counts)
         image_count, instance_count = image_count + counts[0], instance_count + counts[1]
@@ -125,6 +126,7 @@ def fractal_dimensions(dataset_name: str | Sequence[str]) -> np.ndarray:
         # In shares of the image, so that images of different sizes can be compared.
         centres.append(corners.mean(axis=1) / (record["width"], record["height"]))
         classes += [a["category_id"] for a in objects]
+    # The empty start serves sets without objects, which concatenate would refuse.
     x, y = np.concatenate([np.zeros((0, 2)), *centres]).T
     return fractal_dimensions_of(classes, x, y, len(MetadataCatalog.get(names[0]).thing_classes))
 

@@ -33,6 +33,7 @@ def records_kept(names: Sequence[str]) -> Iterator[None]:
         ...     class_counts("lt_glyphs_tiny_train")  # does not
     """
     registered = DatasetCatalog.list()
+    # A set that an outer context keeps already stays with that one.
     readers = {
         name: _OnceReader(name, DatasetCatalog[name])
         for name in names
@@ -76,4 +77,4 @@ class _OnceReader:
         if self._records is None:
             with lvis_mistakes_named([self._name]):
                 self._records = self.load()
-        return list(self._records)
+        return list(self._records)  # a caller may sort or cut its list

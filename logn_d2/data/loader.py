@@ -79,7 +79,7 @@ class PassDataset(torchdata.Dataset):
                 f"'{record.get('file_name')}' has no annotations, which sampled RoIs need. Set "
                 "MODEL.LOGN.COLLECT.POPULATION to proposals, or register the data set with them."
             )
-        # The standard errors group views by this id.
+        # The standard errors group views by this id; custom sets may have none.
         mapped.setdefault("image_id", index)
         mapped["statistics_index"] = position
         if self._weights is not None:
@@ -104,8 +104,8 @@ class PassDataset(torchdata.Dataset):
 
 def build_statistics_loader(
     cfg: CfgNode,
-    *,
     skip: int = 0,
+    *,
     dataset: Sequence[Record] | None = None,
     mapper: Mapper | None = None,
 ) -> torchdata.DataLoader:
@@ -158,9 +158,7 @@ def build_statistics_loader(
     return _loader(images, skip, cfg.DATALOADER.NUM_WORKERS, _batch_size(cfg))
 
 
-def build_evaluation_loader(
-    cfg: CfgNode, dataset_name: str, *, skip: int = 0
-) -> torchdata.DataLoader:
+def build_evaluation_loader(cfg: CfgNode, dataset_name: str, skip: int = 0) -> torchdata.DataLoader:
     """A finite loader over an evaluation set that can start in the middle.
 
     Args:
@@ -172,7 +170,7 @@ def build_evaluation_loader(
         DataLoader: this process's share, in lists of one mapped image.
     """
     files = None
-    if cfg.MODEL.LOAD_PROPOSALS:
+    if cfg.MODEL.LOAD_PROPOSALS:  # of this data set alone: the config has a file for each
         index = list(cfg.DATASETS.TEST).index(dataset_name)
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[index]]
     with lvis_mistakes_named([dataset_name]):
@@ -208,6 +206,7 @@ def build_class_aware_loader(cfg: CfgNode, images_per_class: int) -> torchdata.D
     order = torch.tensor(list(drawn), dtype=torch.int64).reshape(shape).transpose(1, 2).flatten()
     mapper = source_of(cfg).mapper(is_train=True)
     images = PassDataset(records, order, mapper, seed=max(cfg.SEED, 0))
+    # Never resumed: a resumed training fills its memory again.
     return _loader(images, 0, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -364,6 +363,7 @@ def _factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
 def _loader(
     images: PassDataset, skip: int, num_workers: int, batch_size: int = 1
 ) -> torchdata.DataLoader:
+    # A range as sampler: a resumed pass starts behind `skip` batches without loading them.
     positions = range(comm.get_rank(), len(images), comm.get_world_size())[skip * batch_size :]
     return torchdata.DataLoader(
         images,

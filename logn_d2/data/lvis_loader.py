@@ -40,7 +40,7 @@ def lvis_mistakes_named(names: Sequence[str]) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except UserError:  # names its mistake already
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         for name in names:

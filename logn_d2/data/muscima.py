@@ -206,6 +206,7 @@ def _on_tiles(each: PageObject) -> Iterator[tuple[tuple[int, int], dict[str, Any
     """The parts of an object with row and column of their tile."""
     left, top, mask = _halved(each)
     height, width = mask.shape
+    # Of the whole object, so that an object on a corner of four tiles may belong to none.
     least = max(_MIN_AREA, _MIN_SHARE * mask.sum())
     for row in range(top // _TILE, (top + height - 1) // _TILE + 1):
         for column in range(left // _TILE, (left + width - 1) // _TILE + 1):
@@ -246,6 +247,7 @@ def _block_means(array: np.ndarray) -> np.ndarray:
 
 def _categories(tiles: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """All classes by name, with their training counts and LVIS's groups."""
+    # Of both splits: validation may have classes without a training object.
     names = sorted({a["name"] for split in tiles.values() for t in split for a in t["annotations"]})
     shown = [[a["name"] for a in tile["annotations"]] for tile in tiles["train"]]
     images = [sum(name in on_tile for on_tile in map(set, shown)) for name in names]

@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.timer import Timer
 
-from ..annotations import check_image_sizes, mask_of, name_of, read_annotations
+from ..annotations import check_image_sizes, mask_of, name_of, path_of, read_annotations
 from ..errors import MissingFileError, UserError
 from .kept import is_kept
 
@@ -37,36 +37,52 @@ _FROM_JSON = (
 )
 
 
-class _JsonMetadata(Metadata):
-    """Metadata whose classes and counts are read from ``json_file`` on first use.
+class LazyMetadata(Metadata):
+    """Metadata with fields that are read from a file on first use.
 
-    A model may be built, and need class counts, before its data set is loaded.
+    A model may be built, and need class names or counts, before its data set is loaded.
     """
 
+    lazy: Sequence[str] = ()
+    """Names of these fields."""
+
+    def read(self) -> None:
+        """Set them, directly in ``__dict__``: Metadata's own check would access them again."""
+        raise AssertionError("a subclass reads them")
+
     def __getattr__(self, key: str) -> Any:
-        # Python calls this only for missing attributes. Fields are set directly in __dict__:
-        # Metadata's own consistency check would access them again.
+        # Python calls this only for missing attributes.
         fields = self.__dict__
-        if key in _FROM_JSON and "json_file" in fields and "_read" not in fields:
+        if key in self.lazy and "_read" not in fields:
             try:
-                if is_kept(self.name):  # its records will be needed too
-                    DatasetCatalog.get(self.name)
-                if "_read" not in fields:
-                    content = _read_json(fields["json_file"], self.name, fields.get("_hint", ""))
-                    self._take(content)
+                self.read()
             except FileNotFoundError as error:
                 # hasattr and get(key, default) expect this error: a model may be used without its
                 # training set.
                 raise AttributeError(str(error)) from error
+            fields["_read"] = True
             if key in fields:
                 return fields[key]
         return super().__getattr__(key)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, without this class's private ones."""
+        """All fields, without private ones."""
         return {k: v for k, v in super().as_dict().items() if not k.startswith("_")}
 
-    def _take(self, content: Mapping[str, Any]) -> None:
+
+class _JsonMetadata(LazyMetadata):
+    """Metadata whose classes and counts are read from ``json_file``."""
+
+    lazy = _FROM_JSON
+
+    def read(self) -> None:
+        fields = self.__dict__
+        if is_kept(self.name):  # its records will be needed too, and loading them calls `take`
+            DatasetCatalog.get(self.name)
+        if "_read" not in fields:
+            self.take(_read_json(fields["json_file"], self.name, fields.get("_hint", "")))
+
+    def take(self, content: Mapping[str, Any]) -> None:
         """Set the fields of ``_FROM_JSON`` that were not set at registration."""
         for key, value in _describe(content).items():
             self.__dict__.setdefault(key, value)
@@ -117,6 +133,7 @@ def _count_images(
     content: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, int]]:
     """Images of each category; crowds do not count as objects, as in training."""
+    # As a set, since an image with many objects of a class counts once.
     pairs = {
         (annotation["image_id"], annotation["category_id"])
         for annotation in content["annotations"]
@@ -234,7 +251,7 @@ def load_lvis_form(name: str, *, check_images: int = 100) -> list[dict[str, Any]
     meta = MetadataCatalog.get(name)
     content = _read_json(meta.json_file, name, vars(meta).get("_hint", ""))
     if isinstance(meta, _JsonMetadata):
-        meta._take(content)
+        meta.take(content)
     index_of = meta.thing_dataset_id_to_contiguous_id
     by_image = _group_annotations(content, meta.json_file)
     without_mask = [a["id"] for a in content["annotations"] if mask_of(a) is None]
@@ -285,14 +302,8 @@ def _group_annotations(content: Mapping[str, Any], source: str) -> dict[int, lis
 
 def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
     """Detectron2's fields of an image, without annotations."""
-    # LVIS v1 has no file_name and v0.5 an outdated one: the last two parts of the URL are the path.
-    # COCO has both, and its file_name is right.
-    federated = "neg_category_ids" in image
-    if image.get("coco_url") and (federated or "file_name" not in image):
-        tail = "/".join(image["coco_url"].split("/")[-2:])
-    elif image.get("file_name"):
-        tail = image["file_name"]
-    else:
+    tail = path_of(image)
+    if not tail:
         raise UserError(
             f"{meta.json_file}: image {image['id']} has neither 'file_name' nor 'coco_url'; "
             "expected one of them."
@@ -303,7 +314,7 @@ def _image_record(image: Mapping[str, Any], meta: Metadata) -> dict[str, Any]:
         "width": image["width"],
         "image_id": image["id"],
     }
-    if federated:
+    if "neg_category_ids" in image:
         record["neg_category_ids"] = image["neg_category_ids"]
         record["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids", [])
     return record
@@ -324,6 +335,7 @@ def _convert(
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": index_of[category_id],
     }
+    # Only where the json has it: Detectron2 takes a missing flag for 0.
     if "iscrowd" in annotation:
         converted["iscrowd"] = annotation["iscrowd"]
     if annotation.get("keypoints"):

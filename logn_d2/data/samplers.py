@@ -96,6 +96,7 @@ class ClassAwareTrainingSampler(Sampler):
         for index, record in enumerate(records):
             for category in sorted(_classes(record)):
                 images[category].append(index)
+        # In the order of classes, so that one seed gives one stream.
         return cls([images[category] for category in sorted(images)], seed=seed)
 
     @classmethod
@@ -164,7 +165,7 @@ def repetitions(cfg: CfgNode, records: Sequence[Record]) -> Tensor | None:
     """
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler == "TrainingSampler":
-        return torch.ones(len(records))
+        return torch.ones(len(records))  # a permutation in each epoch
     if sampler == "RepeatFactorTrainingSampler":
         return repeat_factors(cfg, records)
     if sampler == "CeilRepeatFactorTrainingSampler":

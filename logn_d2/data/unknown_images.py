@@ -41,6 +41,7 @@ def images_without(content: Mapping[str, Any], classes: Sequence[str]) -> dict[s
         >>> [image["id"] for image in images_without(content, ["cat"])["images"]]
         [2]
     """
+    # A list, because names that differ only in case are several categories.
     ids: dict[str, list[int]] = {}
     for category in content["categories"]:
         ids.setdefault(name_of(category).casefold(), []).append(category["id"])

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
 from ..files import write_text
+from ..source import source_of
+from .statistics import without_calibration
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth, and its name to ``last_checkpoint``."""
         self._name = f"{name}.pth"
+        # Under a name that nothing resumes from; `tag_last_checkpoint` renames the whole file.
         super().save(_PARTIAL, **kwargs)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -48,7 +52,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     tuple(found),
                     tuple(wanted),
                 )
-                break
+                break  # a cascade's other stages would say the same
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Rename the finished file, then write its name to ``last_checkpoint``."""
@@ -76,6 +80,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         """Raise IncompleteWeightsError with the first parameter that was not loaded."""
         needed = _needed(self.model)
         shapes = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
+        # Other shapes first: they tell of another number of classes, missing keys of another model.
         missing = [
             key for key in dict.fromkeys((*shapes, *incompatible.missing_keys)) if key in needed
         ]
@@ -118,6 +123,19 @@ def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) ->
     )
 
 
+def load_model(cfg: CfgNode) -> tuple[nn.Module, str]:
+    """The model of a config with its weights, in evaluation mode; it returns raw logits.
+
+    Returns:
+        tuple: the model, and the file or address of the weights.
+
+    Raises:
+        ValueError: see `load_weights`.
+    """
+    model = source_of(without_calibration(cfg)).model().eval()
+    return model, load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+
+
 def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> str:
     """Load the weights for a pass over a data set.
 
@@ -144,6 +162,7 @@ def load_weights(model: nn.Module, weights: str, output_dir: str, *, resume: boo
         )
     try:
         _check_archive(weights)
+        # Without optimizer and schedule, which belong to the training and not to a pass.
         checkpointer.load(weights, checkpointables=[])
     except (FileNotFoundError, PermissionError):  # these name the file
         raise

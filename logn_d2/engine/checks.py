@@ -31,7 +31,8 @@ from ..errors import MissingFileError, UnknownNameError, UserError
 from ..lvis import LvisGroundTruth
 from ..lvis.checks import check_groups
 from ..modeling.build import known_class_names
-from ..sites import ROI_HEADS, ConfigSite, config_site
+from ..sites import ROI_HEADS, config_site
+from .images import classifies_images
 
 
 def check_output_folder(folder: str) -> None:
@@ -67,7 +68,8 @@ def check_datasets(names: Sequence[str]) -> None:
             )
         metadata = MetadataCatalog.get(name)
         for key, what in (("json_file", "annotations"), ("image_root", "image folder")):
-            path = metadata.as_dict().get(key)
+            path = metadata.get(key)
+            # An address can't be checked without fetching it.
             if path and "://" not in path and not os.path.exists(path):
                 hint = vars(metadata).get("_hint") or "See datasets/README.md."
                 raise MissingFileError(f"The {what} of '{name}' are missing: {path}. {hint}")
@@ -104,7 +106,7 @@ def check_classes(cfg: CfgNode, names: Sequence[str] = ()) -> None:
 def _is_at_hand(name: str) -> bool:
     if name not in DatasetCatalog.list():
         return False
-    path = MetadataCatalog.get(name).as_dict().get("json_file")
+    path = MetadataCatalog.get(name).get("json_file")
     return path is not None and os.path.isfile(path)
 
 
@@ -118,7 +120,7 @@ def check_ground_truth(cfg: CfgNode) -> None:
     """
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
-        path = metadata.as_dict().get("json_file")
+        path = metadata.get("json_file")
         if metadata.get("evaluator_type") == "lvis" and path and os.path.isfile(path):
             # With the arguments of the evaluation, or its cache would not serve it.
             truth = LvisGroundTruth.from_json(path, masks=cfg.MODEL.MASK_ON)
@@ -197,20 +199,15 @@ def check_weights(weights: str) -> None:
 
 
 def check_calibration(
-    text: str,
-    num_classes: int,
-    has_statistics: bool,
-    collect: CfgNode | None = None,
-    site: ConfigSite = ROI_HEADS,
+    cfg: CfgNode, text: str, has_statistics: bool, *, collects: bool = False
 ) -> set[str]:
     """Check the name and the options of a calibration, and that its inputs are available.
 
     Args:
+        cfg (CfgNode): the model's config.
         text (str): for example "norcal(gamma=0.6)"; "" for none.
-        num_classes (int): K.
         has_statistics (bool): whether the run will have statistics.
-        collect (CfgNode): MODEL.LOGN.COLLECT, if the run will collect them itself.
-        site (ConfigSite): the detector's site.
+        collects (bool): whether the run collects them itself, by MODEL.LOGN.COLLECT.
 
     Returns:
         set[str]: the inputs that it uses, of "statistics", "counts" and "weights".
@@ -223,13 +220,17 @@ def check_calibration(
     if not text:
         return set()
     parse_calibration(text)
+    site, collect = config_site(cfg), cfg.MODEL.LOGN.COLLECT
     # Stand-ins of the right shapes: reading the counts takes minutes, the statistics hours.
+    num_classes = site.classes_in(cfg)
     columns = num_classes + (site.background != "none")
     ones = torch.ones(columns, dtype=torch.float64)
     posteriors = PosteriorMoments(columns)
-    matched = collect is None or collect.POPULATION != "proposals"
+    # Of a given file it is not known yet which posteriors it has.
+    matched = not collects or collect.POPULATION != "proposals"
     posteriors.update(ones[None], ones[None], torch.tensor([num_classes]) if matched else None)
-    gathers = collect is None or gathers_posteriors(collect.ESTIMATOR, collect.POPULATION)
+    gathers = not collects or gathers_posteriors(collect.ESTIMATOR, collect.POPULATION)
+    # Two logits of each class: with fewer, a class counts as unusable.
     stage = StageStatistics(
         mean=-ones, var=ones, count=2 * ones.long(), posteriors=posteriors if gathers else None
     )
@@ -247,21 +248,17 @@ def check_calibration(
     return inputs.used
 
 
-def check_loss_options(text: str, num_classes: int, *, without_background: bool = False) -> None:
-    """Check the name of a loss, and the names and values of its options.
-
-    Args:
-        text (str): for example "seesaw(p=0.8)"; "" for Detectron2's own.
-        num_classes (int): K.
-        without_background (bool): whether the classifier has K outputs, not K + 1.
+def check_loss_options(cfg: CfgNode) -> None:
+    """Check the name of the loss in MODEL.LOGN.LOSS, and the names and values of its options.
 
     Raises:
         KeyError: no loss has this name.
         ValueError: an option or its value is wrong, or the loss needs a background.
     """
+    build = build_loss_without_background if classifies_images(cfg) else build_loss
     # Counts are not given: reading them takes minutes, and no option depends on them.
-    if text:
-        (build_loss_without_background if without_background else build_loss)(text, num_classes)
+    if cfg.MODEL.LOGN.LOSS:
+        build(cfg.MODEL.LOGN.LOSS, config_site(cfg).classes_in(cfg))
 
 
 def check_loss(cfg: CfgNode, model: nn.Module) -> None:
@@ -291,6 +288,7 @@ def check_collection_settings(cfg: CfgNode) -> None:
         ValueError: a setting does not exist, or two of them exclude each other.
     """
     node = cfg.MODEL.LOGN.COLLECT
+    # The collector's own checks, without a pass.
     description = LogitStatistics(
         (), (), population=node.POPULATION, estimator=node.ESTIMATOR, stop_at=node.STOP_AT
     )
@@ -310,6 +308,7 @@ def check_statistics(cfg: CfgNode, path: str) -> LogitStatistics:
     num_classes = config_site(cfg).classes_in(cfg)
     statistics.check(
         num_classes=num_classes,
+        # A config does not tell how many classifiers its heads have.
         num_stages=len(statistics.stages),
         class_names=known_class_names(cfg.DATASETS.TEST, num_classes),
     )

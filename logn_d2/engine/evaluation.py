@@ -117,6 +117,7 @@ def evaluate_calibrations(
         found = evaluation.run()
         if comm.is_main_process():
             results[dataset] = evaluation.report(found)
+    # As `DefaultTrainer.test` does.
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -202,16 +203,12 @@ def sweep_dataset(
     """
     return sweep(
         model,
-        functools.partial(_loader, cfg, dataset),
+        functools.partial(build_evaluation_loader, cfg, dataset),
         calibrations,
         output_dir=output_dir,
         settings=deciding_settings(cfg),
         **{"average": cfg.MODEL.LOGN.CASCADE_AVERAGE, **options},
     )
-
-
-def _loader(cfg: CfgNode, dataset: str, skip: int) -> object:
-    return build_evaluation_loader(cfg, dataset, skip=skip)
 
 
 @dataclass(frozen=True)
@@ -249,6 +246,7 @@ class _Evaluation:
     def one_pass(self) -> Mapping[str, Metrics]:
         tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
         # Only the first process evaluates, so the others need no masks of the ground truth.
+        # Encoding the polygons of a large set takes a while.
         masks = "segm" in tasks and comm.is_main_process()
         ground_truth = read_ground_truth(self.dataset, self.cfg.DATASETS.TRAIN, masks=masks)
         swept = self._swept(ground_truth)
@@ -264,6 +262,7 @@ class _Evaluation:
         for name in self.calibrations:
             evaluator = self._evaluator(name)
             evaluator.reset()
+            # The first process has the detections of all.
             if comm.is_main_process():
                 detections = swept.detections(name)
                 for record, instances in zip(records, _instances(records, detections), strict=True):
@@ -282,7 +281,7 @@ class _Evaluation:
                 if isinstance(evaluator, LVISFormEvaluator):
                     results[name] = resumable_inference(
                         self.model,
-                        functools.partial(_loader, self.cfg, self.dataset),
+                        functools.partial(build_evaluation_loader, self.cfg, self.dataset),
                         evaluator,
                         settings={"calibration": name, **deciding_settings(self.cfg)},
                         resume=self.resume,
@@ -332,12 +331,14 @@ def _instances(records: Sequence[Mapping], detections: Detections) -> Iterator[I
         first, end = (np.searchsorted(sorted_ids, record["image_id"], s) for s in ("left", "right"))
         mine = detections.take(order[first:end])
         size = record["height"], record["width"]
+        # The store has COCO's x, y, width, height; Detectron2 has corners.
         corners = np.concatenate([mine.box[:, :2], mine.box[:, :2] + mine.box[:, 2:]], axis=1)
         instances = Instances(size)
         instances.pred_boxes = Boxes(torch.from_numpy(corners).float())
         instances.scores = torch.from_numpy(mine.score)
         instances.pred_classes = torch.from_numpy(mine.category.astype(np.int64))
         if mine.masks is not None:
+            # Of one image at a time: bitmaps of a data set would not fit into memory.
             masks = [mask_util.decode(rle) for rle in mine.masks.to_dicts()]
             instances.pred_masks = torch.from_numpy(
                 np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)

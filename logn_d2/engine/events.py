@@ -94,6 +94,7 @@ class ComparedImages:
 
     def _choose(self) -> list[dict[str, Any]]:
         images = build_evaluation_loader(self._cfg, self._cfg.DATASETS.TEST[0]).dataset
+        # A generator of its own: pictures must not change the training's random numbers.
         generator = torch.Generator().manual_seed(self._cfg.MODEL.LOGN.COLLECT.SEED % 2**63)
         order = torch.randperm(len(images), generator=generator)
         return [images[int(index)] for index in order[: self._cfg.MODEL.LOGN.VIS_IMAGES]]

@@ -20,13 +20,12 @@ from torch import nn
 
 from .. import UNCALIBRATED
 from ..core import AffineCalibration, LogitStatistics
-from ..data import class_counts
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
 from ..lvis import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
+from ..modeling.build import TrainingClassCounts
 from ..results import Results
-from ..sites import config_site
 from ..sweeps import evaluate_sweep
 from .checkpoint import load_weights
 from .checks import check_calibration
@@ -134,6 +133,7 @@ def run_config(folder: str | os.PathLike[str], opts: Sequence[str] = ()) -> CfgN
         )
     own = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "OUTPUT_DIR", str(folder)]
     cfg = without_calibration(load_config(folder / "config.yaml", [*own, *opts]))
+    # A training without evaluation, such as the demo's, has an empty DATASETS.TEST.
     cfg.DATASETS.TEST = tuple(cfg.DATASETS.TEST) or _evaluated_on(folder)
     cfg.freeze()
     return cfg
@@ -181,6 +181,7 @@ def measure(
     load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
     calibrations = _calibrations(cfg, model, rows, Path(output))
     own = cfg.MODEL.LOGN.CASCADE_AVERAGE
+    # Rows without an average of their own share the sweep of the config's.
     found: dict[str, Metrics] = {}
     # The average decides which detections exist, so each takes a sweep of its own.
     for average in sorted({row.average or own for row in rows}):
@@ -214,10 +215,10 @@ def _calibrations(
     """Label -> one calibration for each box predictor, or one for the model's site."""
     sites = find_sites(model)
     gather = functools.cache(functools.partial(_statistics, cfg, model, output))
-    counts = functools.cache(functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)))
+    counts = TrainingClassCounts(cfg)
     found = {}
     for row in rows:
-        needed = check_calibration(row.calibration, config_site(cfg).classes_in(cfg), True)
+        needed = check_calibration(cfg, row.calibration, True)
         statistics = gather(row.population, row.estimator) if "statistics" in needed else None
         options = {"statistics": statistics, "counts": counts}
         found[row.label] = calibrations_at(sites, row.calibration, **options)
@@ -243,5 +244,5 @@ def _statistics(
         if is_current(cfg, model, theirs):
             with atomic_write(path) as temporary:
                 shutil.copyfile(theirs, temporary)
-    comm.synchronize()
+    comm.synchronize()  # `collect` finds the copied file on every process
     return collect(cfg, model, str(path), resume=True)

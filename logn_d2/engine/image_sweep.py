@@ -5,6 +5,7 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from .. import UNCALIBRATED
 from ..classification.accuracy import ImageResult
 from ..classification.logits import StoredLogits, collect_logits, scores_of
 from ..classification.odin import ODINInputs
-from ..core import AffineCalibration
+from ..core import AffineCalibration, ClassCounts
 from ..core.losses import LogitNorm
 from ..data.loader import build_evaluation_loader
 from ..modeling.box_predictors import unwrapped
@@ -34,7 +35,7 @@ from ..ood import (
     score_logits,
 )
 from ..passes.resume import deciding_settings, pass_digest
-from .images import evaluate_stored, training_counts, write_per_class, write_predictions
+from .images import evaluate_stored, training_counts, write_results
 
 
 class ImageSweep:
@@ -90,6 +91,7 @@ class ImageSweep:
         if name not in self._kept:
             path = os.path.join(self._folder, name)
             loader = build_evaluation_loader(self._cfg, dataset)
+            # Of the classifier's own weights, also for ODIN, whose model only wraps it.
             digest = pass_digest(self._model, loader, settings)
             found = self._stored(path, digest)
             # A pass needs all processes, which may see a file of a shared disk at different times.
@@ -107,11 +109,14 @@ class ImageSweep:
         found = StoredLogits.load(path)
         return found if found.digest == digest else None
 
+    @functools.cached_property
+    def _counts(self) -> ClassCounts | None:
+        # Once for all sets: counting reads the whole training set.
+        return training_counts(self._cfg)
+
     def results(self, dataset: str) -> dict[str, ImageResult]:
         """Name -> accuracies of each calibration on a registered set."""
-        return evaluate_stored(
-            self._model, self.logits(dataset), self._calibrations, training_counts(self._cfg)
-        )
+        return evaluate_stored(self._model, self.logits(dataset), self._calibrations, self._counts)
 
     def write(self, dataset: str, results: Mapping[str, ImageResult]) -> None:
         """Write a CSV file of every class, and the predictions and scores so far for the report.
@@ -120,9 +125,7 @@ class ImageSweep:
             dataset (str): a registered set.
             results (Mapping): return value of `results`.
         """
-        counts = training_counts(self._cfg)
-        write_per_class(results, dataset, counts, self._folder)
-        write_predictions(results, self._scored, dataset, counts, self._folder)
+        write_results(results, self._scored, dataset, self._counts, self._folder)
 
     def temperatures(self, dataset: str, fitted_on: str) -> dict[str, dict[str, float]]:
         """Expected calibration error with a temperature fitted on validation images.
@@ -143,6 +146,7 @@ class ImageSweep:
             value = fit_temperature(self._log_scores(name, validation), validation.labels)
             log_p = log_softmax(self._log_scores(name, test) / value)
             right = log_p.argmax(axis=1) == test.labels.numpy()
+            # Rounding may leave it slightly above 1, which no bin of confidence has.
             confidence = np.exp(log_p.max(axis=1)).clip(max=1)
             ece = expected_calibration_error(confidence, right).ece
             found[name] = {"ECE_T": 100 * ece, "T": value}
@@ -177,6 +181,7 @@ class ImageSweep:
             }
             if self._odin is not None and UNCALIBRATED in self._calibrations:
                 changed = self._odin_logits(dataset).logits.double().numpy()
+                # ODIN is MSP at a high temperature of the perturbed images.
                 odin = score_logits("msp", changed / self._odin.temperature)
                 self._scored[dataset][UNCALIBRATED]["odin"] = odin
         return self._scored[dataset]

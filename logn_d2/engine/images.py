@@ -94,18 +94,22 @@ def one_pass_for_images(
     stored.save(os.path.join(folder, "logits.safetensors"))
     counts = training_counts(cfg)
     results = evaluate_stored(model, stored, calibrations, counts)
-    write_per_class(results, dataset, counts, folder)
-    write_predictions(results, {}, dataset, counts, folder)
+    write_results(results, {}, dataset, counts, folder)
     return {name: {"image": result.as_dict()} for name, result in results.items()}
 
 
-def write_per_class(
-    results: Mapping[str, ImageResult], dataset: str, counts: ClassCounts | None, folder: str
+def write_results(
+    results: Mapping[str, ImageResult],
+    scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    dataset: str,
+    counts: ClassCounts | None,
+    folder: str,
 ) -> None:
-    """Write per_class_NAME.csv for each calibration.
+    """Write per_class_NAME.csv, and predictions_SET.safetensors, the input of `logn report`.
 
     Args:
-        results (Mapping): name -> result on the data set.
+        results (Mapping): name of a calibration -> result on the data set.
+        scores (Mapping): see `StoredPredictions.gather`.
         dataset (str): a registered set of images.
         counts (ClassCounts): counts of the training set; None if it is not available.
         folder (str): folder for the files.
@@ -114,25 +118,6 @@ def write_per_class(
     for name, result in results.items():
         path = os.path.join(folder, as_file_name(f"per_class_{name}.csv"))
         result.to_csv(path, names, counts)
-
-
-def write_predictions(
-    results: Mapping[str, ImageResult],
-    scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
-    dataset: str,
-    counts: ClassCounts | None,
-    folder: str,
-) -> None:
-    """Write predictions_SET.safetensors, the input of `logn report`.
-
-    Args:
-        results (Mapping): name of a calibration -> result on the data set.
-        scores (Mapping): see `StoredPredictions.gather`.
-        dataset (str): a registered set of images.
-        counts (ClassCounts): counts of the training set; None if it is not available.
-        folder (str): folder for the file.
-    """
-    names = MetadataCatalog.get(dataset).thing_classes
     stored = StoredPredictions.gather(results, scores, names, counts)
     stored.save(os.path.join(folder, predictions_name(dataset)))
 

@@ -63,6 +63,7 @@ def launch(
     world_size = num_machines * num_processes
     place = _place_among_started()
     if place is not None:
+        # Each started process would start as many again.
         if world_size > 1:
             raise UserError(
                 f"{place.launcher} has started {place.world_size} processes, and {world_size} more "
@@ -71,6 +72,7 @@ def launch(
             )
         _join(place, device, place.dist_url, main_func, args)
     elif world_size == 1 or not device.startswith("cpu"):
+        # For a single process it calls the function in this one, on any device.
         launch_on_gpus(
             main_func, num_processes, num_machines, machine_rank, dist_url, args, TIMEOUT
         )

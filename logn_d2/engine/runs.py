@@ -14,7 +14,6 @@ from ..data import records_kept, release_records
 from ..data.loader import training_images
 from ..errors import UserError
 from ..modeling.build import TrainingClassCounts
-from ..sites import config_site
 from ..source import source_of
 from .checkpoint import load_weights
 from .checks import (
@@ -31,7 +30,7 @@ from .checks import (
     check_weights,
 )
 from .evaluation import Results, calibration_name, evaluate_calibrations, make_calibrations
-from .images import check_image_config, classifies_images
+from .images import check_image_config
 from .second_stage import check_second_stage
 from .statistics import collect
 from .trainer import Trainer, evaluator_class
@@ -59,10 +58,9 @@ def check_training(cfg: CfgNode, num_processes: int) -> None:
             f"can't share evenly. Set it to a multiple of {num_processes}."
         )
     source_of(cfg).check_training()
-    text, site = calibration_name(cfg, node.COLLECT.ENABLED), config_site(cfg)
-    num_classes = site.classes_in(cfg)
-    check_calibration(text, num_classes, node.COLLECT.ENABLED, node.COLLECT, site)
-    check_loss_options(node.LOSS, num_classes, without_background=classifies_images(cfg))
+    collects = node.COLLECT.ENABLED
+    check_calibration(cfg, calibration_name(cfg, collects), collects, collects=True)
+    check_loss_options(cfg)
     check_collection_settings(cfg)
     check_second_stage(cfg)
     # Last, since reading LVIS's annotations takes a minute.
@@ -87,6 +85,7 @@ def run_training(cfg: CfgNode, *, resume: bool) -> Results:
     Returns:
         dict: see `evaluate_calibrations`.
     """
+    # Loader, class counts and repeat factors share one reading of the training set.
     with records_kept(cfg.DATASETS.TRAIN):
         trainer = Trainer(cfg)
     # The caller may keep them since its checks: gigabytes, of which the loader has its own copy.
@@ -133,13 +132,12 @@ def check_evaluation(cfg: CfgNode) -> None:
         ValueError, KeyError, OSError: the message names the mistake and its correction.
     """
     node = cfg.MODEL.LOGN
-    text = calibration_name(cfg, bool(node.STATISTICS))
-    site = config_site(cfg)
-    check_calibration(text, site.classes_in(cfg), bool(node.STATISTICS), site=site)
+    has_statistics = bool(node.STATISTICS)
+    check_calibration(cfg, calibration_name(cfg, has_statistics), has_statistics)
     _check_files(cfg, cfg.DATASETS.TEST)
     _check_evaluators(cfg)
     check_image_config(cfg, trains=False)
-    if node.STATISTICS:
+    if has_statistics:
         check_statistics(cfg, node.STATISTICS)
 
 

@@ -106,7 +106,7 @@ def loading_all_that_is_frozen(model: nn.Module) -> Iterator[None]:
         for name, parameter in unwrapped(model).named_parameters()
         if not parameter.requires_grad
     }
-    # Detectron2 only logs missing parameters.
+    # Detectron2 only logs missing parameters. NaN marks them: no checkpoint holds it throughout.
     for parameter in frozen.values():
         parameter.fill_(torch.nan)
     yield
@@ -168,6 +168,7 @@ def _in_evaluation_mode(module: nn.Module, args: tuple) -> None:
 
 def _fix_others(predictor: nn.Module) -> None:
     """Train only the factors of the K foreground classes."""
+    # By the gradient: a parameter can be frozen only as a whole.
     scale, num_classes = predictor.cls_score.class_scale, num_classes_of(predictor)
     learns = torch.arange(len(scale)) < num_classes
     scale.register_hook(lambda gradient: gradient * learns.to(gradient.device))

@@ -5,28 +5,22 @@ Shapes: H x W pixels of the image, K foreground classes.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
-from torch import nn
 
-from ..core import AffineCalibration
-from ..data import class_counts
 from ..data.mappers import TestResize
 from ..errors import UserError
-from ..modeling import attach
-from ..modeling.build import known_class_names
+from ..modeling.attach import calibrations_at, find_sites
+from ..modeling.box_predictors import check_calibratable
+from ..modeling.build import TrainingClassCounts, known_class_names
 from ..pictures.before_after import BeforeAfter, Shown
 from ..pictures.side_by_side import draw_side_by_side, enlarged
 from ..sites import config_site
-from ..source import source_of
-from .checkpoint import load_weights
+from .checkpoint import load_model
 from .checks import check_calibration, check_classes, check_statistics, check_weights
 from .evaluation import calibration_name
-from .statistics import without_calibration
 
 
 def check_comparison(cfg: CfgNode) -> None:
@@ -44,8 +38,7 @@ def check_comparison(cfg: CfgNode) -> None:
         )
     check_weights(cfg.MODEL.WEIGHTS)
     check_classes(cfg)
-    site = config_site(cfg)
-    check_calibration(name, site.classes_in(cfg), bool(path), site=site)
+    check_calibration(cfg, name, bool(path))
     if path:
         check_statistics(cfg, path)
 
@@ -60,17 +53,24 @@ class SideBySide:
 
     def __init__(self, cfg: CfgNode, shown: Shown) -> None:
         path, num_classes = cfg.MODEL.LOGN.STATISTICS, config_site(cfg).classes_in(cfg)
+        statistics = check_statistics(cfg, path) if path else None
         self._name = calibration_name(cfg, bool(path))
         self._shown = shown
-        self._class_names = known_class_names(cfg.DATASETS.TEST, num_classes) or ()
-        if path and not self._class_names:
-            self._class_names = check_statistics(cfg, path).class_names
+        # Pictures need no data set, and then the statistics know the names.
+        own = () if statistics is None else statistics.class_names
+        self._class_names = known_class_names(cfg.DATASETS.TEST, num_classes) or own
         self._format = cfg.INPUT.FORMAT
         self._resize = TestResize(cfg)
-        model = source_of(without_calibration(cfg)).model().eval()
-        load_weights(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        model, _ = load_model(cfg)
+        check_calibratable(model)
+        calibrations = calibrations_at(
+            find_sites(model),
+            self._name,
+            statistics=statistics,
+            counts=TrainingClassCounts(cfg),
+            class_names=self._class_names or None,
+        )
         average = cfg.MODEL.LOGN.CASCADE_AVERAGE
-        calibrations = self._calibrations(cfg, model)
         self._compare = BeforeAfter(model, calibrations, average=average, shown=shown)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -88,6 +88,7 @@ class SideBySide:
         height, width = canvas.shape[:2]
         image = self._resize(convert_PIL_to_numpy(Image.fromarray(pixels), self._format))
         ((before, after),) = self._compare([{"image": image, "height": height, "width": width}])
+        # The caption states the rule, because the two sides select by different scores.
         limit = self._shown.calibrated_threshold
         rule = f"the best {len(after)}" if limit is None else f"{len(after)} above {limit:g}"
         captions = (
@@ -95,16 +96,3 @@ class SideBySide:
             f"{self._name}: {rule}",
         )
         return draw_side_by_side(canvas, list(zip(captions, (before, after))), self._class_names)
-
-    def _calibrations(self, cfg: CfgNode, model: nn.Module) -> list[AffineCalibration]:
-        """The calibrations of `attach`, which compares the statistics with these weights."""
-        attachment = attach(
-            model,
-            cfg.MODEL.LOGN.STATISTICS or None,
-            calibration=self._name,
-            counts=functools.partial(class_counts, tuple(cfg.DATASETS.TRAIN)),
-            class_names=self._class_names or None,
-        )
-        # Both sides come from one pass of the uncalibrated model.
-        attachment.detach()
-        return attachment.calibrations

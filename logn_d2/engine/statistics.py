@@ -39,6 +39,7 @@ def periodic_collection(cfg: CfgNode) -> CfgNode:
     """A copy of the config whose statistics pass is short enough for every evaluation."""
     cfg = cfg.clone()
     cfg.defrost()
+    # 0 stands for no limit.
     limits = (cfg.MODEL.LOGN.COLLECT.MAX_IMAGES, cfg.MODEL.LOGN.COLLECT.PERIODIC_IMAGES)
     cfg.MODEL.LOGN.COLLECT.MAX_IMAGES = min(limit for limit in limits if limit > 0)
     return cfg

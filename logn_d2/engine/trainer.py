@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -128,14 +128,23 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """See `build_evaluator`."""
-        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-        return build_evaluator(dataset_name, output_dir, cfg.DATASETS.TRAIN)
+        """The evaluator for the format of a data set, as stated in its metadata.
+
+        Raises:
+            ValueError: the data set has an unknown evaluator type.
+        """
+        kind, options = evaluator_class(dataset_name), {}
+        if kind is ImageEvaluator:
+            return ImageEvaluator()
+        if kind is COCOFormEvaluator:  # COCO has no groups; the training images define them
+            options["frequency_groups"] = groups_of_training(dataset_name, cfg.DATASETS.TRAIN)
+        return kind(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"), **options)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, with our evaluation in place of its own and the statistics before
         it."""
-        # The hook that saves takes the checkpointer from here.
+        # The hook that saves takes the checkpointer from here. A proxy, as in Detectron2: a cycle
+        # would keep model and data in memory after the training.
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -254,9 +263,10 @@ class Trainer(DefaultTrainer):
             resume=self._resume and self._at_end,
         )
         shows = cfg.MODEL.LOGN.VIS_IMAGES > 0 and not classifies_images(cfg)
+        # Only the first process writes events.
         if comm.is_main_process() and shows and cfg.DATASETS.TEST:
             self._show_images(calibrations)
-        # Metrics without a value are left out: JSON has no NaN.
+        # Without metrics that have no value: JSON has no NaN.
         return _finite(self._last_eval_results)
 
     def _show_images(self, calibrations: Calibrations) -> None:
@@ -270,30 +280,8 @@ class Trainer(DefaultTrainer):
         return self.iter >= self.max_iter
 
 
-def build_evaluator(
-    dataset_name: str, output_dir: str, train_datasets: Sequence[str] = ()
-) -> DatasetEvaluator:
-    """The evaluator for the format of a data set, as stated in its metadata.
-
-    Args:
-        dataset_name (str): a registered data set.
-        output_dir (str): the folder for its files.
-        train_datasets (Sequence[str]): training sets whose image counts define the frequency groups
-            if the data set itself has none; without them there are no groups.
-
-    Raises:
-        ValueError: the data set has an unknown evaluator type.
-    """
-    kind, options = evaluator_class(dataset_name), {}
-    if kind is ImageEvaluator:
-        return ImageEvaluator()
-    if kind is COCOFormEvaluator:
-        options["frequency_groups"] = groups_of_training(dataset_name, train_datasets)
-    return kind(dataset_name, output_dir=output_dir, **options)
-
-
 def evaluator_class(dataset_name: str) -> type[DatasetEvaluator]:
-    """The class of `build_evaluator`'s evaluator; this reads no files.
+    """The class of the evaluator of `Trainer.build_evaluator`; this reads no files.
 
     Raises:
         ValueError: the data set has an unknown evaluator type.

@@ -67,6 +67,7 @@ def evaluate(
         >>> evaluate(model, "stats.safetensors", loader=loader, dataset="lvis_v1_val")
         ... # doctest: +SKIP
     """
+    # `attach` refuses a call without any of them; here it means the detector as it is.
     given = any(each is not None for each in (source, calibration, statistics))
     chosen = {} if not given else {"calibrated": (source, calibration)}
     found = _sweep(

@@ -136,6 +136,7 @@ class ComparedRuns:
 
     def best(self, metric: str, task: str) -> float:
         """The highest figure of all runs, rounded as shown; NaN if all are equal."""
+        # In the digits shown: runs that a reader sees as equal are all the best, or none.
         values = [self.figures[run.name, task].value(metric).value for run in self.runs]
         known = {round(value, 1) for value in values if not math.isnan(value)}
         return max(known) if len(known) > 1 else math.nan
@@ -149,6 +150,7 @@ def find_focus(runs: Sequence[Run], focus: str | None) -> Run:
     """
     if focus is None:
         return runs[1]
+    # Reversed, so that of several runs with one calibration the first wins.
     named = {name: run for run in reversed(runs[1:]) for name in (run.calibration, run.name)}
     check_known("run", focus, named, " besides the baseline")
     return named[focus]

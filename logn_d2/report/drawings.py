@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from logn_d2.core.affine import foreground_columns
-
+from ..analysis.correlation import spearman
 from ..core import LogitStatistics
+from ..core.affine import foreground_columns
 from ..results import TASKS
 from . import figures, words
 from .compared import ComparedRuns
 from .image_numbers import ImageComparison, UnknownSet
-from .numbers import Comparison, label_prior, spearman
+from .numbers import Comparison, label_prior
 
 _POSITIVES = "positives"
 
@@ -138,6 +138,7 @@ class _DetectorDrawings(Drawings):
     def _draw_populations(self) -> None:
         """Draw logits over different RoIs, if there are statistics of several populations."""
         every = self._statistics.values()
+        # Of several statistics of one population, those of the first run.
         found = {each.population: each for each in reversed(list(every))}
         if len(found) < 2:
             return
@@ -154,6 +155,7 @@ class _DetectorDrawings(Drawings):
         """Draw the model's label prior, the labels, and the labels that training samples."""
         classes, every = self._classes, self._statistics.values()
         prior = label_prior(self.raw_logits[0])
+        # All runs have one training set, so the first that counted its labels tells.
         own = next((each for each in every if _drawn_labels(each) is not None), None)
         sampled, foreground = (None, None) if own is None else _drawn_labels(own)
         self.figures["prior"] = figures.prior_figure(prior, classes, foreground, sampled)

@@ -123,6 +123,7 @@ def make_gallery(
     """
     before, after = (shown_detections(truth, detections) for detections in (before, after))
     had, has = (matched(truth, detections)[0] for detections in (before, after))
+    # Ignored objects can be found, but do not count.
     gained, lost = has & ~had & ~truth.ignore, had & ~has & ~truth.ignore
     rare = classes.is_rare[truth.category]
     chosen = _choose(truth, gained, lost, rare, max_images)
@@ -196,6 +197,7 @@ def _boxes(
     """Boxes of one image; detections that find an object come last, to be drawn on top."""
     detections = shown.take(shown.image_id == truth.image_ids[image])
     _, hits = matched(truth, detections)
+    # Stable, so that detections with the same result keep the order of their scores.
     return tuple(
         Box(
             *detections.box[index].astype(float).round(1).tolist(),

@@ -20,9 +20,9 @@ from ..classification.accuracy import ImageResult
 from ..classification.predictions import StoredPredictions
 from ..errors import UserError
 from ..ood import evaluate_ood, resample_ood
+from ..progress import Progress
 from ..results import ClassInfo
 from .compared import ComparedRuns, Settings, TaskFigures, find_focus, minus
-from .progress import Progress
 from .runs import Run
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ def compare_images(
     chosen = find_focus(runs, focus)
     stored = {run.name: run.folder.predictions for run in runs}
     _check_same(runs)
+    # Once for each run: resamples, groups and reliability all start from it.
     results = {run.name: stored[run.name].result(run.calibration) for run in runs}
     # A set of unknown images costs about as much as the known ones.
     progress = Progress(logger, len(runs) * (1 + len(_unknown_sets(runs))))
@@ -174,15 +175,26 @@ def _check_same(runs: Sequence[Run]) -> None:
 
 
 def _accuracies(result: ImageResult, settings: Settings) -> BootstrapResult:
-    estimate, samples = result.metrics(), result.resampled(settings.resamples, settings.seed)
+    samples = result.resampled(settings.resamples, settings.seed)
+    return _figures(_METRICS, result.metrics(), samples, result.per_class(), settings)
+
+
+def _figures(
+    names: Mapping[str, str],
+    estimate: Mapping[str, float],
+    samples: Mapping[str, np.ndarray],
+    per_class: np.ndarray,
+    settings: Settings,
+) -> BootstrapResult:
+    """Figures under their names in the report, which maps them to those of the results."""
     return BootstrapResult(
-        estimate={title: estimate[name] for title, name in _METRICS.items()},
-        samples={title: samples[name] for title, name in _METRICS.items()},
-        per_class_estimate=result.per_class(),
-        per_class_samples=np.empty((0, result.num_classes)),
+        estimate={title: estimate[name] for title, name in names.items()},
+        samples={title: samples[name] for title, name in names.items()},
+        per_class_estimate=per_class,
+        per_class_samples=np.empty((0, len(per_class))),
         class_names=(),
         level=settings.level,
-        method="percentile",  # accuracy is a mean: its resamples are not biased
+        method="percentile",  # means and areas under curves: their resamples are not biased
     )
 
 
@@ -236,6 +248,7 @@ def _unknown(
         for score, values in known.items():
             sides = values, unknown[score]
             figures[run.name, score] = _separation(*sides, settings)
+            # Other scores appear only in the table; their arrays need not stay in memory.
             if score.startswith(_BASE_SCORE) and run in (runs[0], focus):
                 drawn[run.name, score] = sides
     base = figures[runs[0].name, _BASE_SCORE]
@@ -250,12 +263,6 @@ def _unknown(
 
 def _separation(known: np.ndarray, unknown: np.ndarray, settings: Settings) -> BootstrapResult:
     found = evaluate_ood(known, unknown).as_dict()
-    return BootstrapResult(
-        estimate={name: found[name] for name in OOD_METRICS},
-        samples=resample_ood(known, unknown, settings.resamples, settings.seed),
-        per_class_estimate=np.empty(0),
-        per_class_samples=np.empty((0, 0)),
-        class_names=(),
-        level=settings.level,
-        method="percentile",
-    )
+    samples = resample_ood(known, unknown, settings.resamples, settings.seed)
+    names = {name: name for name in OOD_METRICS}
+    return _figures(names, found, samples, np.empty(0), settings)

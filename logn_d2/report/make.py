@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 
-from logn_d2.core import LogitStatistics, frequency_groups
-from logn_d2.data import class_counts
-
+from ..annotations import path_of, read_annotations
+from ..core import LogitStatistics
+from ..data import class_counts
 from ..errors import MissingFileError, UserError
+from ..frequency import frequency_groups
 from ..lvis.ground_truth import LvisGroundTruth
 from ..results import ClassInfo
-from .compared import FEW_RESAMPLES, Settings
+from .compared import FEW_RESAMPLES, ComparedRuns, Settings
 from .gallery import Gallery, make_gallery
 from .image_numbers import compare_images
 from .numbers import Comparison, compare
 from .page import Report
-from .runs import ImageRunFolder, Run, RunFolder
+from .runs import ImageRunFolder, Run, RunFolder, folders_of
 from .words import plural
 
 logger = logging.getLogger(__name__)
@@ -54,11 +53,7 @@ class _Annotations:
         path = PathManager.get_local_path(json_file)
         if not os.path.isfile(path):
             raise MissingFileError(f"The annotation file '{path}' does not exist.")
-        with open(path, encoding="utf-8") as file:
-            try:
-                content = json.load(file)
-            except ValueError as error:
-                raise UserError(f"'{path}' is not a json file ({error}).") from error
+        content = read_annotations(path)
         truth = LvisGroundTruth.from_dict(content, json_file=path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         names, counts = ("image_count", "instance_count"), None
@@ -66,16 +61,7 @@ class _Annotations:
         if all(name in category for category in categories for name in names):
             told = ([category[name] for category in categories] for name in names)
             counts = tuple(np.array(each, dtype=np.int64) for each in told)
-        return cls(truth, counts, {i["id"]: _file(i) for i in content["images"]}, root)
-
-
-def _file(image: Mapping[str, Any]) -> str:
-    """Relative path of an image, as the loader finds it: see `register_lvis_form`."""
-    # LVIS's images lie in two folders of COCO, which only the address tells.
-    address = image.get("coco_url")
-    if address and ("neg_category_ids" in image or "file_name" not in image):
-        return "/".join(address.split("/")[-2:])
-    return image.get("file_name", "")
+        return cls(truth, counts, {i["id"]: path_of(i) for i in content["images"]}, root)
 
 
 def make_report(
@@ -113,23 +99,23 @@ def make_report(
         ValueError: a run is unfinished, or its images or classes differ from the annotations.
         FileNotFoundError: the annotation file does not exist.
     """
-    if isinstance(runs[0].folder, ImageRunFolder):
-        return _image_report(
-            runs, focus, settings or Settings(), statistics, command=command, title=title
-        )
-    dataset = runs[0].folder.dataset
-    place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
-    logger.info("Reading %s", place[0])
-    known = _Annotations.read(*place)
-    # Each once and in order: all calibrations of a folder share one object.
-    folders = list({id(run.folder): run.folder for run in runs}.values())
-    for folder in folders:
-        folder.check(known.truth)
     settings = settings or Settings()
-    classes = _class_info(known, folders, settings.groups)
-    comparison = compare(runs, known.truth, classes, focus=focus, settings=settings)
-    gallery, notes = None, _notes(comparison)
-    if pictures > 0:
+    folders, gallery = folders_of(runs), None
+    dataset = folders[0].dataset
+    if isinstance(folders[0], ImageRunFolder):  # its predictions have labels and class counts
+        title = title or f"Image classifiers on {dataset}"
+        comparison = compare_images(runs, focus=focus, settings=settings)
+    else:
+        title = title or f"Calibrations on {dataset}"
+        place = (os.fspath(annotations), os.fspath(images)) if annotations else _registered(dataset)
+        logger.info("Reading %s", place[0])
+        known = _Annotations.read(*place)
+        for folder in folders:
+            folder.check(known.truth)
+        classes = _class_info(known, folders, settings.groups)
+        comparison = compare(runs, known.truth, classes, focus=focus, settings=settings)
+    notes = _notes(comparison)
+    if pictures > 0 and isinstance(comparison, Comparison):
         logger.info("Drawing %s", plural(pictures, "picture"))
         try:
             gallery = _gallery(comparison, known, pictures)
@@ -145,44 +131,23 @@ def make_report(
         gallery=gallery,
         notes=notes,
         command=command,
-        title=title or f"Calibrations on {dataset}",
+        title=title,
     )
 
 
-def _image_report(
-    runs: Sequence[Run],
-    focus: str | None,
-    settings: Settings,
-    statistics: Sequence[str | os.PathLike[str]],
-    **about: str,
-) -> Report:
-    """The same for image classifiers, whose predictions contain labels and class counts."""
-    comparison = compare_images(runs, focus=focus, settings=settings)
-    folders = list({id(run.folder): run.folder for run in runs}.values())
-    notes = _few_resamples(settings)
-    for note in notes:
-        logger.warning("%s", note)
-    title = about.pop("title") or f"Image classifiers on {runs[0].folder.dataset}"
-    statistics = _statistics(folders) | {str(p): LogitStatistics.load(p) for p in statistics}
-    return Report(comparison, statistics=statistics, notes=notes, title=title, **about)
-
-
-def _few_resamples(settings: Settings) -> list[str]:
-    if settings.resamples >= FEW_RESAMPLES:
-        return []
-    return [
-        f"Intervals from only {plural(settings.resamples, 'resample')} are mostly noise; use 1,000 "
-        "(--resamples 1000)."
-    ]
-
-
-def _notes(comparison: Comparison) -> list[str]:
+def _notes(comparison: ComparedRuns) -> list[str]:
     """Reasons to doubt the page, which are logged as warnings too."""
-    notes = _few_resamples(comparison.settings)
-    empty = [f"{number:,} for {name}" for name, number in comparison.empty_images.items() if number]
+    notes, resamples = [], comparison.settings.resamples
+    if resamples < FEW_RESAMPLES:
+        notes.append(
+            f"Intervals from only {plural(resamples, 'resample')} are mostly noise; use 1,000 "
+            "(--resamples 1000)."
+        )
+    numbers = comparison.empty_images if isinstance(comparison, Comparison) else {}
+    empty = [f"{number:,} for {name}" for name, number in numbers.items() if number]
     if empty:
         notes.append(
-            f"Images without any detection, of {comparison.truth.num_images:,}: "
+            f"Images without any detection, of {comparison.num_images:,}: "
             f"{'; '.join(empty)}. Their objects count as missed."
         )
     for note in notes:
@@ -211,6 +176,7 @@ def _class_info(
 ) -> ClassInfo:
     """The classes with their training counts, from the first source that has them."""
     truth = annotations.truth
+    # The demo's results have drawn characters as labels, which no annotation file has.
     for folder in folders:
         known = None if folder.results is None else folder.results.classes
         if known is not None and known.names == truth.class_names:

@@ -7,13 +7,12 @@ narrower). None of them covers the variation between trainings.
 A run of LVIS's size has six million detections. Each run is therefore read, analysed and released
 before the next one; only small results remain.
 
-Shapes: K foreground classes, L classes that are compared.
+Shapes: K foreground classes.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,9 +32,9 @@ from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.result import class_members
+from ..progress import Progress
 from ..results import TASKS, ClassInfo
 from .compared import ComparedRuns, Settings, TaskFigures, find_focus, minus
-from .progress import Progress
 from .runs import Run
 from .shown import shown_detections
 
@@ -207,6 +206,7 @@ class _Analyst:
             matches = self._match(detections, task, max_dets=settings.max_dets)
             own[task] = self._bootstrap(matches, detections, task)
             self._progress.step(f"{said}: errors and scores", 3)
+            # Figures show only baseline and focus; reliability is a column of all runs, for boxes.
             if not in_pair and task != "bbox":
                 continue
             outcomes = label_detections(truth, detections, matches=matches)
@@ -264,6 +264,7 @@ class _Analyst:
 
 
 def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
+    # A page compares all runs in all its columns, so one run without masks leaves them out.
     masks = truth.masks is not None and all(run.has_masks for run in runs)
     return list(TASKS) if masks else ["bbox"]
 
@@ -271,34 +272,6 @@ def _common_tasks(runs: Sequence[Run], truth: LvisGroundTruth) -> list[str]:
 def _most(detections: Detections) -> int:
     """Largest number of detections in an image."""
     return int(np.unique(detections.image_id, return_counts=True)[1].max(initial=0))
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
-
-    Args:
-        x (ndarray): (L,).
-        y (ndarray): (L,).
-
-    Returns:
-        float: in [-1, 1]; NaN for fewer than two points or a constant.
-
-    Example:
-        >>> round(spearman(np.array([1, 2, 3, 3]), np.array([5.0, 6.0, 8.0, 7.0])), 4)
-        0.9487
-    """
-    x, y = (_ranks(np.asarray(values)) for values in (x, y))
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks from 0, (L,) float64."""
-    # By hand, because scipy, which has rank correlations, is not a requirement.
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return ((last - count + last - 1) / 2)[inverse]
 
 
 def label_prior(mean_logit: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from .compared import ComparedRuns
 from .drawings import Drawings, draw
 from .gallery import Gallery
 from .image_numbers import OOD_METRICS
-from .runs import RunFolder
+from .runs import RunFolder, folders_of
 from .summary import summarise
 
 # Thresholds whose AP the alternative text of the figure lists.
@@ -91,7 +91,7 @@ class Report:
     @property
     def folders(self) -> list[RunFolder]:
         """Folders of the runs, each once."""
-        return list({id(run.folder): run.folder for run in self.comparison.runs}.values())
+        return folders_of(self.comparison.runs)
 
     @property
     def studies(self) -> list[Mapping[str, Any]]:
@@ -169,6 +169,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # All that templates call is listed here, so that they hold no Python of their own.
     environment.filters.update(
         change=words.format_change,
         correlation=words.format_correlation,
@@ -229,6 +230,7 @@ def _class_columns(
             _Column(f"{titles[task]}, difference", after - before, signed=True),
         ]
     first = comparison.tasks[0]
+    # Of further runs one column each: the table would become too wide.
     return columns + [
         _Column(f"{titles[first]}, {run.name}", comparison.figures[run.name, first].class_ap)
         for run in comparison.runs

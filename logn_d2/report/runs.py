@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from logn_d2.core import LogitStatistics
-
 from .. import UNCALIBRATED
 from ..classification.predictions import StoredPredictions, predictions_name
+from ..core import LogitStatistics
 from ..errors import MissingFileError, UserError, check_known
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
@@ -90,11 +89,39 @@ class RunFolder:
 
     @staticmethod
     def _find(path: Path, dataset: str | None) -> Path:
-        return _find_detections(path, dataset)
+        """The folder with the detections."""
+        inference = path / "inference"
+        below = sorted(inference.glob("*")) if inference.is_dir() else []
+        if dataset is not None:
+            below = [folder for folder in below if folder.name in (dataset, "sweep")]
+        places = [path, path / "sweep", inference]
+        places += [each for folder in below for each in (folder / "sweep", folder)]
+        found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
+        if not found:
+            raise MissingFileError(
+                f"'{path}' has no detections (sweep/{_SWEEP} or inference/.../{_DETECTIONS}), nor "
+                f"predictions of an image classifier ({predictions_name('SET')}). Make them with "
+                "logn evaluate, logn sweep or logn demo."
+            )
+        if len(found) > 1 and dataset is None:
+            listed = ", ".join(str(place.relative_to(path)) for place in found)
+            raise UserError(
+                f"'{path}' has several folders of detections: {listed}. Choose with --dataset NAME."
+            )
+        # With --dataset, the folder of that set comes last in `places`.
+        return found[-1]
 
     @staticmethod
     def _dataset_of(source: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
-        return _dataset_name(source, config, results)
+        """The evaluated data set: from the folder's name, else from the results or the config."""
+        # inference/DATASET/ of a training, with a folder for the sweep or a calibration below.
+        for folder in (source, *source.parents[:2]):
+            if folder.parent.name == "inference":
+                return folder.name
+        provenance = {} if results is None else results.provenance
+        named = provenance.get("data set")
+        tested = config.get("DATASETS", {}).get("TEST", ())
+        return named if isinstance(named, str) else next(iter(tested), None)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
@@ -105,6 +132,7 @@ class RunFolder:
     def provenance(self) -> Mapping[str, Any]:
         """Origin of the figures, as far as the run records it."""
         known = {} if self.results is None else dict(self.results.provenance)
+        # Without results that name the weights, the run's config does.
         model = self.config.get("MODEL", {})
         if "weights" not in known and model.get("WEIGHTS"):
             known["weights"] = model["WEIGHTS"]
@@ -113,6 +141,7 @@ class RunFolder:
     @functools.cached_property
     def statistics(self) -> LogitStatistics | None:
         """The statistics of the run's calibrations; None if it has none."""
+        # As named by the sweep, by the config of the evaluation, or where a training puts them.
         named = self.provenance.get("statistics")
         named = named if isinstance(named, str) else ""
         named = named or self.config.get("MODEL", {}).get("LOGN", {}).get("STATISTICS", "")
@@ -150,6 +179,7 @@ class RunFolder:
         """Whether all masks that an evaluation needs are stored."""
         if self._sweep is not None:
             return self._sweep.has_masks and not self._sweep.missing_masks(calibration)
+        # The names alone: an npz file reads an array only when it is asked for.
         with np.load(self.source / _DETECTIONS, allow_pickle=False) as file:
             return "mask_counts" in file.files
 
@@ -248,6 +278,12 @@ class Run:
         return self.folder.has_masks(self.calibration)
 
 
+def folders_of(runs: Sequence[Run]) -> list[RunFolder]:
+    """The folders of runs, each once and in order."""
+    # By identity: all calibrations of a folder share one object.
+    return list(dict.fromkeys(run.folder for run in runs))
+
+
 def open_runs(
     texts: Sequence[str], dataset: str | None = None, train_sets: Sequence[str] = ()
 ) -> list[Run]:
@@ -277,6 +313,7 @@ def open_runs(
             folder.check_has(name)
             found[key, name] = folder
     _check_same_data(list(found.values()))
+    # Counted after all folders are open: one folder may have many calibrations.
     if len(found) < 2:
         raise UserError(
             f"{', '.join(texts)} is a single run, and a report compares at least two. Evaluate "
@@ -323,30 +360,6 @@ def _check_same_data(folders: Sequence[RunFolder]) -> None:
             )
 
 
-def _find_detections(path: Path, dataset: str | None) -> Path:
-    """The folder with the detections."""
-    inference = path / "inference"
-    below = sorted(inference.glob("*")) if inference.is_dir() else []
-    if dataset is not None:
-        below = [folder for folder in below if folder.name in (dataset, "sweep")]
-    places = [path, path / "sweep", inference]
-    places += [each for folder in below for each in (folder / "sweep", folder)]
-    found = [p for p in places if (p / _SWEEP).is_file() or (p / _DETECTIONS).is_file()]
-    if not found:
-        raise MissingFileError(
-            f"'{path}' has no detections (sweep/{_SWEEP} or inference/.../{_DETECTIONS}), nor "
-            f"predictions of an image classifier ({predictions_name('SET')}). Make them with logn "
-            "evaluate, logn sweep or logn demo."
-        )
-    if len(found) > 1 and dataset is None:
-        listed = ", ".join(str(place.relative_to(path)) for place in found)
-        raise UserError(
-            f"'{path}' has several folders of detections: {listed}. Choose with --dataset NAME."
-        )
-    # With --dataset, the folder of that set comes last in `places`.
-    return found[-1]
-
-
 def _predictions_in(path: Path, dataset: str | None) -> list[Path]:
     """Files of predictions of an image classifier."""
     name = predictions_name("*" if dataset is None else glob.escape(dataset))
@@ -359,8 +372,8 @@ def _in_order(names: Sequence[str]) -> tuple[str, ...]:
     return (*first, *(name for name in names if name not in first))
 
 
-def _find_results(*places: Path) -> Results | None:
-    for place in (places[0], places[0].parent, *places[1:]):
+def _find_results(source: Path, path: Path) -> Results | None:
+    for place in (source, source.parent, path):
         if (place / "results.json").is_file():
             return Results.load(place / "results.json")
     return None
@@ -373,15 +386,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     content = CfgNode.load_yaml_with_base(str(file))
     return content if isinstance(content, dict) else {}
-
-
-def _dataset_name(place: Path, config: Mapping[str, Any], results: Results | None) -> str | None:
-    """The evaluated data set: from the folder's name, else from the results or the config."""
-    # inference/DATASET/ of a training, which may have a folder for the sweep or calibration below.
-    for folder in (place, *place.parents[:2]):
-        if folder.parent.name == "inference":
-            return folder.name
-    provenance = {} if results is None else results.provenance
-    named = provenance.get("data set")
-    tested = config.get("DATASETS", {}).get("TEST", ())
-    return named if isinstance(named, str) else next(iter(tested), None)

@@ -118,6 +118,7 @@ def _better(comparison: ComparedRuns) -> list[str]:
         }
         own = reached[comparison.focus.name]
         better = sorted((n for n in reached if reached[n] > own), key=lambda n: -reached[n])
+        # Of two runs, the verdict has already told which is better.
         if math.isnan(own) or (len(comparison.runs) == 2 and not better):
             continue
         than = f"{comparison.focus.name} ({own:.1f})"

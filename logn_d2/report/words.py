@@ -51,6 +51,7 @@ def display_name(calibration: str) -> str:
 
 def _parsed(calibration: str) -> tuple[str, list[str]]:
     """Title and options; text that is not a call is a title without options."""
+    # By hand: a page also shows names that `parse_calibration` does not know and would refuse.
     name, bracket, rest = calibration.strip().partition("(")
     if bracket and (not rest.endswith(")") or rest.count("(") != rest.count(")") - 1):
         return calibration, []

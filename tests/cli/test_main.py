@@ -70,9 +70,11 @@ def test_ctrl_c_ends_without_a_traceback(
 @pytest.mark.parametrize(
     ("words", "overrides"),
     [
-        (["--weights", "w.pth"], ["MODEL.WEIGHTS", "w.pth"]),
-        (["SEED", "1", "--weights", "w"], ["SEED", "1", "MODEL.WEIGHTS", "w"]),
-        (["--output", "o", "SEED", "1"], ["SEED", "1", "OUTPUT_DIR", "o"]),
+        (["--weights", "w.pth"], ["MODEL.WEIGHTS", "'w.pth'"]),
+        (["SEED", "1", "--weights", "w"], ["SEED", "1", "MODEL.WEIGHTS", "'w'"]),
+        (["--output", "2024", "SEED", "1"], ["SEED", "1", "OUTPUT_DIR", "'2024'"]),
+        (["--dataset", "a"], ["DATASETS.TEST", "('a',)"]),
+        (["--calibration", "logn"], ["MODEL.LOGN.CALIBRATION", "'logn'"]),
     ],
 )
 def test_options_stand_for_config_keys(
@@ -81,7 +83,10 @@ def test_options_stand_for_config_keys(
     jobs = []
     monkeypatch.setattr("logn_d2.commands.run.run", lambda job: jobs.append(job) or 0)
     assert main(["evaluate", "--config-file", "c.yaml", *words, "--stats", "s"]) == 0
-    assert list(jobs[0].opts) == overrides and jobs[0].stats == "s"
+    opts = jobs[0].opts
+    taken = opts.index("MODEL.LOGN.STATISTICS")
+    assert opts[taken : taken + 2] == ["MODEL.LOGN.STATISTICS", "'s'"]
+    assert opts[:taken] + opts[taken + 2 :] == overrides
 
 
 def test_a_second_command_logs_each_line_once(monkeypatch, capsys):

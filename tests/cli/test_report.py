@@ -69,7 +69,7 @@ def test_folders_may_have_a_colon_in_their_name(
     shutil.copytree(runs.folder, folder)
     seen = []
     monkeypatch.setattr(tool, "load_config", seen.append)
-    tool.register(tool.parse_args([f"{folder}:logn", "--output", "r.html"]))
+    tool.register([f"{folder}:logn"])
     assert seen == [folder / "config.yaml"]
 
 
@@ -96,9 +96,8 @@ def test_config_file_names_training_sets_for_runs_without_them(
     config.write_text("DATASETS: {TRAIN: [somebody_train]}\nVERSION: 2\n")
     shutil.copytree(runs.folder, tmp_path / "run", ignore=shutil.ignore_patterns("config.yaml"))
     texts = [str(runs.folder), str(tmp_path / "run")]
-    parsed = tool.parse_args([*texts, "--output", "r.html", "--config-file", str(config)])
-    registered, train_sets = tool.register(parsed)
-    assert registered is None and list(train_sets) == ["somebody_train"]
+    train_sets = tool.register(texts, str(config))
+    assert list(train_sets) == ["somebody_train"]
     opened = tool.open_runs(texts, "report_tool_val", train_sets)
     found = {Path(run.folder.path).name: run.folder.train_sets for run in opened}
     own = tool.open_runs(texts[:1])[0].folder.train_sets

@@ -156,6 +156,17 @@ def test_largest_differences_come_first(tmp_path, capsys):
     assert [row[3] for row in rows[start + 1 : start + 4]] == ["+0.00"] * 3
 
 
+def test_properties_of_one_file_alone_are_not_compared_with_others(tmp_path, capsys):
+    a = statistics_of(logits_of(), stop_at=0.1, provenance={"weights": "a"})
+    b = statistics_of(logits_of(), provenance={"seed": "1"})
+    assert script.main(["compare", saved(tmp_path, "a", a), saved(tmp_path, "b", b)]) == 0
+    text = capsys.readouterr().out
+    assert row_of(text, "ended at error")[1:] == ["0.1, not reached", "-"]
+    sampling = row_of(text, "sampling error")
+    assert sampling[1] == sampling[2] != "-"
+    assert row_of(text, "weights")[1:] == ["a", "-"] and row_of(text, "seed")[1:] == ["-", "1"]
+
+
 def test_moving_averages_have_no_standard_error(tmp_path, capsys):
     exact = statistics_of(logits_of())
     stages = tuple(replace(stage, moments=None) for stage in exact.stages)

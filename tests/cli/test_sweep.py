@@ -280,7 +280,7 @@ def test_arguments_that_make_no_sense_are_refused(
 def test_config_keys_behind_the_calibrations_are_no_calibrations(tool: ModuleType) -> None:
     words = "--config-file c --output o --calibrations logn MODEL.WEIGHTS w SEED 1".split()
     args = tool.parse_args(words)
-    assert args.calibrations == ["logn"] and args.overrides == "MODEL.WEIGHTS w SEED 1".split()
+    assert args.calibrations == ["logn"] and args.opts == "MODEL.WEIGHTS w SEED 1".split()
 
 
 OTHERS = "sweep_tool_test_others"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import random
 from collections import Counter
@@ -32,6 +33,7 @@ from logn_d2.data.loader import (
 )
 from logn_d2.data.rng import preserved_rng, seed_rng
 from logn_d2.data.samplers import repeat_factors
+from logn_d2.passes.resume import loader_from
 
 from ..small_detectors import annotation
 
@@ -125,6 +127,14 @@ def test_every_image_comes_once_with_its_ground_truth(cfg: CfgNode, records: lis
     assert sorted(image["image_id"] for image in images) == [r["image_id"] for r in records]
     assert [image["statistics_index"] for image in images] == list(range(len(records)))
     assert all(len(image["instances"]) == 2 for image in images)
+
+
+def test_both_loaders_are_functions_of_the_batches_to_skip(cfg: CfgNode) -> None:
+    for build in (
+        functools.partial(build_statistics_loader, cfg),
+        functools.partial(build_evaluation_loader, cfg, cfg.DATASETS.TRAIN[0]),
+    ):
+        assert ids(loader_from(build, 2)) == ids(build())[2:]
 
 
 def test_order_is_random_and_fixed_by_the_seed(cfg: CfgNode, records: list[dict]) -> None:

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from logn_d2.config import add_logn_config
 from logn_d2.core import (
     CalibrationInputs,
     ClassCounts,
@@ -181,9 +182,12 @@ def test_calibrated_groups_are_those_of_the_data_set(tiny_folder):
     ],
 )
 def test_what_a_pass_will_not_gather_is_missed_before_training(text, settings, message):
-    collect = CfgNode({"ESTIMATOR": "exact", "POPULATION": "sampled", **settings})
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.LOGN.COLLECT.update(settings)
     with nullcontext() if message is None else pytest.raises(ValueError, match=message):
-        check_calibration(text, 3, True, collect)
+        check_calibration(cfg, text, True, collects=True)
 
 
 @pytest.mark.parametrize(("lowest", "warned"), [(0, True), (1, False)])

@@ -14,7 +14,6 @@ from detectron2.evaluation import COCOEvaluator
 from logn_d2.data import class_counts
 from logn_d2.engine import Trainer, check_training
 from logn_d2.engine.hooks import StatisticsHook
-from logn_d2.engine.trainer import build_evaluator
 from logn_d2.evaluators import LVISFormEvaluator
 from logn_d2.passes.resume import deciding_settings
 
@@ -125,16 +124,16 @@ def test_failed_training_gathers_nothing(cfg):
     assert collected == []
 
 
-def test_evaluator_follows_the_metadata(cfg, tmp_path):
+def test_evaluator_follows_the_metadata(cfg):
     cfg.freeze()
     assert isinstance(Trainer.build_evaluator(cfg, "lt_glyphs_tiny_val"), LVISFormEvaluator)
     MetadataCatalog.get("coco_like").set(
         evaluator_type="coco", json_file=MetadataCatalog.get("lt_glyphs_tiny_val").json_file
     )
-    assert isinstance(build_evaluator("coco_like", str(tmp_path)), COCOEvaluator)
+    assert isinstance(Trainer.build_evaluator(cfg, "coco_like"), COCOEvaluator)
     MetadataCatalog.get("panoptic").evaluator_type = "panoptic"
     with pytest.raises(ValueError, match="'panoptic', expected 'lvis', 'coco' or 'classification'"):
-        build_evaluator("panoptic", str(tmp_path))
+        Trainer.build_evaluator(cfg, "panoptic")
 
 
 def share_of_images_with_rare_classes(cfg, batches=40):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from logn_d2.analysis.correlation import spearman
 from logn_d2.core import LogitMoments, LogitStatistics, PosteriorMoments, StageStatistics
 from logn_d2.report.drawings import _drawn_labels
-from logn_d2.report.numbers import label_prior, spearman
+from logn_d2.report.numbers import label_prior
 
 
 def test_spearman_equals_the_classic_formula_without_ties() -> None:

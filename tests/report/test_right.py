@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from logn_d2.errors import UserError
 from logn_d2.report import (
     Report,
     ResultRow,
@@ -68,6 +69,16 @@ def test_annotations_of_other_images_are_refused(small_runs: SmallRuns, tmp_path
     path.write_text(json.dumps(more))
     with pytest.raises(ValueError, match=r"1 are missing in the sweep.*image 1000000"):
         runs = open_runs([str(small_runs.folder)])
+        make_report(runs, settings=FEW, pictures=0, annotations=path)
+
+
+def test_a_mistake_in_the_annotations_is_named(small_runs: SmallRuns, tmp_path: Path) -> None:
+    content = small_runs.content
+    first = {**content["annotations"][0], "bbox": [0, 0, -1, 4]}
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({**content, "annotations": [first, *content["annotations"][1:]]}))
+    runs = open_runs([str(small_runs.folder)])
+    with pytest.raises(UserError, match=r"wrong\.json: annotations\[0\].* has bbox"):
         make_report(runs, settings=FEW, pictures=0, annotations=path)
 
 

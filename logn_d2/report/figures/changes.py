@@ -42,5 +42,6 @@ def change_figure(changes: Mapping[str, Mapping[str, Value]], what: str = "AP of
         axis.xaxis.set_major_locator(MaxNLocator(4))
         name = group_title(metric.removeprefix("AP"))
         title(axis, metric, name if name != metric else "")
+    # One label for all axes, which share the unit.
     figure.supxlabel(f"change of {what}, in points", fontsize=9.5, color=INK)
     return figure

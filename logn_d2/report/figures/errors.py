@@ -39,6 +39,7 @@ def error_figure(
     rows = {name: analysis.as_dict() for name, analysis in analyses.items()}
     first = next(iter(rows.values()))
     shown = first if groups is None else ("all", *groups)
+    # A group without objects in the validation set has no AP to lose.
     groups = [group for group in shown if first[group]["classes"]] or ["all"]
     widths = (len(_KINDS), len(_TOGETHER) + 0.5)
     figure, axes = new_figure(
@@ -69,4 +70,4 @@ def _bars(axis: Axes, errors: tuple[str, ...], gains: Mapping[str, Mapping[str, 
         )
     axis.set_xticks(position, errors)
     axis.grid(False, axis="x")
-    axis.margins(y=0.16)
+    axis.margins(y=0.16)  # room for the numbers above the bars

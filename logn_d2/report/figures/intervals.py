@@ -41,6 +41,7 @@ def interval_figure(
         ends = (interval or {}).get(name, {})
         tops = _whiskers(axis, place, heights, [ends.get(metric) for metric in metrics])
         for x, height, top in zip(place, heights, tops, strict=True):
+            # By hand instead of `bar_label`: above the whisker, and a dash where there is no bar.
             said = "–" if math.isnan(height) else f"{height:.1f}"
             axis.annotate(
                 said, (x, top), (0, 2), textcoords="offset points",
@@ -49,7 +50,7 @@ def interval_figure(
     titles = [group_title(metric.removeprefix("AP")) for metric in metrics]
     name_ticks(axis.xaxis, position, titles)
     axis.grid(False, axis="x")
-    axis.margins(y=0.14)
+    axis.margins(y=0.14)  # room for the numbers above the whiskers
     title(axis, what, f"with {100 * level:g} % intervals" if interval else "")
     legend(axis, above=True)
     return figure

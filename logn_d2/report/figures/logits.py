@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...analysis.correlation import spearman
 from ...results import ClassInfo
-from ..numbers import spearman
 from ..words import format_correlation
 from .style import LINE_STYLES, label, legend, log_counts, new_figure, scatter, title
 
@@ -58,11 +58,9 @@ def population_figure(
         for (population, values), style in zip(statistics.items(), LINE_STYLES):
             ordered = np.asarray(values[side], dtype=float)[order]
             known = np.isfinite(ordered)
-            axis.plot(
-                rank[known], ordered[known], label=label(population), markersize=3.5, linewidth=0.8,
-                color=style["color"], marker=style["marker"], linestyle="none",
-                markerfacecolor=style.get("markerfacecolor", style["color"]),
-            )  # fmt: skip
+            # Neighbours in rank have nothing to do with each other: markers without a line.
+            markers = {**style, "linestyle": "none", "markersize": 3.5}
+            axis.plot(rank[known], ordered[known], label=label(population), **markers)
             correlation = spearman(count[known], ordered[known])
             notes.append(f"{population} {format_correlation(correlation)}")
         axis.set_xlabel("class, most training images first")

@@ -30,6 +30,7 @@ def prior_figure(
     """
     known = foreground_share is not None
     figure, axes = new_figure(9.0, 3.8, columns=2 if known else 1, widths=(5, 1) if known else (1,))
+    # By objects and not by images: the prior is one over objects.
     order = np.argsort(-classes.instance_count, kind="stable")
     rank = np.arange(1, len(order) + 1)
     for label, counts, style in (

@@ -37,6 +37,7 @@ def reliability_figure(
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
         errors = []
         for (name, quality), style in zip(qualities.items(), LINE_STYLES):
+            # Empty bins are NaN; without them the line goes on to the next point.
             confidence, precision = quality.reliability(group)
             known = np.isfinite(confidence)
             axis.plot(

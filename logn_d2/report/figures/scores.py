@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ...analysis.calibration_quality import CalibrationQuality
-from .style import BAR_STYLES, LINE_STYLES, legend, legend_below, new_figure, percent, title
+from .style import (
+    BAR_STYLES,
+    LINE_STYLES,
+    legend,
+    legend_below,
+    new_figure,
+    percent,
+    plain_line,
+    title,
+)
 
 # True positives, false positives on an object, false positives on background.
 _PART_STYLES = (BAR_STYLES[1], BAR_STYLES[2], BAR_STYLES[0])
@@ -54,9 +63,9 @@ def _histograms(axis: Axes, quality: CalibrationQuality, group: str) -> None:
         ("false", "false positives", LINE_STYLES[0]),
     ):
         histogram = quality.histogram(name, group)
+        # Of its own kind: false positives outnumber true ones by orders of magnitude.
         share = histogram / max(histogram.sum(), 1)
-        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
-        axis.stairs(share, quality.edges, label=label, **line)
+        axis.stairs(share, quality.edges, label=label, **plain_line(style))
     # Nearly all false positives have low scores; "symlog" keeps the empty bins, which are 0.
     axis.set_yscale("symlog", linthresh=1e-3)
     axis.set_ylim(0, 1)

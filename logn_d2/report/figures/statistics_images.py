@@ -32,6 +32,7 @@ def images_figure(study: Mapping[str, Any]) -> Figure:
     figure, axes = new_figure(9.0, 3.6, columns=len(_SHOWN))
     rows = study["by_images"]
     images = np.array([row["images"] for row in rows])
+    # The first style is that of the uncalibrated detector, here a plain line.
     names = study["calibrations"][: len(LINE_STYLES) - 1]
     for axis, metric in zip(axes, _SHOWN, strict=True):
         axis.axhline(

@@ -70,6 +70,11 @@ LINE_STYLES: tuple[dict[str, Any], ...] = (
 """Lines of the runs, in the same order."""
 
 
+def plain_line(style: dict[str, Any]) -> dict[str, Any]:
+    """A style of `LINE_STYLES` for a curve or an outline of many points: without markers."""
+    return {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
+
+
 def new_figure(
     width: float,
     height: float,

@@ -32,6 +32,7 @@ def threshold_figure(curves: Mapping[str, ThresholdCurve], metrics: Sequence[str
     figure, axes = new_figure(2.3 * columns + 0.6, 3.2, columns=columns)
     for axis, metric in zip(axes, [*shown, ""], strict=True):
         for (name, curve), style in zip(curves.items(), LINE_STYLES):
+            # The last axis has no metric but the number of detections.
             values = 100 * curve.metrics[metric] if metric else curve.per_image
             order = np.argsort(curve.threshold)
             axis.plot(

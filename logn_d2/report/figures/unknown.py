@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...ood import auroc, roc_curve
-from .style import INK, LINE_STYLES, label, legend, legend_below, new_figure, title
+from .style import INK, LINE_STYLES, label, legend, legend_below, new_figure, plain_line, title
 
 _BINS = 40
 _ENDS = (0.005, 0.995)  # quantiles beyond which scores are counted in the outermost bins
@@ -34,8 +34,7 @@ def unknown_figure(scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figur
     last = axes[-1]
     last.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
     for (name, sides), style in zip(scores.items(), LINE_STYLES):
-        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
-        last.plot(*roc_curve(*sides), label=label(name), **line)
+        last.plot(*roc_curve(*sides), label=label(name), **plain_line(style))
     last.set_aspect("equal")
     last.set_xlabel("unknown images accepted")
     last.set_ylabel("known images accepted")
@@ -55,6 +54,5 @@ def _histograms(axis: Axes, known: np.ndarray, unknown: np.ndarray) -> None:
         ("unknown images", unknown, LINE_STYLES[2]),
     ):
         counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
-        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
-        axis.stairs(counts / len(values), edges, label=name, **line)
+        axis.stairs(counts / len(values), edges, label=name, **plain_line(style))
     axis.set_xlabel("score")

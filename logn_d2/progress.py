@@ -26,6 +26,7 @@ class Progress:
         left = ""
         # The first steps are too short for an estimate.
         if self._done > 0.05 * self._total and seconds > 5:
+            # Past steps predict the others: a weight is an expected time.
             rest = seconds * (self._total - self._done) / self._done
             left = (
                 f"; about {rest / 60:.0f} min left" if rest > 90 else f"; about {rest:.0f} s left"
