@@ -50,6 +50,16 @@ class Parser(argparse.ArgumentParser):
             help="config of the model: YAML, or a LazyConfig (.py)",
         )
         self.add_argument("--weights", metavar="FILE", help="checkpoint (config key MODEL.WEIGHTS)")
+        self.add_imports()
+        self.add_argument(
+            "opts",
+            nargs="*",
+            metavar="KEY VALUE",
+            help="config keys, at the end; of a LazyConfig also key.of.config=VALUE",
+        )
+
+    def add_imports(self) -> None:
+        """Add --import, which `add_config` does too."""
         self.add_argument(
             "--import",
             dest="imports",
@@ -57,12 +67,6 @@ class Parser(argparse.ArgumentParser):
             default=[],
             metavar="MODULE",
             help="module to import first, which registers your own heads or data sets; repeatable",
-        )
-        self.add_argument(
-            "opts",
-            nargs="*",
-            metavar="KEY VALUE",
-            help="config keys, at the end; of a LazyConfig also key.of.config=VALUE",
         )
 
     def add_statistics(self) -> None:
@@ -101,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         args.opts = pairs
         return args
 
-    def add_processes(self, machines: bool = False) -> None:
+    def add_processes(self, machines: bool = True) -> None:
         """Add the processes of a command; torchrun and srun set them without these options."""
         group = self.add_argument_group("processes (not with torchrun and srun, which start them)")
         group.add_argument(
@@ -110,14 +114,11 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--num-processes", type=int, default=1, metavar="N", help="processes on the CPU"
         )
+        self.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
         if machines:
-            group.add_argument("--num-machines", type=int, default=1, metavar="N")
-            group.add_argument(
-                "--machine-rank", type=int, default=0, metavar="N", help="rank of this one"
-            )
-            group.add_argument(
-                "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0"
-            )
+            group.add_argument("--num-machines", type=int, metavar="N")
+            group.add_argument("--machine-rank", type=int, metavar="N", help="rank of this one")
+            group.add_argument("--dist-url", metavar="URL", help="tcp://HOST:PORT of machine 0")
 
     def add_old_spelling(self, old: str, new: str) -> None:
         """Accept an option's former name for one release, with a warning."""

@@ -37,5 +37,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="resamples for the interval (default: 200)",
     )
+    parser.add_imports()
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     return parser.parse_args(argv)

@@ -30,5 +30,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "(MODEL.LOGN.COLLECT.STOP_AT)",
     )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted pass")
-    parser.add_processes(machines=True)
+    parser.add_processes()
     return parser.parse_config(argv)

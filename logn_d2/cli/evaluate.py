@@ -25,5 +25,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="resume an interrupted evaluation")
-    parser.add_processes(machines=True)
+    parser.add_processes()
     return parser.parse_config(argv)

@@ -37,6 +37,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="config that registers the data sets and names the training set (default: the runs')",
     )
+    parser.add_imports()
     parser.add_argument(
         "--annotations",
         metavar="FILE",

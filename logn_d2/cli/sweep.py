@@ -115,9 +115,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_processes()
     args = parser.parse_config(argv)
     # Refused here: the work would ignore them without a word.
-    if args.from_outputs and (args.save_outputs or args.choose_on or args.num_processes > 1):
+    processes = max(args.num_processes, args.num_gpus, args.num_machines)
+    if args.from_outputs and (args.save_outputs or args.choose_on or processes > 1):
         parser.error(
-            "--from-outputs runs no network and excludes --save-outputs, --choose-on and "
-            "--num-processes"
+            "--from-outputs runs no network and excludes --save-outputs, --choose-on and more than "
+            "one process"
         )
     return args

@@ -20,5 +20,5 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_config()
     parser.add_argument("--output", dest="output_dir", metavar="DIR", help="folder of the training")
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
-    parser.add_processes(machines=True)
+    parser.add_processes()
     return parser.parse_config(argv)

@@ -181,7 +181,7 @@ def collect_from_config(
     dataset = training_images(cfg)
     description = LogitStatistics(
         stages=(),
-        class_names=tuple(_class_names(cfg)),
+        class_names=tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ())),
         datasets=tuple(cfg.DATASETS.TRAIN),
         population=collect.POPULATION,
         estimator=collect.ESTIMATOR,
@@ -360,11 +360,6 @@ def _log_summary(statistics: LogitStatistics, num_images: int, seconds: float) -
                 unusable,
                 statistics.num_classes,
             )
-
-
-def _class_names(cfg: CfgNode) -> Sequence[str]:
-    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    return metadata.get("thing_classes", ())
 
 
 def _versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from .. import UNCALIBRATED
 from ..analysis import format_table
-from ..engine import launch, load_config, short_errors
+from ..engine import load_config, short_errors
 from ..engine.experiments import (
     Metrics,
     Row,
@@ -31,7 +31,7 @@ from ..engine.experiments import (
 from ..errors import UserError
 from ..files import write_json, write_text
 from ..provenance import commit, machine
-from .run import processes_here
+from .run import processes_here, start
 
 # The baseline of most tables, and the method as published.
 PLAIN, LOGN = Row(UNCALIBRATED), Row("LogN", "logn")
@@ -286,5 +286,5 @@ def run(args: argparse.Namespace) -> int:
             print(f"Left out, because {args.runs[0]} is not a cascade: {', '.join(skipped)}")
         device = run_config(args.runs[0]).MODEL.DEVICE
         here = processes_here(device, args.num_gpus, args.num_processes)
-        launch(work, here, device=device, args=(args,))
+        start(work, args, device, here)
     return 0

@@ -18,7 +18,7 @@ from .report import register
 def run(args: argparse.Namespace) -> int:
     """Print the choice; return the exit status."""
     with short_errors():
-        register([args.run])
+        register([args.run], imports=args.imports)
         folder = RunFolder.open(args.run, args.dataset)
         # A sweep that lacks images would make every calibration look worse by chance.
         truth = read_ground_truth(folder.dataset, folder.train_sets)

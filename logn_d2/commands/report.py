@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine import load_config, short_errors
+from ..engine.config import import_modules
 from ..glyphs import register_glyphs
 from ..report import Settings, make_report, open_runs, summarise, write_report
 from ..report.runs import split_run
@@ -16,12 +17,20 @@ from ..report.runs import split_run
 logger = logging.getLogger("logn_d2.report")
 
 
-def register(runs: Sequence[str], config_file: str | None = None) -> Sequence[str]:
+def register(
+    runs: Sequence[str], config_file: str | None = None, imports: Sequence[str] = ()
+) -> Sequence[str]:
     """Register the data sets of runs: those of a config if given, else those of their folders.
+
+    Args:
+        runs (Sequence[str]): see `open_runs`.
+        config_file (str): a config that names the data sets.
+        imports (Sequence[str]): modules that register some.
 
     Returns:
         Sequence[str]: training sets of the given config.
     """
+    import_modules(imports)
     register_glyphs()  # a folder need not have a config
     if config_file:
         return load_config(config_file).DATASETS.TRAIN
@@ -38,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     logger.setLevel(logging.INFO)
     start = time.perf_counter()
     with short_errors():
+        train_sets = register(args.runs, args.config_file, args.imports)
         report = make_report(
-            open_runs(args.runs, args.dataset, register(args.runs, args.config_file)),
+            open_runs(args.runs, args.dataset, train_sets),
             focus=args.focus,
             settings=Settings(
                 args.resamples, args.seed, args.max_dets, args.score_threshold, args.level

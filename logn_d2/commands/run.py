@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -91,6 +92,28 @@ def processes_here(device: str, num_gpus: int, num_processes: int) -> int:
     return num_gpus
 
 
+def start(
+    work: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str, here: int
+) -> None:
+    """Start the processes that the command line asks for, and this machine's place among others.
+
+    Args:
+        work (Callable): the work of each process.
+        args (Namespace): its argument, from `Parser.add_processes`.
+        device (str): MODEL.DEVICE.
+        here (int): processes on this machine, see `processes_here`.
+    """
+    launch(
+        work,
+        here,
+        device=device,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the checks, then start the processes; return the exit status."""
     with short_errors():
@@ -102,13 +125,5 @@ def run(args: argparse.Namespace) -> int:
         with records_kept(cfg.DATASETS.TRAIN if trains_here else ()):
             # Once, before processes start: otherwise each would report the same mistake.
             check(cfg, args, started or processes)
-            launch(
-                work,
-                here,
-                device=cfg.MODEL.DEVICE,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
+            start(work, args, cfg.MODEL.DEVICE, here)
     return 0

@@ -21,7 +21,7 @@ from ..analysis import format_table
 from ..classification.accuracy import accuracy_table
 from ..core import AffineCalibration, expand_grid, stage_calibrations
 from ..data import records_kept
-from ..engine import launch, load_config, short_errors
+from ..engine import load_config, short_errors
 from ..engine.checkpoint import load_model
 from ..engine.checks import (
     check_calibration,
@@ -54,7 +54,7 @@ from ..sweeps import (
     sweep_stored,
     without_known_classes,
 )
-from .run import processes_here
+from .run import processes_here, start
 from .unknown_objects import (
     check_for_unknown_objects,
     compare_unknown_objects,
@@ -349,5 +349,5 @@ def run(args: argparse.Namespace) -> int:
         cfg = setup(args)
         check(cfg, args)
         here = processes_here(cfg.MODEL.DEVICE, args.num_gpus, args.num_processes)
-        launch(work, here, device=cfg.MODEL.DEVICE, args=(args,))
+        start(work, args, cfg.MODEL.DEVICE, here)
     return 0

@@ -42,7 +42,7 @@ def load_config(
         FileNotFoundError: there is no such file.
     """
     # First, since a module may register heads, data sets or config keys that the file names.
-    _import(imports)
+    import_modules(imports)
     cfg = get_cfg()
     add_logn_config(cfg)
     register_glyphs()
@@ -63,7 +63,12 @@ def load_config(
     return cfg
 
 
-def _import(names: Sequence[str]) -> None:
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules of the user, which may be in the current folder.
+
+    Raises:
+        ValueError: there is no such module.
+    """
     here = os.getcwd()
     for name in names:
         sys.path.insert(0, here)  # as `python -m` does, and an installed command does not

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
@@ -22,7 +21,6 @@ from .. import UNCALIBRATED
 from ..core import AffineCalibration, LogitStatistics
 from ..errors import MissingFileError, UserError
 from ..files import atomic_write
-from ..lvis import LvisGroundTruth
 from ..modeling.attach import calibrations_at, find_sites
 from ..modeling.build import TrainingClassCounts
 from ..results import Results
@@ -30,7 +28,7 @@ from ..sweeps import evaluate_sweep
 from .checkpoint import load_weights
 from .checks import check_calibration
 from .config import load_config
-from .evaluation import sweep_dataset
+from .evaluation import read_ground_truth, sweep_dataset
 from .statistics import collect, is_current, statistics_path, without_calibration
 from .trainer import Trainer
 
@@ -199,7 +197,7 @@ def _evaluate(
     folder: Path,
 ) -> dict[str, Metrics]:
     dataset = cfg.DATASETS.TEST[0]
-    truth = LvisGroundTruth.from_json(MetadataCatalog.get(dataset).json_file)
+    truth = read_ground_truth(dataset, cfg.DATASETS.TRAIN)
     swept = sweep_dataset(
         *(cfg, model, dataset, calibrations, folder),
         average=average,

@@ -12,6 +12,7 @@ import pytest
 
 from logn_d2.cli import main
 from logn_d2.cli.main import COMMANDS
+from logn_d2.commands.run import start
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
@@ -87,6 +88,18 @@ def test_options_stand_for_config_keys(
     taken = opts.index("MODEL.LOGN.STATISTICS")
     assert opts[taken : taken + 2] == ["MODEL.LOGN.STATISTICS", "'s'"]
     assert opts[:taken] + opts[taken + 2 :] == overrides
+
+
+@pytest.mark.parametrize("name", ["train", "collect", "evaluate", "sweep"])
+def test_passes_may_use_several_machines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    started = []
+    monkeypatch.setattr("logn_d2.commands.run.launch", lambda *_, **places: started.append(places))
+    parse = importlib.import_module(f"logn_d2.cli.{name}").parse_args
+    words = ["--config-file", "c.yaml", *(["--output", "o"] if name == "sweep" else [])]
+    start(len, parse(words), "cpu", 1)
+    start(len, parse([*words, "--num-machines", "2", "--machine-rank", "1"]), "cpu", 1)
+    found = [(each["num_machines"], each["machine_rank"], each["dist_url"]) for each in started]
+    assert found == [(1, 0, "auto"), (2, 1, "auto")]
 
 
 def test_a_second_command_logs_each_line_once(monkeypatch, capsys):

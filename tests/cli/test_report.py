@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from logn_d2.core import LogitStatistics
+from logn_d2.errors import UserError
 from logn_d2.report import figures
 
 from ..command import command
@@ -71,6 +73,19 @@ def test_folders_may_have_a_colon_in_their_name(
     monkeypatch.setattr(tool, "load_config", seen.append)
     tool.register([f"{folder}:logn"])
     assert seen == [folder / "config.yaml"]
+
+
+def test_a_module_may_register_the_data_sets(
+    tool: ModuleType, runs: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sets_of_a_user.py").write_text("registered = True\n")
+    monkeypatch.chdir(tmp_path)
+    words = [str(runs.folder), "--output", "r.html", "--import", "sets_of_a_user"]
+    assert tool.parse_args(words).imports == ["sets_of_a_user"]
+    tool.register([str(runs.folder)], imports=["sets_of_a_user"])
+    assert sys.modules.pop("sets_of_a_user").registered
+    with pytest.raises(UserError, match="no module 'nowhere' to import"):
+        tool.register([str(runs.folder)], imports=["nowhere"])
 
 
 def test_annotations_of_a_set_that_nobody_registers(

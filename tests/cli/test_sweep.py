@@ -265,7 +265,8 @@ def test_old_spellings_work_with_a_warning(
         ("--calibrations norcal(gamma=0:1:0)", "0:1:0 is empty or endless"),
         ("--from-outputs p --save-outputs q", "excludes --save-outputs"),
         ("--from-outputs p --choose-on d", "excludes --save-outputs, --choose-on"),
-        ("--from-outputs p --num-processes 2", "and --num-processes"),
+        ("--from-outputs p --num-processes 2", "and more than one process"),
+        ("--from-outputs p --num-machines 2", "and more than one process"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
