@@ -202,8 +202,9 @@ def over_seeds(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
 
 
 def _spread(values: list[float], sign: str) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return _figure(statistics.mean(values), sign) + deviation
+    mean = statistics.fmean(values)
+    known = len(values) > 1 and not math.isnan(mean)
+    return _figure(mean, sign) + (f" ± {statistics.stdev(values):.1f}" if known else "")
 
 
 def _figure(value: float, sign: str) -> str:

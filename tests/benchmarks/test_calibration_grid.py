@@ -57,7 +57,7 @@ def test_a_group_without_classes_is_a_dash_and_never_the_worst(grid):
     assert grid.worst_group(scores, grid.AUTO) == "APc"
     rows = grid.table(scores).splitlines()[2:]
     assert {row.strip("| ").split("|")[-1].strip() for row in rows} == {"-"}
-    assert "nan" not in grid.over_seeds({"signs0": scores})
+    assert "nan" not in grid.over_seeds({"signs0": scores, "signs1": scores})
 
 
 def test_spread_is_over_the_seeds_of_a_training(grid):
