@@ -493,6 +493,18 @@ def test_resuming_with_other_settings_or_weights_starts_from_the_beginning(
         assert not list(tmp_path.glob("*partial*"))
 
 
+def test_another_seed_of_the_rois_starts_from_the_beginning(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    images = list(build_statistics_loader(few(3)))
+    options = {"checkpoint": tmp_path / "x.safetensors", "checkpoint_period": 1}
+    with interrupted_after(2):
+        collect_statistics(model, images, seed=1, **options)
+    with every_output(model) as seen:
+        collect_statistics(model, images, seed=2, resume=True, **options)
+    assert len(seen[0]) == 3
+
+
 def test_checkpoint_period_and_place_of_weights_do_not_prevent_resuming(
     model: nn.Module, tmp_path: Path
 ) -> None:
@@ -533,6 +545,25 @@ def test_a_partial_file_of_an_earlier_version_is_resumed(model: nn.Module, tmp_p
     with every_output(model) as seen:
         collect_from_config(cfg, model, output, resume=True)
     assert 0 < len(seen[0]) < 4
+
+
+def test_a_full_disk_costs_no_pass(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, cfg = tmp_path / "x.safetensors", few(2, MODEL__LOGN__COLLECT__CHECKPOINT_PERIOD=1)
+    save = LogitStatistics.save
+
+    def save_or_fail(self: LogitStatistics, path: Path) -> None:
+        if path == output:
+            raise OSError("No space left on device")
+        save(self, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(LogitStatistics, "save", save_or_fail)
+        collect_from_config(cfg, model, output)
+    with every_output(model) as seen:
+        collect_from_config(cfg, model, output, resume=True)
+    assert not seen[0] and output.exists()
 
 
 # No trace

@@ -128,6 +128,22 @@ def test_other_weights_or_no_resume_start_from_the_beginning(
     assert ("The evaluation starts from the beginning" in caplog.text) == warns
 
 
+def test_other_settings_start_from_the_beginning(images: list[dict], tmp_path: Path) -> None:
+    _kill(tmp_path, images)
+    model = _Detector()
+    evaluator = _evaluator(tmp_path, resume=True)
+    resumable_inference(model, _batches(images), evaluator, settings={"threshold": 0.1})
+    assert len(model.seen) == 20
+
+
+def test_an_image_that_comes_again_after_a_resumption_counts_once(tmp_path: Path) -> None:
+    ShardStore(tmp_path, shard_size=1).add([7], Detections([7], [0], [0.5], [[0, 0, 1, 1]]))
+    store = ShardStore(tmp_path, resume=True)
+    store.add([7, 8], Detections([7, 8], [0, 0], [0.5, 0.5], [[0, 0, 1, 1]] * 2))
+    detections, seen = store.load()
+    assert detections.image_id.tolist() == seen.tolist() == [7, 8]
+
+
 def test_a_killed_evaluation_needs_no_image_again(
     images: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

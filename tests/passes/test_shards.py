@@ -74,6 +74,16 @@ def test_a_shard_may_replace_those_before(tmp_path: Path) -> None:
     assert held(again) == [0, 1, 2, 3, 4] and list(tmp_path.glob("*.npz")) == again.paths
 
 
+def test_the_shards_before_stay_until_the_one_that_replaces_them_is_whole(tmp_path: Path) -> None:
+    def disk_is_full(path: Path) -> None:
+        raise OSError("No space left on device")
+
+    shards = write(ShardFolder(tmp_path, KIND, "a"), 2, replace=True)
+    with pytest.raises(OSError, match="No space left"):
+        shards.write(1, disk_is_full, replace=True)
+    assert held(ShardFolder(tmp_path, KIND, "a", resume=True)) == [0, 1]
+
+
 def test_other_passes_stay_until_there_is_something_new(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +158,17 @@ def test_an_incomplete_folder_names_the_missing_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({**manifest, "digest": None}))
     with pytest.raises(ValueError, match="thing.json' is damaged"):
         find_shards(tmp_path, KIND)
+
+
+def test_a_manifest_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "thing"
+    shards = write(ShardFolder(folder, KIND, "a"), 1)
+    shards.finish()
+    (name,) = json.loads((folder / "thing.json").read_text())["shards"]
+    (tmp_path / name).write_text("of somebody else")
+    manifest = json.loads((folder / "thing.json").read_text())
+    (folder / "thing.json").write_text(json.dumps({**manifest, "shards": [f"../{name}"]}))
+    assert find_shards(folder, KIND)[1] == shards.paths
 
 
 def test_a_finished_result_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from torch import nn
 
 from logn_d2.core import AffineCalibration, stage_calibrations
 from logn_d2.data.loader import build_evaluation_loader
+from logn_d2.lvis.detections import Detections, RleMasks
 from logn_d2.modeling.box_predictors import (
     classifier_reader,
     find_box_predictors,
@@ -29,6 +31,7 @@ from logn_d2.sweeps import (
     sweep_stored,
 )
 from logn_d2.sweeps.output_store import StoreWriter
+from logn_d2.sweeps.stored_outputs import _KnownMasks
 from logn_d2.sweeps.union import RawOutputs, find_unions
 
 from ..small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
@@ -181,6 +184,16 @@ def test_image_ids_may_be_strings_or_large(
             assert_equal(replace(mine, image_id=same.image_id), same)
 
 
+def test_a_mask_belongs_to_its_image_and_class() -> None:
+    """A box that fills its image is the same in many images, and in both classes of a region."""
+    bitmaps = [np.asfortranarray(np.eye(4, k=k, dtype=np.uint8)) for k in range(4)]
+    masks = RleMasks.from_dicts([mask_util.encode(bitmap) for bitmap in bitmaps])
+    box = np.tile(np.array([[0.0, 0.0, 4.0, 4.0]], dtype=np.float32), (4, 1))
+    found = Detections([1, 1, 2, 2], [0, 1, 0, 1], [0.5] * 4, box, masks)
+    given, known = _KnownMasks(found).given_to(replace(found, masks=None), (4, 4))
+    assert known.all() and given.masks.to_dicts() == masks.to_dicts()
+
+
 def test_masks_are_evaluated_only_where_all_are_known(
     models: dict[str, nn.Module],
     loader: list,
@@ -315,6 +328,19 @@ def test_a_killed_sweep_resumes_its_store(
     assert contents(tmp_path / "store") == contents(folder)
 
 
+def test_no_image_counts_as_done_before_its_outputs_are_stored(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_is_full(self: StoreWriter) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(StoreWriter, "flush", disk_is_full)
+    options = {"output_dir": tmp_path / "sweep", "store": tmp_path / "store", "chunk_size": 1}
+    with pytest.raises(OSError, match="No space left"):
+        sweep(models[STANDARD], loader[:1], calibrations(count=0), **options)
+    assert not list((tmp_path / "sweep").glob("*.npz"))
+
+
 def test_resuming_a_sweep_without_its_store_is_an_error(
     models: dict[str, nn.Module], loader: list, tmp_path: Path
 ) -> None:
@@ -336,6 +362,18 @@ def test_a_store_replaces_the_one_that_was_there(
         names = {path.name for path in tmp_path.glob("*.safetensors")}
         assert len(names) == 3 and {"mine.safetensors", "classifiers.safetensors"} < names
     assert len(StoredOutputs.load(tmp_path).image_ids) == 2
+
+
+def test_another_average_of_a_cascade_is_another_sweep(
+    models: dict[str, nn.Module], loader: list, tmp_path: Path
+) -> None:
+    named = calibrations(3, count=0)
+    sweep(models[CASCADE], loader[:1], named, store=tmp_path / "store")
+    stored, folder = StoredOutputs.load(tmp_path / "store"), tmp_path / "sweep"
+    for _ in range(2):  # the same once more
+        sweep_stored(stored, named, average="probs", output_dir=folder, overwrite=False)
+    with pytest.raises(ValueError, match="contains a finished sweep .*--overwrite"):
+        sweep_stored(stored, named, average="logits", output_dir=folder, overwrite=False)
 
 
 # Mistakes

@@ -268,6 +268,32 @@ def test_resuming_with_other_calibrations_or_weights_starts_from_the_beginning(
         assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
+def test_another_selection_average_or_annotations_start_from_the_beginning(
+    models: dict[str, nn.Module],
+    loader: list,
+    data_set: list[dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = models[CASCADE]
+
+    def passes(**options: object) -> int:
+        named = calibrations(stages=3, count=0)
+        with count_passes(model) as seen:
+            sweep(model, loader[:1], named, output_dir=tmp_path, resume=True, **options)
+        return len(seen)
+
+    truth, federated = ground_truth(data_set), ground_truth(data_set, negatives=[[]] * NUM_IMAGES)
+    different = [{}, {"average": "logits"}, {"ground_truth": truth}, {"ground_truth": federated}]
+    different += [{"store": tmp_path / "store", "max_boxes": number} for number in (0, 9)]
+    for options in different:
+        assert [passes(**options), passes(**options)] == [1, 0], options
+    for name in ("test_score_thresh", "test_nms_thresh", "test_topk_per_image"):
+        last = find_box_predictors(model)[-1]
+        monkeypatch.setattr(last, name, type(getattr(last, name))(getattr(last, name) * 0.7))
+        assert passes() == 1, name
+
+
 def test_another_number_of_processes_starts_from_the_beginning(
     model: nn.Module, loader: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
