@@ -323,8 +323,7 @@ def _repeats_sampled_anew(
 
     def record(inputs: Sequence[Mapping[str, Any]]) -> Recording | SiteRecording:
         # The image's id determines the sampled RoIs, so each repetition gets an id of its own.
-        positions = [image.get("statistics_index", "") for image in inputs]
-        names = [f"{x.get('image_id')}/{p}" for x, p in zip(inputs, positions, strict=True)]
+        names = [f"{x.get('image_id')}/{x.get('statistics_index', '')}" for x in inputs]
         return recorder([{**x, "image_id": n} for x, n in zip(inputs, names, strict=True)])
 
     return record

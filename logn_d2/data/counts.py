@@ -88,15 +88,14 @@ def class_counts(dataset_name: str | Sequence[str]) -> ClassCounts:
             f"The training set {', '.join(names)} has {num_records} images but no annotated "
             "object; class counts need at least one. Check the json's 'annotations'."
         )
-    groups = _own_groups(names, image_count)
     return ClassCounts(
         class_names,
         image_count,
         instance_count,
         num_images,
-        groups,
-        num_records,
-        functools.partial(fractal_dimensions, tuple(names)),
+        groups=_own_groups(names, image_count),
+        num_records=num_records,
+        fractal_dimensions=functools.partial(fractal_dimensions, tuple(names)),
     )
 
 

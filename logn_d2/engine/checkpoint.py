@@ -109,6 +109,7 @@ def _needed(model: nn.Module) -> set[str]:
 
 
 def _advice(first: str, shapes: Mapping[str, Any], unexpected: Sequence[str]) -> str:
+    # As of a wrapped model, whose names begin with "module." or "model.".
     prefixed = next((key for key in unexpected if key.endswith(f".{first}")), None)
     if prefixed is not None:
         return f"It has {prefixed}: remove '{prefixed[: -len(first)]}' from the names in the file."

@@ -55,6 +55,7 @@ def load_config(
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs raises it for a key that does not exist
         raise UserError(f"{error} Check {config_file} and the KEY VALUE pairs.") from error
+    # Detectron2's default is cuda; without it every command works on the CPU.
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     source_of(cfg)  # the config of a run may name a LazyConfig, which may register data sets

@@ -58,6 +58,7 @@ def short_errors(log_file: str | None = None) -> Iterator[None]:
 
 
 def _is_of_the_user(error: BaseException) -> bool:
+    # A missing folder or a full disk is no bug, wherever it is met.
     if isinstance(error, UserError | OSError):
         return True
     # The innermost frame: a ValueError raised by torch below Detectron2 is a bug, not a mistake.

@@ -67,6 +67,7 @@ class StreamHook(HookBase):
         self._stream = stream
 
     def after_step(self) -> None:
+        # When PeriodicCheckpointer saves: with its period, and after the last iteration.
         done = self.trainer.iter + 1
         if done % self._period == 0 or done >= self.trainer.max_iter:
             self._stream.keep(self.trainer.iter)

@@ -136,6 +136,7 @@ def evaluate_stored(
         calibrations (Mapping): name -> a list with one calibration, or an empty one.
         counts (ClassCounts): counts of the training set; None if it is not available.
     """
+    # Groups are by training images, as in ImageNet-LT; without counts there are none.
     model, groups = unwrapped(model), None if counts is None else class_groups(counts)
     return {
         name: evaluate_images(

@@ -203,9 +203,8 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
-        if "_trainer" in state_dict and "load_state_dict" not in vars(
-            DefaultTrainer
-        ):  # version 0.5
+        # Later releases than 0.5 have a method of their own that does this.
+        if "_trainer" in state_dict and "load_state_dict" not in vars(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _load_first_stage(self) -> None:

@@ -118,15 +118,16 @@ class TrainingStream:
             )
             return
         mine = state["ranks"][comm.get_rank()]
+        # Without SEED in the config the sampler has drawn one, which is part of the position.
         if state["seed"] is not None:
             self._sampler.sampler._seed = state["seed"]
         self._sampler.skip = mine["consumed"]
-        self._num_taken = -len(
-            mine["waiting"]
-        )  # batches will count them, but "consumed" already has them
+        # Batches will count the waiting images, but "consumed" already has them.
+        self._num_taken = -len(mine["waiting"])
         buckets = self._buckets()
         for each in mine["waiting"]:
             record = self._mapped_again(each["index"], each["rng"])
+            # As AspectRatioGroupedDataset decides.
             buckets[0 if record["width"] > record["height"] else 1].append(record)
         self._pending = mine["rng"]
         if not self._has_workers:
@@ -135,9 +136,8 @@ class TrainingStream:
             self._mapper.pending, self._pending = self._pending, None
 
     def _mapped_again(self, index: int, rng: RngState | None) -> Record:
-        dataset = (
-            self._loader.dataset.dataset
-        )  # of the loader inside the loader that groups by aspect ratio
+        # Of the loader inside the loader that groups by aspect ratio: only grouped images wait.
+        dataset = self._loader.dataset.dataset
         with preserved_rng():
             if rng is not None:
                 _set_rng(rng)

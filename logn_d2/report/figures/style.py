@@ -161,12 +161,12 @@ def name_ticks(axis: XAxis | YAxis, places: np.ndarray, labels: Sequence[str]) -
 
 
 def _names(texts: Iterable[Text]) -> None:
-    """Show a user's names as they are."""
     for text in texts:
         _plain(text)
 
 
 def _plain(text: Text) -> None:
+    """Show a user's names as they are."""
     text.set_parse_math(False)
     text.set_text(readable(text.get_text()))
     text.set_fontfamily(_families())
