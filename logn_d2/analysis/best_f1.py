@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import UserError
+from ..lvis.accumulate import RECALLS
 from ..lvis.matches import LvisMatches
 from ..lvis.matching import IGNORED, MATCHED
-
-_RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 def best_f1_threshold(matches: LvisMatches) -> float:
@@ -74,15 +73,15 @@ def _best_of_class(hit: np.ndarray, false: np.ndarray, score: np.ndarray, num_gt
         score (ndarray): (D,) falling.
         num_gt (float): objects to be found, above 0.
     """
-    precision, reached = np.zeros((2, hit.shape[1], len(_RECALLS)))
+    precision, reached = np.zeros((2, hit.shape[1], len(RECALLS)))
     for t in range(hit.shape[1]):
         right, wrong = np.cumsum(hit[:, t]), np.cumsum(false[:, t])
         rate = right / np.maximum(right + wrong, 1)
         rate = np.maximum.accumulate(rate[::-1])[::-1]
-        place = np.searchsorted(right / num_gt, _RECALLS)
+        place = np.searchsorted(right / num_gt, RECALLS)
         there = place < len(score)
         precision[t, there], reached[t, there] = rate[place[there]], score[place[there]]
     precision, reached = precision.mean(axis=0), reached.mean(axis=0)
-    total = precision + _RECALLS
-    f1 = np.divide(2 * precision * _RECALLS, total, out=np.zeros(len(total)), where=total > 0)
+    total = precision + RECALLS
+    f1 = np.divide(2 * precision * RECALLS, total, out=np.zeros(len(total)), where=total > 0)
     return float(reached[f1.argmax()]) if f1.any() else 0.0

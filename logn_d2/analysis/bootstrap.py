@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..lvis.matches import LvisMatches
 from ..lvis.result import LvisResult
 
@@ -91,7 +91,7 @@ class BootstrapResult:
         Returns:
             ndarray: (2, ...).
         """
-        ends = _percentiles(values, self.level)
+        ends = percentiles(values, self.level)
         if self.method == "centred":
             # The shift keeps the width of the interval. Reflecting the ends at the estimate would
             # remove the bias too, but swap the longer and the shorter side of a skewed
@@ -211,8 +211,7 @@ def _bootstrap(
             f"Got {resamples} resamples, level {level} and {num_images} images; expected at least "
             "one resample, a level between 0 and 1 such as 0.95, and at least one image."
         )
-    if method not in ("centred", "percentile"):
-        raise UserError(f'method is {method!r}, expected "centred" or "percentile".')
+    check_choice("method", method, ("centred", "percentile"))
     # One generator for both runs: each draw weighs the images of both, which pairs them.
     rng = np.random.default_rng(seed)
     # The estimate uses the original images, not the mean over resamples, which is biased upwards.
@@ -270,8 +269,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.where(number, total / np.maximum(number, 1), np.nan)
 
 
-def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
-    """Lower and upper end over (B, ...) values without NaN, (2, ...)."""
+def percentiles(values: np.ndarray, level: float) -> np.ndarray:
+    """Ends of the middle `level` of (B, ...) values without NaN, (2, ...); NaN if all are NaN."""
     share = np.array([(1 - level) / 2, (1 + level) / 2])
     columns = values.reshape(len(values), -1)
     # np.nanquantile warns about columns without values.

@@ -225,10 +225,9 @@ def calibration_quality(
         return np.bincount(place[chosen], weights, shape[0] * shape[1]).reshape(shape)
 
     count = total(labelled)
-    limit = matches.max_dets
     # `matches` lacks the detections that the federated rule dropped, so those left out are counted
     # from the detections themselves, under the same limit.
-    kept = detections.top_per_image_mask(limit) & (detections.score >= min_score)
+    kept = detections.top_per_image_mask(matches.max_dets) & (detections.score >= min_score)
     return CalibrationQuality(
         iou_type=matches.iou_type,
         edges=edges,

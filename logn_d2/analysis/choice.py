@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import UserError, check_known
 from ..lvis.matches import LvisMatches
+from .bootstrap import percentiles
 from .run_table import markdown
 
 # Draws per block, as in the bootstrap: memory grows with them.
@@ -131,10 +132,9 @@ def choose(
     change, chosen = changes[:divisions], chosen[:, :divisions]
     low = high = np.nan
     if resamples:
-        ends = [(1 - level) / 2, (1 + level) / 2]
         # Draws in which a half has no object of the metric's classes are NaN and are left out.
-        low, high = np.nanquantile(changes[divisions:], ends)
-    counts = Counter(names[index] for index in chosen.ravel())
+        low, high = percentiles(changes[divisions:], level)
+    counts = Counter(names[index] for index in chosen.flat)
     # A division that leaves one half without objects of a rare class has no AP there; the others
     # estimate the change.
     mean = float(np.nanmean(change))
@@ -201,9 +201,7 @@ def _check(candidates: Mapping[str, LvisMatches], metric: str) -> None:
             f"Got {len(candidates)} candidates on {len(run.image_ids)} images; expected at least "
             "two candidates and four images."
         )
-    if metric not in run.result().metrics:
-        known = ", ".join(run.result().metrics)
-        raise UserError(f"There is no metric '{metric}'. Known: {known}.")
+    check_known("metric", metric, run.result().metrics)
     for name, other in others:
         same = np.array_equal(run.image_ids, other.image_ids)
         if not same or run.class_names != other.class_names:

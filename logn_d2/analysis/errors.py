@@ -75,7 +75,8 @@ class ErrorAnalysis:
         """Count the classes of a group that have objects but no true positive."""
         # `FN` counts every object that no detection matched, so the rest was found.
         found = self.num_gt - self.count["FN"]
-        return int(np.count_nonzero((found == 0) & (self.num_gt > 0) & self._is_member(group)))
+        missing = (found == 0) & (self.num_gt > 0)
+        return int(np.count_nonzero(missing[self.members[group]]))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return all figures by group, JSON-serialisable except for NaN.
@@ -99,9 +100,6 @@ class ErrorAnalysis:
     def table(self) -> str:
         """Return a Markdown table, see `error_table`."""
         return error_table({"": self})
-
-    def _is_member(self, group: str) -> np.ndarray:
-        return np.isin(np.arange(len(self.ap)), self.members[group])
 
     def _mean(self, values: np.ndarray, group: str) -> float:
         return known_mean(values[self.members[group]])

@@ -33,7 +33,6 @@ from ..lvis.ground_truth import LvisGroundTruth
 from ..lvis.masks import RleMasks
 from ..lvis.matches import LvisMatches, match_lvis
 from ..lvis.matching import MATCHED, box_candidates, mask_candidates, match
-from ..lvis.result import group_members
 
 KINDS = ("TP", "Cls", "Loc", "Both", "Dupe", "Bkg")
 """Labels of detections; a label's number is its position here."""
@@ -71,8 +70,7 @@ class DetectionOutcomes:
     @functools.cached_property
     def members(self) -> dict[str, np.ndarray]:
         """Indices of the classes of "all" and of each group."""
-        groups = group_members(self.matches.groups, self.matches.class_groups)
-        return {"all": np.arange(len(self.matches.class_names)), **groups}
+        return {"all": np.arange(len(self.matches.class_names)), **self.matches.members}
 
     def is_kind(self, name: str) -> np.ndarray:
         """Mark the detections of a kind, (D,) bool."""
@@ -140,7 +138,7 @@ def label_detections(
     # For masks, objects without one do not exist; `matches` numbers the remaining ones.
     ground_truth = ground_truth.for_task(matches.iou_type)
     # `members` would overwrite one of the two without a word.
-    if "all" in group_members(matches.groups, matches.class_groups):
+    if "all" in matches.members:
         raise UserError('A group is named "all", which stands for all classes. Rename it.')
     outcome, found = _match(ground_truth, detections, matches, foreground_iou)
     # Unlabelled until shown to be a false positive: this also covers detections of ignored objects

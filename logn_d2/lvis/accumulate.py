@@ -21,8 +21,8 @@ import numpy as np
 
 from .matching import MATCHED
 
-_RECALLS = np.linspace(0.0, 1.0, 101)
-_NEXT_RECALL = np.append(_RECALLS[1:], np.inf)
+RECALLS = np.linspace(0.0, 1.0, 101)
+_NEXT_RECALL = np.append(RECALLS[1:], np.inf)
 
 
 class Accumulator:
@@ -178,7 +178,7 @@ class _ClassOutcomes:
             last = np.maximum.reduceat(recall, self._start, axis=-1)
         level = precision + self._floor
         best = np.maximum.accumulate(level[..., ::-1], axis=-1)[..., ::-1] - self._floor
-        mean = np.add.reduceat(reads * best, self._start, axis=-1) / len(_RECALLS)
+        mean = np.add.reduceat(reads * best, self._start, axis=-1) / len(RECALLS)
         return mean, last
 
     def _hits_and_false(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -205,11 +205,11 @@ class _ClassOutcomes:
 
 def _recalls_reached(recall: np.ndarray) -> np.ndarray:
     """Number of the 101 recalls at or below each (B, E) recall: searchsorted, but quicker."""
-    place = (recall * (len(_RECALLS) - 1)).astype(np.intp)
+    place = (recall * (len(RECALLS) - 1)).astype(np.intp)
     # The product may round up to the next recall, or the stored recall may lie above it: one step
     # in either direction corrects both.
     place += np.take(_NEXT_RECALL, place) <= recall
-    place -= np.take(_RECALLS, place) > recall
+    place -= np.take(RECALLS, place) > recall
     return place + 1
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
 _FORMAT_VERSION = 1
+_COLUMNS = ("image_id", "category", "score", "box")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,23 +121,14 @@ class Detections:
                 f"{without} of {len(parts)} sets of detections have no masks, but the others do: "
                 f"they come from different models. Join only sets of one model."
             )
-        return cls(
-            image_id=np.concatenate([part.image_id for part in parts]),
-            category=np.concatenate([part.category for part in parts]),
-            score=np.concatenate([part.score for part in parts]),
-            box=np.concatenate([part.box for part in parts]),
-            masks=None if without else RleMasks.concatenate([part.masks for part in parts]),
-        )
+        masks = None if without else RleMasks.concatenate([part.masks for part in parts])
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
+        return cls(*columns, masks=masks)
 
     def take(self, index: np.ndarray) -> Detections:
         """Return the detections at `index` (integers or a boolean mask), in that order."""
-        return Detections(
-            image_id=self.image_id[index],
-            category=self.category[index],
-            score=self.score[index],
-            box=self.box[index],
-            masks=None if self.masks is None else self.masks.take(index),
-        )
+        masks = None if self.masks is None else self.masks.take(index)
+        return Detections(*(getattr(self, name)[index] for name in _COLUMNS), masks=masks)
 
     def top_per_image_mask(self, max_dets: int) -> np.ndarray:
         """Mark the best detections of each image, (D,) bool; see `best_of_each`."""
@@ -165,7 +157,7 @@ class Detections:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the columns by name, for `save` and for exchange between processes."""
-        arrays = {name: getattr(self, name) for name in ("image_id", "category", "score", "box")}
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
         if self.masks is not None:
             for name in ("counts", "offsets", "size"):
                 arrays[f"mask_{name}"] = getattr(self.masks, name)
@@ -177,8 +169,7 @@ class Detections:
         masks = None
         if "mask_counts" in arrays:
             masks = RleMasks(arrays["mask_counts"], arrays["mask_offsets"], arrays["mask_size"])
-        columns = (arrays[name] for name in ("image_id", "category", "score", "box"))
-        return cls(*columns, masks=masks)
+        return cls(*(arrays[name] for name in _COLUMNS), masks=masks)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file; an interrupted call leaves no file or the old one.
@@ -247,7 +238,7 @@ class Detections:
             return cls.empty()
         index = {int(category_id): k for k, category_id in enumerate(category_ids)}
         _check_results(results, index)
-        masks = box = None
+        masks = None
         if "segmentation" in results[0]:
             masks = RleMasks.from_dicts(result["segmentation"] for result in results)
         if "bbox" in results[0]:
@@ -276,15 +267,11 @@ def image_id_array(image_ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.
     array = np.asarray(image_ids)
     if not array.size:
         return array.astype(np.int64)
-    # numpy turns a mixture of integers and strings into strings silently, and 7 would match
-    # "7".
-    mixed = array.dtype.kind == "U" and isinstance(image_ids, Sequence)
-    if mixed:
-        mixed = not all(isinstance(image_id, str) for image_id in image_ids)
+    # numpy turns a mixture of integers and strings into strings silently, and 7 would match "7".
+    listed = isinstance(image_ids, Sequence)
+    mixed = array.dtype.kind == "U" and listed and not all(isinstance(i, str) for i in image_ids)
     if mixed or array.dtype.kind not in "iuU":
-        kinds = sorted({type(image_id).__name__ for image_id in array.tolist()})
-        if isinstance(image_ids, Sequence):
-            kinds = sorted({type(image_id).__name__ for image_id in image_ids})
+        kinds = sorted({type(i).__name__ for i in (image_ids if listed else array.tolist())})
         raise UserError(
             f"Image ids are of type {', '.join(kinds)}, expected integers for all or strings for "
             f"all, as in the annotations."
@@ -327,13 +314,11 @@ def _one_image(instances: Instances, image_id: int | str) -> Detections:
     box = instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32)
     # Width and height are computed in float32, as in the result files that Detectron2 writes.
     box[:, 2:] -= box[:, :2]
-    masks = None
-    if instances.has("pred_masks"):
-        masks = RleMasks.from_bitmasks(instances.pred_masks)
+    has_masks = instances.has("pred_masks")
     return Detections(
         image_id=np.full(len(box), image_id),
         category=instances.pred_classes.cpu().numpy(),
         score=instances.scores.detach().cpu().numpy(),
         box=box,
-        masks=masks,
+        masks=RleMasks.from_bitmasks(instances.pred_masks) if has_masks else None,
     )

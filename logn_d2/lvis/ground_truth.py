@@ -209,7 +209,7 @@ class LvisGroundTruth:
         # lvis-api ignores `iscrowd`; LVIS has no crowd regions.
         crowd &= not federated
         box = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-        area = _column(annotations, "area", np.float64)
+        area = _areas(annotations)
         return cls(
             image_ids=image_ids,
             image_size=size,
@@ -281,18 +281,10 @@ def _known_annotations(
             *(source, np.count_nonzero(~known), len(known)),
             *(first["id"], first["image_id"], first["category_id"]),
         )
-    # NaN differs from itself and counts as missing too; lvis-api leaves such objects out.
-    missing = (a["id"] for a in annotations if a.get("area") is None or a["area"] != a["area"])
-    without = [] if federated else list(missing)
-    if 0 < len(without) < len(annotations):
-        logger.warning(
-            "%s: %d of %d annotations have no area, the first is %s: the box area is used.",
-            *(source, len(without), len(annotations), without[0]),
-        )
     if federated:
         # lvis-api selects annotations by an area range that is open at 0; pycocotools, whose rule
         # applies to COCO format, leaves none out.
-        without_area = known & ~(_column(annotations, "area", np.float64) > 0)
+        without_area = known & ~(_areas(annotations) > 0)
         if without_area.any():
             logger.warning(
                 "%s: %d of %d annotations have no area above 0 and are left out, as in lvis-api; "
@@ -301,6 +293,14 @@ def _known_annotations(
                 annotations[int(np.argmax(without_area))]["id"],
             )
         known &= ~without_area
+    else:
+        # NaN differs from itself and counts as missing too.
+        without = [a["id"] for a in annotations if a.get("area") is None or a["area"] != a["area"]]
+        if 0 < len(without) < len(annotations):
+            logger.warning(
+                "%s: %d of %d annotations have no area, the first is %s: the box area is used.",
+                *(source, len(without), len(annotations), without[0]),
+            )
     index = np.flatnonzero(known)
     image = np.searchsorted(image_ids, image_id[index])
     category = np.searchsorted(category_ids, category_id[index])
@@ -312,17 +312,17 @@ def _known_annotations(
 def _column(
     annotations: Sequence[Mapping[str, Any]], name: str, dtype: type, default: Any = None
 ) -> np.ndarray:
-    """Return one field of all annotations; the box area replaces a missing area."""
-    if name == "area":
-        values = [annotation.get("area") for annotation in annotations]
-        if None in values:
-            boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
-            values = [b if a is None else a for a, b in zip(values, boxes, strict=True)]
-    elif default is None:
-        values = [annotation[name] for annotation in annotations]
-    else:
-        values = [annotation.get(name, default) for annotation in annotations]
-    return np.array(values, dtype=dtype)
+    """Return one field of all annotations."""
+    return np.array([annotation.get(name, default) for annotation in annotations], dtype=dtype)
+
+
+def _areas(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the areas of all annotations; the box area replaces a missing one, but not NaN."""
+    values = [annotation.get("area") for annotation in annotations]
+    if None in values:
+        boxes = (a["bbox"][2] * a["bbox"][3] for a in annotations)
+        values = [b if a is None else a for a, b in zip(values, boxes, strict=True)]
+    return np.array(values, dtype=np.float64)
 
 
 def _list_keys(

@@ -50,7 +50,8 @@ class RleMasks:
         counts, size = [], []
         # A generator, not a list: many live dictionaries keep Python's garbage collector busy.
         for rle in rles:
-            counts.append(_as_bytes(rle["counts"]))
+            runs = rle["counts"]
+            counts.append(runs.encode("ascii") if isinstance(runs, str) else runs)
             size.extend(rle["size"])
         return _joined(counts, np.array(size, dtype=np.int32).reshape(-1, 2))
 
@@ -75,16 +76,15 @@ class RleMasks:
     def __len__(self) -> int:
         return len(self.size)
 
-    def to_dicts(self, index: np.ndarray | slice | None = None) -> list[dict[str, Any]]:
+    def to_dicts(self, index: np.ndarray | slice = slice(None)) -> list[dict[str, Any]]:
         """Return the masks in the form that pycocotools takes ("size" list, "counts" bytes).
 
         Args:
-            index (ndarray | slice | None): integers or a boolean mask; None for all.
+            index (ndarray | slice): integers or a boolean mask; by default all.
 
         Returns:
             list[dict]: in the order of `index`.
         """
-        index = slice(None) if index is None else index
         buffer = memoryview(self.counts)
         columns = (self.offsets[:-1][index], self.offsets[1:][index], self.size[index])
         return [
@@ -107,10 +107,9 @@ class RleMasks:
     @staticmethod
     def concatenate(parts: Sequence[RleMasks]) -> RleMasks:
         """Join masks in the order of `parts` (at least one)."""
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         return RleMasks(
             counts=np.concatenate([part.counts for part in parts]),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets=_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
             size=np.concatenate([part.size for part in parts]),
         )
 
@@ -118,12 +117,8 @@ class RleMasks:
 def _joined(counts: list[bytes], size: np.ndarray) -> RleMasks:
     """Masks from their run lengths and (D, 2) sizes."""
     lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
-    return RleMasks(
-        counts=np.frombuffer(b"".join(counts), dtype=np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        size=size,
-    )
+    return RleMasks(np.frombuffer(b"".join(counts), dtype=np.uint8), _offsets(lengths), size)
 
 
-def _as_bytes(counts: str | bytes) -> bytes:
-    return counts.encode("ascii") if isinstance(counts, str) else counts
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths)).astype(np.int64)

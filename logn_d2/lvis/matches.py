@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import check_choice
 from .accumulate import Accumulator
 from .checks import check_arguments, check_detections, check_groups
 from .detections import Detections
@@ -237,8 +237,7 @@ def match_lvis(
         [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
     """
     check_arguments(ground_truth, detections)
-    if iou_type not in ("bbox", "segm"):
-        raise UserError(f'iou_type is {iou_type!r}, expected "bbox" or "segm".')
+    check_choice("iou_type", iou_type, CANDIDATES)
     groups = ground_truth.groups if frequency_groups is None else np.asarray(frequency_groups)
     members = class_members(
         class_groups or {}, ground_truth.class_names, ground_truth.category_ids.tolist()

@@ -44,8 +44,8 @@ def rank_detections(
     ground_truth: LvisGroundTruth,
     detections: Detections,
     iou_type: str,
-    max_dets: int = 300,
-    max_dets_per_class: int = -1,
+    max_dets: int,
+    max_dets_per_class: int,
 ) -> RankedDetections:
     """Apply LVIS's limit and federated rule and sort the rest; see `federated_filter`.
 
@@ -78,8 +78,8 @@ def rank_detections(
 def federated_filter(
     ground_truth: LvisGroundTruth,
     detections: Detections,
-    max_dets: int = 300,
-    max_dets_per_class: int = -1,
+    max_dets: int,
+    max_dets_per_class: int,
 ) -> np.ndarray:
     """Select the detections that LVIS evaluates.
 

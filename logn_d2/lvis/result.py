@@ -68,15 +68,12 @@ class LvisResult:
         AP, AP50, AP75; APs, APm, APl by area; AP with the name of each group (APr, APc, APf, then
         those of `class_groups`); AR, ARs, ARm, ARl, the recall of the `max_dets` detections.
         """
-        metrics = OrderedDict(AP=known_mean(self.precision[0]))
-        metrics["AP50"] = known_mean(self.precision[0, 0])
-        metrics["AP75"] = known_mean(self.precision[0, 5])
-        for area, name in list(enumerate(_AREA_NAMES))[1:]:
-            metrics[f"AP{name}"] = known_mean(self.precision[area])
+        metrics = _figures(self.precision, self.recall)
         for name, members in self.members.items():
             metrics[f"AP{name}"] = known_mean(self.precision[0][:, members])
-        for area, name in enumerate(_AREA_NAMES):
-            metrics[f"AR{name}"] = known_mean(self.recall[area])
+        # Recall comes last, as in lvis-api.
+        for name in _AREA_NAMES:
+            metrics.move_to_end(f"AR{name}")
         return metrics
 
     @functools.cached_property
@@ -87,16 +84,10 @@ class LvisResult:
             OrderedDict: group -> AP, AP50, AP75, APs, APm, APl, AR, ARs, ARm, ARl; NaN where the
             group has no object (of that area).
         """
-        found: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
-        for name, members in self.members.items():
-            precision, recall = self.precision[..., members], self.recall[..., members]
-            row = OrderedDict(AP=known_mean(precision[0]))
-            row.update(AP50=known_mean(precision[0, 0]), AP75=known_mean(precision[0, 5]))
-            areas = list(enumerate(_AREA_NAMES))
-            row.update({f"AP{area}": known_mean(precision[a]) for a, area in areas[1:]})
-            row.update({f"AR{area}": known_mean(recall[a]) for a, area in areas})
-            found[name] = row
-        return found
+        return OrderedDict(
+            (name, _figures(self.precision[..., members], self.recall[..., members]))
+            for name, members in self.members.items()
+        )
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -238,7 +229,21 @@ def class_members(
     return found
 
 
+def _figures(precision: np.ndarray, recall: np.ndarray) -> OrderedDict[str, float]:
+    """AP, AP50, AP75, AP and recall by area of (A, T, n) classes."""
+    figures = OrderedDict(
+        AP=known_mean(precision[0]),
+        AP50=known_mean(precision[0, 0]),
+        AP75=known_mean(precision[0, 5]),
+    )
+    areas = list(enumerate(_AREA_NAMES))
+    figures.update((f"AP{name}", known_mean(precision[a])) for a, name in areas[1:])
+    figures.update((f"AR{name}", known_mean(recall[a])) for a, name in areas)
+    return figures
+
+
 def known_mean(values: np.ndarray) -> float:
     """Mean over all classes with objects; NaN if there is none."""
+    # Not np.nanmean: it warns where there is none, and rounds the last digit differently.
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
