@@ -9,7 +9,6 @@ Shapes: N images, K classes, B resamples.
 
 from __future__ import annotations
 
-import csv
 import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..analysis.bootstrap import percentiles
 from ..analysis.score_table import as_runs, spread_table
 from ..errors import UserError
-from ..files import atomic_write
 from ..frequency import ClassCounts, frequency_groups
-from ..lvis.result import known_mean
+from ..lvis.result import known_mean, write_csv
 from ..ood import expected_calibration_error
 
 GROUPS = {"many": "f", "medium": "c", "few": "r"}
@@ -150,21 +149,25 @@ class ImageResult:
                 f"Results of {len(self.labels)} and {len(other.labels)} images, or with other "
                 "labels, can't be paired. Evaluate both on the same set."
             )
-        mine, ends = self.resampled(samples, seed), ((1 - level) / 2, (1 + level) / 2)
+        mine = self.resampled(samples, seed)
         theirs = dict.fromkeys(mine, 0.0) if other is None else other.resampled(samples, seed)
-        return {name: _ends(values - theirs[name], ends) for name, values in mine.items()}
+        return {
+            name: tuple(percentiles(values - theirs[name], level).tolist())
+            for name, values in mine.items()
+        }
 
     def to_csv(
         self, path: str | os.PathLike[str], names: Sequence[str], counts: ClassCounts | None
     ) -> None:
         """Write a line for each class: name, training and test images, accuracy."""
-        images = np.bincount(self.labels, minlength=self.num_classes)
-        with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "training images", "test images", "accuracy"])
-            for index, accuracy in enumerate(self.per_class()):
-                known = "" if counts is None else int(counts.image_count[index])
-                writer.writerow([names[index], known, int(images[index]), f"{accuracy:.6g}"])
+        columns = {
+            "class": names,
+            "training images": [""] * len(names) if counts is None else counts.image_count,
+            "test images": np.bincount(self.labels, minlength=self.num_classes),
+            "accuracy": [f"{accuracy:.6g}" for accuracy in self.per_class()],
+        }
+        rows = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+        write_csv(path, rows, list(columns))
 
 
 def evaluate_images(
@@ -244,9 +247,3 @@ def accuracy_table(
     if any("ECE_T" in run for runs in runs_of.values() for run in runs):
         columns["ECE_T"] = "ECE, T"
     return spread_table(runs_of, columns, marked, title)
-
-
-def _ends(values: np.ndarray, ends: tuple[float, float]) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    low, high = np.quantile(known, ends) if known.size else (np.nan, np.nan)
-    return float(low), float(high)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import MissingFileError, UnknownNameError, UserError
 from .image_data import IMAGE_SOURCES, ImageData, array_records
-from .long_tail import long_tail_counts, long_tail_indices
+from .long_tail import long_tail_indices
 
 FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -69,7 +69,7 @@ def cifar_images(
         raise UserError(f"'{folder}' does not name {classes} classes. Fetch CIFAR again.")
     source = f"cifar{classes}_{split}"
     data = ImageData(array_records(source, pixels, labels), tuple(map(str, names)))
-    return _long_tailed(data, ratio, seed, order=None) if split == "train" else data
+    return data if split == "test" or ratio == 1 else data.long_tailed(ratio, seed)
 
 
 @IMAGE_SOURCES.register("idx")
@@ -113,15 +113,15 @@ def idx_images(
         )
     class_names = FASHION if names == "fashion" else tuple(map(str, range(10)))
     data = ImageData(array_records(f"{names}_{stem}", pixels, labels), class_names)
-    if split == "test":
-        return data
     if split == "val":
         # A long tail takes the first images of a random order, so validation takes the last ones.
         rest = np.bincount(labels, minlength=len(class_names)) - _IDX_VALIDATION
         others = long_tail_indices(labels, rest.clip(min=0), seed, class_names)
         return data.take(np.setdiff1d(np.arange(len(labels)), others))
+    if split == "test" or (ratio == 1 and not largest):
+        return data
     order = np.random.default_rng(seed).permutation(len(class_names))
-    return _long_tailed(data, ratio, seed, order, largest)
+    return data.long_tailed(ratio, seed, order, largest)
 
 
 @IMAGE_SOURCES.register("digits")
@@ -155,7 +155,7 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
         return data.take(test)
     rest = data.take(np.setdiff1d(np.arange(len(data.records)), test))
     order = np.random.default_rng(seed).permutation(10)
-    return _long_tailed(rest, ratio, seed, order, _DIGITS_LARGEST)
+    return rest.long_tailed(ratio, seed, order, _DIGITS_LARGEST)
 
 
 @IMAGE_SOURCES.register("mnist")
@@ -191,18 +191,6 @@ def noise_images(*, images: int = 1000, side: int = 16, seed: int = 0) -> ImageD
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (images, side, side), dtype=np.uint8)
     return ImageData(array_records("noise", pixels, np.zeros(images, np.int64)), ("noise",))
-
-
-def _long_tailed(
-    data: ImageData, ratio: float, seed: int, order: np.ndarray | None, largest: int = 0
-) -> ImageData:
-    if ratio == 1 and not largest:
-        return data
-    available = np.bincount(data.labels, minlength=len(data.class_names))
-    # Any class may get the first rank, so by default the smallest class limits the largest.
-    largest = largest or int(available.min())
-    counts = long_tail_counts(len(available), largest, ratio, order)
-    return data.take(long_tail_indices(data.labels, counts, seed, data.class_names))
 
 
 def read_idx(path: str, dimensions: int) -> np.ndarray:

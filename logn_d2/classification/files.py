@@ -12,7 +12,6 @@ import numpy as np
 from ..errors import MissingFileError, UserError, check_known
 from ..files import IMAGE_SUFFIXES, images_in
 from .image_data import IMAGE_SOURCES, ImageData, file_records
-from .long_tail import long_tail_counts, long_tail_indices
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +90,7 @@ def folder_images(
     if ratio == 1:
         return data
     order = np.random.default_rng(seed).permutation(len(names)) if shuffled else None
-    counts = long_tail_counts(len(names), largest or min(map(len, found.values())), ratio, order)
-    return data.take(long_tail_indices(labels, counts, seed, names))
+    return data.long_tailed(ratio, seed, order, largest)
 
 
 def _lines(path: str) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.registry import Registry
 from ..errors import UserError
+from .long_tail import long_tail_counts, long_tail_indices
 
 IMAGE_SOURCES: Registry = Registry("image set")
 """Kind -> ``function(**options) -> ImageData``; all options are keyword-only."""
@@ -56,6 +57,23 @@ class ImageData:
     def take(self, indices: Sequence[int]) -> ImageData:
         """Select images, in this order."""
         return ImageData([self.records[i] for i in indices], self.class_names, self.limits)
+
+    def long_tailed(
+        self, ratio: float, seed: int, order: Sequence[int] | None = None, largest: int = 0
+    ) -> ImageData:
+        """Select a long-tailed part; see `long_tail_counts` and `long_tail_indices`.
+
+        Args:
+            ratio (float): images of the largest class per image of the smallest.
+            seed (int): seed of the choice of images.
+            order (Sequence[int]): (K,) classes, most frequent first; None for 0 ... K - 1.
+            largest (int): images of the largest class; 0 for as many as the smallest class has.
+        """
+        labels, names = self.labels, self.class_names
+        # Any class may get the first rank, so by default the smallest class limits the largest.
+        largest = largest or int(np.bincount(labels, minlength=len(names)).min())
+        counts = long_tail_counts(len(names), largest, ratio, order)
+        return self.take(long_tail_indices(labels, counts, seed, names))
 
     @property
     def labels(self) -> np.ndarray:

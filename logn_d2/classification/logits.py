@@ -7,9 +7,8 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +93,8 @@ def load_tensors(
 class LogitsCollector(DatasetEvaluator):
     """Evaluator that returns the raw logits of all images, in the order of their ids."""
 
+    _output = "logits"
+
     def reset(self) -> None:
         """Discard all images."""
         self._seen: list[tuple[Any, int, Tensor]] = []
@@ -101,7 +102,7 @@ class LogitsCollector(DatasetEvaluator):
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
         """Add the outputs of an `ImageClassifier` for some images."""
         for image, output in zip(inputs, outputs, strict=True):
-            logits = output["logits"].detach().float().cpu()
+            logits = output[self._output].detach().float().cpu()
             if not logits.isfinite().all():
                 raise UserError(
                     f"'{image.get('file_name')}' has NaN or infinite logits. Check the file and "
@@ -150,29 +151,17 @@ def scores_of(model: nn.Module, calibration: AffineCalibration | None, logits: T
     Returns:
         Tensor: (N, K) in [0, 1], on the CPU.
     """
-    score: Callable[[Tensor], Tensor] = model.head.loss.scores
     device = next(model.parameters()).device
     logits = logits.to(device)
     if calibration is not None:
         logits = calibration.to(device)(logits)
-    return score(logits).cpu()
+    return model.head.loss.scores(logits).cpu()
 
 
 class ImageEvaluator(LogitsCollector):
-    """Evaluator of a model's accuracy in its present state: ``{"image": metrics in percent}``.
+    """Evaluator of a model's accuracy in its present state: ``{"image": metrics in percent}``."""
 
-    Args:
-        groups (Callable): returns (K,) letters of `class_groups`, or None.
-    """
-
-    def __init__(self, groups: Callable[[], Any] = lambda: None) -> None:
-        self._groups = groups
-
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
-        """Add the scores of some images."""
-        # The collector stores any (K,) tensor; here these are calibrated probabilities.
-        scored = [{"logits": output["scores"]} for output in outputs]
-        super().process(inputs, scored)
+    _output = "scores"  # calibrated probabilities
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Accuracies and ECE in percent; empty on all processes but the first."""
@@ -180,5 +169,4 @@ class ImageEvaluator(LogitsCollector):
         if not found:
             return {}
         seen = found["logits"]
-        result = evaluate_images(seen.logits, seen.labels, functools.cache(self._groups)())
-        return {"image": result.as_dict()}
+        return {"image": evaluate_images(seen.logits, seen.labels).as_dict()}

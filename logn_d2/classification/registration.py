@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -18,39 +17,37 @@ from .image_data import IMAGE_SOURCES, ImageData
 
 EVALUATOR = "classification"
 
-# Name -> (kind, options). ImageNet-LT and CIFAR are files of the user below the datasets root.
-_BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"glyphs_lt_{s}": ("glyphs", {"split": s}) for s in ("train", "val", "test", "unknown")},
-    **{f"digits_lt_{s}": ("digits", {"split": s}) for s in ("train", "test")},
-    "mnist": ("mnist", {}),
-    "noise": ("noise", {}),
-    # Largest and smallest class as in ImageNet-LT.
-    "fashion_mnist_lt_train": ("idx", {"split": "train", "ratio": 256.0, "largest": 1280}),
-    "fashion_mnist_lt_val": ("idx", {"split": "val"}),
-    "fashion_mnist_test": ("idx", {"split": "test"}),
-    **{
-        f"cifar{k}_lt{ratio}_train": ("cifar", {"root": "{root}", "classes": k, "ratio": ratio})
-        for k in (10, 100)
-        for ratio in (10, 50, 100)
-    },
-    **{
-        f"cifar{k}_{s}": ("cifar", {"root": "{root}", "classes": k, "split": s})
-        for k in (10, 100)
-        for s in ("train", "test")
-    },
-    **{
-        f"imagenet_lt_{s}": (
-            "list",
-            {
-                "file": f"{{root}}/imagenet_lt/ImageNet_LT_{s}.txt",
-                "root": "{root}/imagenet",
-                "num_classes": 1000,
-                "published": f"imagenet_lt_{s}",
-            },
-        )
-        for s in ("train", "val", "test")
-    },
-}
+
+def _built_in(root: str) -> dict[str, str]:
+    """Name -> source. ImageNet-LT and CIFAR are files of the user below the datasets root."""
+    lists, photos = f"{root}/imagenet_lt", f"{root}/imagenet"
+    return {
+        **{f"glyphs_lt_{s}": f"glyphs(split='{s}')" for s in ("train", "val", "test", "unknown")},
+        **{f"digits_lt_{s}": f"digits(split='{s}')" for s in ("train", "test")},
+        "mnist": "mnist()",
+        "noise": "noise()",
+        # Largest and smallest class as in ImageNet-LT.
+        "fashion_mnist_lt_train": "idx(split='train', ratio=256.0, largest=1280)",
+        "fashion_mnist_lt_val": "idx(split='val')",
+        "fashion_mnist_test": "idx(split='test')",
+        **{
+            f"cifar{k}_lt{ratio}_train": f"cifar(root={root!r}, classes={k}, ratio={ratio})"
+            for k in (10, 100)
+            for ratio in (10, 50, 100)
+        },
+        **{
+            f"cifar{k}_{s}": f"cifar(root={root!r}, classes={k}, split='{s}')"
+            for k in (10, 100)
+            for s in ("train", "test")
+        },
+        **{
+            f"imagenet_lt_{s}": (
+                f"list(file={f'{lists}/ImageNet_LT_{s}.txt'!r}, root={photos!r}, "
+                f"num_classes=1000, published='imagenet_lt_{s}')"
+            )
+            for s in ("train", "val", "test")
+        },
+    }
 
 
 class _ImageMetadata(LazyMetadata):
@@ -106,13 +103,9 @@ def register_image_sets(cfg: CfgNode | None = None, root: str | None = None) -> 
         ValueError: an entry is not [name, source], or `register_images` refuses it.
     """
     root = root or os.environ.get("DETECTRON2_DATASETS", "datasets")
-    for name, (kind, options) in _BUILT_IN.items():
+    for name, source in _built_in(root).items():
         if name not in DatasetCatalog.list():
-            filled = {
-                key: value.replace("{root}", root) if isinstance(value, str) else value
-                for key, value in options.items()
-            }
-            register_images(name, _written(kind, filled))
+            register_images(name, source)
     for entry in [] if cfg is None else cfg.MODEL.LOGN.IMAGE.DATASETS:
         if isinstance(entry, str) or len(entry) != 2 or not all(isinstance(e, str) for e in entry):
             raise UserError(
@@ -182,7 +175,3 @@ def _read_source(text: str) -> Callable[[], ImageData]:
 def _counts(names: Sequence[str], num_classes: int) -> np.ndarray:
     labels = [each["label"] for name in names for each in DatasetCatalog.get(name)]
     return np.bincount(labels, minlength=num_classes)
-
-
-def _written(kind: str, options: dict[str, Any]) -> str:
-    return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())})"

@@ -166,12 +166,9 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     level = float(visible.max()) / 2
     if level < _FAINTEST / 2:
         return []
-    inside = visible > level
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    left, top, width, height = cv2.boundingRect((visible > level).astype(np.uint8))
     # A margin of one pixel, so that the half-covered border is interpolated too.
-    padded = np.pad(visible, 2)
-    top, left = int(rows[0]) + 1, int(columns[0]) + 1
-    crop = padded[top : rows[-1] + 4, left : columns[-1] + 4]
+    crop = np.pad(visible, 1)[top : top + height + 2, left : left + width + 2]
     scale = _OUTLINE_SCALE
     fine = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours(
@@ -183,7 +180,7 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     areas = [float(cv2.contourArea(part.astype(np.float32))) for part in parts]
     # An object that is smaller than a speck keeps its largest part.
     largest = max(areas)
-    offset = np.array([left - 2, top - 2])  # back from the padded image
+    offset = np.array([left - 1, top - 1])  # back from the padded image
     limit = np.array(visible.shape[::-1])
     return [
         np.clip(np.round(part + offset, 2), 0, limit).ravel().tolist()

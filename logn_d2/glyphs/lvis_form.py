@@ -59,16 +59,16 @@ def lvis_json(
         }
         for index, character in enumerate(characters)
     ]
-    annotations = []
-    for image in images:
-        for found in image["annotations"]:
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image["index"] + 1,
-                "category_id": found["class"] + 1,
-            }
-            annotation.update((key, found[key]) for key in ("bbox", "area", "segmentation"))
-            annotations.append(annotation)
+    found = ((image, each) for image in images for each in image["annotations"])
+    annotations = [
+        {
+            "id": number,
+            "image_id": image["index"] + 1,
+            "category_id": each["class"] + 1,
+            **{key: each[key] for key in ("bbox", "area", "segmentation")},
+        }
+        for number, (image, each) in enumerate(found, start=1)
+    ]
     return {
         "info": {"description": f"LT-Glyphs {size.name} {split}", **settings},
         "licenses": [],

@@ -63,12 +63,12 @@ def evaluate_ood(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODResult:
         (0.833, 0.5)
     """
     known, unknown = metrics.score_histograms(id_scores, ood_scores)
-    numbers = int(known.sum()), int(unknown.sum())
+    num_id, num_ood = int(known.sum()), int(unknown.sum())
     return OODResult(
         **metrics.all_metrics(known, unknown),
-        num_id=numbers[0],
-        num_ood=numbers[1],
-        distinct=len(known) / sum(numbers),
+        num_id=num_id,
+        num_ood=num_ood,
+        distinct=len(known) / (num_id + num_ood),
     )
 
 

@@ -230,7 +230,7 @@ def all_metrics(id_histogram: np.ndarray, ood_histogram: np.ndarray) -> dict[str
 def _rates(counts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the negatives and of the positives beyond each threshold, the strictest first."""
     positives, negatives = counts
-    return _with_origin(negatives) / negatives[-1], _with_origin(positives) / positives[-1]
+    return np.append(0, negatives) / negatives[-1], np.append(0, positives) / positives[-1]
 
 
 def _accepted(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +246,7 @@ def _rejected(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.nd
 def _precision_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision at each threshold; precision is 1 at recall 0, as in scikit-learn."""
     precision = positives / (positives + negatives)
-    return _with_origin(positives) / positives[-1], np.concatenate([[1.0], precision])
+    return np.append(0, positives) / positives[-1], np.append(1, precision)
 
 
 def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> float:
@@ -268,10 +268,6 @@ def _smallest_error(ood_rate: np.ndarray, id_rate: np.ndarray) -> float:
 def _trapezoid(x: np.ndarray, y: np.ndarray) -> float:
     # numpy's own function has different names in releases 1 and 2.
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
-
-
-def _with_origin(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], counts])
 
 
 def _checked(scores: ArrayLike, side: str) -> np.ndarray:

@@ -57,8 +57,7 @@ def msp(logits: ArrayLike) -> np.ndarray:
     if logits.shape[1] == 1:
         return np.full(len(logits), np.inf)
     # Without the largest logit: 1 - p as a difference would be 0 for a confident network.
-    rest = logits[:, :-1]
-    return logits[:, -1] - (rest[:, -1] + np.log(np.exp(rest - rest[:, -1:]).sum(axis=1)))
+    return logits[:, -1] - _log_sum_exp(logits[:, :-1])
 
 
 def max_logit(logits: ArrayLike) -> np.ndarray:
@@ -93,9 +92,7 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     """
     if not 0 < temperature < np.inf:
         raise UserError(f"The temperature is {temperature!r}, expected a number above 0.")
-    scaled = _checked(logits) / temperature
-    top = scaled.max(axis=1)  # as in `log_softmax`, against overflow
-    return temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)))
+    return temperature * _log_sum_exp(_checked(logits) / temperature)
 
 
 def normalized_logits(logits: ArrayLike, tau: float = 0.04, eps: float = 1e-7) -> np.ndarray:
@@ -149,6 +146,11 @@ def score_logits(name: str, logits: ArrayLike) -> np.ndarray:
     """
     check_known("OOD score", name, OOD_SCORES)
     return OOD_SCORES[name](logits)
+
+
+def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(axis=1)  # as in `log_softmax`, against overflow
+    return top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
 
 
 def _checked(logits: ArrayLike) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Literal
 
 from detectron2.config import CfgNode
 
@@ -29,11 +29,11 @@ class ConfigSite:
 
     def classes_in(self, cfg: CfgNode) -> int:
         """Number of classes K."""
-        return _value(cfg, self.num_classes)
+        return attrgetter(self.num_classes)(cfg)
 
     def threshold_in(self, cfg: CfgNode) -> float:
         """The minimum score of detections, exclusive."""
-        return _value(cfg, self.score_threshold)
+        return attrgetter(self.score_threshold)(cfg)
 
 
 ROI_HEADS = ConfigSite()
@@ -63,7 +63,3 @@ def config_site(cfg: CfgNode) -> ConfigSite:
         'MODEL.RETINANET.NUM_CLASSES'
     """
     return _KNOWN.get(cfg.MODEL.META_ARCHITECTURE, ROI_HEADS)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(getattr, key.split("."), cfg)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from .config_site import ConfigSite, register_config_site
 from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
-from .site import LogitSite, TopScores
+from .site import Inputs, LogitSite, TopScores
 
 _KEYS = ConfigSite(
     num_classes="MODEL.RETINANET.NUM_CLASSES",
@@ -42,7 +41,7 @@ def dense_site(model: nn.Module) -> LogitSite:
     )
 
 
-def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Tensor]:
+def _labels(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
     check_ground_truth(
         inputs, "instances", "Map the data set with ground truth (DatasetMapper, is_train=True)"
     )

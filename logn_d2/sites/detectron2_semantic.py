@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
 from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
-from .site import LogitSite
+from .site import Inputs, LogitSite
 
 
 @SITE_REGISTRY.register("detectron2.modeling.meta_arch.semantic_seg.SemanticSegmentor")
@@ -49,7 +46,7 @@ def semantic_site(model: nn.Module) -> LogitSite:
     )
 
 
-def _labels(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+def _labels(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """(R,) classes at the centres of an image's cells; negative where the loss ignores them."""
     check_ground_truth(inputs, "sem_seg", "Map the data set with its semantic labels")
     head = model.sem_seg_head

@@ -6,10 +6,9 @@ Shapes: N images, Ri candidates of image i, R of all images, C logit columns.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..core.affine import Background
 from ..errors import UserError, check_choice
 from .running import PassEnds, evaluation_mode
-from .site import LogitSite
+from .site import Inputs, LogitSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ class SiteOutput:
 class SiteRecording:
     """The outputs of a detector for a batch, as a single stage."""
 
-    stages: list[SiteOutput] = field(default_factory=list)
+    stages: list[SiteOutput]
 
 
 class SiteRecorder:
@@ -82,7 +81,7 @@ class SiteRecorder:
         self.model, self.site, self.population = model, site, population
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> SiteRecording:
+    def __call__(self, batched_inputs: Inputs) -> SiteRecording:
         """Record one batch.
 
         Args:
@@ -126,7 +125,7 @@ class SiteRecorder:
         )
         return SiteRecording([stage])
 
-    def _run(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+    def _run(self, inputs: Inputs) -> None:
         try:
             self.site.run(self.model, inputs) if self.site.run else self.model(inputs)
         except PassEnds:
@@ -136,9 +135,8 @@ class SiteRecorder:
         """Keep a layer's output by candidate; only the last decoder layer counts."""
         (level,) = self.site.levels([output])
         if level.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
-            level = (
-                level.clone()
-            )  # RetinaNet applies the sigmoid in place to a level with a single cell
+            # RetinaNet applies the sigmoid in place to a level with a single cell.
+            level = level.clone()
         if self.site.calls == "last":
             # Earlier decoder layers are used only in training.
             levels.clear()

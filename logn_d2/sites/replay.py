@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ..core import AffineCalibration
 from .hook import paused
 from .running import evaluation_mode, shadowed
-from .site import LogitSite
+from .site import Inputs, LogitSite
 
 
 @torch.no_grad()
 def outputs_under(
     model: nn.Module,
     site: LogitSite,
-    inputs: Sequence[Mapping[str, Any]],
+    inputs: Inputs,
     calibrations: Mapping[str, AffineCalibration],
 ) -> dict[str, Any]:
     """The model's outputs for a batch under each calibration, bit for bit as with it attached.

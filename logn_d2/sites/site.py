@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.affine import foreground_columns
-from ..errors import UserError
-from .layers import ClassLayers, check_choice
+from ..errors import UserError, check_choice
+from .layers import ClassLayers
 
 # Scores in a block of `topk`, 16 MB in float32.
 _BLOCK = 2**22

@@ -6,19 +6,16 @@ truth: "boxes" (M, 4) XYXY and "labels" (M,). An "image_id" keeps statistics of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .registry import SITE_REGISTRY
 from .running import check_ground_truth, heard
-from .site import LogitSite, TopScores
+from .site import Inputs, LogitSite, TopScores
 
 _PACKAGE = "torchvision.models.detection"
 _IGNORED = -2  # torchvision's matcher, for an overlap between both thresholds
-
-Inputs = Sequence[Mapping[str, Any]]
 
 
 @SITE_REGISTRY.register(f"{_PACKAGE}.retinanet.RetinaNet")
@@ -79,8 +76,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Any:
 def _labels(model: nn.Module, owner: nn.Module, inputs: Inputs, background: int) -> list[Tensor]:
     check_ground_truth(inputs, "target", "Give each input its boxes and labels as 'target'")
     images, targets = [each["image"] for each in inputs], [each["target"] for each in inputs]
-    found = heard(model, owner, "compute_loss", lambda: model(images, targets))
-    targets, _, _, matched = found
+    targets, _, _, matched = heard(model, owner, "compute_loss", lambda: model(images, targets))
     return [_of_image(t["labels"], index, background) for t, index in zip(targets, matched)]
 
 
