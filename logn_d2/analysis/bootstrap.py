@@ -272,12 +272,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def percentiles(values: np.ndarray, level: float) -> np.ndarray:
     """Ends of the middle `level` of (B, ...) values without NaN, (2, ...); NaN if all are NaN."""
     share = np.array([(1 - level) / 2, (1 + level) / 2])
-    columns = values.reshape(len(values), -1)
     # np.nanquantile warns about columns without values.
-    known = ~np.isnan(columns).all(axis=0)
-    ends = np.full((2, columns.shape[1]), np.nan)
-    ends[:, known] = np.nanquantile(columns[:, known], share, axis=0)
-    return ends.reshape(2, *values.shape[1:])
+    known = ~np.isnan(values).all(axis=0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
+    if known.any():
+        ends[:, known] = np.nanquantile(values[:, known], share, axis=0)
+    return ends
 
 
 def _check_same(first: LvisMatches, second: LvisMatches) -> None:

@@ -130,10 +130,8 @@ def choose(
     weights = np.concatenate([np.ones((divisions, number), dtype=np.int64), draws])
     changes, chosen = _cross_fit(candidates, baseline, metric, rng, weights, progress)
     change, chosen = changes[:divisions], chosen[:, :divisions]
-    low = high = np.nan
-    if resamples:
-        # Draws in which a half has no object of the metric's classes are NaN and are left out.
-        low, high = percentiles(changes[divisions:], level)
+    # Draws in which a half has no object of the metric's classes are NaN and are left out.
+    low, high = percentiles(changes[divisions:], level)
     counts = Counter(names[index] for index in chosen.flat)
     # A division that leaves one half without objects of a rare class has no AP there; the others
     # estimate the change.

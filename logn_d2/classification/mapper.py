@@ -15,7 +15,7 @@ from detectron2.data.detection_utils import read_image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..source import MAPPERS
 
 _FLIPS = {
@@ -80,11 +80,9 @@ def augmentations(cfg: CfgNode, is_train: bool) -> v2.Transform:
         ValueError: an unknown augmentation or flip, or SIZE is larger than RESIZE.
     """
     node, flip = cfg.MODEL.LOGN.IMAGE, cfg.INPUT.RANDOM_FLIP
-    if node.AUGMENT not in ("resized_crop", "padded_crop", "none") or flip not in _FLIPS:
-        raise UserError(
-            f"MODEL.LOGN.IMAGE.AUGMENT is {node.AUGMENT!r} and INPUT.RANDOM_FLIP {flip!r}, "
-            f"expected resized_crop, padded_crop or none, and {', '.join(_FLIPS)}."
-        )
+    augments = ("resized_crop", "padded_crop", "none")
+    check_choice("MODEL.LOGN.IMAGE.AUGMENT", node.AUGMENT, augments)
+    check_choice("INPUT.RANDOM_FLIP", flip, _FLIPS)
     if 0 < node.RESIZE < node.SIZE:
         raise UserError(
             f"MODEL.LOGN.IMAGE.SIZE is {node.SIZE}, but the shorter side of images is scaled to "

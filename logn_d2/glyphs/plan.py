@@ -38,12 +38,12 @@ class ImagePlan:
 
 def _stream(seed: int, split: str, kind: int) -> np.random.Generator:
     # The third number separates these streams from those of the images, which have 1 there.
-    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), 0, kind]))
+    return np.random.default_rng([seed, SPLITS.index(split), 0, kind])
 
 
 def image_generator(seed: int, split: str, index: int) -> np.random.Generator:
     """The generator of one image, independent of the process that draws it."""
-    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), 1, index]))
+    return np.random.default_rng([seed, SPLITS.index(split), 1, index])
 
 
 def class_image_counts(size: GlyphSize, seed: int, split: str) -> np.ndarray:

@@ -96,8 +96,8 @@ def _check_kind_of_ids(ground_truth: LvisGroundTruth, detections: Detections, so
     if not all(map(len, ids)) or len({each.dtype.kind for each in ids}) == 1:
         return
     raise UserError(
-        f"The first detection's image id is {ids[0][:1].tolist()[0]!r}, the first of {source} is "
-        f"{ids[1][:1].tolist()[0]!r}: one is a string and the other an integer. Use one type in "
+        f"The first detection's image id is {ids[0].item(0)!r}, the first of {source} is "
+        f"{ids[1].item(0)!r}: one is a string and the other an integer. Use one type in "
         f"both."
     )
 

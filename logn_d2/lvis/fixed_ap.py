@@ -108,9 +108,9 @@ def evaluate_fixed_ap(
     if short:
         logger.warning(
             "%d of %d classes have fewer than %d detections, the smallest number is %d. If the "
-            "detector stopped "
-            "early (MODEL.ROI_HEADS.SCORE_THRESH_TEST, TEST.DETECTIONS_PER_IMAGE), fixed AP is "
-            "underestimated; see logn_d2.evaluators.detection_limits.",
+            "detector stopped early (MODEL.ROI_HEADS.SCORE_THRESH_TEST, "
+            "TEST.DETECTIONS_PER_IMAGE), fixed AP is underestimated; see "
+            "logn_d2.evaluators.detection_limits.",
             *(short, len(count), max_dets_per_class, count.min()),
         )
     return FixedApResult(matches.result(), pooled_ap(matches), short)

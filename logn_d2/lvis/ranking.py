@@ -114,17 +114,27 @@ def object_shapes(ground_truth: LvisGroundTruth, iou_type: str) -> np.ndarray | 
     return ground_truth.box if iou_type == "bbox" else ground_truth.masks
 
 
+def some_shapes(
+    source: Detections | LvisGroundTruth, iou_type: str, index: np.ndarray
+) -> np.ndarray | RleMasks:
+    """Boxes or masks of some detections or objects."""
+    if iou_type == "bbox":
+        return source.box[index]
+    # Detections without masks are refused earlier unless there are none at all.
+    return RleMasks.from_dicts([]) if source.masks is None else source.masks.take(index)
+
+
 def _shapes_and_area(
     detections: Detections, iou_type: str, index: np.ndarray
 ) -> tuple[np.ndarray | RleMasks, np.ndarray]:
     """Boxes or masks of some detections and their (n,) areas."""
-    if iou_type == "bbox":
-        # float32 products would move areas across the limits of the ranges; the json that lvis-api
-        # reads has float64.
-        box = detections.box[index].astype(np.float64)
-        return box, box[:, 2] * box[:, 3]
-    masks = RleMasks.from_dicts([]) if detections.masks is None else detections.masks.take(index)
-    return masks, masks.areas
+    shapes = some_shapes(detections, iou_type, index)
+    if isinstance(shapes, RleMasks):
+        return shapes, shapes.areas
+    # float32 products would move areas across the limits of the ranges; the json that lvis-api
+    # reads has float64.
+    box = shapes.astype(np.float64)
+    return box, box[:, 2] * box[:, 3]
 
 
 def _keys(ground_truth: LvisGroundTruth, detections: Detections, index: np.ndarray) -> np.ndarray:

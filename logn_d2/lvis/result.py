@@ -110,10 +110,8 @@ class LvisResult:
     def per_class_rows(self) -> list[dict[str, Any]]:
         """Return one row per class: class, group, num_gt, and AP and AP50 in percent."""
         groups = [""] * len(self.num_gt) if self.groups is None else self.groups.tolist()
-        columns = (
-            *(self.class_names, groups, self.num_gt.tolist()),
-            *((100 * self.per_class_ap).tolist(), (100 * self.per_class_ap50).tolist()),
-        )
+        numbers = (self.num_gt, 100 * self.per_class_ap, 100 * self.per_class_ap50)
+        columns = (self.class_names, groups, *(each.tolist() for each in numbers))
         return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def per_class_table(self) -> str:
