@@ -32,11 +32,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..errors import UserError, check_choice
 from ..lvis.matches import LvisMatches
-from ..lvis.result import LvisResult
+from ..lvis.result import LvisResult, markdown_rows
 
 # Resamples per block: enough to amortise the calls, few enough for the arrays to fit into the
 # cache.
@@ -123,8 +122,7 @@ class BootstrapResult:
 
     def table(self) -> str:
         """Return `rows` as a Markdown table, without the groups' figures by area."""
-        rows = [row for row in self.rows() if "/" not in row["figure"]]
-        return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
+        return markdown_rows(row for row in self.rows() if "/" not in row["figure"])
 
 
 def bootstrap_lvis(

@@ -159,11 +159,7 @@ def label_detections(
     # TIDE charges such an object to the `Cls` or `Loc` that would match it, and only the rest to
     # `Miss`.
     missed[target[target >= 0]] = False
-    return DetectionOutcomes(
-        *(matches, kind, target, found, missed),
-        foreground_iou=foreground_iou,
-        background_iou=background_iou,
-    )
+    return DetectionOutcomes(matches, kind, target, found, missed, foreground_iou, background_iou)
 
 
 def _match(

@@ -134,13 +134,14 @@ def build_mlp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MLPBackbone:
 
 
 def _make_stem_small(body: nn.Module, name: str, weights: str) -> None:
-    """Replace a ResNet's first convolution and pooling, with torchvision's own initialisation."""
+    """Replace a ResNet's first convolution and pooling."""
     if not isinstance(body, ResNet) or weights:
         raise UserError(
             f"MODEL.LOGN.BACKBONE.SMALL_STEM is for a ResNet trained from scratch, found "
             f"{name} with the weights '{weights}'. Set NETWORK to resnet18 and WEIGHTS to ''."
         )
     body.conv1 = nn.Conv2d(3, body.conv1.out_channels, 3, padding=1, bias=False)
+    # torchvision's own initialisation of a ResNet: normal, by the fan-out.
     c2_msra_fill(body.conv1)
     body.maxpool = nn.Identity()
 

@@ -63,5 +63,6 @@ class OODEvaluator(LogitsCollector):
         return {"ood": score_figures(results)}
 
     def _calibrated(self, logits: Tensor) -> np.ndarray:
+        # Stored logits are on the CPU, whatever the device of the model.
         calibrated = logits if self._calibration is None else self._calibration.cpu()(logits)
         return calibrated.detach().numpy()

@@ -11,30 +11,19 @@ Shapes: D detections, n of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .masks import RleMasks
+if TYPE_CHECKING:  # it imports this module
+    from .detections import Detections
 
 # The column that breaks ties within an image, and within a class.
 _OTHER = {"image_id": "category", "category": "image_id"}
 
 
-class Columns(Protocol):
-    """The columns that determine the order: `Detections`, which this module does not import."""
-
-    image_id: np.ndarray
-    category: np.ndarray
-    score: np.ndarray
-    box: np.ndarray
-    masks: RleMasks | None
-
-    def __len__(self) -> int: ...
-
-
 def sort_positions(
-    detections: Columns, columns: Sequence[np.ndarray], index: np.ndarray | None = None
+    detections: Detections, columns: Sequence[np.ndarray], index: np.ndarray | None = None
 ) -> np.ndarray:
     """Sort detections by some columns, then by box, then by mask.
 
@@ -72,7 +61,7 @@ def sort_positions(
 
 
 def best_of_each(
-    detections: Columns, group: str, max_dets: int, index: np.ndarray | None = None
+    detections: Detections, group: str, max_dets: int, index: np.ndarray | None = None
 ) -> np.ndarray:
     """Select the best detections of each image, or of each class over all images.
 
@@ -120,12 +109,12 @@ def _changes(columns: Sequence[np.ndarray]) -> np.ndarray:
     return changes
 
 
-def _boxes(detections: Columns, index: np.ndarray) -> list[np.ndarray]:
+def _boxes(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
     """Columns to sort by, from the height to the left edge, (n,) each."""
     return list(detections.box[index].T[::-1])
 
 
-def _masks(detections: Columns, index: np.ndarray) -> list[np.ndarray]:
+def _masks(detections: Detections, index: np.ndarray) -> list[np.ndarray]:
     """One column, the rank of each mask, (n,)."""
     if detections.masks is None:
         return [np.zeros(len(index), dtype=np.int64)]

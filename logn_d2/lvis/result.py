@@ -10,7 +10,7 @@ import csv
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,21 +116,15 @@ class LvisResult:
 
     def per_class_table(self) -> str:
         """Return `per_class_rows` as a Markdown table without the classes that have no objects."""
-        from tabulate import tabulate
-
-        rows = [row for row in self.per_class_rows() if row["num_gt"]]
-        return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
+        return markdown_rows([row for row in self.per_class_rows() if row["num_gt"]])
 
     def group_table(self) -> str:
         """Return `group_metrics` in percent as a Markdown table, one line per group."""
-        from tabulate import tabulate
-
-        rows = [
+        return markdown_rows(
             {"group": name, "classes": len(self.members[name])}
             | {metric: 100 * value for metric, value in row.items()}
             for name, row in self.group_metrics.items()
-        ]
-        return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f")
+        )
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write `per_class_rows` as CSV, one line per class; AP is nan without objects.
@@ -139,6 +133,14 @@ class LvisResult:
             path (str or PathLike): the file; it is written completely or not at all.
         """
         write_csv(path, self.per_class_rows(), _COLUMNS)
+
+
+def markdown_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows, column -> cell, as a Markdown table with two digits after the point."""
+    # Here, because evaluations without tables need no tabulate.
+    from tabulate import tabulate
+
+    return tabulate(list(rows), headers="keys", tablefmt="pipe", floatfmt=".2f")
 
 
 def write_csv(

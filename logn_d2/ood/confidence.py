@@ -17,7 +17,7 @@ from .scores import log_softmax
 # Bounds of the search for log T. No sound network needs a temperature outside them.
 _LOG_RANGE = (math.log(1e-3), math.log(1e3))
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_TOLERANCE = 1e-8
+_TOLERANCE = 1e-8  # of log T, so relative to T
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,7 @@ def resample_ood(
     rng, rows = np.random.default_rng(seed), []
     for _ in range(samples):
         drawn = [place[rng.integers(len(place), size=len(place))] for place in places]
+        # One length for both sides; `all_metrics` leaves out scores without inputs.
         counts = [np.bincount(place, minlength=len(scores)) for place in drawn]
         rows.append(metrics.all_metrics(*counts))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}

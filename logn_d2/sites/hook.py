@@ -86,13 +86,14 @@ def attached_layers(model: nn.Module) -> ClassLayers | None:
 def paused(model: nn.Module) -> Iterator[None]:
     """Disable the calibration for the context."""
     hook = _hook(model)
+    if hook is None:
+        yield
+        return
+    hook.is_paused = True
     try:
-        if hook is not None:
-            hook.is_paused = True
         yield
     finally:
-        if hook is not None:
-            hook.is_paused = False
+        hook.is_paused = False
 
 
 def _hook(model: nn.Module) -> CalibrationHook | None:
