@@ -95,9 +95,8 @@ def choose(
         Choice: the first of equally good candidates.
 
     Raises:
-        KeyError: the baseline is no candidate.
-        ValueError: fewer than two candidates or four images, candidates on different images, or an
-            unknown metric.
+        KeyError: the baseline is no candidate, or an unknown metric.
+        ValueError: fewer than two candidates or four images, or candidates on different images.
 
     Example:
         >>> from logn_d2.lvis import Detections, LvisGroundTruth, match_lvis

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import nms
 
 from .. import UNCALIBRATED
@@ -162,7 +162,11 @@ class BeforeAfter:
 
     def _pair(self, before: Instances, after: Instances) -> Pair:
         if self._shown.one_per_place:
-            before, after = (each[_best_of_place(each)] for each in (before, after))
+            # Suppression over all classes keeps the order of the scores.
+            before, after = (
+                each[nms(each.pred_boxes.tensor, each.scores, _SAME_PLACE)]
+                for each in (before, after)
+            )
         before = before[: self._shown.at_most]
         if self._shown.calibrated_threshold is None:
             return before, after[: len(before)]
@@ -183,11 +187,6 @@ def _best_above(instances: Instances, threshold: float) -> Instances:
     """Detections with scores above the threshold, best first."""
     chosen = instances[instances.scores > threshold]
     return chosen[chosen.scores.argsort(descending=True, stable=True)]
-
-
-def _best_of_place(instances: Instances) -> Tensor:
-    """Positions of the best of overlapping detections, best first."""
-    return nms(instances.pred_boxes.tensor, instances.scores, _SAME_PLACE)
 
 
 def _scaled(both: Instances, image: Mapping[str, Any]) -> Pair:
