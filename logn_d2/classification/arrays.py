@@ -144,8 +144,10 @@ def digit_images(*, split: str = "train", ratio: float = 100.0, seed: int = 0) -
     except ImportError:
         raise UserError("The set 'digits' is in scikit-learn: pip install scikit-learn.") from None
     digits = load_digits()
+    # scikit-learn's pixels are in [0, 16].
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     data = ImageData(array_records("digits", pixels, digits.target), DIGITS, limits=(5, 39))
+    # Chosen before the tail and with a fixed seed, so that every tail has the same test set.
     test = long_tail_indices(data.labels, np.full(10, _DIGITS_TEST), seed=0)
     if split == "test":
         return data.take(test)

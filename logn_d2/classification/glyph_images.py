@@ -81,6 +81,7 @@ def glyph_images(
         if number is None
         else np.full(len(characters), number)
     )
+    # The split is part of each image's seed: no drawing of one split recurs in another.
     pixels = _drawn(characters, tuple(counts.tolist()), side, seed, list(SPLITS).index(split))
     labels = np.repeat(np.arange(len(characters)), counts)
     names = [category_of(character, 0)["name"] for character in characters]

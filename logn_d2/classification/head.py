@@ -103,4 +103,5 @@ class ClassifierHead(CalibratedPredictor, nn.Module):
         self, predictions: Logits, images: Sequence[Instances]
     ) -> tuple[Tensor, ...]:
         """Class probabilities of the given logits, without a calibration."""
+        # The loss defines them: the scores of some losses do not sum to 1.
         return self.loss.scores(predictions[0]).split([len(each) for each in images])

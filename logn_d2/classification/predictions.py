@@ -68,6 +68,7 @@ class StoredPredictions:
             class_names (Sequence[str]): K names.
             counts (ClassCounts): counts of the training set; None if it is not available.
         """
+        # All results are of the same images, so that the labels of any of them serve.
         first, every = next(iter(results.values())), list(results.values())
         return cls(
             tuple(results),

@@ -150,6 +150,7 @@ class _Loaded:
         self._data: ImageData | None = None
 
     def __call__(self) -> ImageData:
+        # Only success is kept: a missing file may be put there before the next call.
         if self._data is None:
             try:
                 self._data = self._source()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -206,6 +206,7 @@ def class_members(
     index: dict[str | int, int] = {int(each): k for k, each in enumerate(category_ids)}
     # Ids are integers and names strings, so one dictionary can serve both without clashes.
     index |= {name: k for k, name in enumerate(class_names)}
+    times = Counter(class_names)
     found = {}
     for group, members in class_groups.items():
         if isinstance(members, (str, int)):
@@ -219,7 +220,7 @@ def class_members(
                 f"lacks, the first is {unknown[0]!r}. Give class names, or category ids of its "
                 "json."
             )
-        twice = [member for member in members if list(class_names).count(member) > 1]
+        twice = [member for member in members if times[member] > 1]
         if twice:
             raise UserError(
                 f"Group {group!r} contains {twice[0]!r}, the name of several classes. Give their "

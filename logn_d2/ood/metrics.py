@@ -195,9 +195,9 @@ def score_histograms(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[np.nd
     """
     known, unknown = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
     values, place = np.unique(np.concatenate([known, unknown]), return_inverse=True)
-    sides = place[: len(known)], place[len(known) :]
-    counts = [np.bincount(side, minlength=len(values)) for side in sides]
-    return counts[0], counts[1]
+    id_place, ood_place = np.split(place, [len(known)])
+    number = len(values)
+    return np.bincount(id_place, minlength=number), np.bincount(ood_place, minlength=number)
 
 
 def all_metrics(id_histogram: np.ndarray, ood_histogram: np.ndarray) -> dict[str, float]:

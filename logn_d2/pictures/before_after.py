@@ -179,6 +179,7 @@ class BeforeAfter:
             both = Instances.cat([before, after])
             both.calibrated = torch.arange(len(both), device=both.scores.device) >= len(before)
             joined.append(both)
+        # Heads that predict only boxes may lack the method.
         complete = getattr(self._model.roi_heads, "forward_with_given_boxes", None)
         return joined if complete is None else complete(recording.features, joined)
 
