@@ -27,6 +27,9 @@ CONTEXT.set_forkserver_preload(
     ["logn_d2.commands.run", "logn_d2.engine.trainer", "logn_d2.report", "tests.small_detectors"]
 )
 
+# Seconds, against what would never end: a busy machine takes ten times as long as an idle one.
+PATIENCE = 900
+
 # What a launcher tells each of two processes on one machine, as torchrun does.
 _TWO = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 
@@ -69,7 +72,7 @@ class Command:
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its exit status, as `subprocess.Popen.wait`."""
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -82,7 +85,7 @@ class Command:
         self._process.kill()
         self._process.join()
 
-    def kill_when(self, folder: Path, glob: str, timeout: float = 300) -> None:
+    def kill_when(self, folder: Path, glob: str, timeout: float = PATIENCE) -> None:
         """Kills it as soon as a file of this pattern is there."""
         deadline = time.monotonic() + timeout
         while not any(folder.glob(glob)):

@@ -283,7 +283,12 @@ class _Evaluation:
                         self.model,
                         functools.partial(build_evaluation_loader, self.cfg, self.dataset),
                         evaluator,
-                        settings={"calibration": name, **deciding_settings(self.cfg)},
+                        settings={
+                            "calibration": name,
+                            # Not part of the model's config, but of what it finds.
+                            "detections": self.cfg.TEST.DETECTIONS_PER_IMAGE,
+                            **deciding_settings(self.cfg),
+                        },
                         resume=self.resume,
                     )
                 else:

@@ -74,6 +74,8 @@ class COCOFormEvaluator(COCOEvaluator):
         if mapping is not None and self._names:
             # In the order of the class indices, in which `class_members` expects the ids.
             ids = sorted(mapping, key=mapping.get)
+        # Detectron2 gives the n-th name to the n-th category by id, whatever the mapping.
+        self._places = np.argsort(np.argsort(list(ids)))
         members = class_members(class_groups or {}, self._names, list(ids))
         check_groups(self._groups, len(self._names), members)
         self._members = members if self._groups is None else group_members(self._groups, members)
@@ -101,6 +103,8 @@ class COCOFormEvaluator(COCOEvaluator):
         # Keypoints have no classes to group.
         for task in {"bbox", "segm"} & set(results or {}):
             ap = self._class_ap(results[task])
+            own = {f"AP-{name}": value for name, value in zip(self._names, ap.tolist())}
+            results[task].update({name: own[name] for name in own if name in results[task]})
             results[task].update(
                 (f"AP{name}", known_mean(ap[members])) for name, members in self._members.items()
             )
@@ -113,7 +117,8 @@ class COCOFormEvaluator(COCOEvaluator):
         if len(self._names) == 1:  # Detectron2 lists no classes if there is only one
             return np.array([metrics["AP"]])
         # By name, which is all that Detectron2 keeps; hence unique names.
-        return np.array([metrics.get(f"AP-{name}", np.nan) for name in self._names])
+        given = np.array([metrics.get(f"AP-{name}", np.nan) for name in self._names])
+        return given[self._places]
 
     def _write(self, task: str, ap: np.ndarray) -> None:
         if self._group_folder is None:

@@ -139,14 +139,17 @@ def best_candidates(
     """Mark the ``count`` best candidates of each calibration, N tensors (Ri, K) bool."""
     best: list[Tensor] = []
     for stages in calibrations:
-        for index, scores in enumerate(raw.probabilities(stages, average)):
-            scores = scores[:, :-1]
-            chosen = torch.zeros_like(scores, dtype=torch.bool)
-            # Unsorted, because only membership counts.
-            order = scores.flatten().topk(min(count, scores.numel()), sorted=False).indices
-            chosen.view(-1)[order] = True
-            best[index:] = [best[index] | chosen] if index < len(best) else [chosen]
+        chosen = [_best(probs[:, :-1], count) for probs in raw.probabilities(stages, average)]
+        best = [a | b for a, b in zip(best or chosen, chosen, strict=True)]
     return best
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    # Unsorted, because only membership counts.
+    order = scores.flatten().topk(min(count, scores.numel()), sorted=False).indices
+    chosen.view(-1)[order] = True
+    return chosen
 
 
 def _check_known(

@@ -408,4 +408,6 @@ def test_no_agreement_without_numbers():
         script.Difference(images=1).check(1.0)
     with pytest.raises(ValueError, match="differ"):
         script.Difference(images=1, rois=1, scores=float("nan")).check(1.0)
+    with pytest.raises(ValueError, match="differ"):  # boxes move, while all probabilities agree
+        script.Difference(images=1, rois=1, detection_scores=0.5).check(0.1)
     assert np.isnan(script._larger(0.5, torch.tensor([0.1, float("nan")])))

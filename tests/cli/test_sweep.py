@@ -6,13 +6,15 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from logn_d2 import add_logn_config
 from logn_d2.collection import collect_statistics
 from logn_d2.engine import load_config
 from logn_d2.lvis import LvisGroundTruth
@@ -174,6 +176,23 @@ def test_stored_outputs_need_neither_weights_nor_network(
     np.testing.assert_equal(results.row("logn").tasks["bbox"], expected.row("logn").tasks["bbox"])
     log = (folder / "later" / "log.txt").read_text()
     assert "The masks of temperature(temperature=0.2) are not evaluated" in log
+
+
+def test_stored_outputs_of_a_cascade_are_averaged_as_the_config_tells(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+    shape = {"info": {}, "num_classes": 2, "num_stages": 3, "fingerprints": [None] * 3}
+    stored = SimpleNamespace(**shape, classifiers=list)
+    monkeypatch.setattr(tool.StoredOutputs, "load", lambda folder: stored)
+    monkeypatch.setattr(tool, "read_ground_truth", lambda dataset: None)
+    monkeypatch.setattr(tool, "sweep_stored", lambda *_, **options: seen.update(options))
+    cfg = get_cfg()
+    add_logn_config(cfg)
+    cfg.MODEL.LOGN.CASCADE_AVERAGE = "logits"
+    args = SimpleNamespace(from_outputs="", overwrite=False, stats=None, calibrations=[])
+    tool.StoredSweep(cfg, args)("any_val", "folder")
+    assert seen["average"] == "logits"
 
 
 def test_the_best_of_a_grid_is_marked_and_where_it_was_chosen_is_said(

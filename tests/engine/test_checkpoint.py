@@ -101,6 +101,18 @@ def test_weights_that_leave_a_part_at_random_are_refused(name, tmp_path):
     assert path in str(error.value)
 
 
+def test_statistics_of_batch_norm_must_be_there_and_finite(tmp_path):
+    """Without them, a trained network has the features of an untrained one."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    incomplete = {key: value for key, value in state.items() if key != "1.running_var"}
+    broken = {**state, "1.running_mean": torch.tensor([0.0, torch.nan])}
+    for wrong, message in ((incomplete, "1.running_var, which is not"), (broken, "1.running_mean")):
+        with pytest.raises(ValueError, match=f"first is {message}"):
+            load_weights(model, saved(tmp_path, wrong), str(tmp_path), resume=False)
+    load_weights(model, saved(tmp_path, state), str(tmp_path), resume=False)
+
+
 def test_a_training_may_start_from_such_weights_with_one_warning(tmp_path, caplog):
     path = saved(tmp_path, Detector(5).state_dict())
     model = Detector()

@@ -206,6 +206,32 @@ def test_changed_annotations_are_passed_over_again(few_images, tmp_path):
     assert path.stat().st_mtime_ns != written
 
 
+def test_a_sweep_is_known_by_all_settings_of_its_config(cfg, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "sweep", lambda *_, **options: seen.append(options))
+    for average, size in (("probs", 64), ("logits", 48)):
+        cfg.MODEL.LOGN.CASCADE_AVERAGE, cfg.INPUT.MIN_SIZE_TEST = average, size
+        evaluation.sweep_dataset(cfg, None, "few_lvis", {}, cfg.OUTPUT_DIR)
+        assert seen[-1]["average"] == average
+    assert seen[0]["settings"]["input"] != seen[1]["settings"]["input"]
+
+
+def test_a_pass_with_another_number_of_detections_does_not_resume(few_images, monkeypatch):
+    """A head that can't be calibrated has no sweep, whose digest would have the number."""
+    few_images.MODEL.LOGN.LOSS, few_images.MODEL.LOGN.COLLECT.ENABLED = "seesaw", False
+    model, seen = Trainer.build_model(few_images), []
+
+    def record(*_, settings, **__):
+        seen.append(settings)
+        return {"bbox": {"AP": 0.0}}
+
+    monkeypatch.setattr(evaluation, "resumable_inference", record)
+    for number in (100, 100, 300):
+        few_images.TEST.DETECTIONS_PER_IMAGE = number
+        evaluate(few_images, model, build_evaluator=Trainer.build_evaluator)
+    assert seen[0] == seen[1] != seen[2]
+
+
 @pytest.mark.parametrize("loss", ["seesaw", "eql"])
 def test_heads_with_a_loss_are_evaluated(few_images, loss):
     few_images.MODEL.LOGN.LOSS = loss

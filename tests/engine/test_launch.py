@@ -43,6 +43,7 @@ def describe(folder):
     with open(path, "w") as file:
         json.dump(facts, file)
     if facts["size"] > 1:
+        comm.synchronize()  # the first to end has the other one terminated, file or no file
         raise SystemExit(7)
 
 

@@ -53,9 +53,15 @@ def dataset(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _run(
-    evaluator: COCOFormEvaluator, content: dict[str, Any], seed: int | None = None
+    evaluator: COCOFormEvaluator,
+    content: dict[str, Any],
+    seed: int | None = None,
+    reverse: bool = False,
 ) -> tuple[dict, Detections]:
-    """Results on drawn detections, which are sorted or, with a seed, in random order."""
+    """Results on drawn detections, which are sorted or, with a seed, in random order.
+
+    With `reverse` the model numbers its classes from the last category to the first.
+    """
     results = random_detections(np.random.default_rng(1), content, with_masks=False)
     ids = [category["id"] for category in content["categories"]]
     results = [result for result in results if result["bbox"][2] * result["bbox"][3] > 0]
@@ -70,7 +76,8 @@ def _run(
         corners[:, 2:] += corners[:, :2]
         instances.pred_boxes = Boxes(torch.from_numpy(corners))
         instances.scores = torch.from_numpy(mine.score)
-        instances.pred_classes = torch.from_numpy(mine.category.astype(np.int64))
+        classes = torch.from_numpy(mine.category.astype(np.int64))
+        instances.pred_classes = len(ids) - 1 - classes if reverse else classes
         evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
     return evaluator.evaluate()["bbox"], detections
 
@@ -113,6 +120,26 @@ def test_any_groups_and_a_file_of_all_classes(dataset: dict[str, Any], tmp_path:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == names
     assert float(rows[0]["AP"]) == results[f"AP-{names[0]}"]
+
+
+def test_classes_may_be_numbered_in_another_order_than_their_ids(dataset: dict[str, Any]) -> None:
+    metadata = MetadataCatalog.get(NAME)
+    json_file, names = metadata.json_file, list(metadata.thing_classes)
+    ids = list(metadata.thing_dataset_id_to_contiguous_id)
+    expected, _ = _run(COCOFormEvaluator(NAME), dataset)
+    ap = [expected[f"AP-{name}"] for name in names]
+    best = int(np.nanargmax(ap))
+    assert ap[best] != ap[-1 - best]  # each has the number of the other one
+    MetadataCatalog.pop(NAME)
+    MetadataCatalog.get(NAME).set(
+        json_file=json_file,
+        thing_dataset_id_to_contiguous_id={c: len(ids) - 1 - k for k, c in enumerate(ids)},
+        thing_classes=names[::-1],
+    )
+    evaluator = COCOFormEvaluator(NAME, class_groups={"best": [ids[best]]})
+    found, _ = _run(evaluator, dataset, reverse=True)
+    assert found.pop("APbest") == found[f"AP-{names[best]}"] == ap[best]
+    np.testing.assert_equal(dict(found), dict(expected))
 
 
 def test_without_groups_there_is_nothing_new(dataset: dict[str, Any]) -> None:

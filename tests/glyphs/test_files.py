@@ -20,7 +20,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from logn_d2.glyphs import SIZES, draw_glyphs, register_glyphs, verify_glyphs
 from logn_d2.glyphs.plan import SPLITS, class_image_counts
 
-from ..processes import CONTEXT
+from ..processes import CONTEXT, PATIENCE
 
 
 def sums(folder):
@@ -81,7 +81,7 @@ def test_killed_drawing_resumes_to_the_same_bytes(many_size, many_sums, tmp_path
     process = CONTEXT.Process(target=draw_glyphs, args=(tmp_path, many_size, 0, 2))
     process.start()
     folder = tmp_path / "lt_glyphs" / "many"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not list(folder.glob(".parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def test_processes_end_when_their_parent_is_killed(many_size, tmp_path):
     process.start()
     children = []
     listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while len(children) < 2 and time.monotonic() < deadline:
         children = [int(pid) for pid in listing.read_text().split()]
     os.kill(process.pid, signal.SIGKILL)
@@ -116,6 +116,7 @@ def test_processes_end_when_their_parent_is_killed(many_size, tmp_path):
         except (FileNotFoundError, ProcessLookupError):
             return False
 
+    deadline = time.monotonic() + PATIENCE  # anew: to start them may have taken most of it
     while any(map(running, children)) and time.monotonic() < deadline:
         time.sleep(0.01)
     left = [pid for pid in children if running(pid)]

@@ -429,11 +429,14 @@ def test_an_attached_calibration_notices_that_the_weights_change(head):
 @pytest.mark.parametrize("head", ["StandardROIHeads", "LogNROIHeads"])
 def test_a_calibration_made_from_weights_follows_them(head):
     model, other = model_of(head), model_of(head, seed=7)
+    for predictor in find_box_predictors(other):
+        torch.nn.init.normal_(predictor.cls_score.bias)
     (attached,) = attach(model, None, calibration="tau_norm").calibrations
     (expected,) = attach(other, None, calibration="tau_norm").calibrations
     model.load_state_dict(other.state_dict())
     assert_same(detections(model, images()), detections(other, images()))
     assert torch.equal(attached.column_scale, expected.column_scale)
+    assert torch.equal(attached.column_shift, expected.column_shift) and expected.shift.all()
 
 
 class Holder(nn.Module):

@@ -32,7 +32,7 @@ from logn_d2.sweeps import (
 )
 from logn_d2.sweeps.output_store import StoreWriter
 from logn_d2.sweeps.stored_outputs import _KnownMasks
-from logn_d2.sweeps.union import RawOutputs, find_unions
+from logn_d2.sweeps.union import RawOutputs, best_candidates, find_unions
 
 from ..small_detectors import CASCADE, NUM_CLASSES, STANDARD, TRAIN, small_config, small_model
 from .small_sweeps import (
@@ -108,6 +108,24 @@ def test_few_boxes_are_enough_for_the_calibrations_of_the_sweep_that_stored(
     if head == STANDARD:
         assert all(100 <= len(image.boxes) < 40 * NUM_CLASSES for image in images)
     assert_same_boxes(sweep_stored(stored, named), expected)
+
+
+def test_the_best_candidates_of_every_calibration_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(number, 4, generator=generator) for number in (6, 9)]
+    counts = [len(each) for each in logits]
+    softmax = [lambda together: together.softmax(dim=1).split(counts)]
+    boxes = [torch.zeros(number, 12) for number in counts]
+    raw = RawOutputs([torch.cat(logits)], softmax, boxes, [(9, 9)] * 2)
+    shifts = torch.eye(3) * 5
+    named = [[AffineCalibration(torch.ones(3), shift)] for shift in shifts]
+    best = best_candidates(raw, named, "probs", 4)
+    for found, of_image in zip(best, logits, strict=True):
+        expected = torch.zeros_like(found)
+        for (calibration,) in named:
+            scores = calibration(of_image).softmax(dim=1)[:, :-1]
+            expected |= scores >= scores.flatten().sort().values[-4]
+        assert torch.equal(found, expected) and 4 < found.sum() <= 12
 
 
 def test_a_box_that_is_needed_and_not_stored_is_an_error(

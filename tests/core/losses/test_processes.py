@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from logn_d2.core import build_loss
 
-from ...processes import CONTEXT
+from ...processes import CONTEXT, PATIENCE
 from .small_batch import STATEFUL, batch, make
 
 NUM_ROIS = 12
@@ -49,7 +49,7 @@ def test_two_processes_learn_like_one(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0]
     results = [torch.load(tmp_path / f"results{rank}.pt", weights_only=True) for rank in range(2)]
     for text in STATEFUL:
