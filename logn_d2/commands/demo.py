@@ -29,8 +29,8 @@ from .demo_words import ending, meaning, overview, roughly, says
 Logn = Callable[[list[str]], int]
 
 SUBJECT = "logn"
-# LogN, with and without its beta, and methods that need no further training either.
-CALIBRATIONS = (SUBJECT, "logn_no_beta", "norcal(gamma=0.6)", "fracal", "auto")
+# Beside LogN, methods that need no further training either (docs/when_logn_helps.md).
+CALIBRATIONS = (SUBJECT, "norcal(gamma=0.6)", "fracal", "p2p(source=negatives, offset=-1)", "auto")
 # Seed of the data set. --seed is the training's, so that runs with different seeds share the data.
 DATA_SEED = 0
 
