@@ -62,7 +62,9 @@ def release_records(names: Sequence[str]) -> None:
         names (Sequence[str]): data sets; those that are not kept are ignored.
     """
     for name in filter(is_kept, names):
-        DatasetCatalog[name] = DatasetCatalog[name].load
+        reader = DatasetCatalog[name]
+        reader.forget()  # the context still refers to it
+        DatasetCatalog[name] = reader.load
 
 
 class _OnceReader:
@@ -78,3 +80,7 @@ class _OnceReader:
             with lvis_mistakes_named([self._name]):
                 self._records = self.load()
         return list(self._records)  # a caller may sort or cut its list
+
+    def forget(self) -> None:
+        """Free the records."""
+        self._records = None

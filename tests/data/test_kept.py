@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -83,6 +85,21 @@ def test_released_records_are_read_again_and_stay_released(name, reads):
         assert DatasetCatalog[name] is before
         DatasetCatalog.get(name)
     assert len(reads) == 2 and DatasetCatalog[name] is before
+
+
+class Record(dict):
+    """A record that can be referred to weakly."""
+
+
+def test_released_records_leave_the_memory_before_the_context_ends(request):
+    name = request.node.name
+    DatasetCatalog.register(name, lambda: [Record()])
+    with records_kept([name]):
+        record = weakref.ref(DatasetCatalog.get(name)[0])
+        assert record() is not None
+        release_records([name])
+        gc.collect()
+        assert record() is None
 
 
 def test_names_registered_meanwhile_stay(name, tmp_path):
