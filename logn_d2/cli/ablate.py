@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: ablations in the first RUN"
     )
-    parser.add_processes(machines=False)  # trainings of its own, on this one
+    parser.add_processes(machines=False)  # its own trainings run on this one
     # Names, runs and KEY VALUE share one list, which options may interrupt.
     args = parser.parse_intermixed_args(argv)
     args.names, args.opts = without_overrides(args.names)

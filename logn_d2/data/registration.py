@@ -47,7 +47,7 @@ class LazyMetadata(Metadata):
     """Names of these fields."""
 
     def read(self) -> None:
-        """Set them, directly in ``__dict__``: Metadata's own check would access them again."""
+        """Set the `lazy` fields in ``__dict__``: Metadata's own check would access them again."""
         raise AssertionError("a subclass reads them")
 
     def __getattr__(self, key: str) -> Any:

@@ -285,7 +285,7 @@ class _Evaluation:
                         evaluator,
                         settings={
                             "calibration": name,
-                            # Not part of the model's config, but of what it finds.
+                            # In cfg.TEST, which `deciding_settings` leaves out.
                             "detections": self.cfg.TEST.DETECTIONS_PER_IMAGE,
                             **deciding_settings(self.cfg),
                         },

@@ -196,10 +196,7 @@ def test_posteriors_and_labels_are_those_of_all_rois_together(
         of_roi = torch.cat([torch.full((len(z), 1), w) for z, w in zip(outputs, weights)]).double()
         scores, own = logits.softmax(dim=1), classes[:, None] == torch.arange(NUM_CLASSES + 1)
         mean = (of_roi * scores).sum(dim=0) / of_roi.sum()
-        exact = {
-            "rtol": 1e-10,
-            "atol": 0.0,
-        }  # in float64, since posteriors of rare classes are tiny
+        exact = {"rtol": 1e-10, "atol": 0.0}  # posteriors of rare classes are tiny
         torch.testing.assert_close(stage.mean_posterior(), mean, **exact)
         rest = of_roi * ~own
         mean = (rest * scores).sum(dim=0) / rest.sum(dim=0)
