@@ -147,9 +147,9 @@ def asked(scores: Mapping[str, Scores], text: str) -> tuple[float, float, float,
 
 
 def worst_group(scores: Mapping[str, Scores], text: str) -> str:
-    """The group whose AP changes least, or falls most."""
+    """The group whose AP changes least, or falls most; "AP" for a set without groups."""
     known = [m for m in METRICS[1:] if not math.isnan(scores[PLAIN][m])]  # groups with classes
-    return min(known, key=lambda m: scores[text][m] - scores[PLAIN][m])
+    return min(known or METRICS[:1], key=lambda m: scores[text][m] - scores[PLAIN][m])
 
 
 def is_met(scores: Mapping[str, Scores], text: str) -> bool:

@@ -18,8 +18,8 @@ from ..collection import collect_from_config
 from ..core import ClassCounts, LogitStatistics, StatisticsError
 from ..core.affine import foreground_columns
 from ..core.statistics import FILE
-from ..data import class_counts
 from ..modeling.box_predictors import unwrapped
+from ..modeling.build import TrainingClassCounts
 from ..passes.resume import deciding_settings, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def collect(cfg: CfgNode, model: nn.Module, path: str, *, resume: bool = False) 
     statistics = replace(statistics, provenance={**statistics.provenance, "run": digest})
     if comm.is_main_process():
         statistics.save(path)
-        warn_of_unused_classes(statistics, lambda: class_counts(cfg.DATASETS.TRAIN))
+        warn_of_unused_classes(statistics, TrainingClassCounts(cfg))
     comm.synchronize()
     return statistics
 

@@ -55,6 +55,8 @@ def test_a_group_without_classes_is_a_dash_and_never_the_worst(grid):
     scores = {text: {"AP": 9.0, "APr": 5.0, "APc": 9.0, "APf": math.nan} for text in texts}
     scores[grid.AUTO]["APc"] = 8.0
     assert grid.worst_group(scores, grid.AUTO) == "APc"
+    nobody = {text: {"AP": 9.0} | dict.fromkeys(grid.METRICS[1:], math.nan) for text in texts}
+    assert grid.worst_group(nobody, grid.AUTO) == "AP"
     rows = grid.table(scores).splitlines()[2:]
     assert {row.strip("| ").split("|")[-1].strip() for row in rows} == {"-"}
     assert "nan" not in grid.over_seeds({"signs0": scores, "signs1": scores})
