@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 
@@ -55,8 +55,11 @@ class TrainingStream:
         # sampler of a finished loader can't be wrapped any more.
         arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
         self._sampler = _Skipping(arguments["sampler"])
-        arguments.update(dataset=_Numbered(images), sampler=self._sampler)
+        numbered = _Numbered(images)
+        arguments.update(dataset=numbered, sampler=self._sampler)
         self._loader = build_detection_train_loader(**arguments)
+        # What the loader draws from, which newer Detectron2 hides in an iterable.
+        self._mapped = MapDataset(numbered, self._mapper)
         self._batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         self._has_workers = cfg.DATALOADER.NUM_WORKERS > 0
         self._num_taken = 0  # indices of the sampler, in batches or waiting for one
@@ -136,12 +139,10 @@ class TrainingStream:
             self._mapper.pending, self._pending = self._pending, None
 
     def _mapped_again(self, index: int, rng: RngState | None) -> Record:
-        # Of the loader inside the loader that groups by aspect ratio: only grouped images wait.
-        dataset = self._loader.dataset.dataset
         with preserved_rng():
             if rng is not None:
                 _set_rng(rng)
-            return dataset[index]
+            return self._mapped[index]
 
     def _buckets(self) -> list[list[Record]]:
         """Images that wait for others of their aspect ratio, [wide, tall]."""

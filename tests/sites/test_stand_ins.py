@@ -148,8 +148,6 @@ class DenseProposals(nn.Module):
 class ProposalTimesClass(FastRCNNOutputLayers):
     """CenterNet2's second stages: sigmoid scores, times the probability of the proposal."""
 
-    use_sigmoid_ce = True
-
     def predict_probs(self, predictions: Any, proposals: list[Instances]) -> Sequence[Tensor]:
         scores = predictions[0].sigmoid()
         if proposals[0].has("objectness_logits"):
@@ -162,6 +160,7 @@ def cascade() -> nn.Module:
     model = small_model("CascadeROIHeads", MODEL__MASK_ON=False, **{name: "DenseProposals"})
     for predictor in model.roi_heads.box_predictor:
         predictor.__class__ = ProposalTimesClass
+        predictor.use_sigmoid_ce = True
     return model
 
 
