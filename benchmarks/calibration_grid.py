@@ -7,8 +7,8 @@ boxes of the whole grid: LogN and its parts, NorCal, P2P and FRACAL over their s
 shifts. The table of a block has the best point of each family. Then come the criteria for `auto`:
 its distance to the best point of the grid, its gain over LogN and NorCal 0.6, and the largest loss
 of a group against the uncalibrated detector, with `--intervals` from a paired bootstrap over
-images. The last table has the spread over seeds. Finished blocks are kept. `--runs` takes finished
-trainings of any detector instead.
+images; then how often other candidates meet them. The last table has the spread over seeds.
+Finished blocks are kept. `--runs` takes finished trainings of any detector instead.
 
 Example:
     python benchmarks/calibration_grid.py \\
@@ -44,6 +44,7 @@ from logn_d2.lvis import LvisGroundTruth, match_lvis
 from logn_d2.sweeps import SweepDetections
 
 METRICS = ("AP", "APr", "APc", "APf")
+MARGIN = 0.3  # AP that a calibration may miss to the best point, or cost a group
 PLAIN, LOGN, NORCAL, AUTO = UNCALIBRATED, "logn", "norcal(gamma=0.6)", "auto"
 # The point of the grid equal to `auto`: a grid.json may have figures of an older rule under its
 # name.
@@ -64,9 +65,18 @@ FAMILIES = {
     "P2P, labels": ("p2p(source=labels, alpha=[0.65, 1.0], offset=[0, -1, -2])",),
     "FRACAL": ("fracal", "fracal(lam=0)"),
 }
-# Points without a parameter chosen on these images.
 GEOMETRIC = "logn(std_reference=geometric, beta=none)"
-CHOSEN_BY_NOBODY = (PLAIN, LOGN, GEOMETRIC, NORCAL, "fracal", AUTO)
+NEGATIVES = tuple(
+    f"p2p(source=negatives, alpha={strength})"
+    for strength in ("1.0, offset=0", "1.0, offset=-1", "0.65, offset=-1")
+)
+# Rows of the table over seeds.
+SHOWN = (PLAIN, LOGN, GEOMETRIC, NORCAL, "fracal", *NEGATIVES[1:], AUTO)
+# Rows of the table of criteria: what a user may take without labels.
+CANDIDATES = (
+    *(LOGN, "logn_mean", "logn_std", "logn_beta", "logn_no_beta", GEOMETRIC, NORCAL),
+    *("norcal(gamma=auto, centre=mean, offset=0)", "fracal", AUTO, *NEGATIVES),
+)
 GRID = {name: [t for each in texts for t in expand_grid(each)] for name, texts in FAMILIES.items()}
 POINTS = [text for family in GRID.values() for text in family]
 
@@ -153,16 +163,28 @@ def worst_group(scores: Mapping[str, Scores], text: str) -> str:
 
 
 def is_met(scores: Mapping[str, Scores], text: str) -> bool:
-    """Within 0.3 of the best point, above LogN and NorCal 0.6, no group more than 0.3 lower."""
+    """Close to the best point, above LogN and NorCal 0.6, no group much lower."""
     gap, logn, norcal, group = asked(scores, text)
-    return gap >= -0.3 and logn > 0 and norcal > 0 and group >= -0.3
+    return gap >= -MARGIN and logn > 0 and norcal > 0 and group >= -MARGIN
 
 
-def most_often_met(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
-    """The five points that meet the criteria in most blocks, with the number of blocks."""
-    counts = {text: sum(is_met(scores, text) for scores in blocks.values()) for text in POINTS}
-    found = sorted(POINTS, key=lambda text: -counts[text])[:5]
-    return ", ".join(f"{text}: {counts[text]} of {len(blocks)}" for text in found)
+def criteria(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
+    """How often, and how far, each candidate meets the criteria over all blocks."""
+    lines = []
+    for text in CANDIDATES:
+        gains = [scores[text]["AP"] - scores[PLAIN]["AP"] for scores in blocks.values()]
+        found = [asked(scores, text) for scores in blocks.values()]
+        gaps, groups = [each[0] for each in found], [each[-1] for each in found]
+        met = [is_met(scores, text) for scores in blocks.values()]
+        lines.append(
+            [
+                *(text, f"{statistics.fmean(gains):+.1f}", f"{min(gains):+.1f}"),
+                *(f"{sum(gap >= -MARGIN for gap in gaps)}, {min(gaps):+.1f}",),
+                *(f"{sum(group >= -MARGIN for group in groups)}, {min(groups):+.1f}", sum(met)),
+            ]
+        )
+    head = ["", "mean AP", "smallest", "near the best, farthest", "groups kept, worst", "all met"]
+    return tabulate(lines, head, "pipe", disable_numparse=True)
 
 
 def verdict(
@@ -191,7 +213,7 @@ def over_seeds(blocks: Mapping[str, Mapping[str, Scores]]) -> str:
         kinds.setdefault(kind, []).append(scores)
     lines = []
     for kind, seeds in kinds.items():
-        for text in CHOSEN_BY_NOBODY:
+        for text in SHOWN:
             changes = [
                 [each[text][m] - (each[PLAIN][m] if text != PLAIN else 0) for each in seeds]
                 for m in METRICS
@@ -232,15 +254,21 @@ def main() -> None:
             train(make_pretraining(args))
         opts = ["DATASETS.TEST", f"('{args.dataset}',)"] if args.dataset else []
         found, ends = {}, {}
-        for block in [*args.blocks, *args.runs]:
-            run = block if block in args.runs else trained_block(args, block)
-            name = run.name if block in args.runs else block
+        for name in [*args.blocks, *(runs := _named(args.runs))]:
+            run = runs.get(name) or trained_block(args, name)
             found[name] = evaluate(run, opts)
             if args.intervals:
                 ends[name] = intervals(run, opts)
             print(f"\n## {name}\n\n{table(found[name])}", flush=True)
-    print(f"\n## auto\n\n{verdict(found, ends)}\n\nAll three met: {most_often_met(found)}")
+    print(f"\n## auto\n\n{verdict(found, ends)}")
+    print(f"\n## Criteria, {len(found)} trainings\n\n{criteria(found)}")
     print(f"\n## Over seeds: uncalibrated, and changes\n\n{over_seeds(found)}")
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the part of their path that tells them apart."""
+    common = os.path.commonpath([os.path.abspath(run.parent) for run in runs]) if runs else ""
+    return {os.path.relpath(run, common): run for run in runs}
 
 
 def _root() -> str:

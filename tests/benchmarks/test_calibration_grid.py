@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_spread_is_over_the_seeds_of_a_training(grid):
     blocks["random/seed0/cross_entropy"] = blocks["rfs/seed0/cross_entropy"]
     lines = [line.replace(" ", "") for line in grid.over_seeds(blocks).splitlines()[2:]]
     assert lines[0].startswith("|rfs,cross_entropy(2)|uncalibrated|11.0±1.4|")
-    assert lines[5].startswith("|rfs,cross_entropy(2)|auto|+1.5±0.7|+0.0±0.0|")
+    auto = grid.SHOWN.index(grid.AUTO)
+    assert lines[auto].startswith("|rfs,cross_entropy(2)|auto|+1.5±0.7|+0.0±0.0|")
     assert lines[-1].startswith("|random,cross_entropy(1)|auto|+1.0|+0.0|")
     runs = dict(zip(("demo0", "demo1", "other"), blocks.values(), strict=True))
     kinds = [line.split("|")[1].strip() for line in grid.over_seeds(runs).splitlines()[2:]]
@@ -85,9 +87,28 @@ def test_a_point_has_to_meet_all_three_in_every_block(grid):
     scores["fracal"] = {"AP": 12.0, "APr": 15.0, "APc": 12.0, "APf": 9.8}
     scores[grid.AUTO] = {"AP": 12.2, "APr": 16.0, "APc": 12.0, "APf": 9.6}
     scores["logn_mean"]["AP"] = 11.8
-    found = grid.most_often_met({"a": scores, "b": scores})
-    assert found.startswith("fracal: 2 of 2") and "auto: 2" not in found
-    assert not grid.is_met(scores, "logn_mean")
+    rows = grid.criteria({"a": scores, "b": scores}).splitlines()[2:]
+    found = {
+        cells[0]: cells[1:] for cells in ([c.strip() for c in r[1:-1].split("|")] for r in rows)
+    }
+    assert found["fracal"] == ["+2.0", "+2.0", "2, -0.2", "2, -0.2", "2"]
+    assert found["auto"] == ["+2.2", "+2.2", "2, +0.0", "0, -0.4", "0"]
+    assert found["logn_mean"] == ["+1.8", "+1.8", "0, -0.4", "2, +0.0", "0"]
+
+
+def test_the_margins_are_of_the_best_and_of_the_worst_training(grid):
+    texts = [*grid.POINTS, grid.AUTO]
+    blocks = {name: {t: dict.fromkeys(grid.METRICS, 10.0) for t in texts} for name in "ab"}
+    blocks["b"]["fracal"] = dict.fromkeys(grid.METRICS, 9.0)
+    (row,) = [r for r in grid.criteria(blocks).splitlines() if r.startswith("| fracal ")]
+    cells = [cell.strip() for cell in row[1:-1].split("|")]
+    assert cells[1:] == ["-0.5", "-1.0", "1, -1.0", "1, -1.0", "0"]
+
+
+def test_runs_of_one_folder_name_keep_apart(grid):
+    one, other = Path("out/rfs/seed0/cross_entropy"), Path("out/rfs/seed1/cross_entropy")
+    assert list(grid._named([one, other])) == ["seed0/cross_entropy", "seed1/cross_entropy"]
+    assert list(grid._named([one])) == ["cross_entropy"] and grid._named([]) == {}
 
 
 def test_auto_is_its_point_of_the_grid(grid):
