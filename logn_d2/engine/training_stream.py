@@ -55,11 +55,10 @@ class TrainingStream:
         # sampler of a finished loader can't be wrapped any more.
         arguments = _train_loader_from_config(cfg, self._mapper, dataset=images, sampler=sampler)
         self._sampler = _Skipping(arguments["sampler"])
-        numbered = _Numbered(images)
-        arguments.update(dataset=numbered, sampler=self._sampler)
+        # Mapped here, because newer Detectron2 hides what its loader draws from in an iterable.
+        self._mapped = MapDataset(_Numbered(images), self._mapper)
+        arguments.update(dataset=self._mapped, mapper=None, sampler=self._sampler)
         self._loader = build_detection_train_loader(**arguments)
-        # What the loader draws from, which newer Detectron2 hides in an iterable.
-        self._mapped = MapDataset(numbered, self._mapper)
         self._batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         self._has_workers = cfg.DATALOADER.NUM_WORKERS > 0
         self._num_taken = 0  # indices of the sampler, in batches or waiting for one
