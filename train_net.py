@@ -20,6 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from logn_d2 import add_logn_config
+from logn_d2.cli.arguments import option_pairs, sampling_error
 from logn_d2.commands.run import run
 
 
@@ -36,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stop-at",
-        type=float,
+        type=sampling_error,
         metavar="TOL",
         help="end the statistics pass at this standard error of the calibrated logits "
         "(MODEL.LOGN.COLLECT.STOP_AT)",
@@ -83,11 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.verb = "evaluate" if args.eval_only else "train"
     if args.collect_stats is not None:
         args.verb, args.output = "collect", args.collect_stats
-    # As literals, see `logn_d2.cli.arguments`.
-    if args.stats:
-        args.opts += ["MODEL.LOGN.STATISTICS", repr(args.stats)]
-    if args.stop_at is not None:
-        args.opts += ["MODEL.LOGN.COLLECT.STOP_AT", repr(args.stop_at)]
+    args.opts += option_pairs(args)
     return run(args)
 
 

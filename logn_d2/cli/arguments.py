@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -70,10 +72,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_statistics(self) -> None:
-        """Add --stats and --calibration."""
+        """Add --stats."""
         self.add_argument(
             "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
         )
+
+    def add_calibration(self) -> None:
+        """Add --stats and --calibration."""
+        self.add_statistics()
         self.add_argument(
             "--calibration",
             metavar="NAME",
@@ -96,13 +102,7 @@ class Parser(argparse.ArgumentParser):
                 own, taken = without_overrides(value)
                 setattr(args, name, own)
                 pairs += taken
-        pairs += args.opts
-        for name, key in _KEYS.items():
-            value = getattr(args, name, None)
-            if value not in (None, ""):
-                # As a literal, or a folder called 2024 would become a number.
-                pairs += [key, repr((value,) if name == "dataset" else value)]
-        args.opts = pairs
+        args.opts = [*pairs, *args.opts, *option_pairs(args)]
         return args
 
     def add_processes(self, machines: bool = True) -> None:
@@ -143,6 +143,32 @@ class _OldSpelling(argparse.Action):
     ) -> None:
         print(f"{parser.prog}: {option} is {self._new} now", file=sys.stderr)
         setattr(namespace, self.dest, values)
+
+
+def option_pairs(args: argparse.Namespace) -> list[str]:
+    """KEY VALUE pairs of the given options that stand for a config key."""
+    pairs = []
+    for name, key in _KEYS.items():
+        value = getattr(args, name, None)
+        if value not in (None, ""):
+            # As a literal, or a folder called 2024 would become a number.
+            pairs += [key, repr((value,) if name == "dataset" else value)]
+    return pairs
+
+
+def sampling_error(text: str) -> float:
+    """The type of --stop-at.
+
+    Raises:
+        ArgumentTypeError: not a finite number, or below 0.
+    """
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if math.isfinite(value) and value >= 0:
+            return value
+    raise argparse.ArgumentTypeError(
+        f"'{text}', expected a number such as 0.1, or 0 for all images"
+    )
 
 
 def without_overrides(values: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import Parser
+from .arguments import Parser, sampling_error
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stop-at",
-        type=float,
+        type=sampling_error,
         metavar="TOL",
         help="end the pass at this standard error of the calibrated logits "
         "(MODEL.LOGN.COLLECT.STOP_AT)",

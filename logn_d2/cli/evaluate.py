@@ -19,7 +19,7 @@ from .arguments import Parser
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("evaluate", __doc__)
     parser.add_config()
-    parser.add_statistics()
+    parser.add_calibration()
     parser.add_argument(
         "--dataset", metavar="NAME", help="registered data set (default: DATASETS.TEST)"
     )

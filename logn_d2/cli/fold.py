@@ -23,7 +23,7 @@ from .arguments import Parser
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("fold", __doc__)
     parser.add_config()
-    parser.add_statistics()
+    parser.add_calibration()
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write, .pth")
     parser.add_argument(
         "--images",

@@ -27,7 +27,7 @@ from .arguments import Parser
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("show", __doc__)
     parser.add_config()
-    parser.add_statistics()
+    parser.add_calibration()
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, patterns or folders")
     source.add_argument("--video-input", metavar="FILE", help="a video")

@@ -40,9 +40,7 @@ DEFAULT = (UNCALIBRATED, "logn_mean", "logn_std", "logn_no_beta", "logn")
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("sweep", __doc__)
     parser.add_config()
-    parser.add_argument(
-        "--stats", metavar="FILE", help="statistics file, for calibrations that need one"
-    )
+    parser.add_statistics()
     parser.add_argument(
         "--calibrations",
         nargs="+",

@@ -332,7 +332,7 @@ def split_run(text: str) -> tuple[str, str]:
             return text[:place], text[place + 1 :]
     raise MissingFileError(
         f"The folder '{text.partition(':')[0]}' does not exist. Name a folder that logn evaluate, "
-        "logn sweep or logn demo has written, or FOLDER:CALIBRATION."
+        "logn sweep or logn demo has written."
     )
 
 

@@ -118,3 +118,11 @@ def test_a_second_command_logs_each_line_once(monkeypatch, capsys):
     assert main(["train", "one"]) == main(["collect", "two"]) == 0
     assert capsys.readouterr().out.count("said by two") == 1
     assert (logger.handlers, logger.propagate, logger.level) == before
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-0.1", "little"])
+def test_a_sampling_error_that_no_pass_can_reach_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["collect", "--config-file", "c.yaml", f"--stop-at={text}"])
+    assert exit_.value.code == 2
+    assert f"'{text}', expected a number such as 0.1" in capsys.readouterr().err
